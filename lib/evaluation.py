@@ -1,0 +1,270 @@
+"""Errors at granularity: predictions, accuracy tables, paired intervals, the bounds that gallery and chance set."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lib import datasets, features, gallery, model
+from lib.geodesy import distance_km, nearest
+from lib.runs import Run, progress, writing
+
+RADII_KM = {1: "street", 25: "city", 200: "region", 750: "country", 2500: "continent"}
+"""Radii of the field's five granularities, kilometres (Hays & Efros, 2008)."""
+GEOSCORE_SCALE_KM = 1492.7
+"""Decay length of GeoScore, kilometres (OSV5M)."""
+EXTRA_RADIUS_KM = 100
+"""A radius between city and region: the embedded data set's photos show 256 km, so 25 km is beyond what they resolve."""
+CODE = ["geodesy", "features", "model", "gallery", "evaluation"]
+
+PerPhoto = Callable[[np.ndarray], np.ndarray]
+METRICS: dict[str, PerPhoto] = {
+    **{f"acc_{radius}km": lambda error, radius=radius: error <= radius for radius in RADII_KM},
+    "mean_km": lambda error: error,
+    "geoscore": lambda error: 5000.0 * np.exp(-error / GEOSCORE_SCALE_KM),
+    f"acc_{EXTRA_RADIUS_KM}km": lambda error: error <= EXTRA_RADIUS_KM,
+}
+"""Metrics that are means over photos, of great-circle errors in km; the median is not one of them."""
+COLUMNS = [*list(METRICS)[:5], "median_km", "mean_km", "geoscore", f"acc_{EXTRA_RADIUS_KM}km"]
+
+
+def summarise(error_km: np.ndarray) -> dict[str, float]:
+    """Accuracies (0..1), median and mean error (km) and GeoScore (0..5000) of errors [N] in kilometres, N > 0."""
+    values = {name: float(np.mean(of(error_km))) for name, of in METRICS.items()}
+    return {name: float(np.median(error_km)) if name == "median_km" else values[name] for name in COLUMNS}
+
+
+def predict_all(run: Run, strategies: list[str], *, split_names: list[str] | None = None) -> pd.DataFrame:
+    """Top-1 predictions of each strategy and seed on the evaluation splits, one row a photo, not written anywhere.
+
+    Args:
+        split_names: splits to predict; default ``evaluation.splits``.
+
+    Returns:
+        id, split, strategy, seed, latitude, longitude, predicted_latitude, predicted_longitude, error_km.
+    """
+    manifest, frozen, candidates = datasets.read(run), features.read(run), gallery.coordinates(run)
+    splits = split_names or run.settings.evaluation.splits
+    rows = np.concatenate([datasets.manifest.rows_of(manifest, split) for split in splits])
+    photos, truth = manifest.iloc[rows], datasets.manifest.coordinates(manifest)[rows]
+    trained = [(name, seed) for name in strategies for seed in run.settings.training.seeds]
+    frames = []
+    for name, seed in progress(trained, "predicting", len(trained)):
+        geoclip = model.load(
+            run.require(run.checkpoint(name, seed), "02_baseline_geoclip or 04_regularized_training"), run.device
+        )
+        embedded = gallery.embed(geoclip, candidates, run.device)
+        found = candidates[gallery.retrieve(geoclip, frozen.rows(rows), embedded)]
+        frames.append(_predictions(photos, truth, found, name, seed))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _predictions(photos: pd.DataFrame, truth: np.ndarray, found: np.ndarray, strategy: str, seed: int) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "id": photos["id"].to_numpy(),
+            "split": photos["split"].to_numpy(),
+            "strategy": strategy,
+            "seed": seed,
+            "latitude": truth[:, 0],
+            "longitude": truth[:, 1],
+            "predicted_latitude": found[:, 0],
+            "predicted_longitude": found[:, 1],
+            "error_km": distance_km(truth, found),
+        }
+    )
+
+
+def bounds(run: Run, split: str, seed: int = 0) -> pd.DataFrame:
+    """What the gallery and chance allow on ``split``: the same columns as :func:`accuracy`, strategies ceiling and chance.
+
+    ceiling: each photo is given its nearest gallery point; chance: a gallery point drawn at random.
+    """
+    manifest, candidates = datasets.read(run), gallery.coordinates(run)
+    rows = datasets.manifest.rows_of(manifest, split)
+    truth = datasets.manifest.coordinates(manifest)[rows]
+    drawn = np.random.default_rng(seed).integers(len(candidates), size=len(rows))
+    frames = [
+        _predictions(manifest.iloc[rows], truth, candidates[found], name, seed)
+        for name, found in (("ceiling", nearest(truth, candidates)[0]), ("chance", drawn))
+    ]
+    return accuracy(pd.concat(frames))
+
+
+def accuracy(predictions: pd.DataFrame) -> pd.DataFrame:
+    """One row a strategy, seed and split: n, accuracies as fractions, median_km, mean_km, geoscore."""
+    grouped = predictions.groupby(["strategy", "seed", "split"], sort=False)["error_km"]
+    rows = [(*key, len(errors), *summarise(errors.to_numpy()).values()) for key, errors in grouped]
+    return pd.DataFrame(rows, columns=["strategy", "seed", "split", "n", *COLUMNS])
+
+
+def compare(
+    predictions: pd.DataFrame, baseline: str = "infonce", resamples: int = 2_000, seed: int = 0
+) -> pd.DataFrame:
+    """Paired differences, strategy minus ``baseline``, with 95 % bootstrap intervals over photos and seeds.
+
+    Photos and seeds are drawn anew, independently and with replacement, in every resample; both strategies see the same
+    draw, so what photos and seeds have in common cancels. With S seeds the part of the interval that comes from
+    seeds is too narrow by about sqrt((S - 1) / S).
+
+    Returns:
+        strategy, baseline, metric, difference, ci_low, ci_high, seeds, n, split.
+    """
+    rows = []
+    for split, of_split in predictions.groupby("split", sort=False):
+        errors = {name: _seed_by_photo(frame) for name, frame in of_split.groupby("strategy", sort=False)}
+        if baseline not in errors:
+            continue
+        for name in (name for name in errors if name != baseline):
+            if not errors[name].columns.equals(errors[baseline].columns) or not errors[name].index.equals(
+                errors[baseline].index
+            ):
+                raise ValueError(
+                    f"{name} and {baseline} were not evaluated on the same photos and seeds of split {split}"
+                )
+            pair = errors[name].to_numpy(), errors[baseline].to_numpy()
+            for metric, (difference, low, high) in _differences(*pair, resamples, seed).items():
+                rows.append((name, baseline, metric, difference, low, high, *pair[0].shape, split))
+    names = ["strategy", "baseline", "metric", "difference", "ci_low", "ci_high", "seeds", "n", "split"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _seed_by_photo(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.pivot(index="seed", columns="id", values="error_km")
+
+
+def _differences(
+    ours: np.ndarray, theirs: np.ndarray, resamples: int, seed: int
+) -> dict[str, tuple[float, float, float]]:
+    """Difference and interval of each metric of errors [S, N] in kilometres."""
+    generator = np.random.default_rng(seed)
+    seeds, photos = ours.shape
+    seed_share = generator.multinomial(seeds, np.full(seeds, 1.0 / seeds), resamples) / seeds
+    photo_draws = generator.integers(photos, size=(resamples, photos))
+    photo_share = np.stack([np.bincount(draw, minlength=photos) for draw in photo_draws]) / photos
+    found = {}
+    for name in COLUMNS:
+        if name == "median_km":
+            gains = [np.median(ours[:, draw], 1) - np.median(theirs[:, draw], 1) for draw in photo_draws]
+            drawn = (np.stack(gains) * seed_share).sum(1)
+            difference = (np.median(ours, 1) - np.median(theirs, 1)).mean()
+        else:
+            gain = METRICS[name](ours).astype(float) - METRICS[name](theirs)
+            drawn = ((photo_share @ gain.T) * seed_share).sum(1)
+            difference = gain.mean()
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        found[name] = (float(difference), float(low), float(high))
+    return found
+
+
+def by_group(predictions: pd.DataFrame, groups: pd.Series, name: str) -> pd.DataFrame:
+    """Mean over seeds of each strategy's metrics within each group of photos.
+
+    Args:
+        groups: group of each photo, indexed by id; photos without a group are left out.
+        name: column that the group gets.
+
+    Returns:
+        split, strategy, ``name``, n (photos), and the metrics.
+    """
+    labelled = predictions.assign(**{name: predictions["id"].map(groups)}).dropna(subset=[name])
+    keys = ["split", "strategy", name]
+    rows = []
+    for key, frame in labelled.groupby(keys, sort=False, observed=True):
+        per_seed = pd.DataFrame([summarise(errors.to_numpy()) for _, errors in frame.groupby("seed")["error_km"]])
+        rows.append((*key, frame["id"].nunique(), *per_seed.mean()))
+    return pd.DataFrame(rows, columns=[*keys, "n", *COLUMNS]).sort_values(keys, kind="stable", ignore_index=True)
+
+
+def latitude_band(manifest: pd.DataFrame, width_deg: float = 15.0) -> pd.Series:
+    """Latitude band of each photo, indexed by id, as ordered text from south to north such as ``-15..0``."""
+    edges = np.arange(-90.0, 90.0 + width_deg, width_deg)
+    labels = [f"{low:.0f}..{high:.0f}" for low, high in itertools.pairwise(edges)]
+    bands = pd.cut(manifest["latitude"], edges, labels=labels, include_lowest=True)
+    return pd.Series(bands.to_numpy(), index=manifest["id"], dtype=pd.CategoricalDtype(labels, ordered=True))
+
+
+def evaluate(run: Run) -> dict[str, pd.DataFrame]:
+    """Predictions and tables of the run's strategies on its evaluation splits, made once or reused.
+
+    Returns:
+        ``predictions`` and the tables accuracy, comparison, bounds, by_continent, by_latitude, each as its file has it.
+    """
+    strategies, settings = run.settings.training.strategies, run.settings.evaluation
+    tables = ["accuracy", "comparison", "bounds", "by_continent", "by_latitude"]
+
+    def make() -> None:
+        manifest, predictions = datasets.read(run), predict_all(run, strategies)
+        with writing(run.predictions) as aside:
+            predictions.to_parquet(aside, index=False)
+        made = {
+            "accuracy": accuracy(predictions),
+            "comparison": compare(predictions, resamples=settings.bootstrap, seed=settings.seed),
+            "bounds": pd.concat([bounds(run, split) for split in settings.splits], ignore_index=True),
+            "by_continent": by_group(predictions, manifest.set_index("id")["continent"], "continent"),
+            "by_latitude": by_group(predictions, latitude_band(manifest), "latitude_band"),
+        }
+        for name, table in made.items():
+            save_table(table, run.table(name))
+
+    checkpoints = [run.checkpoint(name, seed) for name in strategies for seed in run.settings.training.seeds]
+    run.produce(
+        "evaluation",
+        make=make,
+        inputs=[
+            run.require(run.manifest, "01_data_preparation"),
+            run.require(run.features, "01_data_preparation"),
+            *(run.require(path, "04_regularized_training") for path in checkpoints),
+            *gallery.input_files(run),
+        ],
+        outputs=[run.predictions, *map(run.table, tables)],
+        settings=settings.model_dump() | {"strategies": strategies, "seeds": run.settings.training.seeds},
+        code=CODE,
+    )
+    return {"predictions": pd.read_parquet(run.predictions)} | {name: pd.read_csv(run.table(name)) for name in tables}
+
+
+def mean_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over seeds of an accuracy table, one row a split and strategy, for reading."""
+    grouped = table.groupby(["split", "strategy"], sort=False)[COLUMNS]
+    return (
+        grouped.mean()
+        .join(grouped.std(ddof=1).add_suffix("_sd"))
+        .join(table.groupby(["split", "strategy"]).size().rename("seeds"))
+    )
+
+
+def save_table(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Write ``table`` as CSV, whole or not at all; return it for the notebook to show."""
+    with writing(path) as aside:
+        table.to_csv(aside, index=False)
+    return table
+
+
+def with_bounds(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    """An accuracy table with the rows ceiling and chance of its splits below."""
+    return pd.concat([table, *(bounds(run, split) for split in table["split"].unique())], ignore_index=True)
+
+
+def for_reading(accuracies: pd.DataFrame, limits: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy, mean over seeds, with the rows ceiling and chance, rounded; one row a split and strategy."""
+    columns = [*[*METRICS][:5], f"acc_{EXTRA_RADIUS_KM}km"]
+    order = [*sorted(columns, key=lambda name: int(name[4:-2])), "median_km", "mean_km", "geoscore"]
+    rows = pd.concat([accuracies, limits]).groupby(["split", "strategy"], sort=False)[order].mean()
+    rounding = {name: 3 for name in columns} | {"median_km": 0, "mean_km": 0, "geoscore": 0}
+    return rows.sort_index(level="split", sort_remaining=False, kind="stable").round(rounding)
+
+
+def differences_for_reading(comparison: pd.DataFrame) -> pd.DataFrame:
+    """Paired differences of the accuracies, "+0.8 [+0.1, +1.5]" in points; one row a split and strategy."""
+    chosen = comparison[comparison["metric"].str.startswith("acc_") & (comparison["metric"] != "acc_1km")]
+    text = [
+        f"{100 * row.difference:+.1f} [{100 * row.ci_low:+.1f}, {100 * row.ci_high:+.1f}]"
+        for row in chosen.itertuples(index=False)
+    ]
+    wide = chosen.assign(text=text).pivot(index=["split", "strategy"], columns="metric", values="text")
+    return wide[sorted(wide.columns, key=lambda name: int(name[4:-2]))]

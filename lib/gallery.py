@@ -1,0 +1,90 @@
+"""Galleries of candidate coordinates, and the retrieval of photos among them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lib import datasets, geodesy, places
+from lib.datasets.blue_marble import photo_places
+from lib.model import GeoCLIP
+from lib.runs import Run
+from lib.settings import PROJECT
+
+
+class GalleryError(ValueError):
+    """A gallery cannot be used; the message names the file, the row and the mend."""
+
+
+def coordinates(run: Run) -> np.ndarray:
+    """Gallery of ``run``, float64 [G, 2]: ``evaluation.gallery`` is train, lattice, geoclip or a CSV's path.
+
+    * ``train``: the training split's coordinates (GeoCLIP's protocol).
+    * ``lattice``: a Fibonacci lattice of ``evaluation.lattice_km`` on land, within the manifest's latitudes.
+    * ``geoclip``: the 100,000 photo places of the package ``geoclip``.
+
+    Raises:
+        GalleryError: unknown name, or a CSV without usable LAT and LON.
+    """
+    name = run.settings.evaluation.gallery
+    manifest = datasets.read(run)
+    if name == "train":
+        return datasets.manifest.coordinates(manifest)[datasets.manifest.rows_of(manifest, "train")]
+    if name == "lattice":
+        points = geodesy.lattice(run.settings.evaluation.lattice_km)
+        within = np.abs(points[:, 0]) <= manifest["latitude"].abs().max()
+        return points[within & places.is_land(points)]
+    if name == "geoclip":
+        return photo_places()
+    if name.lower().endswith(".csv"):
+        return read_csv(csv_of(run))
+    raise GalleryError(f"evaluation.gallery={name!r} is unknown; take train, lattice, geoclip or the path of a CSV")
+
+
+def csv_of(run: Run) -> Path:
+    """The gallery's file where ``evaluation.gallery`` names one; a relative path is relative to the project."""
+    return PROJECT / run.settings.evaluation.gallery
+
+
+def input_files(run: Run) -> list[Path]:
+    """Files that the gallery is read from besides the manifest: its CSV, or none."""
+    return [csv_of(run)] if run.settings.evaluation.gallery.lower().endswith(".csv") else []
+
+
+def read_csv(path: Path) -> np.ndarray:
+    """Coordinates of a CSV with columns LAT and LON (as ``geoclip`` has it), float64 [G, 2].
+
+    Raises:
+        GalleryError: no such file, columns missing, or a row that is no coordinate.
+    """
+    try:
+        table = pd.read_csv(path)[["LAT", "LON"]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    except (OSError, KeyError, ValueError) as error:
+        raise GalleryError(f"{path}: not a gallery, a CSV with columns LAT and LON ({error})") from error
+    wrong = ~np.isfinite(table).all(1) | (np.abs(table) > [90.0, 180.0]).any(1)
+    if wrong.any() or len(table) == 0:
+        where = f"row {int(np.flatnonzero(wrong)[0]) + 2} is no coordinate" if wrong.any() else "it has no rows"
+        raise GalleryError(f"{path}: {where}; mend or drop it")
+    return table
+
+
+@torch.inference_mode()
+def embed(model: GeoCLIP, coordinates_deg: np.ndarray, device: torch.device, block: int = 4_096) -> torch.Tensor:
+    """Unit embeddings [G, 512] of a gallery, ``block`` places at a time."""
+    tensor = torch.tensor(coordinates_deg, dtype=torch.float32)
+    return torch.cat([model.embed_places(part.to(device)) for part in tensor.split(block)])
+
+
+@torch.inference_mode()
+def retrieve(model: GeoCLIP, photos: torch.Tensor, gallery: torch.Tensor, block: int = 1_024) -> np.ndarray:
+    """Row of the gallery that is most similar to each photo, int64 [N]; holds ``block`` x G similarities at a time.
+
+    Args:
+        photos: frozen features v [N, D].
+        gallery: embeddings [G, 512].
+    """
+    best = [(model.embed_photos(part.to(gallery.device)) @ gallery.T).argmax(1).cpu() for part in photos.split(block)]
+    return torch.cat(best).numpy()

@@ -1,0 +1,291 @@
+"""The numbered notebooks, executed in order: what run_all.sh calls. ``python -m lib.pipeline --help``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from traitlets.config import Config
+
+from lib import report, settings
+from lib.runs import ArtefactError, Run, provenance, write_json, writing
+from lib.settings import PROJECT, SettingsError
+
+NOTEBOOKS = PROJECT / "notebooks"
+PARAMETERS = ["profile", "run_name", "overrides"]
+
+
+class PipelineError(RuntimeError):
+    """The pipeline cannot go on; the message names notebook, cell and error."""
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A numbered notebook of notebooks/."""
+
+    path: Path
+
+    @property
+    def number(self) -> str:
+        """The two digits that its name begins with."""
+        return self.path.stem[:2]
+
+    @property
+    def title(self) -> str:
+        """Its first heading."""
+        for line in self.read().cells[0].source.splitlines():
+            if line.startswith("# "):
+                return line[2:].strip()
+        return self.path.stem
+
+    def read(self) -> nbformat.NotebookNode:
+        """Its content."""
+        return nbformat.read(self.path, as_version=4)
+
+
+def notebooks() -> list[Notebook]:
+    """The numbered notebooks, in order."""
+    return [Notebook(path) for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))]
+
+
+def choose(only: str | None) -> list[Notebook]:
+    """The notebooks that ``only`` ("03,05") names; all where it is None.
+
+    Raises:
+        PipelineError: a number has no notebook.
+    """
+    there = {notebook.number: notebook for notebook in notebooks()}
+    if only is None:
+        return list(there.values())
+    wanted = [part.strip().zfill(2) for part in only.split(",") if part.strip()]
+    if unknown := [number for number in wanted if number not in there]:
+        raise PipelineError(f"--only {only}: there is no notebook {', '.join(unknown)}; there are {', '.join(there)}")
+    return [there[number] for number in there if number in wanted]
+
+
+def check_parameters(notebook: Notebook) -> None:
+    """Refuse a notebook whose ``parameters`` cell is not exactly what the pipeline gives; papermill would only warn.
+
+    Raises:
+        PipelineError: no such cell, more than one, or other names in it.
+    """
+    import papermill
+
+    tagged = [cell for cell in notebook.read().cells if "parameters" in cell.metadata.get("tags", [])]
+    names = list(papermill.inspect_notebook(str(notebook.path))) if len(tagged) == 1 else []
+    if sorted(names) != sorted(PARAMETERS):
+        raise PipelineError(
+            f"{notebook.path.name}: needs one cell tagged `parameters` that sets {', '.join(PARAMETERS)}; "
+            f"found {len(tagged)} such cells with {', '.join(names) or 'nothing'}"
+        )
+
+
+def execute(notebook: Notebook, run: Run, profile: str, overrides: Sequence[str]) -> Path:
+    """Execute ``notebook`` into the run's folder, also where it fails half-way; return the executed copy.
+
+    Raises:
+        PipelineError: a cell failed; the message names notebook and cell and ends with the error's last line.
+    """
+    import papermill
+
+    check_parameters(notebook)
+    target = run.folder / "notebooks" / notebook.path.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    given = {"profile": profile, "run_name": str(run.folder), "overrides": list(overrides)}
+    try:
+        papermill.execute_notebook(
+            str(notebook.path),
+            str(target),
+            parameters=given,
+            kernel_name="python3",
+            cwd=str(NOTEBOOKS),
+            progress_bar=False,
+            config=Config(KernelManager={"transport": "ipc"}),
+        )
+    except papermill.PapermillExecutionError as error:
+        first_line = next((line for line in error.source.splitlines() if line.strip()), "")
+        last_line = (str(error.evalue).strip().splitlines() or [""])[-1]
+        raise PipelineError(
+            f"{notebook.path.name}: cell {error.exec_count} (`{first_line.strip()}`) failed\n"
+            f"{error.ename}: {last_line}\nthe notebook as far as it got: {target}"
+        ) from None
+    finally:
+        if target.exists():
+            tidy(target)
+    return target
+
+
+def tidy(path: Path) -> None:
+    """Leave of what each cell of an executed notebook printed what a terminal would show in the end, in one piece."""
+    content = nbformat.read(path, as_version=4)
+    for cell in content.cells:
+        kept = []
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream" and kept and kept[-1].get("name") == output.name:
+                kept[-1].text += output.text
+            else:
+                kept.append(output)
+        for output in kept:
+            if output.output_type == "stream":
+                output.text = _as_a_terminal_shows_it(output.text)
+        if "outputs" in cell:
+            cell.outputs = [output for output in kept if output.output_type != "stream" or output.text]
+    with writing(path) as aside:
+        nbformat.write(content, aside)
+
+
+def _as_a_terminal_shows_it(text: str) -> str:
+    """``text`` without what a carriage return overwrote, and without the empty lines that progress bars leave."""
+    lines = [line.rpartition("\r")[2].rstrip() for line in text.replace("\r\n", "\n").split("\n")]
+    return "".join(f"{line}\n" for line in lines if line)
+
+
+def render(executed: Path) -> Path:
+    """The executed notebook as a page beside it, formulas as MathML: nothing is fetched to show them."""
+    from nbconvert import HTMLExporter
+
+    content = nbformat.read(executed, as_version=4)
+    for cell in content.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _with_mathml(cell.source)
+    exporter = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True, mathjax_url="", require_js_url="")
+    body, _ = exporter.from_notebook_node(content)
+    page = executed.with_suffix(".html")
+    with writing(page) as aside:
+        aside.write_text(_without_fetching(body), encoding="utf-8")
+    return page
+
+
+def _with_mathml(markdown: str) -> str:
+    """``markdown`` with $formulas$ and $$displayed ones$$ as MathML; code spans are left alone."""
+    from latex2mathml.converter import convert
+
+    def formula(found: re.Match[str]) -> str:
+        if found["code"]:
+            return found["code"]
+        displayed = found["display"] is not None
+        mathml = convert((found["display"] or found["inline"]).strip(), display="block" if displayed else "inline")
+        return f'\n\n<div style="margin: 1em 0">{mathml}</div>\n\n' if displayed else mathml
+
+    pattern = r"(?P<code>`[^`]*`)|\$\$(?P<display>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$"
+    return re.sub(pattern, formula, markdown, flags=re.DOTALL)
+
+
+def _without_fetching(page: str) -> str:
+    """``page`` without the scripts that nbconvert's template would load from a network."""
+    return re.sub(r'<script[^>]*\bsrc="(https?:|")[^>]*>\s*</script>', "", page)
+
+
+def finish(run: Run, seconds: dict[str, float]) -> None:
+    """Write manifest.json and index.html, and say where the run's figures stand against the reference's."""
+    known = {notebook.path.stem: notebook for notebook in notebooks()}
+    executed = [path for path in sorted((run.folder / "notebooks").glob("*.ipynb")) if path.stem in known]
+    links = [
+        {
+            "title": known[path.stem].title,
+            "ipynb": f"notebooks/{path.name}",
+            "html": f"notebooks/{path.with_suffix('.html').name}",
+        }
+        for path in executed
+        if path.with_suffix(".html").exists()
+    ]
+    written = provenance(run, seconds)
+    write_json(run.folder / "manifest.json", written)
+    index = report.write_index(run, written, links)
+    if run.table("accuracy").exists():
+        print(report.format_comparison(*report.compare_with_reference(run)))
+    print(f"open {index}")
+
+
+def earlier_seconds(run: Run) -> dict[str, float]:
+    """Wall time by notebook that the run's manifest.json names; empty where there is none."""
+    try:
+        return json.loads((run.folder / "manifest.json").read_text())["seconds_by_notebook"]
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; the same options as run_all.sh."""
+    parser = argparse.ArgumentParser("run_all.sh", description="Execute the numbered notebooks.")
+    parser.add_argument(
+        "--profile", default="quick", help=f"{', '.join(settings.profiles())}, or a YAML file (default: quick)"
+    )
+    parser.add_argument("--run", default="", help="name of the folder under results/ (default: the profile's name)")
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], help="where to compute (default: CUDA where there is one)"
+    )
+    parser.add_argument("--only", help="numbers of the notebooks to execute, such as 03,05")
+    parser.add_argument("--set", action="append", default=[], metavar="GROUP.KEY=VALUE", help="override a setting")
+    parser.add_argument(
+        "--list", action="store_true", help="say what would be executed, and how long it took last time"
+    )
+    parser.add_argument("--fresh", action="store_true", help="make everything anew, reuse nothing")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 with a sentence on what went wrong and where."""
+    options = parse(arguments)
+    overrides = [*options.set, *([f"device={options.device}"] if options.device else [])]
+    try:
+        profile = str(Path(options.profile).resolve()) if Path(options.profile).is_file() else options.profile
+        run = Run.open(profile, options.run, overrides)
+        chosen = choose(options.only)
+        if options.list:
+            return _list(run, chosen)
+        _ = run.device  # a device that is not there is known before anything is computed
+        if options.fresh:
+            shutil.rmtree(run.folder / "receipts", ignore_errors=True)
+        _execute_all(run, chosen, profile, overrides)
+    except (SettingsError, PipelineError, ArtefactError) as error:
+        print(f"run_all.sh: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _list(run: Run, chosen: list[Notebook]) -> int:
+    known = earlier_seconds(run)
+    print(run.describe())
+    for notebook in chosen:
+        last = f"{known[notebook.path.stem]:,.0f} s last time" if notebook.path.stem in known else "not executed yet"
+        print(f"{notebook.number}  {notebook.title}  ({last})")
+    print(f"profiles: {', '.join(settings.profiles())}; results go to {run.folder}")
+    return 0
+
+
+def _execute_all(run: Run, chosen: list[Notebook], profile: str, overrides: list[str]) -> None:
+    print(run.describe())
+    seconds = earlier_seconds(run)
+    for position, notebook in enumerate(chosen, 1):
+        print(f"[{position}/{len(chosen)}] {notebook.path.stem} …", flush=True)
+        started = time.perf_counter()
+        executed = execute(notebook, run, profile, overrides)
+        render(executed)
+        seconds[notebook.path.stem] = round(time.perf_counter() - started, 1)
+        for line in _stage_lines(executed):
+            print(f"      {line}")
+        print(f"      {seconds[notebook.path.stem]:,.0f} s", flush=True)
+    finish(run, dict(sorted(seconds.items())))
+
+
+def _stage_lines(executed: Path) -> list[str]:
+    """What the notebook's stages said: made or reused."""
+    lines = []
+    for cell in nbformat.read(executed, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream" and output.name == "stdout":
+                lines += [line for line in output.text.splitlines() if line.startswith(("made ", "reused "))]
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

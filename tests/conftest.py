@@ -1,0 +1,106 @@
+"""What the tests share: a small world whose photos' features depend on their place, and runs over it without imagery."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client: no test may ask a network
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from geoclip.model.rff import GaussianEncoding
+from hypothesis import settings as hypothesis_settings
+from torch import nn
+
+from lib import model
+from lib.geodesy import uniform_on_sphere, unit_vectors
+from lib.runs import Run
+from lib.semivariogram import FittedSemivariogram
+from lib.settings import load
+
+hypothesis_settings.register_profile("project", deadline=None, max_examples=80, derandomize=True, database=None)
+hypothesis_settings.load_profile("project")
+
+SIZES = {"train": 96, "validation": 24, "test": 24, "test_blocked": 16}
+DIMENSION = 16
+
+Runs = Callable[..., Run]
+
+
+def world(sizes: dict[str, int] = SIZES, dimension: int = DIMENSION, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
+    """A manifest, and features [N, dimension] that vary smoothly over the sphere, with noise and a common mean."""
+    generator = np.random.default_rng(seed)
+    count = sum(sizes.values())
+    coordinates = uniform_on_sphere(count, generator, 70.0)
+    manifest = pd.DataFrame(
+        {
+            "id": [f"p{number:04d}" for number in range(count)],
+            "path": [f"photos/p{number:04d}.jpg" for number in range(count)],
+            "latitude": coordinates[:, 0],
+            "longitude": coordinates[:, 1],
+            "split": np.repeat(list(sizes), list(sizes.values())),
+            "continent": generator.choice(["Africa", "Asia", "Europe"], count),
+        }
+    )
+    phase = 3.0 * unit_vectors(coordinates) @ generator.normal(size=(3, dimension)) + generator.uniform(0, 6, dimension)
+    features = np.cos(phase) + 0.2 * generator.normal(size=(count, dimension)) + 0.5
+    return manifest, features.astype(np.float32)
+
+
+def fitted(**changes: object) -> FittedSemivariogram:
+    """A fitted curve with the shape that real imagery has."""
+    values = {
+        "family": "Stable", "metric": "planar", "nugget": 0.1, "partial_sill": 0.85, "length_scale_rad": 0.3,
+        "exponent": 0.8, "range_rad": 0.9, "range_km": 0.9 * 6371.0088, "range_rule": "slope", "weights": "none",
+        "r2": 0.99, "backbone": "synthetic", "centred": True, "photos": 96, "pairs": 4_560,
+    }  # fmt: skip
+    return FittedSemivariogram(**(values | changes))
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Runs:
+    """A function from overrides (``"group.key=value"``) to a run in a new folder, its manifest, features and curve written."""
+    made = []
+
+    def make(*overrides: str, sizes: dict[str, int] = SIZES) -> Run:
+        always = ("device=cpu", "training.precision=float32", "backbone.precision=float32", "training.batch_size=32",
+                  "training.queue_size=0", "training.seeds=0", "training.validate_every=10")  # fmt: skip
+        run = Run(load("smoke", (*always, *overrides)), tmp_path / f"run{len(made)}")
+        manifest, features = world(sizes)
+        run.features.parent.mkdir(parents=True)
+        manifest.to_parquet(run.manifest, index=False)
+        np.save(run.features, features)
+        fitted().save(run.semivariogram)
+        made.append(run)
+        return run
+
+    return make
+
+
+class NarrowLocationEncoder(nn.Module):
+    """geoclip's location encoder in the same parts, a hundred times narrower: trains in milliseconds."""
+
+    n = 3
+
+    def __init__(self, from_pretrained: bool = False) -> None:
+        super().__init__()
+        for number, sigma in enumerate((2**0, 2**4, 2**8)):
+            part = nn.Module()
+            part.capsule = nn.Sequential(GaussianEncoding(sigma, input_size=2, encoded_size=16), nn.Linear(32, 32), nn.ReLU())
+            part.head = nn.Sequential(nn.Linear(32, model.EMBEDDING))
+            self.add_module(f"LocEnc{number}", part)
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Trainings with a narrow location encoder, in one thread: their tensors are too small for two."""
+    monkeypatch.setattr(model.geoclip_locations(), "LocationEncoder", NarrowLocationEncoder)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

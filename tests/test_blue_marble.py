@@ -1,0 +1,178 @@
+"""Statements about the Blue Marble places and windows. Most windows are cut from mosaics whose colour tells where they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from lib import geodesy, places
+from lib.datasets import blue_marble
+from lib.datasets.blue_marble import build, cut_windows, draw_places
+from lib.settings import BlueMarble
+
+SETTINGS = BlueMarble(train=300, validation=40, test=50, test_blocked=60, window_px=32)
+
+
+@pytest.fixture(scope="module")
+def drawn() -> pd.DataFrame:
+    return draw_places(SETTINGS)
+
+
+class TestPlaces:
+    def test_splits_have_the_sizes_that_were_asked_for(self, drawn: pd.DataFrame) -> None:
+        assert drawn["split"].value_counts().to_dict() == {"train": 300, "validation": 40, "test": 50, "test_blocked": 60}
+        assert drawn["id"].is_unique
+
+    def test_they_lie_on_land_within_the_latitudes(self, drawn: pd.DataFrame) -> None:
+        coordinates = drawn[["latitude", "longitude"]].to_numpy()
+        assert places.is_land(coordinates).all()
+        assert np.abs(coordinates[:, 0]).max() < SETTINGS.max_abs_latitude_deg
+        assert np.abs(coordinates[:, 0]).max() > 55.0
+
+    def test_land_is_where_land_is(self) -> None:
+        on_land = np.array([[39.0, -98.0], [23.0, 10.0], [-25.0, 134.0], [65.0, 100.0], [-80.0, 0.0], [68.0, -179.5]])
+        at_sea = np.array([[0.0, -140.0], [40.0, -40.0], [-50.0, 80.0], [0.0, 0.0], [90.0, 0.0], [10.0, 179.9]])
+        assert places.is_land(on_land).all()
+        assert not places.is_land(at_sea).any()
+
+    def test_held_out_cells_hold_no_place_of_another_split(self, drawn: pd.DataFrame) -> None:
+        blocked = drawn["split"] == "test_blocked"
+        assert not set(drawn["cell"][blocked]) & set(drawn["cell"][~blocked])
+        assert drawn["cell"][blocked].nunique() > 5
+        cells = np.floor((drawn[["latitude", "longitude"]].to_numpy() + [90.0, 180.0]) / SETTINGS.blocked_cell_deg)
+        corners = [set(map(tuple, cells[part.to_numpy()])) for part in (blocked, ~blocked)]
+        assert not corners[0] & corners[1]
+
+    def test_the_seed_alone_decides(self, drawn: pd.DataFrame) -> None:
+        pd.testing.assert_frame_equal(draw_places(SETTINGS), drawn)
+        other = draw_places(SETTINGS.model_copy(update={"seed": 1}))
+        assert not np.isin(other["latitude"], drawn["latitude"]).any()
+
+    def test_land_of_equal_area_holds_equally_many(self) -> None:
+        many = blue_marble._draw(SETTINGS, np.random.default_rng(0), 60_000)
+        grid = geodesy.lattice(100.0)
+        land = grid[places.is_land(grid) & (np.abs(grid[:, 0]) < 72.0)]
+        for low, high in ((-35.0, 0.0), (0.0, 30.0), (50.0, 72.0)):
+            share = [((part[:, 0] >= low) & (part[:, 0] < high)).mean() for part in (many, land)]
+            assert share[0] == pytest.approx(share[1], rel=0.06)
+
+    def test_the_clustered_design_stays_near_photo_places(self) -> None:
+        clustered = draw_places(SETTINGS.model_copy(update={"design": "photo_places", "train": 100}))
+        coordinates = clustered[["latitude", "longitude"]].to_numpy()
+        _, distance = geodesy.nearest(coordinates, blue_marble.photo_places())
+        assert np.quantile(distance, 0.9) < 100.0
+        assert places.is_land(coordinates).all()
+
+    def test_each_place_is_described(self, drawn: pd.DataFrame) -> None:
+        assert drawn[["town", "country", "continent"]].notna().all(axis=None)
+        assert set(drawn["continent"]) <= set(places.CONTINENTS.values())
+        one = places.describe(np.array([[48.137, 11.575], [-33.87, 151.21], [61.0, 105.0], [55.75, 37.6]]))
+        assert one["country"].tolist() == ["DE", "AU", "RU", "RU"]
+        assert one["continent"].tolist() == ["Europe", "Oceania", "Asia", "Europe"]
+
+    def test_some_cell_with_land_is_left_for_training(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        settings = SETTINGS.model_copy(update={"blocked_cell_deg": 90.0, "blocked_share": 0.95})
+        real, calls = blue_marble._draw, []
+
+        def draw(*arguments: object) -> np.ndarray:
+            calls.append(1)
+            if len(calls) > 20:
+                raise TimeoutError("draws for ever: every cell is held out")
+            return real(*arguments)
+
+        monkeypatch.setattr(blue_marble, "_draw", draw)
+        try:
+            found = draw_places(settings)
+        except ValueError:
+            return  # refused with a reason is as good
+        assert (found["split"] == "train").sum() == 300
+
+
+def coloured(width: int = 1_440) -> torch.Tensor:
+    """A mosaic [3, H, W] whose colour is the unit vector of its place: smooth everywhere, poles and 180th meridian included."""
+    latitude = 90.0 - (torch.arange(width // 2, dtype=torch.float64) + 0.5) / (width // 2) * 180.0
+    longitude = (torch.arange(width, dtype=torch.float64) + 0.5) / width * 360.0 - 180.0
+    grid = torch.stack(torch.meshgrid(latitude, longitude, indexing="ij"), -1)
+    return ((geodesy.unit_vectors(grid) + 1.0) * 127.5).permute(2, 0, 1).float()
+
+
+def place_of(colour: np.ndarray) -> np.ndarray:
+    return geodesy.coordinates_of(colour / 127.5 - 1.0)
+
+
+CENTRES = [(0.0, 0.0), (48.0, 11.0), (-33.0, 151.0), (70.0, 25.0), (-71.0, -60.0), (65.0, 179.9), (-17.0, -179.95), (71.0, -180.0)]
+
+
+class TestWindows:
+    @pytest.mark.parametrize("centre", CENTRES)
+    def test_every_pixel_shows_its_own_place(self, centre: tuple[float, float]) -> None:
+        side, px = 1_000.0, 20
+        (window,) = cut_windows(coloured(), torch.tensor([centre], dtype=torch.float64), side, px).numpy()
+        offset = (np.arange(px) + 0.5) / px * side - side / 2.0
+        found = place_of(window.astype(np.float64))
+        for row in (0, 7, 19):
+            for column in (0, 11, 19):
+                bearing, length = np.arctan2(offset[column], -offset[row]), np.hypot(offset[column], offset[row])
+                true = geodesy.destination(np.array(centre), length * np.sin(bearing), length * np.cos(bearing))
+                # a step of colour is 1/127.5 rad, 50 km, so half a step in three channels is within 45 km
+                assert geodesy.distance_km(found[row, column], true) < 45.0
+
+    @pytest.mark.parametrize("centre", CENTRES)
+    def test_it_is_continuous(self, centre: tuple[float, float]) -> None:
+        (window,) = cut_windows(coloured(), torch.tensor([centre], dtype=torch.float64), 1_000.0, 64).int().numpy()
+        assert max(np.abs(np.diff(window, axis=axis)).max() for axis in (0, 1)) <= 2
+
+    def test_its_middle_is_the_mosaics_own_pixel(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        mosaic = torch.randint(0, 256, (3, 180, 360), generator=generator).float()
+        for row, column in ((40, 190), (90, 0), (90, 359), (130, 77)):
+            centre = torch.tensor([[90.0 - (row + 0.5), column + 0.5 - 180.0]], dtype=torch.float64)
+            (window,) = cut_windows(mosaic, centre, 1.0, 17)
+            assert window[8, 8].tolist() == mosaic[:, row, column].tolist()
+
+    def test_north_is_up_and_east_is_right(self) -> None:
+        (window,) = cut_windows(coloured(), torch.tensor([[40.0, 90.0]], dtype=torch.float64), 2_000.0, 16).numpy()
+        found = place_of(window.astype(np.float64))
+        assert found[0, 8, 0] > found[15, 8, 0] + 10.0
+        assert found[8, 15, 1] > found[8, 0, 1] + 10.0
+
+    def test_a_window_is_as_wide_at_70_degrees_as_at_the_equator(self) -> None:
+        centres = torch.tensor([[0.0, 20.0], [70.0, 20.0]], dtype=torch.float64)
+        windows = cut_windows(coloured(), centres, 2_000.0, 32).numpy().astype(np.float64)
+        for window in windows:
+            found = place_of(window)
+            width = geodesy.distance_km(found[16, 0], found[16, 31])
+            assert width == pytest.approx(2_000.0 * 31 / 32, abs=90.0)
+
+    def test_windows_do_not_depend_on_their_neighbours_in_a_batch(self) -> None:
+        centres = torch.tensor(CENTRES, dtype=torch.float64)
+        together = cut_windows(coloured(720), centres, 256.0, 16)
+        alone = torch.cat([cut_windows(coloured(720), centre[None], 256.0, 16) for centre in centres])
+        assert torch.equal(together, alone)
+
+
+class TestBuild:
+    def test_photos_are_written_once_and_show_land(self, tmp_path: Path) -> None:
+        settings = BlueMarble(train=6, validation=1, test=1, test_blocked=2, window_px=32)
+        frame = build(settings, tmp_path)
+        files = [tmp_path / path for path in frame["path"]]
+        with Image.open(files[0]) as image:
+            assert (image.format, image.size, image.mode) == ("JPEG", (32, 32), "RGB")
+        assert len(list(tmp_path.rglob("*.jpg"))) == len(files) == 10
+        times = [path.stat().st_mtime_ns for path in files]
+        files[3].unlink()
+        pd.testing.assert_frame_equal(build(settings, tmp_path), frame)
+        assert [path.stat().st_mtime_ns == time for path, time in zip(files, times, strict=True)] == [number != 3 for number in range(10)]
+
+    def test_the_sahara_is_bright_and_the_amazon_is_green(self, tmp_path: Path) -> None:
+        frame = pd.DataFrame({"path": ["sahara.jpg", "amazon.jpg"], "latitude": [23.0, -5.0], "longitude": [10.0, -65.0]})
+        blue_marble.write_windows(frame, tmp_path, SETTINGS)
+        sahara, amazon = (np.asarray(Image.open(tmp_path / path), dtype=float).mean((0, 1)) for path in frame["path"])
+        assert sahara.mean() > 2.0 * amazon.mean()
+        assert sahara[0] > sahara[1] > sahara[2]
+        assert amazon[1] > amazon[0]

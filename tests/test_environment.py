@@ -1,0 +1,396 @@
+"""The pins are one set, this environment has them, and the set-up never takes half an environment for a whole one.
+
+Set-ups run in a miniature checkout. Its PATH holds a few system tools and stand-ins for python, pip and uv, which note
+each call and "install" a pin as an empty package with that version; the checks of setup_environment.sh are the real ones.
+"""
+
+
+
+import ast
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).resolve().parent.parent
+SCRIPTS = ["run_all.sh", "run_tests.sh", "setup_environment.sh", ".ci/run"]
+FIXED = {
+    "jupyterlab", "torch", "torchvision", "transformers", "numpy", "pandas", "scipy", "seaborn", "folium", "papermill"
+}  # fmt: skip
+OPTIONS = ["--profile", "--run", "--device", "--only", "--set", "--list", "--fresh", "--help"]
+TOOLS = [
+    "sh", "bash", "env", "cat", "chmod", "cksum", "cp", "dirname", "find", "id", "ln", "ls", "mkdir", "mktemp", "mv", "ps",
+    "readlink", "rm", "rmdir", "sleep", "tail", "timeout", "uname",
+]  # fmt: skip
+PINS = "# a comment\nnumpy==2.4.6\nPyYAML==6.0.3  # named otherwise in its own metadata\n\ntorch==2.14.1\n"
+
+BASE_PYTHON = """#!/bin/sh
+case "$1 $2" in
+  "-m venv")
+    echo "venv" >>"$CALLS"
+    mkdir -p "$3/bin" "$3/site" && cp "$STUBS/environment-python" "$3/bin/python" && : >"$3/has-pip" ;;
+  "-c "*ensurepip*) [ -z "${FAKE_NO_VENV:-}" ] && echo "$0" ;;
+  "-c "*) "$REAL_PYTHON" "$@" >/dev/null && echo "$0" ;;
+  *) exit 1 ;;
+esac
+"""
+ENVIRONMENT_PYTHON = """#!/bin/sh
+here=$(cd "$(dirname "$0")/.." && pwd)
+case "$*" in
+  "-m pip --version") [ -f "$here/has-pip" ]; exit ;;
+  "-m pip install"*) [ -f "$here/has-pip" ] || exit 1 ;;
+  "-m uv install"*) ;;
+  "-m pytest"* | "-m lib.pipeline"*) echo "in $PWD:" "$@"; exit 0 ;;
+  *) PYTHONPATH=$here/site exec "$REAL_PYTHON" -S "$@" ;;
+esac
+echo "$2 $*" >>"$CALLS"
+sleep "${FAKE_SECONDS:-0}"
+for last in "$@"; do :; done
+case " $*" in *" -e "*) exec ln -sfn "$last/lib" "$here/site/lib" ;; esac
+while read -r pin rest; do
+  [ -z "${FAKE_PIP_FAILS:-}" ] || { echo "ERROR: no distribution of $pin"; exit 1; }
+  case "$pin" in "" | "#"*) continue ;; PyYAML==*) pin=pyyaml==${pin#*==} ;; torch==*) pin=$pin+cpu ;; esac
+  [ "$pin" != "${FAKE_FORGOTTEN:-}" ] || continue
+  mkdir -p "$here/site/${pin%%==*}-${pin##*==}.dist-info"
+  echo "Version: ${pin##*==}" >"$here/site/${pin%%==*}-${pin##*==}.dist-info/METADATA"
+done <"$last"
+"""
+UV = """#!/bin/sh
+for last in "$@"; do :; done
+case "$1" in
+  venv)
+    echo "uv venv" >>"$CALLS"
+    [ -z "${FAKE_UV_FAILS:-}" ] || { echo "No interpreter found"; exit 1; }
+    mkdir -p "$last/bin" "$last/site" && cp "$STUBS/environment-python" "$last/bin/python" ;;
+  pip) python=$4; shift 4; exec "$python" -m uv install "$@" ;;
+esac
+"""
+
+
+def requirement_lines() -> list[str]:
+    lines = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [line.partition("#")[0].strip() for line in lines if line.partition("#")[0].strip()]
+
+
+def pins() -> dict[str, str]:
+    return {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower(): line.split("==")[1] for line in requirement_lines()}
+
+
+# --- One set of pins ------------------------------------------------------------------------------------------------
+
+
+def test_every_requirement_is_one_exact_version_and_named_once():
+    malformed = [line for line in requirement_lines() if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line)]
+    assert not malformed
+    assert len(pins()) == len(requirement_lines())
+
+
+def test_the_packages_fixed_by_the_project_are_pinned():
+    assert set(pins()) >= FIXED
+
+
+def test_conda_takes_its_versions_from_requirements_txt():
+    environment = yaml.safe_load((PROJECT / "environment.yml").read_text(encoding="utf-8"))
+    *from_conda, from_pip = environment["dependencies"]
+    assert environment["name"] == "semivariogram-geolocalization"
+    assert [re.split(r"[=<>]", entry)[0] for entry in from_conda] == ["python", "pip"]
+    assert from_pip == {"pip": ["-r requirements.txt", "-e ."]}
+
+
+def test_the_package_takes_its_dependencies_from_requirements_txt():
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "dependencies" not in project["project"]
+    assert "dependencies" in project["project"]["dynamic"]
+    assert project["tool"]["setuptools"]["dynamic"]["dependencies"] == {"file": ["requirements.txt"]}
+
+
+def test_the_running_environment_has_exactly_the_pins():
+    installed = {name: metadata.version(name).partition("+")[0] for name in pins()}
+    assert installed == pins()
+
+
+def test_the_citation_names_the_version_and_licence_of_the_package():
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert [reference["url"][-10:] for reference in citation["references"]] == [
+        "2509.21573",
+        "2309.16020",
+        "2404.18873",
+    ]
+
+
+# --- Set-up, in a miniature checkout -------------------------------------------------------------------------------
+
+
+class Checkout:
+    """A copy of the scripts with two-line inputs, and the PATH that they see."""
+
+    def __init__(self, folder: Path):
+        self.root, self.stubs, self.calls_file = folder / "check out", folder / "stubs", folder / "calls"
+        self.environment = self.root / ".venv"
+        for part in (self.root / "lib", self.root / ".ci", self.stubs):
+            part.mkdir(parents=True)
+        for script in SCRIPTS:
+            shutil.copy(PROJECT / script, self.root / script)
+        (self.root / "lib" / "__init__.py").touch()
+        (self.root / "requirements.txt").write_text(PINS)
+        (self.root / "pyproject.toml").write_text("[project]\n")
+        for tool in TOOLS:
+            if found := shutil.which(tool):
+                (self.stubs / tool).symlink_to(found)
+        self.stub("environment-python", ENVIRONMENT_PYTHON)
+        self.stub("python3", BASE_PYTHON)
+
+    def stub(self, name: str, text: str) -> None:
+        """Put an executable of this name on the PATH."""
+        (self.stubs / name).unlink(missing_ok=True)
+        (self.stubs / name).write_text(text)
+        (self.stubs / name).chmod(0o755)
+
+    def start(self, *command: str, cwd: Path | None = None, **variables: str) -> subprocess.Popen:
+        """``command`` (default: the bare set-up) with these environment variables besides the stand-ins' own."""
+        script = ["bash", "-c", "set -euo pipefail; . ./setup_environment.sh; echo python: $PYTHON"]
+        seen = {"PATH": str(self.stubs), "STUBS": str(self.stubs), "CALLS": str(self.calls_file), "LC_ALL": "C"}
+        seen["REAL_PYTHON"] = sys.executable
+        return subprocess.Popen(
+            list(command) or script, cwd=cwd or self.root, env=seen | variables, text=True, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def run(self, *command: str, cwd: Path | None = None, **variables: str) -> tuple[int, str, str]:
+        """Return code, standard output and standard error of :meth:`start`."""
+        process = self.start(*command, cwd=cwd, **variables)
+        out, error = process.communicate(timeout=15)
+        return process.returncode, out, error
+
+    def calls(self) -> list[str]:
+        """What the stand-ins were asked for since the last call of this method, first word of each."""
+        lines = self.calls_file.read_text().splitlines() if self.calls_file.exists() else []
+        self.calls_file.unlink(missing_ok=True)
+        return [line.split()[0] for line in lines]
+
+    def stamps(self) -> list[Path]:
+        return list(self.root.rglob("*.stamp*"))
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+@pytest.fixture
+def made(checkout: Checkout) -> Checkout:
+    """A checkout whose environment has been made."""
+    code, out, error = checkout.run()
+    assert (code, checkout.calls()) == (0, ["venv", "pip", "pip"]), error
+    assert out == f"python: {checkout.environment}/bin/python\n"
+    assert re.search(r"^environment: created \.venv in \d+ s$", error, re.MULTILINE)
+    return checkout
+
+
+def test_an_environment_is_reused_while_the_pins_stay(made):
+    assert made.run()[::2] == (0, "environment: reused .venv\n")
+    assert made.calls() == []
+
+
+def test_an_environment_is_made_anew_when_the_pins_change(made):
+    (made.environment / "left-over").touch()
+    with (made.root / "requirements.txt").open("a") as lines:
+        lines.write("scipy==1.17.1\n")
+    assert made.run()[0] == 0
+    assert made.calls() == ["venv", "pip", "pip"]
+    assert not (made.environment / "left-over").exists()
+
+
+def test_an_environment_that_was_moved_is_made_anew(made):
+    moved = made.root.with_name("moved")
+    made.root.rename(moved)
+    assert "created .venv" in made.run(cwd=moved)[2]
+
+
+def test_a_failed_installation_says_why_and_leaves_no_stamp(checkout):
+    code, out, error = checkout.run(FAKE_PIP_FAILS="1")
+    assert (code, out, checkout.stamps()) == (1, "", [])
+    assert "ERROR: no distribution" in error
+    assert f"pip could not install the pins (whole log: {checkout.environment}/semivariogram-setup.log)" in error
+    assert checkout.run()[0] == 0
+
+
+def test_a_failure_after_a_change_of_pins_leaves_no_stamp_either(made):
+    (made.root / "requirements.txt").write_text("numpy==2.4.5\n")
+    assert made.run(FAKE_PIP_FAILS="1")[0] == 1
+    (made.root / "requirements.txt").write_text(PINS)
+    assert "created .venv" in made.run()[2]
+
+
+def test_an_installer_that_forgets_a_pin_is_found_out(checkout):
+    code, _, error = checkout.run(FAKE_FORGOTTEN="numpy==2.4.6")
+    assert (code, checkout.stamps()) == (1, [])
+    assert "numpy none instead of 2.4.6" in error
+
+
+def test_without_a_stamp_an_environment_counts_as_half_made_even_when_it_is_active(made):
+    made.stamps()[0].unlink()
+    assert "created .venv" in made.run(VIRTUAL_ENV=str(made.environment))[2]
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_semivariogram_env_names_the_folder(checkout, tmp_path, outside):
+    folder = str(tmp_path / "elsewhere") if outside else "build/env"
+    for made_or_reused in ("created", "reused"):
+        code, out, error = checkout.run(SEMIVARIOGRAM_ENV=folder)
+        assert (code, out) == (0, f"python: {checkout.root / folder}/bin/python\n"), error
+        assert f"environment: {made_or_reused} {folder}" in error
+    assert not checkout.environment.exists()
+
+
+def test_a_folder_that_is_not_an_environment_of_ours_is_never_emptied(checkout, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter").touch()
+    code, _, error = checkout.run(SEMIVARIOGRAM_ENV=str(tmp_path / "thesis"))
+    assert code == 1
+    assert "was not made by this script" in error
+    assert (tmp_path / "thesis" / "chapter").exists()
+
+
+def test_an_active_environment_with_all_pins_is_taken_and_lib_installed_if_only_it_is_missing(made):
+    active = made.root.with_name("active")
+    made.environment.rename(active)
+    for mark in active.glob("semivariogram-setup.*"):
+        mark.unlink()
+    (active / "site" / "lib").unlink()
+    assert made.run(CONDA_PREFIX=str(active)) == (
+        0,
+        f"python: {active}/bin/python\n",
+        f"environment: reused {active}\n",
+    )
+    assert made.calls() == ["pip"]
+    assert (active / "site" / "lib").resolve() == made.root / "lib"
+    assert made.run(VIRTUAL_ENV=str(active))[0] == 0
+    assert made.calls() == []
+
+
+def test_an_active_environment_that_lacks_a_pin_is_passed_over_with_the_reason(made):
+    other = made.root.with_name("active")
+    shutil.copytree(made.environment, other, symlinks=True)
+    (other / "site" / "pyyaml-6.0.3.dist-info" / "METADATA").write_text("Version: 6.0.2\n")
+    assert made.run(VIRTUAL_ENV=str(other))[1] == f"python: {made.environment}/bin/python\n"
+    shutil.rmtree(made.environment)
+    assert f"{other} has PyYAML 6.0.2 instead of 6.0.3; not used" in made.run(VIRTUAL_ENV=str(other))[2]
+
+
+def test_uv_is_preferred_where_there_is_one(checkout):
+    checkout.stub("uv", UV)
+    code, _, error = checkout.run()
+    assert (code, checkout.calls()) == (0, ["uv", "uv", "uv"]), error
+    assert "creating .venv with uv" in error
+
+
+def test_where_uv_fails_pip_takes_over_and_says_so(checkout):
+    checkout.stub("uv", UV)
+    code, _, error = checkout.run(FAKE_UV_FAILS="1")
+    assert (code, checkout.calls()) == (0, ["uv", "venv", "pip", "pip"])
+    assert error.count("uv could not install the pins (it reads no pip configuration") == 1
+    assert "created .venv" in error
+
+
+def test_a_missing_python_or_venv_is_a_sentence(checkout):
+    assert "(Debian, Ubuntu: apt-get install python3-venv)" in checkout.run(FAKE_NO_VENV="1")[2]
+    (checkout.stubs / "python3").unlink()
+    code, _, error = checkout.run()
+    assert (code, checkout.stamps()) == (1, [])
+    assert "there is no Python from 3.11 to 3.14 on PATH" in error
+
+
+def test_of_two_set_ups_at_the_same_time_one_waits_for_the_other(checkout):
+    both = [checkout.start(FAKE_SECONDS="0.3") for _ in range(2)]
+    errors = "".join(process.communicate(timeout=15)[1] for process in both)
+    assert [process.returncode for process in both] == [0, 0]
+    assert checkout.calls() == ["venv", "pip", "pip"]
+    assert [errors.count(word) for word in (" created .venv", " reused .venv", " waiting for ")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_set_up_is_begun_again(checkout, how):
+    process = checkout.start(FAKE_SECONDS="30")
+    deadline = time.monotonic() + 10
+    while not (checkout.calls_file.exists() and "pip" in checkout.calls_file.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    while process.poll() is None:  # again, as a shell about to start `sleep` heeds it only when that has ended
+        os.killpg(process.pid, how)
+        time.sleep(0.05)
+    process.communicate(timeout=10)
+    assert (checkout.stamps(), checkout.calls()) == ([], ["venv", "pip"])
+    assert "created .venv" in checkout.run()[2]
+    assert not os.path.lexists(f"{checkout.environment}.lock")
+
+
+# --- The run scripts -----------------------------------------------------------------------------------------------
+
+
+def test_run_scripts_work_through_links_and_from_any_folder(made, tmp_path):
+    (tmp_path / "link").symlink_to("check out/run_tests.sh")
+    code, out, _ = made.run(str(tmp_path / "link"), "-k", "two words", cwd=tmp_path)
+    assert (code, out) == (0, f"in {made.root}: -m pytest -k two words\n")
+
+
+def test_a_profile_file_is_looked_for_where_the_caller_stands(made, tmp_path):
+    (tmp_path / "mine.yaml").touch()
+    script = str(made.root / "run_all.sh")
+    for given, passed in {
+        ("--profile", "mine.yaml"): f"--profile {tmp_path}/mine.yaml",
+        ("--profile=mine.yaml",): f"--profile={tmp_path}/mine.yaml",
+        ("--profile", "not-here.yaml", "--set", "a=b c.yaml"): "--profile not-here.yaml --set a=b c.yaml",
+        (): "",
+    }.items():
+        code, out, _ = made.run(script, *given, cwd=tmp_path)
+        assert (code, out.strip()) == (0, f"in {made.root}: -m lib.pipeline {passed}".strip())
+
+
+def test_help_names_every_option_and_sets_nothing_up(checkout):
+    for flag in ("--help", "-h"):
+        code, out, error = checkout.run("./run_all.sh", "--list", flag)
+        assert (code, error) == (0, "")
+        assert sorted(set(re.findall(r"--[a-z]+", out))) == sorted(OPTIONS)
+    assert not checkout.environment.exists()
+
+
+def test_help_and_parser_know_the_same_options():
+    parser = ast.parse(
+        (PROJECT / "lib" / "pipeline.py").read_text(encoding="utf-8")
+    )  # read, not run: no wait for torch
+    calls = [node for node in ast.walk(parser) if isinstance(node, ast.Call) and "add_argument" in ast.dump(node.func)]
+    named = {word.value for call in calls for word in call.args if isinstance(word, ast.Constant)}
+    assert sorted({*named, "--help"}) == sorted(OPTIONS)
+
+
+@pytest.mark.skipif(shutil.which("timeout") is None, reason="timeout, of GNU coreutils, is not installed")
+def test_continuous_integration_goes_on_where_debian_gives_nothing(made):
+    made.stub("apt-get", '#!/bin/sh\necho "apt-get $1" >>"$CALLS"; exit 100\n')
+    made.stub("id", "#!/bin/sh\necho 0\n")
+    code, out, error = made.run("./.ci/run", CI="true")
+    assert (code, out) == (0, f"in {made.root}: -m pytest\n")
+    assert "ci: chromium could not be installed; going on without it" in error
+    assert set(made.calls()) == {"venv", "apt-get"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_are_well_formed(script):
+    subprocess.run(["bash", "-n", PROJECT / script], check=True)
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing():
+    found = subprocess.run(["shellcheck", *SCRIPTS], cwd=PROJECT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout

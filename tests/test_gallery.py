@@ -1,0 +1,90 @@
+"""Statements about galleries of candidate places and the retrieval among them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Runs, world
+
+from lib import gallery, places
+from lib.gallery import GalleryError
+from lib.geodesy import EARTH_RADIUS_KM, uniform_on_sphere
+from lib.model import GeoCLIP
+
+
+class TestCoordinates:
+    def test_train_is_the_training_splits_places(self, make_run: Runs) -> None:
+        manifest = world()[0]
+        train = manifest[manifest["split"] == "train"]
+        assert np.array_equal(gallery.coordinates(make_run()), train[["latitude", "longitude"]].to_numpy())
+
+    def test_the_lattice_covers_the_land_within_the_photos_latitudes(self, make_run: Runs) -> None:
+        found = gallery.coordinates(make_run("evaluation.gallery=lattice", "evaluation.lattice_km=200"))
+        limit = world()[0]["latitude"].abs().max()
+        assert places.is_land(found).all()
+        assert np.abs(found[:, 0]).max() <= limit
+        land_share = len(found) * 200.0**2 / (4.0 * np.pi * EARTH_RADIUS_KM**2)
+        assert 0.24 < land_share < 0.28  # 29 % of the globe, less Antarctica and the far north
+
+    def test_geoclips_own_has_100000_places(self, make_run: Runs) -> None:
+        found = gallery.coordinates(make_run("evaluation.gallery=geoclip"))
+        assert found.shape == (100_000, 2)
+        assert (np.abs(found) <= [90.0, 180.0]).all()
+
+    def test_a_csv(self, make_run: Runs, tmp_path: Path) -> None:
+        (tmp_path / "places.csv").write_text("name,LON,LAT\na,11.5,48\nb,-180,-90\n")
+        found = gallery.coordinates(make_run(f"evaluation.gallery={tmp_path / 'places.csv'}"))
+        assert found.tolist() == [[48.0, 11.5], [-90.0, -180.0]]
+
+    def test_an_unknown_name_lists_the_known_ones(self, make_run: Runs) -> None:
+        with pytest.raises(GalleryError, match="'everest' is unknown; take train, lattice, geoclip or the path of a CSV"):
+            gallery.coordinates(make_run("evaluation.gallery=everest"))
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("LAT,LON\n1,2\n3,east\n", "row 3 is no coordinate"),
+            ("LAT,LON\n91,2\n", "row 2 is no coordinate"),
+            ("LAT,LON\n1,2\n1,\n", "row 3 is no coordinate"),
+            ("LAT,LON\n", "it has no rows"),
+            ("lat,lon\n1,2\n", "not a gallery, a CSV with columns LAT and LON"),
+            ("", "not a gallery"),
+        ],
+    )
+    def test_a_wrong_csv_is_named_with_the_row(self, tmp_path: Path, text: str, words: str) -> None:
+        (tmp_path / "odd.csv").write_text(text)
+        with pytest.raises(GalleryError, match=rf"odd\.csv: {words}"):
+            gallery.read_csv(tmp_path / "odd.csv")
+
+    def test_a_missing_csv_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(GalleryError, match=r"none\.csv: not a gallery"):
+            gallery.read_csv(tmp_path / "none.csv")
+
+
+@pytest.fixture(scope="module")
+def model() -> GeoCLIP:
+    torch.manual_seed(0)
+    return GeoCLIP(6).eval()
+
+
+class TestRetrieval:
+    def test_the_place_with_the_largest_logit_is_found_whatever_the_block(self, model: GeoCLIP) -> None:
+        coordinates = uniform_on_sphere(50, np.random.default_rng(1))
+        photos = torch.randn(17, 6, generator=torch.Generator().manual_seed(2))
+        embedded = gallery.embed(model, coordinates, torch.device("cpu"), block=7)
+        with torch.inference_mode():
+            places_at_once = model.embed_places(torch.from_numpy(coordinates).float())
+            logits = model.logits(model.embed_photos(photos), places_at_once)
+        assert torch.allclose(embedded, places_at_once, atol=1e-5)
+        for block in (1, 5, 100):
+            assert np.array_equal(gallery.retrieve(model, photos, embedded, block), logits.argmax(1).numpy())
+
+    def test_a_photo_that_looks_like_a_place_is_found_there(self, model: GeoCLIP) -> None:
+        embedded = gallery.embed(model, uniform_on_sphere(30, np.random.default_rng(3)), torch.device("cpu"))
+        photos = torch.randn(4, 6, generator=torch.Generator().manual_seed(4))
+        with torch.inference_mode():
+            embedded[[20, 3, 11, 7]] = model.embed_photos(photos)
+        assert gallery.retrieve(model, photos, embedded).tolist() == [20, 3, 11, 7]

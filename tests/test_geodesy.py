@@ -1,0 +1,240 @@
+"""Statements about distances, offsets, cells and lattices on the sphere."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pyproj
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from sklearn.metrics.pairwise import haversine_distances
+
+from lib import geodesy
+from lib.geodesy import EARTH_RADIUS_KM
+
+SPHERE = pyproj.Geod(a=EARTH_RADIUS_KM * 1000.0, f=0.0)
+place = st.tuples(st.floats(-90.0, 90.0), st.floats(-180.0, 180.0))
+ANTIPODES = ((20.0, 30.0), (-20.0, -150.0))
+NEARLY_ANTIPODES = ((20.0, 30.0), (-20.0, -150.0001))
+DATE_LINE = ((10.0, 179.999), (10.0, -179.999))
+POLES = ((90.0, 0.0), (-90.0, 123.0))
+ONE_POLE = ((90.0, 10.0), (90.0, -170.0))
+SAME = ((48.1, 11.6), (48.1, 11.6))
+
+
+def by_pyproj_km(a: tuple[float, float], b: tuple[float, float]) -> float:
+    return SPHERE.inv(a[1], a[0], b[1], b[0])[2] / 1000.0
+
+
+def by_vectors_km(a: tuple[float, float], b: tuple[float, float]) -> float:
+    """atan2(|a x b|, a . b) R: well conditioned everywhere, antipodes included."""
+    first, second = (
+        np.array([math.cos(la) * math.cos(lo), math.cos(la) * math.sin(lo), math.sin(la)])
+        for la, lo in (map(math.radians, a), map(math.radians, b))
+    )
+    return math.atan2(np.linalg.norm(np.cross(first, second)), float(first @ second)) * EARTH_RADIUS_KM
+
+
+class TestDistance:
+    @given(place, place)
+    @example(*ANTIPODES)
+    @example(*NEARLY_ANTIPODES)
+    @example(*DATE_LINE)
+    @example(*POLES)
+    @example(*ONE_POLE)
+    @example(*SAME)
+    def test_it_is_that_of_pyproj_on_the_same_sphere(self, a: tuple, b: tuple) -> None:
+        expected = by_pyproj_km(a, b)
+        # near the antipode the haversine formula keeps half the digits: 0.3 m there, a millimetre elsewhere
+        tolerance = 1e-6 if expected < 20_000.0 else 3e-4
+        assert geodesy.distance_km(a, b) == pytest.approx(expected, abs=tolerance)
+        assert by_vectors_km(a, b) == pytest.approx(expected, abs=1e-5)
+
+    @given(place, place)
+    @example(*ANTIPODES)
+    @example(*DATE_LINE)
+    @example(*POLES)
+    @example(*SAME)
+    def test_it_is_the_haversine_distance_of_scikit_learn(self, a: tuple, b: tuple) -> None:
+        theirs = haversine_distances(np.deg2rad([a]), np.deg2rad([b]))[0, 0] * EARTH_RADIUS_KM
+        assert geodesy.distance_km(a, b) == pytest.approx(theirs, abs=1e-6 if theirs < 20_000.0 else 3e-4)
+
+    @given(place, place)
+    @example(*ANTIPODES)
+    @example(*NEARLY_ANTIPODES)
+    @example(*SAME)
+    @example(*ONE_POLE)
+    def test_the_matrix_is_right_to_1e_7_rad_for_arrays_and_tensors(self, a: tuple, b: tuple) -> None:
+        expected = by_vectors_km(a, b) / EARTH_RADIUS_KM
+        for make in (np.array, lambda rows: torch.tensor(rows, dtype=torch.float64)):
+            found = geodesy.pairwise_distance_rad(make([a, b]), make([b, a, a]))
+            assert tuple(found.shape) == (2, 3)
+            assert float(found[0, 0]) == pytest.approx(expected, abs=1e-7)
+            assert float(found[0, 1]) == pytest.approx(0.0, abs=1e-7)
+            assert float(found[1, 2]) == pytest.approx(expected, abs=1e-7)
+
+    @given(place, place, place)
+    def test_it_is_a_metric(self, a: tuple, b: tuple, c: tuple) -> None:
+        ab, bc, ac = (float(geodesy.distance_km(*pair)) for pair in ((a, b), (b, c), (a, c)))
+        assert ab == pytest.approx(float(geodesy.distance_km(b, a)), abs=1e-9)
+        assert 0.0 <= ab <= math.pi * EARTH_RADIUS_KM + 1e-9
+        assert ac <= ab + bc + 1e-3
+
+    def test_a_quarter_of_the_world_is_10007_km(self) -> None:
+        assert geodesy.distance_km((0.0, 0.0), (0.0, 90.0)) == pytest.approx(10_007.557, abs=1e-3)
+        assert geodesy.rad_to_km(math.pi / 2.0) == pytest.approx(10_007.557, abs=1e-3)
+        assert geodesy.km_to_rad(geodesy.rad_to_km(0.3)) == pytest.approx(0.3)
+
+    def test_paired_arrays_keep_their_shape(self) -> None:
+        a = geodesy.uniform_on_sphere(6, np.random.default_rng(0)).reshape(2, 3, 2)
+        b = geodesy.uniform_on_sphere(6, np.random.default_rng(1)).reshape(2, 3, 2)
+        found = geodesy.distance_km(a, b)
+        assert found.shape == (2, 3)
+        assert found[1, 2] == pytest.approx(by_pyproj_km(tuple(a[1, 2]), tuple(b[1, 2])), abs=1e-6)
+
+    def test_float32_coordinates_do_not_lose_a_street(self) -> None:
+        a = torch.tensor([[48.0, 11.0]], dtype=torch.float32)
+        b = torch.tensor([[48.001, 11.0]], dtype=torch.float32)
+        metres = geodesy.rad_to_km(geodesy.pairwise_distance_rad(a, b)).item() * 1000.0
+        assert metres == pytest.approx(111.2, abs=1.0)
+
+
+class TestVectors:
+    @given(place)
+    def test_there_and_back(self, a: tuple) -> None:
+        vector = geodesy.unit_vectors(np.array(a))
+        assert np.linalg.norm(vector) == pytest.approx(1.0, abs=1e-12)
+        back = geodesy.coordinates_of(3.0 * vector)
+        assert float(geodesy.distance_km(back, a)) < 1e-6
+
+
+class TestWrap:
+    @given(st.floats(-1_000.0, 1_000.0))
+    def test_the_meridian_is_the_same_modulo_a_turn(self, longitude: float) -> None:
+        wrapped = geodesy.wrap_longitude(longitude)
+        assert -180.0 <= wrapped <= 180.0
+        assert math.sin(math.radians(wrapped)) == pytest.approx(math.sin(math.radians(longitude)), abs=1e-12)
+        assert math.cos(math.radians(wrapped)) == pytest.approx(math.cos(math.radians(longitude)), abs=1e-12)
+
+    def test_180_becomes_minus_180(self) -> None:
+        assert geodesy.wrap_longitude(180.0) == geodesy.wrap_longitude(-180.0) == -180.0
+
+    def test_just_west_of_minus_180_it_stays_below_180(self) -> None:
+        assert geodesy.wrap_longitude(np.nextafter(-180.0, -181.0)) < 180.0
+
+
+class TestDestination:
+    @given(place, st.floats(0.0, 2.0 * math.pi), st.floats(0.001, 2_000.0))
+    @example((0.0, 180.0), math.pi / 2, 100.0)
+    @example((89.99, 0.0), 0.0, 50.0)
+    @example((90.0, 0.0), 1.0, 50.0)
+    @example((-90.0, 0.0), 1.0, 50.0)
+    def test_a_kilometre_is_a_kilometre_everywhere(self, start: tuple, bearing: float, length: float) -> None:
+        east, north = length * math.sin(bearing), length * math.cos(bearing)
+        for make in (np.array, lambda values: torch.tensor(values, dtype=torch.float64)):
+            end = np.asarray(geodesy.destination(make(start), make(east), make(north)))
+            assert np.abs(end[0]) <= 90.0
+            assert by_vectors_km(start, tuple(end)) == pytest.approx(length, abs=2e-3)
+
+    @given(st.tuples(st.floats(-85.0, 85.0), st.floats(-180.0, 180.0)), st.floats(0, 6.28), st.floats(1.0, 2_000.0))
+    def test_it_is_where_pyproj_arrives(self, start: tuple, bearing: float, length: float) -> None:
+        longitude, latitude, _ = SPHERE.fwd(start[1], start[0], math.degrees(bearing), length * 1000.0)
+        end = geodesy.destination(np.array(start), np.array(length * math.sin(bearing)), np.array(length * math.cos(bearing)))
+        assert float(geodesy.distance_km(end, (latitude, longitude))) < 1e-5
+
+
+class TestJitter:
+    @pytest.mark.parametrize("latitude", [0.0, 60.0, -80.0, 85.0])
+    def test_metres_are_metres_at_every_latitude_in_float32(self, latitude: float) -> None:
+        still = torch.tensor([[latitude, 179.9999]], dtype=torch.float32).repeat(20_000, 1)
+        moved = geodesy.jitter(still, 1_000.0, torch.Generator().manual_seed(0)).double().numpy()
+        north_m = np.deg2rad(moved[:, 0] - still[:, 0].double().numpy()) * EARTH_RADIUS_KM * 1000.0
+        total_m = geodesy.distance_km(moved, still.double().numpy()) * 1000.0
+        assert np.std(north_m) == pytest.approx(1_000.0, rel=0.03)
+        assert np.sqrt(np.mean(total_m**2) / 2.0) == pytest.approx(1_000.0, rel=0.03)  # hence the east's, too
+        assert abs(np.mean(north_m)) < 30.0
+
+    def test_the_noise_is_that_of_its_generator_and_leaves_the_input_alone(self) -> None:
+        still = torch.tensor([[10.0, 20.0], [30.0, 40.0]])
+        first, second = (geodesy.jitter(still, 150.0, torch.Generator().manual_seed(3)) for _ in range(2))
+        assert torch.equal(first, second)
+        assert not torch.equal(first, still)
+        assert still.tolist() == [[10.0, 20.0], [30.0, 40.0]]
+
+    def test_no_noise_is_no_move_and_draws_nothing(self) -> None:
+        generator = torch.Generator().manual_seed(1)
+        before = generator.get_state()
+        still = torch.tensor([[10.0, 20.0]])
+        assert torch.equal(geodesy.jitter(still, 0.0, generator), still)
+        assert torch.equal(generator.get_state(), before)
+
+
+class TestCells:
+    @given(place, place, st.sampled_from([1.0, 5.0, 10.0, 45.0]))
+    def test_two_places_share_an_index_where_they_share_a_cell(self, a: tuple, b: tuple, size: float) -> None:
+        def cell(latitude: float, longitude: float) -> tuple[int, int]:
+            return math.floor((latitude + 90.0) / size), math.floor(((longitude + 180.0) % 360.0) / size)
+
+        first, second = geodesy.cell_of(np.array([a, b]), size)
+        assert (first == second) == (cell(*a) == cell(*b))
+
+    @pytest.mark.parametrize("size", [7.0, 50.0, 0.7])
+    def test_sizes_that_do_not_divide_the_circle_keep_the_cells_apart(self, size: float) -> None:
+        last_of_a_row, first_of_the_next = (-90.0 + size / 2, 179.99), (-90.0 + 1.5 * size, -179.99)
+        first, second = geodesy.cell_of(np.array([last_of_a_row, first_of_the_next]), size)
+        assert first != second
+
+    def test_the_180th_meridian_is_one_meridian(self) -> None:
+        first, second = geodesy.cell_of(np.array([[5.0, 180.0], [5.0, -180.0]]), 10.0)
+        assert first == second
+
+
+class TestNearest:
+    def test_it_is_the_smallest_of_all_distances(self) -> None:
+        generator = np.random.default_rng(4)
+        photos, among = geodesy.uniform_on_sphere(60, generator), geodesy.uniform_on_sphere(200, generator)
+        naive = np.array([[by_pyproj_km(tuple(a), tuple(b)) for b in among] for a in photos])
+        for rank in (1, 2, 5):
+            row, distance = geodesy.nearest(photos, among, rank)
+            assert np.array_equal(row, np.argsort(naive, 1)[:, rank - 1])
+            assert np.allclose(distance, np.sort(naive, 1)[:, rank - 1], atol=1e-5)
+
+    def test_the_second_nearest_of_the_same_places_is_another_place(self) -> None:
+        places = geodesy.uniform_on_sphere(50, np.random.default_rng(5))
+        row, distance = geodesy.nearest(places, places, 2)
+        assert not np.any(row == np.arange(50))
+        assert distance.min() > 0.0
+
+    def test_it_looks_across_the_180th_meridian(self) -> None:
+        row, distance = geodesy.nearest(np.array([[0.0, 179.9]]), np.array([[0.0, 170.0], [0.0, -179.9]]))
+        assert row.tolist() == [1]
+        assert distance[0] == pytest.approx(22.24, abs=0.01)
+
+
+class TestLattice:
+    def test_each_point_stands_for_the_stated_surface(self) -> None:
+        points = geodesy.lattice(300.0)
+        assert len(points) * 300.0**2 == pytest.approx(4.0 * math.pi * EARTH_RADIUS_KM**2, rel=1e-3)
+        assert np.abs(points).max(0)[0] <= 90.0
+        assert np.abs(points).max(0)[1] <= 180.0
+
+    def test_no_region_is_denser_than_another(self) -> None:
+        _, gap = geodesy.nearest(points := geodesy.lattice(300.0), points, 2)
+        assert gap.min() > 0.6 * 300.0
+        assert gap.max() < 1.2 * 300.0
+        for low, high in ((-90.0, -60.0), (-15.0, 15.0), (60.0, 90.0)):
+            share = (math.sin(math.radians(high)) - math.sin(math.radians(low))) / 2.0
+            within = ((points[:, 0] >= low) & (points[:, 0] < high)).mean()
+            assert within == pytest.approx(share, rel=0.02)
+
+
+class TestUniform:
+    def test_equal_areas_hold_equally_many_and_the_limit_holds(self) -> None:
+        points = geodesy.uniform_on_sphere(40_000, np.random.default_rng(6), 60.0)
+        assert np.abs(points[:, 0]).max() <= 60.0
+        below_30 = (np.abs(points[:, 0]) < 30.0).mean()
+        assert below_30 == pytest.approx(0.5 / math.sin(math.radians(60.0)), abs=0.01)
+        assert (points[:, 1] < 0.0).mean() == pytest.approx(0.5, abs=0.01)

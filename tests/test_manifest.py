@@ -1,0 +1,175 @@
+"""Statements about the manifest: whatever is wrong with it is said with the file and the row, before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import SIZES, Runs, world
+from PIL import Image
+
+from lib import datasets
+from lib.datasets import manifest
+from lib.datasets.manifest import ManifestError
+from lib.runs import ArtefactError, Run
+
+PHOTOS = 6
+
+
+def small() -> pd.DataFrame:
+    return world({"train": 3, "validation": 1, "test": 1, "test_blocked": 1})[0]
+
+
+def with_value(column: str, value: object, row: int = 3) -> pd.DataFrame:
+    frame = small()
+    frame[column] = frame[column].astype(object)
+    frame.loc[row, column] = value
+    return frame
+
+
+class TestCheck:
+    def test_a_good_one_passes(self) -> None:
+        manifest.check(small(), "table.csv")
+        edges = small().assign(latitude=[90.0, -90.0, 0, 0, 0, 0], longitude=[180.0, -180.0, 0, 0, 0, 0])
+        manifest.check(edges, "table.csv")
+
+    @pytest.mark.parametrize("column", ["id", "path", "latitude", "longitude", "split"])
+    def test_a_missing_column_is_named_and_the_others_listed(self, column: str) -> None:
+        with pytest.raises(ManifestError, match=f"table.csv: column '{column}' is missing; there are .*continent"):
+            manifest.check(small().drop(columns=column), "table.csv")
+
+    @pytest.mark.parametrize(
+        ("column", "value", "words"),
+        [
+            ("latitude", 90.1, "latitude is not within"),
+            ("latitude", np.nan, "latitude is not a number"),
+            ("latitude", "north", "latitude is not a number"),
+            ("longitude", -181.0, "longitude is not within"),
+            ("longitude", np.inf, "longitude is not a number"),
+            ("longitude", None, "longitude is not a number"),
+            ("id", "p0000", "id is missing or used twice"),
+            ("id", None, "id is missing or used twice"),
+            ("split", "trainn", "split is none of"),
+            ("split", None, "split is none of"),
+            ("path", "/etc/passwd", "path leaves the data set's folder"),
+            ("path", "a/../../b.jpg", "path leaves the data set's folder"),
+        ],
+    )
+    def test_a_wrong_entry_is_named_with_file_and_row(self, column: str, value: object, words: str) -> None:
+        with pytest.raises(ManifestError, match=rf"^table\.csv: row 4: {words}.*1 such rows"):
+            manifest.check(with_value(column, value), "table.csv")
+
+    @pytest.mark.parametrize("value", [None, np.nan, 3])
+    def test_a_photo_without_a_path_is_named_too(self, value: object) -> None:
+        with pytest.raises(ManifestError, match=r"^table\.csv: row 4: path"):
+            manifest.check(with_value("path", value), "table.csv")
+
+    def test_the_number_of_such_rows_is_said(self) -> None:
+        with pytest.raises(ManifestError, match="row 1: latitude .* 6 such rows"):
+            manifest.check(small().assign(latitude=1_000.0), "table.csv")
+
+    def test_no_photos_at_all(self) -> None:
+        with pytest.raises(ManifestError, match=r"table\.csv: no photos"):
+            manifest.check(small().iloc[:0], "table.csv")
+
+
+class TestFile:
+    def test_there_and_back(self, tmp_path: Path) -> None:
+        manifest.write(small(), tmp_path / "manifest.parquet")
+        pd.testing.assert_frame_equal(manifest.read(tmp_path / "manifest.parquet"), small())
+
+    def test_a_wrong_one_is_not_written(self, tmp_path: Path) -> None:
+        with pytest.raises(ManifestError, match=r"manifest\.parquet: row 4"):
+            manifest.write(with_value("split", "x"), tmp_path / "manifest.parquet")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_wrong_one_is_not_read(self, tmp_path: Path) -> None:
+        small().assign(latitude=99.0).to_parquet(tmp_path / "manifest.parquet")
+        with pytest.raises(ManifestError, match=r"manifest\.parquet: row 1: latitude"):
+            manifest.read(tmp_path / "manifest.parquet")
+
+
+class TestRows:
+    def test_splits_partition_the_rows(self) -> None:
+        frame = world()[0]
+        rows = {split: manifest.rows_of(frame, split) for split in SIZES}
+        assert {split: len(found) for split, found in rows.items()} == SIZES
+        assert sorted(np.concatenate(list(rows.values()))) == list(range(len(frame)))
+
+    def test_an_empty_split_lists_the_others(self) -> None:
+        with pytest.raises(ManifestError, match="split 'tset' has no photos; the manifest has test, test_blocked, train, validation"):
+            manifest.rows_of(small(), "tset")
+
+    def test_coordinates_are_latitude_longitude_and_a_copy(self) -> None:
+        frame = small()
+        found = manifest.coordinates(frame)
+        assert found[2].tolist() == [frame["latitude"][2], frame["longitude"][2]]
+        found[:] = 0.0
+        assert frame["latitude"].abs().min() > 0.0
+
+
+Builder = Callable[[object, Path], pd.DataFrame]
+
+
+@pytest.fixture
+def builder(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A data set that writes six coloured photos; the list grows by one whenever it is built."""
+    built = []
+
+    def build(settings: object, root: Path) -> pd.DataFrame:
+        built.append(len(built))
+        frame = small()
+        for number, path in enumerate(frame["path"]):
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(root / path)
+        (root / frame["path"][1]).write_bytes(b"no photo")
+        return frame
+
+    monkeypatch.setitem(datasets.BUILDERS, "blue_marble", build)
+    return built
+
+
+@pytest.fixture
+def bare(make_run: Runs, tmp_path: Path) -> Run:
+    """A run before notebook 01, whose data set lies in a temporary folder."""
+    run = make_run(f"dataset.root={tmp_path / 'data'}")
+    run.manifest.unlink()
+    return run
+
+
+class TestPrepare:
+    def test_a_photo_that_cannot_be_decoded_is_left_out_and_listed(self, bare: Run, builder: list[int]) -> None:
+        frame = datasets.prepare(bare)
+        listed = pd.read_csv(bare.table("unreadable_photos"))
+        assert frame["id"].tolist() == ["p0000", "p0002", "p0003", "p0004", "p0005"]
+        assert listed[["id", "path"]].values.tolist() == [["p0001", "photos/p0001.jpg"]]
+        assert "cannot identify image" in listed["reason"][0]
+
+    def test_it_is_built_once(self, bare: Run, builder: list[int]) -> None:
+        pd.testing.assert_frame_equal(datasets.prepare(bare), datasets.prepare(bare))
+        assert builder == [0]
+
+    def test_it_is_built_again_when_a_photo_is_gone(self, bare: Run, builder: list[int]) -> None:
+        frame = datasets.prepare(bare)
+        (datasets.root_of(bare) / frame["path"][0]).unlink()
+        datasets.prepare(bare)
+        assert builder == [0, 1]
+
+    def test_it_is_built_again_when_the_manifest_is_broken(self, bare: Run, builder: list[int]) -> None:
+        datasets.prepare(bare)
+        bare.manifest.write_bytes(b"PAR1 torn")
+        assert len(datasets.prepare(bare)) == 5
+        assert builder == [0, 1]
+
+    def test_a_data_set_without_a_loader_says_so(self, make_run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+        run = make_run()
+        monkeypatch.delitem(datasets.BUILDERS, "blue_marble")
+        with pytest.raises(ManifestError, match="'blue_marble'"):
+            datasets.prepare(run)
+
+    def test_reading_before_it_is_made_names_the_notebook(self, bare: Run) -> None:
+        with pytest.raises(ArtefactError, match="01_data_preparation"):
+            datasets.read(bare)

@@ -1,0 +1,142 @@
+"""Statements about the model: geoclip's own location encoder, unit embeddings, checkpoints that are bits, a queue of places."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from geoclip.model.location_encoder import LocationEncoder
+
+from lib.geodesy import uniform_on_sphere
+from lib.model import GeoCLIP, ModelError, Queue, initialise, load
+
+PLACES = torch.from_numpy(
+    np.concatenate([uniform_on_sphere(60, np.random.default_rng(0)), [[90.0, 0.0], [-90.0, 0.0], [0.0, 180.0], [0.0, -180.0]]])
+).float()
+
+
+@pytest.fixture(scope="module")
+def pretrained() -> GeoCLIP:
+    return GeoCLIP(8, location_weights="geoclip").eval()
+
+
+class TestLocationEncoder:
+    def test_with_the_pretrained_weights_it_is_the_packages(self, pretrained: GeoCLIP) -> None:
+        with torch.inference_mode():
+            assert torch.allclose(pretrained.embed_places(PLACES), F.normalize(LocationEncoder()(PLACES), dim=1), atol=1e-6)
+
+    def test_from_scratch_it_is_the_packages_with_the_same_weights(self) -> None:
+        model, package = GeoCLIP(8), LocationEncoder(from_pretrained=False)
+        package.load_state_dict(model.location_encoder.state_dict())
+        with torch.inference_mode():
+            assert torch.allclose(model.embed_places(PLACES), F.normalize(package(PLACES), dim=1), atol=1e-6)
+
+    def test_bfloat16_keeps_the_phases(self, pretrained: GeoCLIP) -> None:
+        with torch.inference_mode():
+            exact = pretrained.embed_places(PLACES)
+            with torch.autocast("cpu", torch.bfloat16):
+                rough = pretrained.embed_places(PLACES)
+        assert rough.dtype == torch.float32
+        assert F.cosine_similarity(exact, rough).min() > 0.999
+
+    def test_degrees_in_float64_are_taken_too(self, pretrained: GeoCLIP) -> None:
+        with torch.inference_mode():
+            assert torch.equal(pretrained.embed_places(PLACES.double()), pretrained.embed_places(PLACES))
+
+
+class TestEmbeddings:
+    def test_both_are_unit_vectors_of_512(self, pretrained: GeoCLIP) -> None:
+        photos = pretrained.embed_photos(torch.randn(5, 8, generator=torch.Generator().manual_seed(0)))
+        for embedded in (photos, pretrained.embed_places(PLACES)):
+            assert embedded.shape[1] == 512
+            assert torch.allclose(embedded.norm(dim=1), torch.ones(len(embedded)), atol=1e-5)
+
+    def test_the_head_is_linear_relu_linear_on_centred_scaled_features(self) -> None:
+        mean = torch.arange(8.0)
+        model = GeoCLIP(8, mean, scale=4.0)
+        features = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
+        first, last = model.image_head[0], model.image_head[2]
+        assert (first.weight.shape, last.weight.shape) == ((768, 8), (512, 768))
+        hidden = ((features - mean) / 4.0 @ first.weight.T + first.bias).clamp(min=0.0)
+        expected = hidden @ last.weight.T + last.bias
+        assert torch.allclose(model.embed_photos(features), expected / expected.norm(dim=1, keepdim=True), atol=1e-5)
+
+    def test_a_logit_is_the_cosine_over_the_temperature_that_starts_at_0_07(self, pretrained: GeoCLIP) -> None:
+        photos, places = torch.eye(4)[:2], F.normalize(torch.ones(3, 4), dim=1)
+        assert pretrained.logit_scale.item() == pytest.approx(math.log(1.0 / 0.07))
+        assert pretrained.logit_scale.requires_grad
+        assert torch.allclose(pretrained.logits(photos, places), torch.full((2, 3), 0.5 / 0.07), atol=1e-4)
+
+
+class TestInitialise:
+    def test_the_seed_alone_decides_and_the_global_generator_is_left_alone(self) -> None:
+        torch.manual_seed(5)
+        before = torch.random.get_rng_state()
+        one = initialise(3, 4, torch.zeros(4), 1.0, "scratch").state_dict()
+        assert torch.equal(torch.random.get_rng_state(), before)
+        torch.manual_seed(6)
+        two = initialise(3, 4, torch.zeros(4), 1.0, "scratch").state_dict()
+        other = initialise(4, 4, torch.zeros(4), 1.0, "scratch").state_dict()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+        assert not torch.equal(one["image_head.0.weight"], other["image_head.0.weight"])
+        assert not torch.equal(one["location_encoder.LocEnc2.capsule.0.b"], other["location_encoder.LocEnc2.capsule.0.b"])
+
+
+class TestCheckpoint:
+    def test_it_comes_back_bit_by_bit_and_gives_the_same_bytes_twice(self, tmp_path: Path) -> None:
+        model = GeoCLIP(4, torch.arange(4.0), scale=0.3)
+        metadata = {"strategy": "residual", "seed": 3, "gallery": "Städte.csv", "training": {"epochs": 2}, "a": 1, "z": None}
+        for number in range(3):
+            model.save(tmp_path / f"{number}.safetensors", **metadata)
+        assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+        back = load(tmp_path / "0.safetensors")
+        assert not back.training
+        expected, found = model.state_dict(), back.state_dict()
+        assert set(expected) == set(found)
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+    def test_what_is_no_checkpoint_is_named(self, tmp_path: Path) -> None:
+        from safetensors.torch import save_file
+
+        (tmp_path / "text.safetensors").write_text("no weights")
+        save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
+        save_file({"feature_mean": torch.zeros(2)}, tmp_path / "partial.safetensors")
+        for name in ("text", "other", "partial", "missing"):
+            with pytest.raises(ModelError, match=rf"{name}\.safetensors: not a checkpoint of this model"):
+                load(tmp_path / f"{name}.safetensors")
+
+
+class TestQueue:
+    @staticmethod
+    def entry(number: int, count: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return torch.full((count,), number), torch.full((count, 2), float(number)), torch.full((count, 3), float(number))
+
+    def test_it_starts_empty_grows_and_drops_the_oldest(self) -> None:
+        queue = Queue.empty(5, 3)
+        lengths = [len(queue)]
+        for number in range(4):
+            queue.push(*self.entry(number))
+            lengths.append(len(queue))
+        assert lengths == [0, 2, 4, 5, 5]
+        assert queue.coordinates_deg[:, 0].tolist() == [1.0, 2.0, 2.0, 3.0, 3.0]
+        assert queue.unit_features[:, 2].tolist() == [1.0, 2.0, 2.0, 3.0, 3.0]
+
+    def test_a_batch_beyond_its_size_leaves_the_latest(self) -> None:
+        queue = Queue.empty(2, 3)
+        queue.push(torch.arange(5), torch.arange(10.0).reshape(5, 2), torch.zeros(5, 3))
+        assert queue.coordinates_deg.tolist() == [[6.0, 7.0], [8.0, 9.0]]
+        assert queue.rows.tolist() == [3, 4]
+
+    def test_a_queue_of_none_stays_empty(self) -> None:
+        queue = Queue.empty(0, 3)
+        queue.push(*self.entry(1))
+        assert len(queue) == 0
+
+    def test_it_keeps_no_gradient(self) -> None:
+        queue = Queue.empty(4, 3)
+        queue.push(torch.arange(2), torch.zeros(2, 2), torch.zeros(2, 3, requires_grad=True) * 2.0)
+        assert not queue.unit_features.requires_grad

@@ -1,0 +1,269 @@
+"""Statements about the strategies, against the equations of the method written here as plain double loops.
+
+z_ij logit, d_ij = 1 - u_i . u_j, h_ij great-circle distance in radians, gamma the fitted curve, rho its range,
+r_ij = gamma(h_ij) - d_ij. L_i = -log(e^z_ii / (e^z_ii + sum over j != i of w_ij e^(s_ij z_ij))).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import fitted
+
+from lib.negatives import REGISTRY, Candidates, Reweighting, StrategyError, contrastive_loss, get
+from lib.semivariogram import Curve
+
+ALPHA, BETA = 1.5, 2.5
+PHOTOS, PLACES = 6, 11
+MODEL = fitted()
+NUGGET, PARTIAL_SILL, LENGTH, EXPONENT, RHO = 0.1, 0.85, 0.3, 0.8, 0.9
+
+
+def gamma(h: float) -> float:
+    return NUGGET + PARTIAL_SILL * (1.0 - math.exp(-((h / LENGTH) ** EXPONENT)))
+
+
+def correlation(h: float) -> float:
+    return 1.0 - (gamma(h) - NUGGET) / PARTIAL_SILL
+
+
+def positive_part(x: float) -> float:
+    return x if x > 0.0 else 0.0
+
+
+# name: (s_ij, log w_ij) of d and h, with the plain formulas of the method
+Formula = Callable[[float, float], tuple[float, float]]
+FORMULAS: dict[str, Formula] = {
+    "infonce": lambda d, h: (1.0, 0.0),
+    "thesis": lambda d, h: (math.exp(positive_part(d - gamma(h))) if h <= RHO else 1.0, 0.0),
+    "semivariogram": lambda d, h: (
+        1.0, (BETA if h > RHO else -ALPHA) * positive_part(gamma(h) - d)
+    ),
+    "hard_only": lambda d, h: (1.0, BETA * positive_part(gamma(h) - d) if h > RHO else 0.0),
+    "false_only": lambda d, h: (1.0, -ALPHA * positive_part(gamma(h) - d) if h <= RHO else 0.0),
+    "residual": lambda d, h: (1.0, BETA * positive_part(gamma(h) - d)),
+    "decayed": lambda d, h: (1.0, BETA * positive_part(gamma(h) - d) * (1.0 - correlation(h))),
+    "similarity": lambda d, h: (1.0, BETA * (1.0 - d)),
+}  # fmt: skip
+
+
+def haversine(a: list[float], b: list[float]) -> float:
+    la, lo, lb, lp = map(math.radians, (*a, *b))
+    squared = math.sin((lb - la) / 2.0) ** 2 + math.cos(la) * math.cos(lb) * math.sin((lp - lo) / 2.0) ** 2
+    return 2.0 * math.asin(min(1.0, math.sqrt(squared)))
+
+
+def batch(dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object) -> Candidates:
+    """Six photos against eleven places, near and far, alike and unlike, with logits of both signs."""
+    generator = torch.Generator().manual_seed(seed)
+    place_deg = torch.tensor(
+        [[48.0, 11.0], [47.0, 12.0], [-33.0, 151.0], [10.0, 179.5], [11.0, -179.5], [60.0, 20.0], [48.0, 11.0], [-34.0, 150.0],
+         [0.0, 0.0], [49.0, 10.0], [-48.0, -169.0]], dtype=dtype)  # fmt: skip
+    unit = F.normalize(torch.randn(PLACES, 4, generator=generator, dtype=torch.float64), dim=1).to(dtype)
+    logits = 3.0 * torch.randn(PHOTOS, PLACES, generator=generator, dtype=torch.float64).to(dtype)
+    values = {
+        "logits": logits, "photo_unit": unit[:PHOTOS], "place_unit": unit, "photo_deg": place_deg[:PHOTOS],
+        "place_deg": place_deg, "curve": Curve(MODEL), "alpha": ALPHA, "beta": BETA,
+    }  # fmt: skip
+    return Candidates(**(values | changes))
+
+
+def pairs(candidates: Candidates) -> list[tuple[int, int, float, float, float]]:
+    """(i, j, z, d, h) of every pair, positives included."""
+    u, v = candidates.photo_unit.tolist(), candidates.place_unit.tolist()
+    a, b = candidates.photo_deg.tolist(), candidates.place_deg.tolist()
+    return [
+        (i, j, candidates.logits[i, j].item(), 1.0 - sum(x * y for x, y in zip(u[i], v[j], strict=True)), haversine(a[i], b[j]))
+        for i in range(PHOTOS)
+        for j in range(PLACES)
+    ]
+
+
+def loss_by_hand(candidates: Candidates, formula: Formula) -> float:
+    denominators = [0.0] * PHOTOS
+    for i, j, z, d, h in pairs(candidates):
+        factor, log_weight = (1.0, 0.0) if i == j else formula(d, h)
+        denominators[i] += math.exp(log_weight) * math.exp(factor * z)
+    return sum(math.log(denominators[i]) - candidates.logits[i, i].item() for i in range(PHOTOS)) / PHOTOS
+
+
+def test_no_strategy_is_without_its_formula_here() -> None:
+    assert set(FORMULAS) == set(REGISTRY)
+
+
+def test_the_batch_has_pairs_of_every_kind() -> None:
+    negatives = [(h <= RHO, gamma(h) > d, z > 0) for i, j, z, d, h in pairs(batch()) if i != j]
+    assert len(set(negatives)) == 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", sorted(FORMULAS))
+class TestFormula:
+    def test_weights_of_every_negative(self, name: str, dtype: torch.dtype) -> None:
+        candidates = batch(dtype)
+        found = get(name).reweight(candidates)
+        for i, j, _, d, h in pairs(candidates):
+            factor, log_weight = FORMULAS[name](d, h)
+            if i != j:
+                assert (1.0 if found.factor is None else found.factor[i, j].item()) == pytest.approx(factor, abs=2e-5)
+                assert (0.0 if found.log_weight is None else found.log_weight[i, j].item()) == pytest.approx(log_weight, abs=5e-5)
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_the_loss(self, name: str, dtype: torch.dtype, seed: int) -> None:
+        candidates = batch(dtype, seed)
+        found = contrastive_loss(candidates.logits, get(name).reweight(candidates))
+        assert found.shape == ()
+        assert found.item() == pytest.approx(loss_by_hand(candidates, FORMULAS[name]), rel=5e-5)
+
+
+class TestIngredients:
+    def test_dissimilarity_distance_and_residual_of_every_pair(self) -> None:
+        candidates = batch()
+        for i, j, _, d, h in pairs(candidates):
+            assert candidates.dissimilarity[i, j].item() == pytest.approx(d, abs=1e-6)
+            assert candidates.distance_rad[i, j].item() == pytest.approx(h, abs=1e-6)
+            assert candidates.gamma[i, j].item() == pytest.approx(gamma(h), abs=2e-5)
+            assert candidates.residual[i, j].item() == pytest.approx(gamma(h) - d, abs=2e-5)
+
+    def test_places_on_either_side_of_the_180th_meridian_are_near(self) -> None:
+        assert batch().distance_rad[3, 4].item() < 0.03
+
+    def test_the_baseline_and_the_control_need_no_curve(self) -> None:
+        assert {name for name, one in REGISTRY.items() if not one.needs_curve} == {"infonce", "similarity"}
+        for name in ("infonce", "similarity"):
+            contrastive_loss(batch().logits, get(name).reweight(batch(curve=None)))
+
+
+class TestThesis:
+    def test_a_factor_above_one_makes_a_positive_negative_logit_harder_and_a_negative_one_easier(self) -> None:
+        for sign in (1.0, -1.0):
+            logits = torch.tensor([[2.0, sign * 3.0]])
+            factor = Reweighting(factor=torch.tensor([[1.0, 1.4]]))
+            plain, pressed = (contrastive_loss(logits, one).item() for one in (Reweighting(), factor))
+            assert (pressed > plain) == (sign > 0.0)
+
+    def test_its_effect_turns_round_with_the_sign_of_the_logits(self) -> None:
+        candidates = batch()
+        for sign in (1.0, -1.0):
+            logits = sign * candidates.logits.abs()
+            reweighting = get("thesis").reweight(candidates)
+            thesis, plain = contrastive_loss(logits, reweighting), contrastive_loss(logits, Reweighting())
+            assert (thesis > plain).item() == (sign > 0.0)
+
+    def test_it_leaves_near_look_alikes_and_everything_far_alone(self) -> None:
+        candidates = batch()
+        factor = get("thesis").reweight(candidates).factor
+        for i, j, _, d, h in pairs(candidates):
+            if h > RHO or d < gamma(h) - 1e-4:
+                assert factor[i, j].item() == 1.0
+
+
+class TestDirections:
+    def test_emphasis_makes_a_batch_harder_and_damping_easier(self) -> None:
+        candidates = batch()
+        plain = contrastive_loss(candidates.logits, Reweighting()).item()
+        losses = {name: contrastive_loss(candidates.logits, get(name).reweight(candidates)).item() for name in REGISTRY}
+        assert losses["hard_only"] > plain > losses["false_only"]
+        assert losses["residual"] > losses["hard_only"]
+        assert losses["false_only"] < losses["semivariogram"] < losses["hard_only"]
+
+    def test_the_two_halves_make_the_whole(self) -> None:
+        candidates = batch()
+        hard, false, both = (get(name).reweight(candidates).log_weight for name in ("hard_only", "false_only", "semivariogram"))
+        assert torch.equal(hard + false, both)
+        assert torch.equal(get("semivariogram").reweight(batch(alpha=0.0)).log_weight, hard)
+        assert torch.equal(get("semivariogram").reweight(batch(beta=0.0)).log_weight, false)
+
+
+class TestInfoNCE:
+    @pytest.mark.parametrize("places", [PHOTOS, PLACES])
+    @pytest.mark.parametrize(
+        "reweighting",
+        [
+            Reweighting(),
+            Reweighting(factor=torch.ones(PHOTOS, PLACES)),
+            Reweighting(log_weight=torch.zeros(PHOTOS, PLACES)),
+            Reweighting(torch.zeros(PHOTOS, PLACES), torch.ones(PHOTOS, PLACES)),
+        ],
+        ids=["nothing", "factor 1", "log-weight 0", "both"],
+    )
+    def test_weights_of_one_give_exactly_infonce(self, reweighting: Reweighting, places: int) -> None:
+        logits = batch().logits[:, :places]
+        cut = Reweighting(*(None if one is None else one[:, :places] for one in (reweighting.log_weight, reweighting.factor)))
+        assert torch.equal(contrastive_loss(logits, cut), F.cross_entropy(logits, torch.arange(PHOTOS)))
+
+    @pytest.mark.parametrize("name", sorted(set(FORMULAS) - {"infonce", "thesis"}))
+    def test_without_alpha_and_beta_every_log_weight_is_zero(self, name: str) -> None:
+        candidates = batch(alpha=0.0, beta=0.0)
+        plain = F.cross_entropy(candidates.logits, torch.arange(PHOTOS))
+        assert torch.equal(contrastive_loss(candidates.logits, get(name).reweight(candidates)), plain)
+
+    def test_what_is_said_of_positives_is_ignored(self) -> None:
+        logits, positive = batch().logits, torch.eye(PHOTOS, PLACES)
+        plain = F.cross_entropy(logits, torch.arange(PHOTOS))
+        absurd = Reweighting(log_weight=50.0 * positive, factor=1.0 + 7.0 * positive)
+        assert torch.equal(contrastive_loss(logits, absurd), plain)
+
+    def test_a_batch_of_identical_photos_of_one_place_stays_finite(self) -> None:
+        same = torch.ones(PLACES, 2)
+        unit = F.normalize(torch.ones(PLACES, 4), dim=1)
+        for name in REGISTRY:
+            candidates = batch(photo_unit=unit[:PHOTOS], place_unit=unit, photo_deg=same[:PHOTOS], place_deg=same)
+            assert torch.isfinite(contrastive_loss(candidates.logits, get(name).reweight(candidates)))
+
+
+class TestGradient:
+    @pytest.mark.parametrize("name", sorted(FORMULAS))
+    def test_none_flows_through_the_weights(self, name: str) -> None:
+        plain = batch()
+        unit, curve = plain.place_unit.clone().requires_grad_(), Curve(MODEL)
+        curve.values.requires_grad_()
+        logits = plain.logits.clone().requires_grad_()
+        candidates = batch(logits=logits, place_unit=unit, photo_unit=unit[:PHOTOS], curve=curve)
+        contrastive_loss(logits, get(name).reweight(candidates)).backward()
+        assert unit.grad is None
+        assert curve.values.grad is None
+
+        constant = get(name).reweight(plain)
+        again = plain.logits.clone().requires_grad_()
+        off_diagonal = 1.0 - torch.eye(PHOTOS, PLACES)
+        factor = torch.ones(PHOTOS, PLACES) if constant.factor is None else constant.factor
+        added = torch.zeros(PHOTOS, PLACES) if constant.log_weight is None else constant.log_weight
+        weighted = again * (1.0 + off_diagonal * (factor - 1.0)) + off_diagonal * added
+        (torch.logsumexp(weighted, 1) - again.diagonal()).mean().backward()
+        assert torch.allclose(logits.grad, again.grad, atol=1e-6)
+
+    def test_weights_made_of_the_logits_carry_none_either(self) -> None:
+        logits = batch().logits.clone().requires_grad_()
+        contrastive_loss(logits, Reweighting(log_weight=logits * 2.0, factor=logits.exp())).backward()
+        again = batch().logits.clone().requires_grad_()
+        contrastive_loss(again, Reweighting(log_weight=batch().logits * 2.0, factor=batch().logits.exp())).backward()
+        assert torch.equal(logits.grad, again.grad)
+
+
+class TestRegistry:
+    def test_an_unknown_name_lists_the_known_ones(self) -> None:
+        with pytest.raises(StrategyError) as caught:
+            get("semivariogramm")
+        assert all(name in str(caught.value) for name in REGISTRY)
+
+    def test_each_describes_itself_under_its_own_name(self) -> None:
+        for name, one in REGISTRY.items():
+            assert (one.name, get(name)) == (name, one)
+            assert len(one.description) > 10
+
+    @pytest.mark.parametrize("name", sorted(FORMULAS))
+    def test_the_effect_is_the_log_of_what_is_done_to_a_negative(self, name: str) -> None:
+        candidates = batch()
+        effect = get(name).reweight(candidates).effect()
+        if name == "infonce":
+            assert effect is None
+            return
+        for i, j, _, d, h in pairs(candidates):
+            factor, log_weight = FORMULAS[name](d, h)
+            if i != j:
+                assert effect[i, j].item() == pytest.approx(math.log(factor) + log_weight, abs=5e-5)

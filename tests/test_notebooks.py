@@ -1,0 +1,54 @@
+"""The notebooks as they lie in git: they tell a story, hide nothing, and compute nothing themselves."""
+
+import ast
+
+import nbformat
+import pytest
+
+from lib import pipeline
+
+NOTEBOOKS = pipeline.notebooks()
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.read().cells if cell.cell_type == "code"]
+
+
+def code_lines(cell):
+    return [line for line in cell.source.splitlines() if line.strip() and not line.startswith("%")]
+
+
+def test_the_five_steps_are_there_in_order():
+    names = ["data_preparation", "baseline_geoclip", "semivariogram", "regularized_training", "error_at_granularity"]
+    assert [one.path.stem for one in NOTEBOOKS][:5] == [f"{number:02d}_{name}" for number, name in enumerate(names, 1)]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda one: one.path.stem)
+class TestEachNotebook:
+    def test_holds_no_outputs(self, notebook):
+        assert all(not cell.outputs and cell.execution_count is None for cell in code_cells(notebook))
+
+    def test_has_the_parameters_that_the_pipeline_gives_as_plain_literals(self, notebook):
+        pipeline.check_parameters(notebook)
+        (cell,) = [cell for cell in code_cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
+        for statement in ast.parse(cell.source).body:
+            ast.literal_eval(statement.value)
+
+    def test_calls_lib_in_at_most_ten_lines_a_cell_and_defines_nothing(self, notebook):
+        for cell in code_cells(notebook):
+            assert len(code_lines(cell)) <= 10, cell.source
+            assert not any(word in cell.source for word in ("def ", "class ", "lambda", "sys.path", "pip install"))
+
+    def test_is_at_least_half_prose(self, notebook):
+        cells = notebook.read().cells
+        prose = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
+        assert prose >= 0.5 * sum(len(cell.source.split()) for cell in cells)
+
+    def test_says_something_before_each_result(self, notebook):
+        kinds = [cell.cell_type for cell in notebook.read().cells]
+        code = [position for position, kind in enumerate(kinds) if kind == "code"]
+        assert sum(kinds[position - 1] == "markdown" for position in code) >= 0.75 * len(code)
+
+    def test_is_valid_and_runs_in_the_environments_own_kernel(self, notebook):
+        nbformat.validate(notebook.read())
+        assert notebook.read().metadata.kernelspec.name == "python3"

@@ -1,0 +1,272 @@
+"""run_all.sh's work, end to end in the smoke profile: five notebooks, the files that other tools read, a second call."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from lib import pipeline, report
+from lib.runs import Run
+from lib.settings import PROJECT
+
+ACCURACY = [
+    "strategy",
+    "seed",
+    "split",
+    "n",
+    "acc_1km",
+    "acc_25km",
+    "acc_200km",
+    "acc_750km",
+    "acc_2500km",
+    "median_km",
+]
+ACCURACY += ["mean_km", "geoscore"]
+COMPARISON = ["strategy", "baseline", "metric", "difference", "ci_low", "ci_high", "seeds", "n"]
+PREDICTIONS = ["id", "split", "strategy", "seed", "latitude", "longitude", "predicted_latitude", "predicted_longitude"]
+PREDICTIONS += ["error_km"]
+FIT = [
+    "family",
+    "nugget",
+    "partial_sill",
+    "length_scale_rad",
+    "exponent",
+    "range_rad",
+    "range_km",
+    "backbone",
+    "photos",
+]
+FIT += ["pairs"]
+
+
+def run_pipeline(command):
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """A finished smoke run and what it printed; its photos go to a folder of its own."""
+    folder = tmp_path_factory.mktemp("smoke")
+    command = [sys.executable, "-m", "lib.pipeline", "--profile", "smoke", "--run", str(folder / "run")]
+    command += ["--device", "cpu", "--set", f"dataset.root={folder / 'photos'}"]
+    done = run_pipeline(command)
+    assert done.returncode == 0, done.stderr[-3_000:]
+    return folder / "run", command, done.stdout
+
+
+def test_every_notebook_is_executed_without_error(smoke):
+    folder, _, _ = smoke
+    for notebook in pipeline.notebooks():
+        executed = nbformat.read(folder / "notebooks" / notebook.path.name, as_version=4)
+        code = [cell for cell in executed.cells if cell.cell_type == "code" and cell.source.strip()]
+        assert all(cell.execution_count for cell in code), notebook.path.name
+        kinds = [output.output_type for cell in code for output in cell.outputs]
+        assert "error" not in kinds
+        assert not [
+            output.text
+            for cell in code
+            for output in cell.outputs
+            if output.get("name") == "stderr" and "Warning" in output.text
+        ]
+
+
+def test_executed_notebooks_show_their_figures(smoke):
+    folder, _, _ = smoke
+    for path in sorted((folder / "notebooks").glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        shown = [
+            output for cell in cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
+        ]
+        asked = [cell for cell in cells if cell.cell_type == "code" and "figures.save(" in cell.source]
+        assert len(shown) == len(asked) > 0, path.name
+
+
+def test_the_tables_have_the_columns_that_other_tools_read(smoke):
+    folder, _, _ = smoke
+    accuracy = pd.read_csv(folder / "tables" / "accuracy.csv")
+    assert list(accuracy)[: len(ACCURACY)] == ACCURACY
+    fractions = accuracy.filter(like="acc_").to_numpy()
+    assert ((fractions >= 0) & (fractions <= 1)).all()
+    assert list(pd.read_csv(folder / "tables" / "comparison.csv"))[: len(COMPARISON)] == COMPARISON
+    assert list(pd.read_csv(folder / "tables" / "semivariogram.csv")) == ["lag_km", "gamma", "variance", "pairs"]
+    assert list(pd.read_parquet(folder / "predictions.parquet")) == PREDICTIONS
+    assert set(FIT) <= set(json.loads((folder / "semivariogram.json").read_text()))
+
+
+def test_the_tables_follow_from_the_predictions(smoke):
+    folder, _, _ = smoke
+    predictions = pd.read_parquet(folder / "predictions.parquet")
+    accuracy = pd.read_csv(folder / "tables" / "accuracy.csv").set_index(["strategy", "seed", "split"])
+    for key, frame in predictions.groupby(["strategy", "seed", "split"]):
+        assert accuracy.loc[key, "acc_750km"] == pytest.approx((frame["error_km"] <= 750).mean())
+        assert accuracy.loc[key, "median_km"] == pytest.approx(np.median(frame["error_km"]))
+    settings = json.loads((folder / "manifest.json").read_text())["settings"]
+    assert set(predictions["strategy"]) == set(settings["training"]["strategies"])
+
+
+def test_the_manifest_names_what_it_takes_to_rebuild_the_run(smoke):
+    folder, _, _ = smoke
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert {"settings", "seeds", "packages", "machine", "seconds_by_notebook", "inputs", "outputs", "git"} <= set(
+        manifest
+    )
+    assert set(manifest["seconds_by_notebook"]) == {notebook.path.stem for notebook in pipeline.notebooks()}
+    assert {"tables/accuracy.csv", "semivariogram.json", "predictions.parquet", "maps/predictions.html"} <= set(
+        manifest["outputs"]
+    )
+
+
+def test_every_link_of_the_index_leads_somewhere(smoke):
+    folder, _, _ = smoke
+    page = (folder / "index.html").read_text()
+    links = re.findall(r'(?:href|src)="([^"]+)"', page)
+    assert len(links) > 20
+    assert not [link for link in links if not (folder / link).exists()]
+
+
+def test_figures_are_neither_empty_nor_tiny(smoke):
+    folder, _, _ = smoke
+    figures = sorted((folder / "figures").glob("*.png"))
+    assert len(figures) >= 14
+    for path in figures:
+        with Image.open(path) as image:
+            assert min(image.size) > 300
+            assert np.asarray(image.convert("L")).std() > 5, path.name
+
+
+def test_a_second_call_reuses_everything_and_says_so(smoke):
+    _, command, _ = smoke
+    done = run_pipeline([*command, "--only", "04,5"])
+    assert done.returncode == 0, done.stderr[-3_000:]
+    assert "reused  training-thesis_seed1" in done.stdout
+    assert "reused  evaluation" in done.stdout
+    assert "made  " not in done.stdout
+
+
+def test_reused_or_not_the_run_and_its_copy_agree_bit_by_bit(smoke, tmp_path):
+    """Trainings depend on settings, code and inputs only: one made again gives the same bytes."""
+    folder, command, _ = smoke
+    before = (folder / "checkpoints" / "decayed_seed0.safetensors").read_bytes()
+    (folder / "checkpoints" / "decayed_seed0.safetensors").unlink()
+    done = run_pipeline([*command, "--only", "04"])
+    assert "made    training-decayed_seed0" in done.stdout, done.stderr[-3_000:]
+    assert (folder / "checkpoints" / "decayed_seed0.safetensors").read_bytes() == before
+
+
+def broken_notebook(
+    folder: Path, line: str, parameters="profile = 'smoke'\nrun_name = ''\noverrides = []"
+) -> pipeline.Notebook:
+    cells = [
+        nbformat.v4.new_code_cell(parameters),
+        nbformat.v4.new_code_cell("print('so far so good')"),
+        nbformat.v4.new_code_cell(line),
+    ]
+    cells[0].metadata["tags"] = ["parameters"]
+    for number, cell in enumerate(cells):
+        cell["id"] = f"cell-{number}"
+    content = nbformat.v4.new_notebook(
+        cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    )
+    nbformat.write(content, folder / "09_broken.ipynb")
+    return pipeline.Notebook(folder / "09_broken.ipynb")
+
+
+def test_a_failing_notebook_stops_the_run_with_its_name_cell_and_last_line(tmp_path, monkeypatch, capsys):
+    broken = broken_notebook(tmp_path, "raise RuntimeError('first line\\nthe photo is upside down')")
+    monkeypatch.setattr(pipeline, "notebooks", lambda: [broken])
+    assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run"]) == 1
+    said = capsys.readouterr().err
+    assert "09_broken.ipynb" in said and "cell 4" in said and "raise RuntimeError" in said
+    assert "the photo is upside down" in said
+    kept = nbformat.read(tmp_path / "run" / "notebooks" / "09_broken.ipynb", as_version=4)
+    assert any("so far so good" in output.get("text", "") for cell in kept.cells for output in cell.get("outputs", []))
+
+
+def test_a_notebook_with_other_parameters_is_refused(tmp_path):
+    odd = broken_notebook(tmp_path, "1", parameters="profile = 'smoke'\nepochs = 3")
+    with pytest.raises(pipeline.PipelineError, match=r"09_broken.ipynb.*profile, run_name, overrides"):
+        pipeline.check_parameters(odd)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--profile", "quikc"], "quick"),
+        (["--set", "training.epoch=3"], "did you mean 'epochs'"),
+        (["--set", "training.epochs=0"], "greater than or equal to 1"),
+        (["--only", "17"], "no notebook 17"),
+        (["--set", "training.epochs"], "group.key=value"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_answered_with_one_sentence_and_status_1(arguments, sentence, capsys):
+    assert pipeline.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert sentence in said and "Traceback" not in said
+
+
+def test_list_executes_nothing(tmp_path, capsys):
+    assert pipeline.main(["--list", "--run", f"{tmp_path}/run"]) == 0
+    assert "03  3 The semivariogram" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_osv5m_profile_says_that_its_loader_is_missing(tmp_path):
+    from lib import datasets
+
+    run = Run.open("osv5m", f"{tmp_path}/run")
+    with pytest.raises(datasets.manifest.ManifestError, match="osv5m"):
+        datasets.prepare(run)
+
+
+def test_what_comes_from_names_is_escaped_in_the_index(smoke, tmp_path):
+    folder, _, _ = smoke
+    provenance = json.loads((folder / "manifest.json").read_text())
+    provenance["settings"]["dataset"]["name"] = "<script>alert(1)</script>"
+    run = Run.open("smoke", f"{tmp_path}/run")
+    page = report.write_index(run, provenance, []).read_text()
+    assert "<script>" not in page and "&lt;script&gt;" in page
+
+
+@pytest.fixture
+def reference(smoke, tmp_path, monkeypatch):
+    """The smoke run kept as its own reference; returns the run and the reference's folder."""
+    folder, *_ = smoke
+    kept = tmp_path / "smoke"
+    shutil.copytree(folder / "tables", kept / "tables")
+    for name in ("manifest.json", "semivariogram.json"):
+        shutil.copy(folder / name, kept / name)
+    monkeypatch.setattr(report, "REFERENCE", tmp_path)
+    return Run.open("smoke", str(folder)), kept
+
+
+def test_a_run_reproduces_itself_in_every_figure(reference):
+    table, sentence = report.compare_with_reference(reference[0])
+    assert table["reproduced"].all() and len(table) > 50
+    assert f"{len(table)} of {len(table)}" in sentence
+
+
+def test_a_figure_beyond_its_tolerance_is_called_not_reproduced(reference):
+    run, kept = reference
+    accuracy = pd.read_csv(kept / "tables" / "accuracy.csv")
+    chosen = (accuracy["strategy"] == "thesis") & (accuracy["split"] == "test")
+    accuracy.loc[chosen, "acc_2500km"] += 0.021
+    accuracy.to_csv(kept / "tables" / "accuracy.csv", index=False)
+    table, sentence = report.compare_with_reference(run)
+    (missed,) = table[~table["reproduced"]].itertuples()
+    assert (missed.strategy, missed.split, missed.figure) == ("thesis", "test", "acc_2500km")
+    assert "NO" in report.format_comparison(table, sentence)
+
+
+def test_a_run_with_other_settings_is_not_compared(reference):
+    run, _ = reference
+    other = Run.open("smoke", str(run.folder), ["training.epochs=3"])
+    table, sentence = report.compare_with_reference(other)
+    assert table.empty and "training.epochs" in sentence

@@ -1,0 +1,224 @@
+"""Statements about runs: a stage is reused exactly while nothing it depends on has changed, and files appear whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Runs
+
+from lib import runs
+from lib.runs import ArtefactError, Run
+
+
+class Stage:
+    """A stage that copies its input, and counts how often it is made."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.count = run, 0
+        self.source, self.output = run.folder / "source.txt", run.folder / "deep" / "output.txt"
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write(self.source, "one")
+
+    def make(self) -> None:
+        self.count += 1
+        self.output.parent.mkdir(exist_ok=True)
+        write(self.output, self.source.read_text())
+
+    def __call__(self, **changes: object) -> bool:
+        given = {"make": self.make, "inputs": [self.source], "outputs": [self.output], "settings": {"a": 1}, "code": ["geodesy"]}
+        return self.run.produce("copy", **(given | changes))
+
+
+def write(path: Path, text: str) -> None:
+    """Write ``text`` with a time of change of its own: two writes may fall into one tick of the file system's clock."""
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    path.write_text(text)
+    if path.stat().st_mtime_ns <= before:
+        os.utime(path, ns=(before + 1_000_000, before + 1_000_000))
+
+
+@pytest.fixture
+def stage(make_run: Runs) -> Stage:
+    return Stage(make_run())
+
+
+class TestProduce:
+    def test_what_was_made_is_reused(self, stage: Stage) -> None:
+        assert [stage(), stage(), stage()] == [False, True, True]
+        assert stage.count == 1
+        assert [report.split()[:2] for report in stage.run.reports] == [["made", "copy"], ["reused", "copy"], ["reused", "copy"]]
+
+    def test_another_process_reuses_it_as_well(self, stage: Stage) -> None:
+        stage()
+        again = Stage(Run(stage.run.settings, stage.run.folder))
+        write(again.source, "one")
+        assert again() is True
+
+    @pytest.mark.parametrize("changed", ["settings", "input", "output bytes", "output length", "output gone", "receipt", "code", "modules"])
+    def test_it_is_made_again_when_something_changes(
+        self, stage: Stage, changed: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stage()
+        changes = {}
+        if changed == "settings":
+            changes = {"settings": {"a": 2}}
+        elif changed == "input":
+            write(stage.source, "two")
+        elif changed == "output bytes":
+            write(stage.output, "onE")
+        elif changed == "output length":
+            write(stage.output, "on")
+        elif changed == "output gone":
+            stage.output.unlink()
+        elif changed == "receipt":
+            stage.run.receipt("copy").write_text("{ half a rec")
+        elif changed == "code":
+            monkeypatch.setattr(runs, "code_digest", lambda name: "another")
+        elif changed == "modules":
+            changes = {"code": ["geodesy", "places"]}
+        assert stage(**changes) is False
+        assert stage.count == 2
+        assert stage(**changes) is True
+        assert stage.output.read_text() == stage.source.read_text()
+
+    def test_another_output_is_made(self, stage: Stage) -> None:
+        stage()
+        with pytest.raises(ArtefactError, match=r"stage copy ended without .*more\.txt"):
+            stage(outputs=[stage.output, stage.run.folder / "more.txt"])
+        assert not stage.run.receipt("copy").exists()
+
+    def test_a_failure_leaves_no_receipt_even_where_there_was_one(self, stage: Stage) -> None:
+        stage()
+
+        def fail() -> None:
+            raise OSError("disk full")
+
+        with pytest.raises(OSError, match="disk full"):
+            stage(make=fail, settings={"a": 2})
+        assert not stage.run.receipt("copy").exists()
+        assert stage() is False
+
+    def test_a_missing_input_is_named_and_nothing_is_made(self, stage: Stage) -> None:
+        stage.source.unlink()
+        with pytest.raises(ArtefactError, match=r"source\.txt is not there"):
+            stage()
+        assert stage.count == 0
+
+    def test_the_receipt_says_what_was_made_of_what(self, stage: Stage) -> None:
+        stage()
+        receipt = json.loads(stage.run.receipt("copy").read_text())
+        assert (receipt["stage"], receipt["settings"]) == ("copy", {"a": 1})
+        assert receipt["outputs"] == {"deep/output.txt": hashlib.sha256(b"one").hexdigest()}
+
+    def test_a_run_that_moved_is_reused(self, stage: Stage, tmp_path: Path) -> None:
+        stage()
+        stage.run.folder.rename(tmp_path / "moved")
+        moved = Stage(Run(stage.run.settings, tmp_path / "moved"))
+        assert moved() is True
+
+
+class TestWriting:
+    def test_the_file_appears_whole(self, tmp_path: Path) -> None:
+        with runs.writing(tmp_path / "new" / "file.txt") as aside:
+            aside.write_text("whole")
+            assert not (tmp_path / "new" / "file.txt").exists()
+        assert [path.name for path in (tmp_path / "new").iterdir()] == ["file.txt"]
+
+    def test_an_error_leaves_the_old_file_and_nothing_else(self, tmp_path: Path) -> None:
+        (tmp_path / "file.txt").write_text("old")
+        with pytest.raises(KeyError), runs.writing(tmp_path / "file.txt") as aside:
+            aside.write_text("half")
+            raise KeyError
+        assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file.txt": "old"}
+
+    def test_the_path_beside_keeps_the_suffix(self, tmp_path: Path) -> None:
+        with runs.writing(tmp_path / "file.npz") as aside:
+            assert aside.suffix == ".npz"
+            assert aside.parent == tmp_path
+            aside.touch()
+
+
+class TestChecksums:
+    def test_it_is_that_of_the_bytes(self, tmp_path: Path) -> None:
+        write(tmp_path / "a", "one")
+        assert runs.checksum(tmp_path / "a") == hashlib.sha256(b"one").hexdigest()
+        write(tmp_path / "a", "two")
+        assert runs.checksum(tmp_path / "a") == hashlib.sha256(b"two").hexdigest()
+
+    def test_comments_and_docstrings_do_not_count_as_code(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def digest(text: str) -> str:
+            (tmp_path / "module.py").write_text(text)
+            runs.code_digest.cache_clear()
+            monkeypatch.setattr(runs.importlib.util, "find_spec", lambda name: type("Spec", (), {"origin": tmp_path / "module.py"}))
+            try:
+                return runs.code_digest("module")
+            finally:
+                monkeypatch.undo()
+                runs.code_digest.cache_clear()
+
+        plain = digest("def f(x):\n    return x + 1\n")
+        assert digest('"""Doc."""\n\n# why\ndef f(x):\n    """Doc."""\n    return x + 1  # one more\n') == plain
+        assert digest("def f(x):\n    return x + 2\n") != plain
+        assert digest('def f(x="a"):\n    return x + 1\n') != plain
+
+
+class TestGenerators:
+    def test_one_for_each_seed_and_purpose(self) -> None:
+        draws = {(seed, what): torch.rand(1, generator=runs.generator(seed, what)).item() for seed in (0, 1) for what in ("noise", "batches")}
+        assert len(set(draws.values())) == 4
+        assert torch.rand(1, generator=runs.generator(0, "noise")).item() == draws[0, "noise"]
+
+
+class TestRun:
+    def test_its_files_lie_in_its_folder(self, make_run: Runs) -> None:
+        run = make_run()
+        files = [run.manifest, run.features, run.semivariogram, run.predictions, run.checkpoint("infonce", 0),
+                 run.history("infonce", 0), run.table("a"), run.figure("a"), run.map("a"), run.receipt("a")]  # fmt: skip
+        assert all(path.is_relative_to(run.folder) for path in files)
+        assert len(set(files)) == len(files)
+
+    def test_a_name_is_a_folder_of_results_and_a_path_is_itself(self, tmp_path: Path) -> None:
+        assert Run.open("smoke").folder == runs.RESULTS / "smoke"
+        assert Run.open("smoke", "mine").folder == runs.RESULTS / "mine"
+        assert Run.open("smoke", str(tmp_path / "mine")).folder == tmp_path / "mine"
+
+    def test_opening_writes_nothing(self, tmp_path: Path) -> None:
+        Run.open("smoke", str(tmp_path / "mine"))
+        assert not (tmp_path / "mine").exists()
+
+    def test_what_is_missing_is_named_with_the_notebook_that_makes_it(self, make_run: Runs) -> None:
+        run = make_run()
+        assert run.require(run.manifest, "01") == run.manifest
+        with pytest.raises(ArtefactError, match=r"predictions\.parquet is not there: run notebook 05_x"):
+            run.require(run.predictions, "05_x")
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+    def test_cuda_where_there_is_none_is_an_error(self, make_run: Runs) -> None:
+        with pytest.raises(ArtefactError, match="no CUDA device"):
+            _ = make_run("device=cuda").device
+
+    def test_precision_is_what_was_asked_for(self, make_run: Runs) -> None:
+        run = make_run()
+        assert run.arithmetic("float32") == "cpu/float32"
+        assert run.arithmetic("auto") in {"cpu/float32", "cpu/bfloat16"}
+        for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+            with run.autocast(precision):
+                assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_provenance_names_every_output_with_its_checksum(make_run: Runs) -> None:
+    stage = Stage(make_run())
+    stage()
+    known = runs.provenance(stage.run, {"01": 1.5})
+    assert known["outputs"]["deep/output.txt"] == hashlib.sha256(b"one").hexdigest()
+    assert not any(name.startswith("receipts") for name in known["outputs"])
+    assert known["seconds_by_notebook"] == {"01": 1.5}
+    assert set(known["seconds_by_stage"]) == {"copy"}
+    assert known["settings"]["training"]["batch_size"] == 32
+    assert known["packages"]["torch"].startswith("2.")
+    json.dumps(known)

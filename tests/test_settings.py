@@ -1,0 +1,137 @@
+"""Statements about settings: what is not one is an error that says what would be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from lib.settings import OSV5M, PROFILES, BlueMarble, SettingsError, load, profiles
+
+
+@pytest.mark.parametrize("profile", sorted(path.stem for path in PROFILES.glob("*.yaml")))
+def test_every_profile_of_the_project_loads_under_its_own_name(profile: str) -> None:
+    assert profile in profiles()
+    assert load(profile).profile == profile
+
+
+def test_the_embedded_default_needs_no_download() -> None:
+    settings = load()
+    assert (settings.profile, settings.dataset.name, settings.backbone.name) == ("quick", "blue_marble", "efficientnet-lite0")
+
+
+def test_the_papers_profile_is_the_published_protocol() -> None:
+    settings = load("osv5m")
+    training = settings.training
+    assert isinstance(settings.dataset, OSV5M)
+    assert settings.backbone.name == "openai/clip-vit-large-patch14"
+    assert (training.queue_size, training.batch_size, training.epochs) == (4_096, 512, 20)
+    assert (training.learning_rate, training.weight_decay, training.learning_rate_decay) == (3e-5, 1e-6, 0.87)
+    assert (training.batch_noise_m, training.queue_noise_m) == (150.0, 1_000.0)
+
+
+class TestOverrides:
+    def test_numbers_lists_and_nulls(self) -> None:
+        settings = load("smoke", ["training.seeds=0,1,2", "training.learning_rate=2e-4", "backbone.image_px=null"])
+        assert settings.training.seeds == [0, 1, 2]
+        assert settings.training.learning_rate == 2e-4
+        assert settings.backbone.image_px is None
+
+    @pytest.mark.parametrize("text", ["infonce,residual", "[infonce, residual]", " infonce , residual "])
+    def test_a_list_of_names(self, text: str) -> None:
+        assert load("smoke", [f"training.strategies={text}"]).training.strategies == ["infonce", "residual"]
+
+    def test_one_seed_is_a_list_of_one(self) -> None:
+        assert load("smoke", ["training.seeds=7"]).training.seeds == [7]
+
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_another_data_set_by_its_name_alone_in_any_order(self, order: int) -> None:
+        settings = load("quick", ["dataset=osv5m", "dataset.test_shards=2"][::order])
+        assert isinstance(settings.dataset, OSV5M)
+        assert settings.dataset.test_shards == 2
+        assert settings.dataset.root == OSV5M().root
+
+    def test_naming_the_same_data_set_keeps_the_profiles_values(self) -> None:
+        assert load("smoke", ["dataset=blue_marble"]).dataset == load("smoke").dataset
+
+    def test_the_last_of_two_wins(self) -> None:
+        assert load("smoke", ["training.epochs=3", "training.epochs=5"]).training.epochs == 5
+
+    def test_what_is_not_overridden_stays(self) -> None:
+        changed, plain = load("smoke", ["training.epochs=9"]), load("smoke")
+        assert changed.model_copy(update={"training": plain.training}) == plain
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("override", "words"),
+        [
+            ("training.epoch=3", ["training.epoch", "not a setting", "did you mean 'epochs'?", "batch_size"]),
+            ("trainign.epochs=3", ["trainign", "did you mean 'training'?", "evaluation"]),
+            ("dataset.tran=3", ["dataset.tran", "did you mean 'train'?"]),
+            ("backbone.imagepx=64", ["backbone.imagepx", "did you mean 'image_px'?"]),
+            ("training.epochs=many", ["training.epochs", "'many'"]),
+            ("training.epochs=0", ["training.epochs", "greater than or equal to 1"]),
+            ("training.epochs=2.5", ["training.epochs", "'2.5'"]),
+            ("training.seeds=0,-1", ["training.seeds.1", "greater than or equal to 0"]),
+            ("training.seeds=", ["training.seeds"]),
+            ("training.seeds=1,1", ["training.seeds names one twice"]),
+            ("training.strategies=infonce,infonce", ["training.strategies names one twice"]),
+            ("training.learning_rate=-1e-3", ["training.learning_rate", "greater than 0"]),
+            ("training.learning_rate=nan", ["training.learning_rate"]),
+            ("training.optimizer=sgd", ["training.optimizer", "'adam'", "'adamw'"]),
+            ("semivariogram.family=Linear", ["semivariogram.family", "'Stable'", "'Matern'"]),
+            ("semivariogram.lag_width_rad=4", ["semivariogram.lag_width_rad"]),
+            ("dataset.blocked_share=1", ["dataset.blocked_share"]),
+            ("dataset.max_abs_latitude_deg=90", ["dataset.max_abs_latitude_deg"]),
+            ("dataset=imagenet", ["dataset", "blue_marble", "osv5m"]),
+            ("device=tpu", ["device", "'cuda'"]),
+            ("training.epochs", ["group.key=value"]),
+            ("training.=3", ["group.key=value"]),
+        ],
+    )
+    def test_the_message_names_the_key_and_what_would_be_right(self, override: str, words: list[str]) -> None:
+        with pytest.raises(SettingsError) as caught:
+            load("smoke", [override])
+        for word in words:
+            assert word in str(caught.value)
+
+    def test_the_message_names_the_file(self, tmp_path: Path) -> None:
+        (tmp_path / "mine.yaml").write_text("training:\n  epochs: some\n  learningrate: 1\n")
+        with pytest.raises(SettingsError) as caught:
+            load(tmp_path / "mine.yaml")
+        lines = str(caught.value).splitlines()
+        assert len(lines) == 2  # both mistakes at once
+        assert all(line.startswith(f"{tmp_path / 'mine.yaml'}: training.") for line in lines)
+
+    def test_an_unknown_profile_lists_the_known_ones(self) -> None:
+        with pytest.raises(SettingsError, match=r"'fast' is unknown; there are .*quick.*smoke"):
+            load("fast")
+
+    def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(SettingsError, match="none\\.yaml: no such profile file"):
+            load(tmp_path / "none.yaml")
+
+    @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "just text", "a: b: c"])
+    def test_what_is_no_mapping_of_groups_is_refused(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "odd.yaml").write_text(text)
+        with pytest.raises(SettingsError, match=r"odd\.yaml"):
+            load(tmp_path / "odd.yaml")
+
+    def test_a_key_of_another_data_set_is_refused(self) -> None:
+        with pytest.raises(SettingsError, match=r"dataset\.window_km is not a setting"):
+            load("quick", ["dataset=osv5m", "dataset.window_km=10"])
+
+
+def test_an_own_profile_has_the_defaults_where_it_is_silent(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("training: {epochs: 3}\n")
+    settings = load(tmp_path / "mine.yaml")
+    assert (settings.profile, settings.training.epochs) == ("mine", 3)
+    assert settings.dataset == BlueMarble()
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    settings = load("smoke")
+    with pytest.raises(ValidationError):
+        settings.training.epochs = 3

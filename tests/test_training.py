@@ -1,0 +1,249 @@
+"""Statements about training: equal seeds are equal in every bit, strategies meet the same batches, nonsense stops with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import Runs, world
+from geoclip.model.location_encoder import LocationEncoder
+
+from lib import model, negatives, training
+from lib.model import GeoCLIP, load
+from lib.negatives import REGISTRY, Candidates, Reweighting, Strategy, StrategyError
+from lib.runs import ArtefactError, Run
+from lib.training import TrainingData, TrainingError, train
+
+pytestmark = pytest.mark.usefixtures("narrow")
+SHORT = ("training.epochs=1", "training.batch_size=24")
+STEPS = 4
+
+
+def trained(run: Run, name: str | Strategy = "infonce", seed: int = 0) -> tuple[GeoCLIP, pd.DataFrame]:
+    strategy = negatives.get(name) if isinstance(name, str) else name
+    return train(run, TrainingData.read(run, with_curve=True), strategy, seed)
+
+
+def same(a: GeoCLIP, b: GeoCLIP) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+class Watch:
+    """A strategy that notes what it is shown, and does what another one does."""
+
+    def __init__(self, name: str = "infonce") -> None:
+        self.seen: list[Candidates] = []
+        self.strategy = Strategy(name, "watches", self, needs_curve=True)
+
+    def __call__(self, candidates: Candidates) -> Reweighting:
+        self.seen.append(candidates)
+        return negatives.get(self.strategy.name).reweight(candidates)
+
+
+@pytest.fixture
+def changed_features(make_run: Runs) -> Callable[..., Run]:
+    def make(row: int, value: float, *overrides: str) -> Run:
+        run = make_run(*overrides)
+        features = np.load(run.features)
+        features[row] = value
+        np.save(run.features, features)
+        return run
+
+    return make
+
+
+class TestSeeds:
+    def test_the_same_seed_twice_gives_the_same_file_and_another_seed_another(self, make_run: Runs) -> None:
+        files = []
+        for _ in range(2):
+            run = make_run(*SHORT, "training.strategies=decayed", "training.queue_size=24")
+            torch.rand(3)  # whatever else draws from torch's own generator
+            training.train_all(run, ["decayed"])
+            files.append(run.checkpoint("decayed", 0).read_bytes())
+        assert files[0] == files[1]
+        assert not same(load(run.checkpoint("decayed", 0)), trained(run, "decayed", seed=1)[0])
+
+    @pytest.mark.parametrize("queue", [0, 24])
+    def test_strategies_with_the_same_seed_meet_the_same_batches(self, make_run: Runs, queue: int) -> None:
+        run = make_run(*SHORT, f"training.queue_size={queue}")
+        one, two = Watch("infonce"), Watch("hard_only")
+        for watch in (one, two):
+            trained(run, watch.strategy)
+        assert len(one.seen) == len(two.seen) == STEPS
+        assert torch.equal(one.seen[0].logits, two.seen[0].logits)  # the same weights, batch and noise to begin with
+        for first, second in zip(one.seen, two.seen, strict=True):
+            assert torch.equal(first.place_deg, second.place_deg)
+            assert torch.equal(first.place_unit, second.place_unit)
+
+    @pytest.mark.parametrize("name", ["residual", "semivariogram"])
+    def test_weights_of_one_train_exactly_as_infonce(self, make_run: Runs, name: str) -> None:
+        run = make_run(*SHORT, "training.alpha=0", "training.beta=0")
+        assert same(trained(run, name)[0], trained(run)[0])
+
+    def test_validation_moves_nothing(self, make_run: Runs) -> None:
+        often, seldom = (make_run(*SHORT, "training.epochs=2", f"training.validate_every={every}") for every in (1, 2))
+        assert same(trained(often)[0], trained(seldom)[0])
+
+
+class TestBatches:
+    def test_an_epoch_shows_each_training_photo_once_and_no_other(self, make_run: Runs) -> None:
+        run, watch = make_run(*SHORT, "training.epochs=2"), Watch()
+        trained(run, watch.strategy)
+        manifest = world()[0]
+        train_places = manifest[manifest["split"] == "train"][["latitude", "longitude"]].to_numpy(np.float32)
+        orders = []
+        for epoch in range(2):
+            shown = np.concatenate([one.photo_deg.numpy() for one in watch.seen[epoch * STEPS : (epoch + 1) * STEPS]])
+            assert sorted(map(tuple, shown)) == sorted(map(tuple, train_places))
+            orders.append(shown)
+        assert not np.array_equal(*orders)
+
+    def test_strategies_see_unit_centred_features_and_true_places(self, make_run: Runs) -> None:
+        run, watch = make_run(*SHORT, "backbone.centred=true", "training.batch_noise_m=50000"), Watch()
+        trained(run, watch.strategy)
+        manifest, features = world()
+        places = manifest[["latitude", "longitude"]].to_numpy(np.float32)
+        mean = features[(manifest["split"] == "train").to_numpy()].mean(0)
+        seen = watch.seen[0]
+        for place, unit in zip(seen.photo_deg.numpy(), seen.photo_unit.numpy(), strict=True):
+            row = int(np.flatnonzero((places == place).all(1))[0])
+            centred = features[row] - mean
+            assert np.allclose(unit, centred / np.linalg.norm(centred), atol=1e-5)
+
+    def test_the_noise_reaches_the_logits(self, make_run: Runs) -> None:
+        still, noisy = Watch(), Watch()
+        trained(make_run(*SHORT, "training.batch_noise_m=0"), still.strategy)
+        trained(make_run(*SHORT, "training.batch_noise_m=50000"), noisy.strategy)
+        assert not torch.allclose(still.seen[0].logits, noisy.seen[0].logits)
+
+    def test_a_batch_larger_than_the_split_is_the_split(self, make_run: Runs) -> None:
+        watch = Watch()
+        trained(make_run("training.epochs=1", "training.batch_size=5000"), watch.strategy)
+        assert [len(one.logits) for one in watch.seen] == [96]
+
+
+class TestQueue:
+    def test_it_starts_empty_and_holds_the_latest_batches_places_and_features(self, make_run: Runs) -> None:
+        watch = Watch("semivariogram")
+        trained(make_run(*SHORT, "training.queue_size=30"), watch.strategy)
+        assert [tuple(one.logits.shape) for one in watch.seen] == [(24, 24), (24, 48), (24, 54), (24, 54)]
+        for one in watch.seen:
+            assert len(one.place_deg) == len(one.place_unit) == one.logits.shape[1]
+            assert torch.equal(one.place_deg[:24], one.photo_deg)
+        shown = torch.cat([one.photo_deg for one in watch.seen])
+        looks = torch.cat([one.photo_unit for one in watch.seen])
+        for step in (1, 2, 3):
+            before = slice(max(0, 24 * step - 30), 24 * step)
+            assert torch.equal(watch.seen[step].place_deg[24:], shown[before])
+            assert torch.equal(watch.seen[step].place_unit[24:], looks[before])
+
+    def test_a_photo_that_is_still_queued_is_no_negative_of_itself(self, make_run: Runs) -> None:
+        watch = Watch("infonce")
+        _, history = trained(make_run(*SHORT, "training.epochs=2", "training.queue_size=96"), watch.strategy)
+        met = [torch.isinf(one.logits).sum().item() for one in watch.seen]
+        assert met[:4] == [0, 0, 0, 0] and sum(met[4:]) > 0
+        for one in watch.seen:
+            hidden = torch.isinf(one.logits)
+            same = (one.photo_deg[:, None] == one.place_deg[None]).all(-1)
+            same[:, : len(same)] = False
+            assert torch.equal(hidden, same)
+        assert np.isfinite(history["loss"]).all()
+
+    def test_it_changes_what_is_learned(self, make_run: Runs) -> None:
+        with_queue, without = make_run(*SHORT, "training.queue_size=24"), make_run(*SHORT)
+        assert not same(trained(with_queue)[0], trained(without)[0])
+
+
+class TestStrategies:
+    @pytest.mark.parametrize("name", sorted(set(REGISTRY) - {"infonce"}))
+    def test_each_learns_something_else_than_infonce_and_says_what_it_did(self, make_run: Runs, name: str) -> None:
+        run = make_run("training.epochs=1", "training.batch_size=96")
+        geoclip, history = trained(run, name)
+        quantiles = history.filter(like="log_weight_q").iloc[-1]
+        assert len(quantiles) == len(training.WEIGHT_QUANTILES)
+        assert quantiles.is_monotonic_increasing
+        assert history["emphasized"].iloc[-1] + history["damped"].iloc[-1] > 0.0
+        assert not same(geoclip, trained(run)[0])
+
+
+class TestHistory:
+    def test_one_row_an_epoch_and_a_falling_loss(self, make_run: Runs) -> None:
+        run = make_run("training.epochs=4", "training.batch_size=24", "training.validate_every=3", "training.learning_rate=1e-3")
+        history = trained(run)[1]
+        assert history["epoch"].tolist() == [1, 2, 3, 4]
+        assert history["steps"].tolist() == [4, 8, 12, 16]
+        assert history["loss"].iloc[-1] < history["loss"].iloc[0] - 0.2
+        assert history["validation_acc_2500km"].notna().tolist() == [False, False, True, True]
+        radii = history.filter(like="validation_acc").iloc[-1]
+        assert radii.is_monotonic_increasing
+        assert radii.between(0.0, 1.0).all()
+
+    def test_the_rate_falls_by_the_decay_after_every_epoch(self, make_run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+        rates = []
+        step = torch.optim.Adam.step
+        monkeypatch.setattr(torch.optim.Adam, "step", lambda self, *a: rates.append(self.param_groups[0]["lr"]) or step(self, *a))
+        trained(make_run("training.epochs=3", "training.batch_size=48", "training.schedule=exponential", "training.optimizer=adam",
+                         "training.learning_rate=3e-5", "training.learning_rate_decay=0.87"))  # fmt: skip
+        assert rates == pytest.approx([3e-5, 3e-5, 3e-5 * 0.87, 3e-5 * 0.87, 3e-5 * 0.87**2, 3e-5 * 0.87**2])
+
+
+class TestErrors:
+    def test_a_feature_that_is_no_number_stops_at_its_epoch_and_step(self, changed_features: Callable[..., Run]) -> None:
+        run = changed_features(0, np.nan, *SHORT)
+        with pytest.raises(TrainingError, match=r"infonce, seed 0: the loss is nan at epoch 1, step \d"):
+            train(run, TrainingData.read(run, with_curve=False), negatives.get("infonce"), 0)
+
+    def test_an_infinite_rate_stops_at_the_second_step(self, make_run: Runs) -> None:
+        with pytest.raises(TrainingError, match=r"epoch 1, step \d.*lower training\.learning_rate"):
+            trained(make_run(*SHORT, "training.learning_rate=inf", "training.schedule=constant"))
+
+    def test_weights_that_the_last_step_lost_are_not_returned(self, make_run: Runs) -> None:
+        run = make_run("training.epochs=1", "training.batch_size=96", "training.learning_rate=inf", "training.schedule=constant")
+        with pytest.raises(TrainingError):
+            trained(run)
+
+    def test_a_failed_training_leaves_no_checkpoint_and_no_receipt(self, changed_features: Callable[..., Run]) -> None:
+        run = changed_features(slice(None), np.nan, *SHORT)
+        with pytest.raises(TrainingError):
+            training.train_all(run, ["infonce"])
+        assert not run.checkpoint("infonce", 0).exists()
+        assert not list(run.folder.rglob("training-*.json"))
+
+    def test_an_unknown_strategy_is_said_before_anything_is_trained(self, make_run: Runs) -> None:
+        run = make_run(*SHORT)
+        with pytest.raises(StrategyError, match="'infonze' is unknown"):
+            training.train_all(run, ["infonce", "infonze"])
+        assert not run.checkpoint("infonce", 0).exists()
+
+    def test_a_missing_curve_is_named_only_where_it_is_needed(self, make_run: Runs) -> None:
+        run = make_run(*SHORT)
+        run.semivariogram.unlink()
+        with pytest.raises(ArtefactError, match="03_semivariogram"):
+            training.train_all(run, ["residual"])
+        training.train_all(run, ["infonce"])
+        assert run.checkpoint("infonce", 0).exists()
+
+
+class TestReuse:
+    def test_only_what_is_new_is_trained(self, make_run: Runs) -> None:
+        run = make_run(*SHORT)
+        training.train_all(run, ["infonce"])
+        training.train_all(run, ["infonce", "similarity"])
+        assert [report.split()[:2] for report in run.reports] == [
+            ["made", "training-infonce_seed0"], ["reused", "training-infonce_seed0"], ["made", "training-similarity_seed0"],
+        ]  # fmt: skip
+        histories = training.histories(run, ["infonce", "similarity"])
+        assert histories[["strategy", "seed", "epoch"]].values.tolist() == [["infonce", 0, 1], ["similarity", 0, 1]]
+
+
+class TestPretrained:
+    def test_a_training_can_start_from_geoclips_own_location_encoder(
+        self, make_run: Runs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(model.geoclip_locations(), "LocationEncoder", LocationEncoder)  # the whole one
+        run = make_run("training.epochs=1", "training.batch_size=96", "training.location_encoder=geoclip", "training.learning_rate=1e-9")
+        found = trained(run)[0].location_encoder.state_dict()
+        assert all(torch.allclose(found[name], value, atol=1e-6) for name, value in LocationEncoder().state_dict().items())
