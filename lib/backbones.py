@@ -56,18 +56,28 @@ def build(settings: BackboneSettings, device: torch.device) -> Backbone:
     Raises:
         BackboneError: the name is unknown, or its weights cannot be had here.
     """
-    entry = REGISTRY.get(settings.name)
-    is_checkpoint = "/" in settings.name or Path(settings.name).is_dir()
-    if entry is None and not is_checkpoint:
-        raise BackboneError(
-            f"backbone {settings.name!r} is unknown; registered: {', '.join(REGISTRY)}; or name a CLIP checkpoint "
-            "(owner/name on the hub, or a folder)"
-        )
+    entry = find(settings)
     revision = settings.revision or (entry.revision if entry else None)
     loader = entry.load if entry else load_clip
     backbone = loader(settings.name, settings.model_copy(update={"revision": revision}))
     backbone.module.to(device).eval().requires_grad_(False)
     return backbone
+
+
+def find(settings: BackboneSettings) -> Entry | None:
+    """The registered entry of ``settings.name``; None for a checkpoint of the hub or of a folder.
+
+    Raises:
+        BackboneError: it is neither.
+    """
+    if settings.name in REGISTRY:
+        return REGISTRY[settings.name]
+    if "/" in settings.name or Path(settings.name).is_dir():
+        return None
+    raise BackboneError(
+        f"backbone {settings.name!r} is unknown; registered: {', '.join(REGISTRY)}; or name a CLIP checkpoint "
+        "(owner/name on the hub, or a folder)"
+    )
 
 
 def load_efficientnet_lite0(name: str, settings: BackboneSettings) -> Backbone:

@@ -48,6 +48,14 @@ def _figure(rows: int, columns: int, size: tuple[float, float], **options: objec
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+def _note(text: str) -> Figure:
+    """A Figure that says why there is nothing to draw."""
+    figure, axes = _figure(1, 1, (6, 1.6))
+    axes[0, 0].set_axis_off()
+    axes[0, 0].text(0.5, 0.5, text, ha="center", va="center", color=MUTED)
+    return figure
+
+
 def _styled(function):
     """Draw under ``STYLE`` and leave matplotlib's settings as they were."""
     import functools
@@ -292,8 +300,10 @@ def pair_gallery(chosen: pd.DataFrame, manifest: pd.DataFrame, root: Path) -> Fi
 @_styled
 def weights_over_training(histories: pd.DataFrame) -> Figure:
     """What each strategy does to its negatives: quantiles of log w by epoch, and the shares emphasized and damped."""
-    weighted = histories.dropna(subset=["log_weight_q50"])
+    weighted = histories[histories.get("log_weight_q50", pd.Series(dtype=float)).reindex(histories.index).notna()]
     names = list(dict.fromkeys(weighted["strategy"]))
+    if not names:
+        return _note("no weights to show: infonce leaves every negative as it is")
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
     figure, axes = _figure(rows, columns, (2.9 * columns, 2.9 * rows), sharey=True)
@@ -340,6 +350,8 @@ def forest(
     comparison: pd.DataFrame, metrics: Iterable[str] = ("acc_25km", "acc_100km", "acc_200km", "acc_750km", "acc_2500km")
 ) -> Figure:
     """Paired differences to the baseline in percentage points with their 95 % intervals; one panel a split."""
+    if comparison.empty:
+        return _note("nothing to compare: infonce is the only strategy of this run")
     metrics = list(metrics)
     splits, names = list(dict.fromkeys(comparison["split"])), list(dict.fromkeys(comparison["strategy"]))
     figure, axes = _figure(

@@ -12,7 +12,9 @@ from lib import datasets, geodesy, places
 from lib.datasets.blue_marble import photo_places
 from lib.model import GeoCLIP
 from lib.runs import Run
-from lib.settings import PROJECT
+from lib.settings import PROJECT, Evaluation
+
+NAMES = ("train", "lattice", "geoclip")
 
 
 class GalleryError(ValueError):
@@ -29,7 +31,7 @@ def coordinates(run: Run) -> np.ndarray:
     Raises:
         GalleryError: unknown name, or a CSV without usable LAT and LON.
     """
-    name = run.settings.evaluation.gallery
+    name = find(run.settings.evaluation)
     manifest = datasets.read(run)
     if name == "train":
         return datasets.manifest.coordinates(manifest)[datasets.manifest.rows_of(manifest, "train")]
@@ -39,9 +41,22 @@ def coordinates(run: Run) -> np.ndarray:
         return points[within & places.is_land(points)]
     if name == "geoclip":
         return photo_places()
+    return read_csv(csv_of(run))
+
+
+def find(settings: Evaluation) -> str:
+    """``settings.gallery``, if it names a gallery.
+
+    Raises:
+        GalleryError: it does not, or names a CSV that is not there.
+    """
+    name = settings.gallery
     if name.lower().endswith(".csv"):
-        return read_csv(csv_of(run))
-    raise GalleryError(f"evaluation.gallery={name!r} is unknown; take train, lattice, geoclip or the path of a CSV")
+        if not (PROJECT / name).is_file():
+            raise GalleryError(f"evaluation.gallery: {PROJECT / name} is not there")
+    elif name not in NAMES:
+        raise GalleryError(f"evaluation.gallery={name!r} is unknown; take {', '.join(NAMES)} or the path of a CSV")
+    return name
 
 
 def csv_of(run: Run) -> Path:

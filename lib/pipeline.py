@@ -15,7 +15,10 @@ from pathlib import Path
 import nbformat
 from traitlets.config import Config
 
-from lib import report, settings
+from lib import backbones, gallery, negatives, report, settings
+from lib.backbones import BackboneError
+from lib.gallery import GalleryError
+from lib.negatives import StrategyError
 from lib.runs import ArtefactError, Run, provenance, write_json, writing
 from lib.settings import PROJECT, SettingsError
 
@@ -25,6 +28,10 @@ PARAMETERS = ["profile", "run_name", "overrides"]
 
 class PipelineError(RuntimeError):
     """The pipeline cannot go on; the message names notebook, cell and error."""
+
+
+EXPECTED = (SettingsError, PipelineError, ArtefactError, BackboneError, StrategyError, GalleryError)
+"""Errors of which a user wants the sentence, and no traceback."""
 
 
 @dataclass(frozen=True)
@@ -242,14 +249,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = choose(options.only)
         if options.list:
             return _list(run, chosen)
-        _ = run.device  # a device that is not there is known before anything is computed
+        check_before_computing(run)
         if options.fresh:
             shutil.rmtree(run.folder / "receipts", ignore_errors=True)
         _execute_all(run, chosen, profile, overrides)
-    except (SettingsError, PipelineError, ArtefactError) as error:
+    except EXPECTED as error:
         print(f"run_all.sh: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def check_before_computing(run: Run) -> None:
+    """Find what cannot work before hours go into what can.
+
+    Raises:
+        ArtefactError, BackboneError, StrategyError, GalleryError: device, backbone, strategy or gallery is not there.
+    """
+    _ = run.device
+    backbones.find(run.settings.backbone)
+    for name in run.settings.training.strategies:
+        negatives.get(name)
+    gallery.find(run.settings.evaluation)
 
 
 def _list(run: Run, chosen: list[Notebook]) -> int:

@@ -143,6 +143,8 @@ class Training(_Group):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"training.{name} names one twice: {values}")
+        if "infonce" not in self.strategies:
+            raise ValueError("training.strategies needs infonce, the baseline that the others are compared with")
         return self
 
 

@@ -204,6 +204,11 @@ def test_a_notebook_with_other_parameters_is_refused(tmp_path):
         (["--set", "training.epochs=0"], "greater than or equal to 1"),
         (["--only", "17"], "no notebook 17"),
         (["--set", "training.epochs"], "group.key=value"),
+        (["--set", "training.strategies=infonce,residul"], "registered: infonce"),
+        (["--set", "training.strategies=decayed"], "needs infonce"),
+        (["--set", "backbone=resnet"], "registered: efficientnet-lite0"),
+        (["--set", "evaluation.gallery=trian"], "take train, lattice, geoclip"),
+        (["--set", "evaluation.gallery=nowhere.csv"], "nowhere.csv is not there"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_answered_with_one_sentence_and_status_1(arguments, sentence, capsys):
@@ -270,3 +275,28 @@ def test_a_run_with_other_settings_is_not_compared(reference):
     other = Run.open("smoke", str(run.folder), ["training.epochs=3"])
     table, sentence = report.compare_with_reference(other)
     assert table.empty and "training.epochs" in sentence
+
+
+def test_of_a_progress_bar_an_executed_notebook_keeps_nothing_and_of_text_everything(tmp_path):
+    cell = nbformat.v4.new_code_cell("train()", id="cell")
+    said = ["\rtraining:  50%|#    |", "\rtraining: 100%|#####|", "\r                     \r", "made    training in 3 s\n", "done\n"]
+    cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text) for text in said]
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "executed.ipynb")
+    pipeline.tidy(tmp_path / "executed.ipynb")
+    (output,) = nbformat.read(tmp_path / "executed.ipynb", as_version=4).cells[0].outputs
+    assert output.text == "made    training in 3 s\ndone\n"
+
+
+def test_a_rendered_notebook_fetches_nothing_and_shows_its_formulas(smoke):
+    folder, _, _ = smoke
+    pages = sorted((folder / "notebooks").glob("*.html"))
+    assert len(pages) == len(pipeline.notebooks())
+    for path in pages:
+        page = path.read_text()
+        assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?:', page), path.name
+    assert "<math" in pages[2].read_text()
+
+
+def test_formulas_become_mathml_and_code_stays_code():
+    shown = pipeline._with_mathml("costs $x_i$ and `$HOME`:\n\n$$y = \\frac{1}{2}$$")
+    assert shown.count("<math") == 2 and "`$HOME`" in shown and "<mfrac>" in shown

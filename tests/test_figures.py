@@ -1,0 +1,46 @@
+"""Figures where there is little to draw, and what they leave behind."""
+
+import matplotlib as mpl
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from lib import figures
+
+
+def words(figure):
+    return " ".join(text.get_text() for axis in figure.axes for text in axis.texts)
+
+
+def test_without_a_second_strategy_the_comparison_says_so():
+    empty = pd.DataFrame(columns=["strategy", "baseline", "metric", "difference", "ci_low", "ci_high", "seeds", "n", "split"])
+    assert "nothing to compare" in words(figures.forest(empty))
+
+
+def test_without_weights_their_figure_says_so():
+    assert "no weights" in words(figures.weights_over_training(pd.DataFrame({"epoch": [1], "strategy": ["infonce"], "seed": [0]})))
+
+
+def test_drawing_leaves_matplotlibs_settings_as_they_were():
+    before = mpl.rcParams.copy()
+    figures.factor_effect()
+    assert mpl.rcParams == before
+
+
+def test_a_multiplied_negative_logit_presses_less_and_a_positive_one_more():
+    left, right = figures.factor_effect((1.0, 2.0)).axes
+    plain, doubled = (line.get_ydata() for line in left.lines[:2])
+    assert doubled[0] < plain[0] and doubled[-1] > plain[-1]
+    plain, doubled = (line.get_ydata() for line in right.lines[:2])
+    assert (doubled > plain).all()
+
+
+def test_a_saved_figure_is_a_picture_and_a_pdf_with_the_same_bytes_twice(tmp_path):
+    for name in ("first", "second"):
+        returned = figures.save(figures.factor_effect(), tmp_path / name / "effect.png")
+        assert isinstance(returned, Figure)
+    for ending in ("png", "pdf"):
+        assert (tmp_path / "first" / f"effect.{ending}").read_bytes() == (tmp_path / "second" / f"effect.{ending}").read_bytes()
+    with Image.open(tmp_path / "first" / "effect.png") as image:
+        assert image.width == pytest.approx(9 * 200, abs=2)
