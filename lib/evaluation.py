@@ -38,6 +38,23 @@ def summarise(error_km: np.ndarray) -> dict[str, float]:
     return {name: float(np.median(error_km)) if name == "median_km" else values[name] for name in COLUMNS}
 
 
+def splits_of(run: Run) -> list[str]:
+    """The evaluation splits that the run's data set has; those that it lacks are named in a printed line.
+
+    Raises:
+        ManifestError: it has none of them.
+    """
+    there = set(datasets.read(run)["split"])
+    wanted = run.settings.evaluation.splits
+    if not there & set(wanted):
+        raise datasets.manifest.ManifestError(
+            f"{run.manifest}: has none of the splits {', '.join(wanted)} (evaluation.splits); it has {', '.join(sorted(there))}"
+        )
+    if lacking := [split for split in wanted if split not in there]:
+        print(f"not evaluated: split {', '.join(lacking)} has no photos in this data set")
+    return [split for split in wanted if split in there]
+
+
 def predict_all(run: Run, strategies: list[str], *, split_names: list[str] | None = None) -> pd.DataFrame:
     """Top-1 predictions of each strategy and seed on the evaluation splits, one row a photo, not written anywhere.
 
@@ -48,7 +65,7 @@ def predict_all(run: Run, strategies: list[str], *, split_names: list[str] | Non
         id, split, strategy, seed, latitude, longitude, predicted_latitude, predicted_longitude, error_km.
     """
     manifest, frozen, candidates = datasets.read(run), features.read(run), gallery.coordinates(run)
-    splits = split_names or run.settings.evaluation.splits
+    splits = split_names or splits_of(run)
     rows = np.concatenate([datasets.manifest.rows_of(manifest, split) for split in splits])
     photos, truth = manifest.iloc[rows], datasets.manifest.coordinates(manifest)[rows]
     trained = [(name, seed) for name in strategies for seed in run.settings.training.seeds]
@@ -171,13 +188,17 @@ def by_group(predictions: pd.DataFrame, groups: pd.Series, name: str) -> pd.Data
     Returns:
         split, strategy, ``name``, n (photos), and the metrics.
     """
-    labelled = predictions.assign(**{name: predictions["id"].map(groups)}).dropna(subset=[name])
-    keys = ["split", "strategy", name]
+    order = groups.cat.categories if isinstance(groups.dtype, pd.CategoricalDtype) else sorted(groups.dropna().unique())
+    columns = {
+        column: pd.Categorical(predictions[column], predictions[column].unique()) for column in ("split", "strategy")
+    }
+    columns[name] = pd.Categorical(predictions["id"].map(groups), order)
+    labelled, keys = predictions.assign(**columns).dropna(subset=[name]), ["split", "strategy", name]
     rows = []
-    for key, frame in labelled.groupby(keys, sort=False, observed=True):
+    for key, frame in labelled.groupby(keys, observed=True):
         per_seed = pd.DataFrame([summarise(errors.to_numpy()) for _, errors in frame.groupby("seed")["error_km"]])
         rows.append((*key, frame["id"].nunique(), *per_seed.mean()))
-    return pd.DataFrame(rows, columns=[*keys, "n", *COLUMNS]).sort_values(keys, kind="stable", ignore_index=True)
+    return pd.DataFrame(rows, columns=[*keys, "n", *COLUMNS])
 
 
 def latitude_band(manifest: pd.DataFrame, width_deg: float = 15.0) -> pd.Series:
@@ -204,7 +225,7 @@ def evaluate(run: Run) -> dict[str, pd.DataFrame]:
         made = {
             "accuracy": accuracy(predictions),
             "comparison": compare(predictions, resamples=settings.bootstrap, seed=settings.seed),
-            "bounds": pd.concat([bounds(run, split) for split in settings.splits], ignore_index=True),
+            "bounds": pd.concat([bounds(run, split) for split in predictions["split"].unique()], ignore_index=True),
             "by_continent": by_group(predictions, manifest.set_index("id")["continent"], "continent"),
             "by_latitude": by_group(predictions, latitude_band(manifest), "latitude_band"),
         }

@@ -388,41 +388,47 @@ def forest(
 @_styled
 def by_group(table: pd.DataFrame, name: str, metric: str = "acc_200km") -> Figure:
     """A metric by group (column ``name``) and strategy; one panel a split; small groups are drawn pale."""
-    splits = list(dict.fromkeys(table["split"]))
-    groups = list(dict.fromkeys(table[name]))
-    figure, axes = _figure(1, len(splits), (5.0 * len(splits), 0.9 + 0.34 * len(groups)), sharey=True)
+    splits, names = (list(dict.fromkeys(table[column])) for column in ("split", "strategy"))
+    south = (lambda band: float(band.partition("..")[0])) if name == "latitude_band" else None
+    groups = sorted(set(table[name]), key=south, reverse=south is None)
+    figure, axes = _figure(1, len(splits), (5.0 * len(splits), 0.9 + 0.42 * len(groups)), sharey=True)
     for axis, split in zip(axes[0], splits, strict=True):
         of_split = table[table["split"] == split]
-        for strategy, frame in of_split.groupby("strategy", sort=False):
-            y = [groups.index(group) for group in frame[name]]
-            alpha = np.where(frame["n"] >= 30, 0.95, 0.3)
-            axis.scatter(
-                100 * frame[metric], y, color=STRATEGY_COLOURS.get(strategy, MUTED), alpha=alpha, s=30, label=strategy
-            )
-        counts = of_split.groupby(name)["n"].first()
-        for group, count in counts.items():
-            axis.text(102, groups.index(group), f"{count:,}", fontsize=8, color=MUTED, va="center")
-        axis.text(102, len(groups) - 0.35, "photos", fontsize=8, color=MUTED, va="center")
-        axis.set(xlim=(-2, 101), xlabel=f"photos {METRIC_LABELS[metric]}, %", title=f"split {split}")
-        axis.set_yticks(range(len(groups)), labels=groups)
+        for order, strategy in enumerate(names):
+            frame = of_split[of_split["strategy"] == strategy]
+            y = np.array([groups.index(group) for group in frame[name]]) + 0.16 * ((len(names) - 1) / 2 - order)
+            style = {"color": STRATEGY_COLOURS.get(strategy, MUTED), "alpha": np.where(frame["n"] >= 30, 0.95, 0.3)}
+            axis.scatter(100 * frame[metric], y, s=22, label=strategy, **style)
+        beside = {"transform": axis.get_yaxis_transform(), "fontsize": 8, "color": MUTED, "va": "center"}
+        for group, count in of_split.groupby(name)["n"].first().items():
+            axis.text(1.02, groups.index(group), f"{count:,}", **beside)
+        axis.text(1.02, len(groups) - 0.3, "photos", **beside)
+        axis.set(xlabel=f"photos {METRIC_LABELS[metric]}, %", title=f"split {split}", ylim=(-0.6, len(groups) - 0.4))
+        axis.set_yticks(range(len(groups)), labels=[_band_label(group) if south else group for group in groups])
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=8)
     return figure
+
+
+def _band_label(band: str) -> str:
+    """``-60..-45`` as 60°S to 45°S."""
+    south, north = (float(edge) for edge in band.split(".."))
+    return " to ".join(f"{abs(edge):.0f}°{'S' if edge < 0 else 'N' if edge > 0 else ''}" for edge in (south, north))
 
 
 @_styled
 def error_map(predictions: pd.DataFrame) -> Figure:
     """Where on Earth the errors are: median error over seeds of one strategy's photos, one map a split."""
     splits = list(dict.fromkeys(predictions["split"]))
-    figure, axes = _figure(1, len(splits), (6.2 * len(splits), 3.9), subplot_kw={"projection": "mollweide"})
+    figure, axes = _figure(1, len(splits), (6.2 * len(splits), 3.3), subplot_kw={"projection": "mollweide"})
     norm = mpl.colors.LogNorm(10, 10_000)
     for axis, split in zip(axes[0], splits, strict=True):
         _world(axis)
         columns = ["latitude", "longitude", "error_km"]
         photos = predictions[predictions["split"] == split].groupby("id")[columns].median().sort_values("error_km")
-        _scatter(axis, photos, c=np.maximum(photos["error_km"], 10.0), norm=norm, cmap="viridis", s=7)
+        _scatter(axis, photos, c=np.maximum(photos["error_km"], 10.0), norm=norm, cmap="viridis_r", s=7)
         axis.set_title(f"split {split}")
     figure.colorbar(
-        mpl.cm.ScalarMappable(norm, "viridis"), ax=axes, label="error, km", shrink=0.7, pad=0.02, extend="both"
+        mpl.cm.ScalarMappable(norm, "viridis_r"), ax=axes, label="error, km", shrink=0.7, pad=0.02, extend="both"
     )
     return figure
 

@@ -122,7 +122,7 @@ def split_map(predictions: pd.DataFrame, manifest: pd.DataFrame, run: Run, split
     """
     chosen = predictions[predictions["split"] == split].merge(manifest[["id", "path"]], on="id", how="left")
     world = prediction_map(chosen, root_of(run), title=f"{run.name}: split {split}")
-    is_first = split == run.settings.evaluation.splits[0]
+    is_first = split == predictions["split"].iloc[0]
     save_map(world, run.map("predictions" if is_first else f"predictions_{split}"))
     return world
 

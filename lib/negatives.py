@@ -147,7 +147,7 @@ def infonce(candidates: Candidates) -> Reweighting:
     return Reweighting()
 
 
-@strategy("thesis", "the author code's penalty: factor exp(max(0, d - gamma)) on near negative logits")
+@strategy("thesis", "author code: factor on near negative logits")
 def thesis(candidates: Candidates) -> Reweighting:
     """s_ij = exp(max(0, d_ij - gamma(h_ij))) for h_ij <= rho, else 1; multiplies the LOGIT.
 
@@ -158,32 +158,32 @@ def thesis(candidates: Candidates) -> Reweighting:
     return Reweighting(factor=torch.where(candidates.near, (-candidates.residual).clamp(min=0.0).exp(), 1.0))
 
 
-@strategy("semivariogram", "far look-alikes emphasized, near look-alikes damped", "alpha", "beta")
+@strategy("semivariogram", "far look-alikes up, near look-alikes down", "alpha", "beta")
 def semivariogram(candidates: Candidates) -> Reweighting:
     """log w_ij = beta max(0, r_ij) for h_ij > rho, -alpha max(0, r_ij) for h_ij <= rho. Source: the paper's two definitions."""
     sign = torch.where(candidates.near, -candidates.alpha, candidates.beta)
     return Reweighting(log_weight=sign * candidates.look_alike)
 
 
-@strategy("hard_only", "far look-alikes emphasized", "beta")
+@strategy("hard_only", "far look-alikes up", "beta")
 def hard_only(candidates: Candidates) -> Reweighting:
     """log w_ij = beta max(0, r_ij) for h_ij > rho, else 0: hard negatives only. Ours: ``semivariogram`` with alpha = 0."""
     return Reweighting(log_weight=torch.where(candidates.near, 0.0, candidates.beta * candidates.look_alike))
 
 
-@strategy("false_only", "near look-alikes damped", "alpha")
+@strategy("false_only", "near look-alikes down", "alpha")
 def false_only(candidates: Candidates) -> Reweighting:
     """log w_ij = -alpha max(0, r_ij) for h_ij <= rho, else 0: false negatives only. Ours: ``semivariogram`` with beta = 0."""
     return Reweighting(log_weight=torch.where(candidates.near, -candidates.alpha * candidates.look_alike, 0.0))
 
 
-@strategy("residual", "all look-alikes emphasized by the residual to the curve, near and far", "beta")
+@strategy("residual", "look-alikes up, near and far", "beta")
 def residual(candidates: Candidates) -> Reweighting:
     """log w_ij = beta max(0, r_ij). Ours."""
     return Reweighting(log_weight=candidates.beta * candidates.look_alike)
 
 
-@strategy("decayed", "look-alikes emphasized as far as the curve has lost its correlation", "beta")
+@strategy("decayed", "look-alikes up as correlation fades", "beta")
 def decayed(candidates: Candidates) -> Reweighting:
     """log w_ij = beta max(0, r_ij) (1 - C(h_ij)), C = 1 - (gamma - nugget) / partial sill: the switch at rho made smooth. Ours."""
     fading = 1.0 - candidates.curve.correlation(candidates.gamma)

@@ -298,12 +298,16 @@ def _execute_all(run: Run, chosen: list[Notebook], profile: str, overrides: list
 
 
 def _stage_lines(executed: Path) -> list[str]:
-    """What the notebook's stages said: made or reused."""
+    """What the notebook's stages said: made or reused, and what was left out."""
     lines = []
     for cell in nbformat.read(executed, as_version=4).cells:
         for output in cell.get("outputs", []):
             if output.output_type == "stream" and output.name == "stdout":
-                lines += [line for line in output.text.splitlines() if line.startswith(("made ", "reused "))]
+                lines += [
+                    line
+                    for line in output.text.splitlines()
+                    if line.startswith(("made ", "reused ", "left out ", "not evaluated"))
+                ]
     return lines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -161,21 +162,30 @@ def _accuracy_rows_for_reading(run: Run) -> list[dict[str, Any]]:
     return mean_over_seeds(pd.read_csv(run.table("accuracy"))).reset_index().to_dict("records")
 
 
-def claims(run: Run, metrics: tuple[str, ...] = ("acc_200km", "acc_25km")) -> list[str]:
-    """A sentence a strategy and split on what it does to ``metrics``, with its interval and what follows from it."""
+def claims(run: Run) -> list[str]:
+    """A sentence a split and strategy: at which radii it helps, hurts, or makes no difference that can be shown."""
+    comparison = pd.DataFrame(_records(run.table("comparison")))
+    if comparison.empty:
+        return []
+    radii = comparison["metric"].str.extract(r"^acc_(\d+)km$")[0].astype(float)
+    comparison = comparison.assign(radius=radii).dropna(subset=["radius"]).sort_values("radius", kind="stable")
     sentences = []
-    for row in _records(run.table("comparison")):
-        if row["metric"] not in metrics:
-            continue
-        radius = row["metric"].removeprefix("acc_").removesuffix("km")
-        if row["ci_low"] > 0:
-            verdict = "helps"
-        elif row["ci_high"] < 0:
-            verdict = "hurts"
-        else:
-            verdict = "makes no difference that these photos and seeds can show"
-        numbers = f"{100 * row['difference']:+.1f} points [{100 * row['ci_low']:+.1f}, {100 * row['ci_high']:+.1f}]"
-        sentences.append(
-            f"{row['strategy']} {verdict} within {radius} km on split {row['split']}: {numbers} against {row['baseline']}."
-        )
-    return sentences
+    for (split, strategy), rows in comparison[comparison["radius"] > 1].groupby(["split", "strategy"], sort=True):
+        parts = [
+            f"{verb} within {_and(_difference(row) for row in chosen.itertuples())}"
+            for verb, chosen in (("helps", rows[rows["ci_low"] > 0]), ("hurts", rows[rows["ci_high"] < 0]))
+            if len(chosen)
+        ]
+        found = "; ".join(parts) or "no difference to infonce that these photos and seeds can show, at any radius"
+        sentences.append(f"{strategy}, split {split}: {found}.")
+    return sorted(sentences, key=lambda sentence: "no difference" in sentence)
+
+
+def _difference(row: Any) -> str:
+    points = f"{100 * row.difference:+.1f} points [{100 * row.ci_low:+.1f}, {100 * row.ci_high:+.1f}]"
+    return f"{row.radius:,.0f} km ({points})"
+
+
+def _and(parts: Iterable[str]) -> str:
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last

@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt,
 
 PROJECT = Path(__file__).resolve().parent.parent
 PROFILES = PROJECT / "notebooks" / "profiles"
-_CHOICES = {"dataset", "dataset.name"}
+_CHOICES = {"dataset", "dataset.name", "data.name"}
 """Overrides that decide which other keys there are, and are applied first, wherever they stand."""
 
 
@@ -76,7 +76,26 @@ class OSV5M(_Group):
     seed: int = Field(20_250_921, description="seed of the validation cut")
 
 
-Dataset = Annotated[BlueMarble | OSV5M, Field(discriminator="name")]
+class Folder(_Group):
+    """Photos of one's own: a folder, and a table of coordinates or GPS in EXIF."""
+
+    name: Literal["folder"] = "folder"
+    root: Path = Field(Path("data/photos"), description="folder that holds the photos, at any depth")
+    csv: Path | None = Field(None, description="CSV or parquet with file names and coordinates; null: EXIF")
+    test_share: float = Field(
+        0.2, gt=0, lt=1, description="share of the photos for testing, where the table has no split"
+    )
+    validation_share: float = Field(0.1, gt=0, lt=1, description="share for validation, likewise")
+    seed: int = Field(20_250_921, description="seed of the cut")
+
+    @model_validator(mode="after")
+    def _some_left(self) -> Folder:
+        if self.test_share + self.validation_share > 0.9:
+            raise ValueError("dataset.test_share and dataset.validation_share leave less than a tenth for training")
+        return self
+
+
+Dataset = Annotated[BlueMarble | Folder | OSV5M, Field(discriminator="name")]
 
 
 class Backbone(_Group):
@@ -220,6 +239,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     """Set the entry that ``override`` ("group.key=value") names."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
+    parts[0] = {"data": "dataset"}.get(parts[0], parts[0])
     if not equals or not all(parts):
         raise SettingsError(f"--set {override!r}: write it as group.key=value, such as training.epochs=4")
     if parts in (["dataset"], ["backbone"]):
@@ -238,7 +258,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _sentence(path: Path, item: Mapping[str, Any]) -> str:
     """One sentence of a pydantic error: file, key, what is wrong, what would be right."""
     place = [str(part) for part in item["loc"]]
-    if len(place) > 1 and place[0] == "dataset" and place[1] in {"blue_marble", "osv5m"}:
+    if len(place) > 1 and place[0] == "dataset" and place[1] in {"blue_marble", "folder", "osv5m"}:
         del place[1]  # pydantic puts the union's tag into the path
     key = ".".join(place) or "settings"
     if item["type"] == "extra_forbidden":
@@ -253,7 +273,7 @@ def _sentence(path: Path, item: Mapping[str, Any]) -> str:
 def _keys_beside(location: Sequence[str | int]) -> list[str]:
     """Names of the settings in the group that ``location`` points into."""
     groups = {
-        "blue_marble": BlueMarble, "osv5m": OSV5M, "backbone": Backbone, "semivariogram": Semivariogram,
+        "blue_marble": BlueMarble, "folder": Folder, "osv5m": OSV5M, "backbone": Backbone, "semivariogram": Semivariogram,
         "training": Training, "evaluation": Evaluation,
     }  # fmt: skip
     model: type[BaseModel] = Settings

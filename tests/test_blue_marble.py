@@ -69,8 +69,10 @@ class TestPlaces:
         assert places.is_land(coordinates).all()
 
     def test_each_place_is_described(self, drawn: pd.DataFrame) -> None:
-        assert drawn[["town", "country", "continent"]].notna().all(axis=None)
-        assert set(drawn["continent"]) <= set(places.CONTINENTS.values())
+        described = places.describe(drawn[["latitude", "longitude"]].to_numpy())
+        assert described.notna().all(axis=None)
+        assert set(described["continent"]) <= set(places.CONTINENTS.values())
+        assert (described["continent"] == "Antarctica").equals((drawn["latitude"] < -60.0).reset_index(drop=True))
         one = places.describe(np.array([[48.137, 11.575], [-33.87, 151.21], [61.0, 105.0], [55.75, 37.6]]))
         assert one["country"].tolist() == ["DE", "AU", "RU", "RU"]
         assert one["continent"].tolist() == ["Europe", "Oceania", "Asia", "Europe"]
@@ -159,14 +161,14 @@ class TestWindows:
 class TestBuild:
     def test_photos_are_written_once_and_show_land(self, tmp_path: Path) -> None:
         settings = BlueMarble(train=6, validation=1, test=1, test_blocked=2, window_px=32)
-        frame = build(settings, tmp_path)
+        frame = build(settings, tmp_path).photos
         files = [tmp_path / path for path in frame["path"]]
         with Image.open(files[0]) as image:
             assert (image.format, image.size, image.mode) == ("JPEG", (32, 32), "RGB")
         assert len(list(tmp_path.rglob("*.jpg"))) == len(files) == 10
         times = [path.stat().st_mtime_ns for path in files]
         files[3].unlink()
-        pd.testing.assert_frame_equal(build(settings, tmp_path), frame)
+        pd.testing.assert_frame_equal(build(settings, tmp_path).photos, frame)
         assert [path.stat().st_mtime_ns == time for path, time in zip(files, times, strict=True)] == [number != 3 for number in range(10)]
 
     def test_the_sahara_is_bright_and_the_amazon_is_green(self, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lib import datasets
 from lib.datasets import manifest
-from lib.datasets.manifest import ManifestError
+from lib.datasets.manifest import Built, ManifestError
 from lib.runs import ArtefactError, Run
 
 PHOTOS = 6
@@ -119,14 +119,14 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A data set that writes six coloured photos; the list grows by one whenever it is built."""
     built = []
 
-    def build(settings: object, root: Path) -> pd.DataFrame:
+    def build(settings: object, root: Path) -> Built:
         built.append(len(built))
         frame = small()
         for number, path in enumerate(frame["path"]):
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(root / path)
         (root / frame["path"][1]).write_bytes(b"no photo")
-        return frame
+        return Built(frame, pd.DataFrame(columns=["id", "path", "reason"]))
 
     monkeypatch.setitem(datasets.BUILDERS, "blue_marble", build)
     return built
@@ -143,7 +143,7 @@ def bare(make_run: Runs, tmp_path: Path) -> Run:
 class TestPrepare:
     def test_a_photo_that_cannot_be_decoded_is_left_out_and_listed(self, bare: Run, builder: list[int]) -> None:
         frame = datasets.prepare(bare)
-        listed = pd.read_csv(bare.table("unreadable_photos"))
+        listed = pd.read_csv(bare.table("left_out"))
         assert frame["id"].tolist() == ["p0000", "p0002", "p0003", "p0004", "p0005"]
         assert listed[["id", "path"]].values.tolist() == [["p0001", "photos/p0001.jpg"]]
         assert "cannot identify image" in listed["reason"][0]

@@ -300,3 +300,26 @@ def test_a_rendered_notebook_fetches_nothing_and_shows_its_formulas(smoke):
 def test_formulas_become_mathml_and_code_stays_code():
     shown = pipeline._with_mathml("costs $x_i$ and `$HOME`:\n\n$$y = \\frac{1}{2}$$")
     assert shown.count("<math") == 2 and "`$HOME`" in shown and "<mfrac>" in shown
+
+
+def test_any_folder_of_photos_with_a_table_goes_through_all_five_notebooks(smoke, tmp_path):
+    """Photos under flat names and a CSV in the style of IM2GPS3k; no splits, so they are made."""
+    folder, command, _ = smoke
+    root = Path(command[-1].partition("=")[2])
+    manifest = pd.read_parquet(folder / "manifest.parquet").iloc[:260]
+    (tmp_path / "photos").mkdir()
+    for number, path in enumerate(manifest["path"]):
+        shutil.copy(root / path, tmp_path / "photos" / f"{number}_city@home.jpg")
+    names = [f"{number}_city@home.jpg" for number in range(len(manifest))]
+    table = pd.DataFrame({"IMG_ID": names, "AUTHOR": "nobody", "LAT": manifest["latitude"], "LON": manifest["longitude"]})
+    table.to_csv(tmp_path / "places.csv", index=False)
+    own = ["dataset=folder", f"data.root={tmp_path / 'photos'}", f"data.csv={tmp_path / 'places.csv'}"]
+    own += ["training.strategies=infonce,semivariogram", "training.seeds=0"]
+    command = [sys.executable, "-m", "lib.pipeline", "--profile", "smoke", "--run", str(tmp_path / "run")]
+    done = run_pipeline([*command, *(word for setting in own for word in ("--set", setting))])
+    assert done.returncode == 0, done.stderr[-3_000:]
+    assert "not evaluated: split test_blocked has no photos" in done.stdout
+    accuracy = pd.read_csv(tmp_path / "run" / "tables" / "accuracy.csv")
+    assert set(accuracy["strategy"]) == {"infonce", "semivariogram"}
+    assert accuracy["n"].tolist() == [52, 52]
+    assert (tmp_path / "run" / "maps" / "predictions.html").exists()

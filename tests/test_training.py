@@ -59,7 +59,7 @@ class TestSeeds:
     def test_the_same_seed_twice_gives_the_same_file_and_another_seed_another(self, make_run: Runs) -> None:
         files = []
         for _ in range(2):
-            run = make_run(*SHORT, "training.strategies=decayed", "training.queue_size=24")
+            run = make_run(*SHORT, "training.strategies=infonce,decayed", "training.queue_size=24")
             torch.rand(3)  # whatever else draws from torch's own generator
             training.train_all(run, ["decayed"])
             files.append(run.checkpoint("decayed", 0).read_bytes())

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from lib.datasets import blue_marble, manifest
+from lib import places
+from lib.datasets import blue_marble, folder, manifest
+from lib.datasets.manifest import Built
 from lib.runs import Run, writing
 from lib.settings import PROJECT
 
-BUILDERS: dict[str, Callable[..., pd.DataFrame]] = {"blue_marble": blue_marble.build}
-"""Data set name -> (its settings, its root folder) -> manifest"""
+BUILDERS: dict[str, Callable[..., Built]] = {"blue_marble": blue_marble.build, "folder": folder.build}
+"""Data set name -> (its settings, its root folder) -> manifest and what was left out"""
 
 
 def root_of(run: Run) -> Path:
@@ -24,7 +26,8 @@ def root_of(run: Run) -> Path:
 def prepare(run: Run) -> pd.DataFrame:
     """Build the run's manifest and photos, or reuse them; return the checked manifest.
 
-    Photos that cannot be decoded are left out of the manifest and listed in tables/unreadable_photos.csv.
+    What the builder could not use, and photos that cannot be decoded, are left out and listed in tables/left_out.csv with
+    the reason. Photos without a continent get town, country and continent by their coordinates.
 
     Raises:
         ManifestError: the data set has no builder, or its manifest cannot be used.
@@ -36,23 +39,35 @@ def prepare(run: Run) -> pd.DataFrame:
         )
 
     def make() -> None:
-        built = BUILDERS[settings.name](settings, root_of(run))
-        manifest.check(built, str(run.manifest))
-        unreadable = manifest.unreadable_photos(built, root_of(run))
-        with writing(run.table("unreadable_photos")) as aside:
-            unreadable.to_csv(aside, index=False)
-        manifest.write(built[~built["id"].isin(unreadable["id"])], run.manifest)
+        photos, left_out = BUILDERS[settings.name](settings, root_of(run))
+        manifest.check(photos, str(run.manifest))
+        unreadable = manifest.unreadable_photos(photos, root_of(run))
+        left_out = pd.concat([left_out, unreadable], ignore_index=True)
+        with writing(run.table("left_out")) as aside:
+            left_out.to_csv(aside, index=False)
+        manifest.write(_with_places(photos[~photos["id"].isin(unreadable["id"])]), run.manifest)
+        if len(left_out):
+            print(f"left out {len(left_out):,} photos or rows, each with its reason in {run.table('left_out')}")
 
+    source = [PROJECT / path for path in [getattr(settings, "csv", None)] if path and (PROJECT / path).exists()]
     if run.manifest.exists() and not _photos_exist(run):
         run.receipt("manifest").unlink(missing_ok=True)
     run.produce(
         "manifest",
         make=make,
-        outputs=[run.manifest, run.table("unreadable_photos")],
+        inputs=source,
+        outputs=[run.manifest, run.table("left_out")],
         settings=json.loads(settings.model_dump_json()),
-        code=["geodesy", "places", f"datasets.{settings.name}", "datasets.manifest"],
+        code=["geodesy", "places", "datasets", f"datasets.{settings.name}", "datasets.manifest"],
     )
     return read(run)
+
+
+def _with_places(photos: pd.DataFrame) -> pd.DataFrame:
+    if "continent" in photos:
+        return photos
+    described = places.describe(manifest.coordinates(photos)).set_index(photos.index)
+    return photos.join(described[[name for name in described if name not in photos]])
 
 
 def _photos_exist(run: Run) -> bool:

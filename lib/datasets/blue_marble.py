@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lib import geodesy, places
+from lib.datasets.manifest import Built
 from lib.runs import progress, writing
 from lib.settings import BlueMarble
 
@@ -30,8 +31,8 @@ PHOTO_PLACE_SPREAD_M = 50_000.0
 """How far, in metres a direction, a place of the design ``photo_places`` lies from a photo place of GeoCLIP's gallery."""
 
 
-def build(settings: BlueMarble, root: Path) -> pd.DataFrame:
-    """Draw the places, write their windows under ``root``, and return the manifest.
+def build(settings: BlueMarble, root: Path) -> Built:
+    """Draw the places, write their windows under ``root``, and return the manifest; nothing is left out.
 
     Windows of the same settings that are there already are kept.
     """
@@ -40,7 +41,7 @@ def build(settings: BlueMarble, root: Path) -> pd.DataFrame:
     manifest["path"] = [f"windows-{key}/{name[3:6]}/{name}.jpg" for name in manifest["id"]]
     missing = manifest[[not (root / path).exists() for path in manifest["path"]]]
     write_windows(missing, root, settings)
-    return manifest
+    return Built(manifest, pd.DataFrame(columns=["id", "path", "reason"]))
 
 
 def draw_places(settings: BlueMarble) -> pd.DataFrame:
@@ -68,7 +69,7 @@ def draw_places(settings: BlueMarble) -> pd.DataFrame:
             "cell": geodesy.cell_of(coordinates, settings.blocked_cell_deg),
         }
     )
-    return pd.concat([frame, places.describe(coordinates)], axis=1)
+    return frame
 
 
 def _draw(settings: BlueMarble, generator: np.random.Generator, count: int) -> np.ndarray:

@@ -7,6 +7,7 @@ Columns: ``id`` (text, unique), ``path`` (relative to the data set's root), ``la
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,13 @@ from lib.geodesy import nearest
 from lib.runs import progress, writing
 
 REQUIRED = ("id", "path", "latitude", "longitude", "split")
+
+
+class Built(NamedTuple):
+    """What a data set's builder returns: the photos' manifest, and what it left out (columns id, path, reason)."""
+
+    photos: pd.DataFrame
+    left_out: pd.DataFrame
 
 
 class ManifestError(ValueError):

@@ -1,0 +1,118 @@
+"""Exchange with the package ``geoclip``: a trained model as a release folder that its ``from_pretrained`` loads.
+
+``python -m lib.exchange results/NAME --strategy semivariogram --seed 0 FOLDER`` writes two folders: FOLDER/geolocation for
+``geoclip.GeoCLIP.from_pretrained`` (features of 768 dimensions, as CLIP ViT-L/14 has them) and FOLDER/location-encoder for
+``geoclip.LocationEncoder.from_pretrained``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import save as to_bytes
+
+from lib import backbones, gallery, model
+from lib.model import GeoCLIP
+from lib.runs import ArtefactError, Run, write_json, writing
+
+HEAD_WIDTH = 768
+"""Input and hidden width of the package's image head."""
+
+
+class ExchangeError(ValueError):
+    """A model does not fit the package's architecture; the message says in what."""
+
+
+def export_geolocation(
+    trained: GeoCLIP, gallery_deg: np.ndarray, folder: Path, backbone: str, revision: str | None
+) -> Path:
+    """Write ``trained`` as a release that ``geoclip.GeoCLIP.from_pretrained(folder)`` loads; return ``folder``.
+
+    Mean and scale of the features are folded into the head's first layer, so that the package, which knows neither, gives the
+    same logits on raw features.
+
+    Args:
+        gallery_deg: coordinates that the package will predict among, [G, 2].
+        backbone, revision: the CLIP checkpoint on the hub that made the features.
+
+    Raises:
+        ExchangeError: the features do not have 768 dimensions.
+    """
+    first = trained.image_head[0]
+    if first.in_features != HEAD_WIDTH:
+        raise ExchangeError(
+            f"geoclip's image head takes {HEAD_WIDTH} features and this model {first.in_features}; only models on CLIP "
+            "ViT-L/14 features can be exported whole, any model's location encoder can"
+        )
+    head = {name: value.detach().clone() for name, value in trained.image_head.state_dict().items()}
+    head["0.weight"] = head["0.weight"] / trained.feature_scale
+    head["0.bias"] = head["0.bias"] - head["0.weight"] @ trained.feature_mean
+    weights = {f"image_encoder.mlp.{name}": value for name, value in head.items()}
+    weights |= {f"location_encoder.{name}": value for name, value in trained.location_encoder.state_dict().items()}
+    weights["logit_scale"] = trained.logit_scale.detach()
+    with writing(folder / "gallery.csv") as aside:
+        pd.DataFrame(gallery_deg, columns=["LAT", "LON"]).to_csv(aside, index=False)
+    config = {"gallery_file": "gallery.csv", "backbone": {"repo_id": backbone, "revision": revision}}
+    return _write_release(folder, "geoclip-geolocation", trained, weights, config)
+
+
+def export_location_encoder(trained: GeoCLIP, folder: Path) -> Path:
+    """Write the location encoder as a release that ``geoclip.LocationEncoder.from_pretrained(folder)`` loads."""
+    return _write_release(folder, "geoclip-location-encoder", trained, dict(trained.location_encoder.state_dict()), {})
+
+
+def _write_release(folder: Path, kind: str, trained: GeoCLIP, weights: dict[str, torch.Tensor], config: dict) -> Path:
+    with writing(folder / "model.safetensors") as aside:
+        aside.write_bytes(to_bytes({name: value.contiguous().cpu() for name, value in weights.items()}))
+    sigma = list(trained.location_encoder.sigma)
+    write_json(folder / "config.json", {"model_type": kind, "format_version": 1, "sigma": sigma} | config)
+    return folder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; exit status 1 with a sentence where there is nothing to export."""
+    parser = argparse.ArgumentParser(
+        "python -m lib.exchange", description="Export a trained model for the package geoclip."
+    )
+    parser.add_argument("run", type=Path, help="folder of a finished run, such as results/osv5m")
+    parser.add_argument("folder", type=Path, help="where the releases are written")
+    parser.add_argument("--strategy", default="semivariogram")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    try:
+        run = finished(options.run)
+        trained = model.load(run.require(run.checkpoint(options.strategy, options.seed), "04_regularized_training"))
+        print(f"wrote {export_location_encoder(trained, options.folder / 'location-encoder')}")
+        entry, settings = backbones.find(run.settings.backbone), run.settings.backbone
+        revision = settings.revision or (entry.revision if entry else None)
+        places = gallery.coordinates(run)
+        print(f"wrote {export_geolocation(trained, places, options.folder / 'geolocation', settings.name, revision)}")
+    except (ArtefactError, ExchangeError, model.ModelError) as error:
+        print(f"lib.exchange: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def finished(folder: Path) -> Run:
+    """The finished run in ``folder``, with the settings that its manifest.json names.
+
+    Raises:
+        ArtefactError: there is no manifest.json.
+    """
+    from lib.settings import Settings
+
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise ArtefactError(f"{path} is not there: give the folder of a run that run_all.sh has finished")
+    return Run(Settings.model_validate(json.loads(path.read_text())["settings"]), folder.resolve())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

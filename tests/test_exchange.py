@@ -1,0 +1,91 @@
+"""What we export, the package geoclip loads, and it predicts the same."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+from lib import exchange
+from lib.model import GeoCLIP, initialise
+
+PLACES = np.array([[48.8, 2.3], [-33.9, 151.2], [1.3, 103.8], [64.1, -21.9], [-17.7, 178.1]])
+
+
+def trained(dimension=768) -> GeoCLIP:
+    generator = torch.Generator().manual_seed(3)
+    return initialise(7, dimension, torch.randn(dimension, generator=generator), 0.25, "scratch").eval()
+
+
+def test_the_package_loads_the_location_encoder_bit_for_bit(tmp_path):
+    import geoclip
+
+    ours = trained(1280)
+    loaded = geoclip.LocationEncoder.from_pretrained(exchange.export_location_encoder(ours, tmp_path))
+    places = torch.tensor(PLACES, dtype=torch.float32)
+    assert torch.equal(loaded(places), ours.location_encoder(places))
+
+
+@pytest.fixture
+def tiny_clip(tmp_path):
+    """A CLIP of 768 projected dimensions that is otherwise tiny, as a checkpoint folder with its processor."""
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = small | {"vocab_size": 64, "bos_token_id": 0, "eos_token_id": 1, "max_position_embeddings": 8}
+    config = CLIPConfig(projection_dim=768, text_config=text, vision_config=small | {"image_size": 32, "patch_size": 16})
+    CLIPModel(config).save_pretrained(tmp_path / "clip")
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path / "clip")
+    return tmp_path / "clip"
+
+
+def test_the_package_predicts_from_our_release_what_we_predict(tmp_path, tiny_clip, monkeypatch):
+    import geoclip
+    from geoclip.model import _hub, image_encoder
+
+    asked = {}
+    monkeypatch.setattr(_hub, "download_backbone", lambda config, **_: asked.update(config["backbone"]) or str(tiny_clip))
+    monkeypatch.setattr(image_encoder.AutoProcessor, "from_pretrained", CLIPImageProcessor.from_pretrained)
+    ours = trained()
+    folder = exchange.export_geolocation(ours, PLACES, tmp_path / "release", "openai/clip-vit-large-patch14", "abc")
+    package = geoclip.GeoCLIP.from_pretrained(folder)
+    assert asked == {"repo_id": "openai/clip-vit-large-patch14", "revision": "abc"}
+    assert np.allclose(package.gps_gallery.numpy(), PLACES)
+    photos = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        theirs = package(photos, package.gps_gallery)
+        features = image_encoder._extract_image_features(package.image_encoder.CLIP.get_image_features(pixel_values=photos))
+        logits = ours.logits(ours.embed_photos(features), ours.embed_places(torch.tensor(PLACES)))
+    assert torch.allclose(theirs, logits, atol=1e-4)
+    assert torch.equal(theirs.argmax(1), logits.argmax(1))
+
+
+def test_without_mean_and_scale_the_package_gives_the_same_bits(tmp_path, tiny_clip, monkeypatch):
+    import geoclip
+    from geoclip.model import _hub, image_encoder
+
+    monkeypatch.setattr(_hub, "download_backbone", lambda *_, **__: str(tiny_clip))
+    monkeypatch.setattr(image_encoder.AutoProcessor, "from_pretrained", CLIPImageProcessor.from_pretrained)
+    ours = initialise(7, 768, torch.zeros(768), 1.0, "scratch").eval()
+    package = geoclip.GeoCLIP.from_pretrained(exchange.export_geolocation(ours, PLACES, tmp_path / "release", "a/b", None))
+    for name, value in ours.image_head.state_dict().items():
+        assert torch.equal(package.image_encoder.mlp.state_dict()[name], value)
+
+
+def test_another_width_of_features_is_refused_with_the_reason(tmp_path):
+    with pytest.raises(exchange.ExchangeError, match="768 features and this model 1280"):
+        exchange.export_geolocation(trained(1280), PLACES, tmp_path, "a/b", None)
+
+
+def test_a_folder_without_a_finished_run_is_named(tmp_path, capsys):
+    assert exchange.main([str(tmp_path), str(tmp_path / "out")]) == 1
+    assert "manifest.json is not there" in capsys.readouterr().err
+
+
+def test_a_release_says_what_it_is(tmp_path):
+    exchange.export_location_encoder(trained(16), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == {
+        "model_type": "geoclip-location-encoder",
+        "format_version": 1,
+        "sigma": [1, 16, 256],
+    }
