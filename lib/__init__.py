@@ -1,8 +1,8 @@
 """Semivariogram-regularized GeoCLIP: the code behind the numbered notebooks.
 
-Arrows run one way. From the bottom to the top: ``geodesy``, ``settings``, ``runs``, ``datasets``,
-``backbones``, ``features``, ``semivariogram``, ``negatives``, ``model``, ``training``, ``evaluation``, ``places``,
-``figures``, ``maps``, ``report``, ``pipeline``. A module imports only what stands before it.
+Arrows run one way. From the bottom to the top: geodesy, settings, runs, places, datasets, backbones, features,
+semivariogram, negatives, model, gallery, training, evaluation, pairs, figures, maps, report, exchange, pipeline.
+A module imports only what stands before it.
 """
 
 __version__ = "0.1.0"

@@ -150,7 +150,9 @@ def density(manifest: pd.DataFrame, nearest_km: pd.DataFrame) -> Figure:
         np.linspace(-180, 180, 37), np.linspace(-1, 1, 19), np.where(counts > 0, counts / cell, np.nan), cmap="cividis"
     )
     left.set_yticks(np.sin(np.deg2rad([-60, -30, 0, 30, 60])), labels=["60°S", "30°S", "0°", "30°N", "60°N"])
-    left.set(xlabel="longitude", title="training places per million km² (sea included)", xticks=range(-180, 181, 60))
+    left.set(
+        xlabel="longitude, degrees", title="training places per million km² (sea included)", xticks=range(-180, 181, 60)
+    )
     figure.colorbar(mesh, ax=left, shrink=0.85)
     for split, values in nearest_km.groupby("split", sort=False)["nearest_km"]:
         label = f"{split}: median {values.median():,.0f} km"
@@ -203,13 +205,17 @@ def semivariogram(empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram
         upper.plot(
             table["lag_km"], table["gamma"], ".", ms=2.6 if is_log else 3.4, color=PALETTE[1], label="mean of the lag"
         )
-        grid = np.geomspace(1e-3, np.pi, 800)
+        grid = np.geomspace(1e-3 if is_log else 1e-6, np.pi, 800)
         upper.plot(
             grid * EARTH_RADIUS_KM, fitted.gamma(grid), color=INK, label=f"fit: {fitted.family}, R² {fitted.r2:.2f}"
         )
         _annotate_fit(upper, fitted, is_log)
         lower.fill_between(table["lag_km"], table["pairs"], color="#94a3b8", step="mid", lw=0)
-        lower.set(xlabel="great-circle distance, km", ylabel="pairs" if column == 0 else "", yscale="log")
+        lower.set(
+            xlabel="great-circle distance, km",
+            ylabel=f"pairs in\n{sums.lag_width_rad * EARTH_RADIUS_KM:.0f} km",
+            yscale="log",
+        )
         lower.set_ylim(10, None)
         lower.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         if is_log:
@@ -248,7 +254,7 @@ def pair_cloud(pairs: pd.DataFrame, fitted: FittedSemivariogram) -> Figure:
     axis = axes[0, 0]
     shown = pairs[pairs["distance_km"] >= 5.0]
     cells = axis.hexbin(
-        shown["distance_km"], shown["dissimilarity"], xscale="log", gridsize=(90, 50), bins="log", mincnt=1, cmap="Greys", lw=0,
+        shown["distance_km"], shown["dissimilarity"], xscale="log", gridsize=(90, 50), bins="log", mincnt=1, cmap=sns.light_palette(INK, as_cmap=True), lw=0,
     )  # fmt: skip
     figure.colorbar(cells, ax=axis, label="sampled pairs", pad=0.01)
     grid = np.geomspace(5.0, np.pi * EARTH_RADIUS_KM, 600)
@@ -336,26 +342,29 @@ def error_distribution(predictions: pd.DataFrame) -> Figure:
             axis.axvline(radius, color=MUTED, lw=0.7, ls=":")
             axis.text(radius, 1.005, f" {name}", rotation=38, fontsize=7.5, color=MUTED, ha="left", va="bottom")
         for name, frame in predictions[predictions["split"] == split].groupby("strategy", sort=False):
-            axis.ecdf(np.maximum(frame["error_km"], 0.5), label=name, color=STRATEGY_COLOURS.get(name, MUTED))
+            axis.ecdf(np.maximum(frame["error_km"], 0.5), label=name, color=STRATEGY_COLOURS.get(name, MUTED), lw=1.1)
         axis.set(xscale="log", xlim=(0.8, 20_100), ylim=(0, 1), xlabel="great-circle error, km")
         axis.xaxis.set_major_formatter(KILOMETRES)
         axis.set_title(f"split {split}\n", pad=22)
     axes[0, 0].set_ylabel("share of the photos within")
-    axes[0, 0].legend(loc="upper left")
+    axes[0, 0].legend(loc="upper left", bbox_to_anchor=(0.03, 1.0))
     return figure
 
 
 @_styled
 def forest(
-    comparison: pd.DataFrame, metrics: Iterable[str] = ("acc_25km", "acc_100km", "acc_200km", "acc_750km", "acc_2500km")
+    comparison: pd.DataFrame,
+    baseline: str = "infonce",
+    metrics: Iterable[str] = ("acc_25km", "acc_100km", "acc_200km", "acc_750km", "acc_2500km"),
 ) -> Figure:
-    """Paired differences to the baseline in percentage points with their 95 % intervals; one panel a split."""
+    """Paired differences to ``baseline`` in percentage points with their 95 % intervals; one panel a split, one scale."""
+    comparison = comparison[comparison["baseline"] == baseline]
     if comparison.empty:
-        return _note("nothing to compare: infonce is the only strategy of this run")
+        return _note(f"nothing to compare with {baseline} in this run")
     metrics = list(metrics)
     splits, names = list(dict.fromkeys(comparison["split"])), list(dict.fromkeys(comparison["strategy"]))
     figure, axes = _figure(
-        1, len(splits), (5.0 * len(splits), 0.6 + 0.24 * len(metrics) * (len(names) + 1)), sharey=True
+        1, len(splits), (5.0 * len(splits), 0.6 + 0.24 * len(metrics) * (len(names) + 1)), sharex=True, sharey=True
     )
     step = 1.0 / (len(names) + 1)
     for axis, split in zip(axes[0], splits, strict=True):
@@ -378,7 +387,7 @@ def forest(
                 color=STRATEGY_COLOURS.get(name, MUTED),
                 label=name,
             )
-        axis.set(title=f"split {split}", xlabel=f"difference to {comparison['baseline'].iloc[0]}, points")
+        axis.set(title=f"split {split}", xlabel=f"difference to {baseline}, percentage points")
         axis.set_yticks(-np.arange(len(metrics)), labels=[METRIC_LABELS[metric] for metric in metrics])
         axis.grid(axis="y", visible=False)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=8)
@@ -445,5 +454,5 @@ def factor_effect(factors: Sequence[float] = (1.0, 1.5, 2.0)) -> Figure:
         axis.set(title=title, xlabel="logit z of the negative", yscale="log")
         axis.axvline(0.0, color=INK, lw=0.8)
         axis.legend(loc="upper left")
-    axes[0, 0].set_ylabel("its term in the denominator")
+    axes[0, 0].set_ylabel("the negative's term in the loss")
     return figure

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lib import datasets, features
-from lib.geodesy import distance_km
+from lib.geodesy import distance_km, km_to_rad
 from lib.runs import Run
 from lib.semivariogram import FittedSemivariogram
 
@@ -61,7 +61,7 @@ def classify(frame: pd.DataFrame, fitted: FittedSemivariogram) -> pd.DataFrame:
     Look-alikes (residual above 0) are false negatives up to the range and hard negatives beyond it; every other pair is
     an easy negative. Source: the paper's two definitions.
     """
-    gamma = fitted.gamma(frame["distance_km"].to_numpy() / fitted.range_km * fitted.range_rad)
+    gamma = fitted.gamma(km_to_rad(frame["distance_km"].to_numpy()))
     residual = gamma - frame["dissimilarity"]
     look_alike = np.where(frame["distance_km"] <= fitted.range_km, FALSE_NEGATIVE, HARD_NEGATIVE)
     return frame.assign(gamma=gamma, residual=residual, kind=np.where(residual > 0, look_alike, EASY))

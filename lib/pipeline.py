@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 from traitlets.config import Config
 
-from lib import backbones, gallery, negatives, report, settings
+from lib import backbones, datasets, gallery, negatives, report, settings
 from lib.backbones import BackboneError
 from lib.gallery import GalleryError
 from lib.negatives import StrategyError
@@ -251,7 +251,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _list(run, chosen)
         check_before_computing(run)
         if options.fresh:
-            shutil.rmtree(run.folder / "receipts", ignore_errors=True)
+            datasets.forget(run)
+            for name in ("receipts", "features"):
+                shutil.rmtree(run.folder / name, ignore_errors=True)
         _execute_all(run, chosen, profile, overrides)
     except EXPECTED as error:
         print(f"run_all.sh: {error}", file=sys.stderr)

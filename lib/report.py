@@ -32,7 +32,8 @@ RELATIVE = {"median_km", "mean_km", "geoscore", "range_km"}
 FIGURES = {
     "semivariogram": "The empirical semivariogram of the frozen features and the fitted model.",
     "pairs": "What the curve calls false negatives and hard negatives.",
-    "differences": "Paired differences to the baseline, with 95 % intervals over photos and seeds.",
+    "differences": "Paired differences to infonce, with 95 % intervals over photos and seeds.",
+    "differences_to_control": "The same against similarity, the control that looks without geography.",
     "training": "Loss and validation accuracy of every strategy.",
     "weights": "What each strategy does to its negatives.",
     "error_distribution": "How far off the predictions are.",
@@ -42,6 +43,9 @@ FIGURES = {
     "pair_cloud": "Every sampled pair, and the three kinds of negative.",
     "places": "Places by split.",
     "photos": "What the photos look like.",
+    "density": "How densely the places lie, and how far they are from the training places.",
+    "baseline_training": "Training of the baseline.",
+    "factor_effect": "Why multiplying logits is not weighting.",
 }
 
 
@@ -58,7 +62,7 @@ def compare_with_reference(run: Run) -> tuple[pd.DataFrame, str]:
         return empty, f"No reference run is kept for profile {run.settings.profile}."
     if differing := _differing_settings(run, folder):
         return empty, f"Not compared with the reference run: other settings ({', '.join(differing)})."
-    rows = [*_semivariogram_rows(run, folder), *_accuracy_rows(run, folder)]
+    rows = [*_semivariogram_rows(run, folder), *_accuracy_rows(run, folder), *_difference_rows(run, folder)]
     table = pd.DataFrame(rows, columns=empty.columns)
     good = int(table["reproduced"].sum())
     return table, f"{good} of {len(table)} figures of the reference run are reproduced within their tolerance."
@@ -93,6 +97,7 @@ def _semivariogram_rows(run: Run, folder: Path) -> list[tuple]:
 
 
 def _accuracy_rows(run: Run, folder: Path) -> list[tuple]:
+    """Means over seeds; a reference that is smaller than its tolerance says nothing and is left out."""
     keys = ["split", "strategy"]
     reference, here = (
         pd.read_csv(path).groupby(keys, sort=False)[COLUMNS].mean()
@@ -102,17 +107,37 @@ def _accuracy_rows(run: Run, folder: Path) -> list[tuple]:
         _row(split, strategy, figure, reference.loc[(split, strategy), figure], here.loc[(split, strategy), figure])
         for split, strategy in reference.index.intersection(here.index, sort=False)
         for figure in COLUMNS
+        if reference.loc[(split, strategy), figure] > TOLERANCES[figure]
     ]
+
+
+def _difference_rows(run: Run, folder: Path) -> list[tuple]:
+    """Paired differences of accuracies: reproduced where the difference here lies in the reference's 95 % interval."""
+    keys = ["split", "strategy", "baseline", "metric"]
+    reference, here = (
+        pd.read_csv(path).set_index(keys) for path in (folder / "tables" / "comparison.csv", run.table("comparison"))
+    )
+    rows = []
+    for key in reference.index.intersection(here.index, sort=False):
+        split, strategy, baseline, metric = key
+        known, found = reference.loc[key], here.loc[key, "difference"]
+        if metric.startswith("acc_") and known["ci_high"] - known["ci_low"] > 0.002:
+            width = max(known["ci_high"] - known["difference"], known["difference"] - known["ci_low"])
+            name = f"{strategy}-{baseline}"
+            rows.append(
+                (split, name, metric, known["difference"], found, width, known["ci_low"] <= found <= known["ci_high"])
+            )
+    return rows
 
 
 def format_comparison(table: pd.DataFrame, sentence: str) -> str:
     """The comparison as text for a terminal."""
     if table.empty:
         return sentence
-    lines = [f"{'split':13}{'strategy':20}{'figure':14}{'reference':>11}{'here':>11}{'tolerance':>11}  reproduced"]
+    lines = [f"{'split':13}{'strategy':26}{'figure':14}{'reference':>11}{'here':>11}{'tolerance':>11}  reproduced"]
     for row in table.itertuples(index=False):
         numbers = "".join(f"{value:>11.4g}" for value in (row.reference, row.here, row.tolerance))
-        lines.append(f"{row.split:13}{row.strategy:20}{row.figure:14}{numbers}  {'yes' if row.reproduced else 'NO'}")
+        lines.append(f"{row.split:13}{row.strategy:26}{row.figure:14}{numbers}  {'yes' if row.reproduced else 'NO'}")
     return "\n".join([*lines, sentence])
 
 
@@ -120,7 +145,7 @@ def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, 
     """Write results/<run>/index.html: claim, tables with intervals, figures, links, settings, provenance.
 
     Args:
-        notebooks: name, title, ipynb and html (relative links) of each executed notebook.
+        notebooks: title, ipynb and html (relative links) of each executed notebook.
     """
     reference, sentence = compare_with_reference(run) if run.table("accuracy").exists() else (pd.DataFrame(), "")
     environment = jinja2.Environment(
@@ -163,21 +188,23 @@ def _accuracy_rows_for_reading(run: Run) -> list[dict[str, Any]]:
 
 
 def claims(run: Run) -> list[str]:
-    """A sentence a split and strategy: at which radii it helps, hurts, or makes no difference that can be shown."""
+    """A sentence a split and strategy: at which radii its accuracy is higher or lower than the baseline's."""
     comparison = pd.DataFrame(_records(run.table("comparison")))
     if comparison.empty:
         return []
     radii = comparison["metric"].str.extract(r"^acc_(\d+)km$")[0].astype(float)
     comparison = comparison.assign(radius=radii).dropna(subset=["radius"]).sort_values("radius", kind="stable")
     sentences = []
-    for (split, strategy), rows in comparison[comparison["radius"] > 1].groupby(["split", "strategy"], sort=True):
+    for (baseline, split, strategy), rows in comparison[comparison["radius"] > 1].groupby(
+        ["baseline", "split", "strategy"]
+    ):
         parts = [
             f"{verb} within {_and(_difference(row) for row in chosen.itertuples())}"
-            for verb, chosen in (("helps", rows[rows["ci_low"] > 0]), ("hurts", rows[rows["ci_high"] < 0]))
+            for verb, chosen in (("higher", rows[rows["ci_low"] > 0]), ("lower", rows[rows["ci_high"] < 0]))
             if len(chosen)
         ]
-        found = "; ".join(parts) or "no difference to infonce that these photos and seeds can show, at any radius"
-        sentences.append(f"{strategy}, split {split}: {found}.")
+        found = "; ".join(parts) or "no difference that these photos and seeds can show, at any radius"
+        sentences.append(f"{strategy} against {baseline}, split {split}: {found}.")
     return sorted(sentences, key=lambda sentence: "no difference" in sentence)
 
 

@@ -147,7 +147,7 @@ class Training(_Group):
     )
     learning_rate_decay: float = Field(0.87, gt=0, le=1)
     alpha: float = Field(2.0, ge=0, description="damping of near look-alikes")
-    beta: float = Field(2.0, ge=0, description="emphasis on far look-alikes")
+    beta: float = Field(2.0, ge=0, description="strength of the emphasis on look-alikes")
     batch_noise_m: float = Field(150.0, ge=0, description="position noise on the batch, metres")
     queue_noise_m: float = Field(1_000.0, ge=0, description="position noise on the queue, metres")
     location_encoder: Literal["scratch", "geoclip"] = Field(

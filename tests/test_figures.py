@@ -15,7 +15,7 @@ def words(figure):
 
 def test_without_a_second_strategy_the_comparison_says_so():
     empty = pd.DataFrame(columns=["strategy", "baseline", "metric", "difference", "ci_low", "ci_high", "seeds", "n", "split"])
-    assert "nothing to compare" in words(figures.forest(empty))
+    assert "nothing to compare with infonce" in words(figures.forest(empty))
 
 
 def test_without_weights_their_figure_says_so():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from lib import places
 from lib.datasets import blue_marble, folder, manifest
 from lib.datasets.manifest import Built
 from lib.runs import Run, writing
-from lib.settings import PROJECT
+from lib.settings import PROJECT, BlueMarble
 
 BUILDERS: dict[str, Callable[..., Built]] = {"blue_marble": blue_marble.build, "folder": folder.build}
 """Data set name -> (its settings, its root folder) -> manifest and what was left out"""
@@ -61,6 +62,12 @@ def prepare(run: Run) -> pd.DataFrame:
         code=["geodesy", "places", "datasets", f"datasets.{settings.name}", "datasets.manifest"],
     )
     return read(run)
+
+
+def forget(run: Run) -> None:
+    """Remove the photos that the data set's builder has made for these settings; a folder of one's own is never touched."""
+    if isinstance(run.settings.dataset, BlueMarble):
+        shutil.rmtree(root_of(run) / blue_marble.window_folder(run.settings.dataset), ignore_errors=True)
 
 
 def _with_places(photos: pd.DataFrame) -> pd.DataFrame:

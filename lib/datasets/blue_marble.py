@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from PIL import Image
 
 from lib import geodesy, places
 from lib.datasets.manifest import Built
-from lib.runs import progress, writing
+from lib.runs import code_digest, progress, writing
 from lib.settings import BlueMarble
 
 JPEG_QUALITY = 95
@@ -34,14 +35,29 @@ PHOTO_PLACE_SPREAD_M = 50_000.0
 def build(settings: BlueMarble, root: Path) -> Built:
     """Draw the places, write their windows under ``root``, and return the manifest; nothing is left out.
 
-    Windows of the same settings that are there already are kept.
+    Windows of the same settings and code that are there already are kept.
     """
     manifest = draw_places(settings)
-    key = hashlib.sha256(settings.model_dump_json(exclude={"root"}).encode()).hexdigest()[:12]
-    manifest["path"] = [f"windows-{key}/{name[3:6]}/{name}.jpg" for name in manifest["id"]]
+    folder = window_folder(settings)
+    _discard_windows_of_other_code(root / folder)
+    manifest["path"] = [f"{folder}/{name[3:6]}/{name}.jpg" for name in manifest["id"]]
     missing = manifest[[not (root / path).exists() for path in manifest["path"]]]
     write_windows(missing, root, settings)
     return Built(manifest, pd.DataFrame(columns=["id", "path", "reason"]))
+
+
+def window_folder(settings: BlueMarble) -> str:
+    """Name of the folder of the windows: other settings make another folder."""
+    return f"windows-{hashlib.sha256(settings.model_dump_json(exclude={'root'}).encode()).hexdigest()[:12]}"
+
+
+def _discard_windows_of_other_code(folder: Path) -> None:
+    """Remove windows that were cut by other code than this; a file beside them says by which."""
+    marker, code = folder / "code.txt", code_digest("datasets.blue_marble") + code_digest("geodesy")
+    if not marker.exists() or marker.read_text() != code:
+        shutil.rmtree(folder, ignore_errors=True)
+        with writing(marker) as aside:
+            aside.write_text(code)
 
 
 def draw_places(settings: BlueMarble) -> pd.DataFrame:
