@@ -168,6 +168,21 @@ def test_a_missing_folder_or_table_and_an_empty_folder_are_named(tmp_path, root)
         built(root)
 
 
+def test_a_photo_that_is_added_or_replaced_is_noticed(root, tmp_path):
+    for name, place in zip(NAMES, PLACES, strict=True):
+        photo(root / name, place)
+    run = Run.open("smoke", f"{tmp_path}/run", ["dataset=folder", f"data.root={root}"])
+    first = datasets.prepare(run)
+    before = run.manifest.read_bytes()
+    datasets.prepare(run)
+    assert run.reports[-1].startswith("reused")
+    Image.effect_noise((64, 64), 50).save(root / "four.png", exif=Image.open(root / "four.png").getexif())
+    assert datasets.prepare(run)["id"].tolist() == first["id"].tolist()
+    assert run.manifest.read_bytes() != before  # the features hang on the manifest
+    photo(root / "six.jpg", PLACES[0])
+    assert len(datasets.prepare(run)) == 6
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the real photos are not at {REAL}")
 def test_real_street_level_photos_become_a_manifest_with_their_countries(tmp_path):
     overrides = ["dataset=folder", f"data.root={REAL}", f"data.csv={REAL / 'metadata.csv'}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from lib import places
 from lib.datasets import blue_marble, folder, manifest
 from lib.datasets.manifest import Built
 from lib.runs import Run, writing
-from lib.settings import PROJECT, BlueMarble
+from lib.settings import PROJECT, BlueMarble, Folder
 
 BUILDERS: dict[str, Callable[..., Built]] = {"blue_marble": blue_marble.build, "folder": folder.build}
 """Data set name -> (its settings, its root folder) -> manifest and what was left out"""
@@ -58,10 +59,17 @@ def prepare(run: Run) -> pd.DataFrame:
         make=make,
         inputs=source,
         outputs=[run.manifest, run.table("left_out")],
-        settings=json.loads(settings.model_dump_json()),
+        settings=json.loads(settings.model_dump_json()) | {"photos": _listing(run)},
         code=["geodesy", "places", "datasets", f"datasets.{settings.name}", "datasets.manifest"],
     )
     return read(run)
+
+
+def _listing(run: Run) -> str | None:
+    """Digest of the photos that a folder of one's own holds; None for a data set that makes its photos itself."""
+    if not isinstance(run.settings.dataset, Folder):
+        return None
+    return hashlib.sha256(json.dumps(folder.photo_sizes(root_of(run))).encode()).hexdigest()
 
 
 def forget(run: Run) -> None:

@@ -46,10 +46,10 @@ def build(settings: Folder, root: Path) -> Built:
     """
     if not root.is_dir():
         raise ManifestError(f"{root}: no such folder; set dataset.root to the folder that holds the photos")
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in PHOTO_ENDINGS and path.is_file())
-    if not files:
+    sizes = photo_sizes(root)
+    if not sizes:
         raise ManifestError(f"{root}: no photos in it ({', '.join(sorted(PHOTO_ENDINGS))}); check dataset.root")
-    relative = [path.relative_to(root).as_posix() for path in files]
+    relative = list(sizes)
     source = None if settings.csv is None else PROJECT / settings.csv
     if source is None:
         photos, left_out = pd.DataFrame({"id": relative, "path": relative}), []
@@ -57,8 +57,14 @@ def build(settings: Folder, root: Path) -> Built:
     else:
         photos, left_out = _match(_read_table(source), relative, source)
     photos, without = _with_exif(photos, root)
-    photos = _with_splits(photos.reset_index(drop=True), settings)
+    photos = _with_splits(photos.reset_index(drop=True), settings).assign(bytes=photos["path"].map(sizes).to_numpy())
     return Built(photos, pd.DataFrame([*left_out, *without], columns=["id", "path", "reason"]))
+
+
+def photo_sizes(root: Path) -> dict[str, int]:
+    """Path below ``root`` and size in bytes of every photo, in order of the paths: by these a changed folder is noticed."""
+    files = (path for path in root.rglob("*") if path.suffix.lower() in PHOTO_ENDINGS and path.is_file())
+    return {path.relative_to(root).as_posix(): path.stat().st_size for path in sorted(files)}
 
 
 def _read_table(path: Path) -> pd.DataFrame:
