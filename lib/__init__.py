@@ -1,6 +1,6 @@
 """Semivariogram-regularized GeoCLIP: the code behind the numbered notebooks.
 
-Arrows run one way. From the bottom to the top: geodesy, settings, runs, places, datasets, backbones, features,
+Arrows run one way. From the bottom to the top: geodesy, settings, runs, places, photos, datasets, backbones, features,
 semivariogram, negatives, model, gallery, training, evaluation, pairs, figures, maps, report, exchange, pipeline.
 A module imports only what stands before it.
 """

@@ -1,17 +1,21 @@
 """Frozen image encoders by name, each with its own preprocessing.
 
 A backbone turns a PIL image into an input tensor (``preprocess``) and a batch of those into features (``encode``).
-``build`` loads one by the name in the settings; a name that is not registered is taken for a CLIP checkpoint of the
-Hugging Face hub or of a local folder, and an unknown one is an error that lists the registered names.
+``build`` loads one by the name in the settings: a registered one, ``timm/NAME`` for any model of timm, or a checkpoint of the
+Hugging Face hub or of a local folder whose family is known (``FAMILIES``). An unknown name is an error that lists what
+there is. Weights are read from safetensors, and a checkpoint that lacks weights is refused, never filled at random.
 """
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -31,7 +35,8 @@ class Backbone:
     Attributes:
         name: as in the settings.
         dimension: D, length of a feature.
-        preprocess: RGB image -> float tensor [3, H, W], the same H and W for every image.
+        preprocess: RGB image -> float tensor [3, H, W], the same H and W for every image: the plain centre crop.
+        normalise: RGB image that has H and W already -> the same, nothing cropped: what an augmented view goes through.
         encode: float tensor [B, 3, H, W] -> features, float tensor [B, D].
         module: the network, for moving it between devices.
     """
@@ -39,6 +44,7 @@ class Backbone:
     name: str
     dimension: int
     preprocess: Callable[[Image.Image], torch.Tensor]
+    normalise: Callable[[Image.Image], torch.Tensor]
     encode: Callable[[torch.Tensor], torch.Tensor]
     module: nn.Module
 
@@ -59,27 +65,57 @@ def build(settings: BackboneSettings, device: torch.device) -> Backbone:
         BackboneError: the name is unknown, or its weights cannot be had here.
     """
     entry = find(settings)
-    revision = settings.revision or (entry.revision if entry else None)
-    loader = entry.load if entry else load_clip
-    backbone = loader(settings.name, settings.model_copy(update={"revision": revision}))
+    revision = settings.revision or entry.revision
+    backbone = entry.load(settings.name, settings.model_copy(update={"revision": revision}))
     backbone.module.to(device).eval().requires_grad_(False)
     return backbone
 
 
-def find(settings: BackboneSettings) -> Entry | None:
-    """The registered entry of ``settings.name``; None for a checkpoint of the hub or of a folder.
+def find(settings: BackboneSettings) -> Entry:
+    """What ``settings.name`` stands for; whether its weights can be had is found when they are loaded.
 
     Raises:
-        BackboneError: it is neither.
+        BackboneError: nothing goes by that name.
     """
-    if settings.name in REGISTRY:
-        return REGISTRY[settings.name]
-    if "/" in settings.name or Path(settings.name).is_dir():
-        return None
+    name = settings.name
+    if name in REGISTRY:
+        return REGISTRY[name]
+    if name.startswith("timm/"):
+        _check_timm_name(name)
+        return Entry("a model of timm", load_timm)
+    if (folder := Path(name)).is_dir():
+        is_timm = "architecture" in _config_of(folder)
+        return Entry("a checkpoint folder", load_timm if is_timm else load_transformers)
+    if "/" in name:
+        return Entry("a checkpoint of the hub", load_transformers)
     raise BackboneError(
-        f"backbone {settings.name!r} is unknown; registered: {', '.join(REGISTRY)}; or name a CLIP checkpoint "
-        "(owner/name on the hub, or a folder)"
+        f"backbone {name!r} is unknown; registered: {', '.join(REGISTRY)}; or timm/NAME, or a checkpoint of a known family "
+        f"({', '.join(FAMILIES)}) as owner/name on the hub or as a folder"
     )
+
+
+def is_clip_vit_large(settings: BackboneSettings, dimension: int) -> bool:
+    """Whether features of ``dimension`` are what GeoCLIP's published head was trained on: 768, projected, of CLIP ViT-L/14.
+
+    Of a local folder the family and the dimension are checked, which a tiny model of a test passes as well.
+    """
+    folder = Path(settings.name)
+    is_clip = _config_of(folder).get("model_type", "").startswith("clip") if folder.is_dir() else False
+    return dimension == 768 and (settings.name == CLIP_VIT_LARGE or is_clip)
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    """config.json of a checkpoint folder.
+
+    Raises:
+        BackboneError: there is none, or it is no JSON object.
+    """
+    try:
+        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise BackboneError(
+            f"backbone {str(folder)!r}: neither a checkpoint folder nor a name: its config.json cannot be read ({error})"
+        ) from error
 
 
 def load_efficientnet_lite0(name: str, settings: BackboneSettings) -> Backbone:
@@ -96,63 +132,166 @@ def load_efficientnet_lite0(name: str, settings: BackboneSettings) -> Backbone:
     with contextlib.redirect_stdout(io.StringIO()):  # the package prints that it has loaded
         network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights, image_size=side)
     network = network.to(memory_format=torch.channels_last)
-    preprocess = v2.Compose(
-        [
-            v2.Resize(side, v2.InterpolationMode.BICUBIC),
-            v2.CenterCrop(side),
-            v2.PILToTensor(),
-            v2.ToDtype(torch.float32),
-            v2.Normalize([127.0] * 3, [128.0] * 3),
-        ]
-    )
+    normalise = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32), v2.Normalize([127.0] * 3, [128.0] * 3)])
+    preprocess = v2.Compose([v2.Resize(side, v2.InterpolationMode.BICUBIC), v2.CenterCrop(side), *normalise.transforms])
 
     def encode(batch: torch.Tensor) -> torch.Tensor:
         return network.extract_features(batch.to(memory_format=torch.channels_last)).mean((2, 3))
 
-    return Backbone(name, 1280, preprocess, encode, network)
+    return Backbone(name, 1280, preprocess, normalise, encode, network)
 
 
-def load_clip(name: str, settings: BackboneSettings) -> Backbone:
-    """The image tower of a CLIP checkpoint through transformers: projected features, the checkpoint's own processor.
+def load_transformers(name: str, settings: BackboneSettings) -> Backbone:
+    """The image tower of a checkpoint through transformers, with the checkpoint's own processor.
 
-    ViT-L/14: D = 768. Only safetensors are read.
+    CLIP: projected features (ViT-L/14: D = 768); SigLIP: its pooled ones; DINO, DINOv2, DINOv3 and ViT: the class token.
+
+    Raises:
+        BackboneError: the family is unknown, weights are missing, the hub cannot be reached, or ``image_px`` does not fit.
     """
-    from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+    from transformers import AutoConfig, AutoImageProcessor
 
-    size = {"shortest_edge": settings.image_px} if settings.image_px else None
-    crop = {"height": settings.image_px, "width": settings.image_px} if settings.image_px else None
-    given = {key: value for key, value in (("size", size), ("crop_size", crop)) if value}
+    side, square = settings.image_px, {"height": settings.image_px, "width": settings.image_px}
     try:
-        processor = CLIPImageProcessor.from_pretrained(name, revision=settings.revision, **given)
-        network, loading = CLIPVisionModelWithProjection.from_pretrained(
-            name, revision=settings.revision, use_safetensors=True, output_loading_info=True
+        config = AutoConfig.from_pretrained(name, revision=settings.revision)
+        family = _family(name, config.model_type)
+        processor = AutoImageProcessor.from_pretrained(name, revision=settings.revision)
+        if side and not family.fixed_px:
+            crops = {"size": {"shortest_edge": side}, "crop_size": square} if processor.do_center_crop else {"size": square}
+            processor = AutoImageProcessor.from_pretrained(name, revision=settings.revision, **crops)
+        network, loading = family.tower().from_pretrained(
+            name, revision=settings.revision, use_safetensors=True, output_loading_info=True, **family.options
         )
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, BackboneError):
+            raise
         raise BackboneError(
             f"backbone {name!r}: neither a checkpoint folder nor to be had from the hub now "
             f"({str(error).splitlines()[0]}); download it first or name its folder"
         ) from error
     if lacking := sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"]):
         raise BackboneError(f"backbone {name!r}: the checkpoint lacks weights of its image tower: {', '.join(lacking)}")
-    if settings.image_px not in (None, network.config.image_size):
-        raise BackboneError(
-            f"backbone {name!r} takes {network.config.image_size} px; backbone.image_px: {settings.image_px}"
-        )
+    if family.fixed_px and side not in (None, network.config.image_size):
+        raise BackboneError(f"backbone {name!r} takes {network.config.image_size} px; backbone.image_px: {side}")
 
     def preprocess(image: Image.Image) -> torch.Tensor:
         return processor(images=image, return_tensors="pt")["pixel_values"][0]
 
+    def normalise(image: Image.Image) -> torch.Tensor:
+        plain = processor(images=image, return_tensors="pt", do_resize=False, do_center_crop=False)
+        return plain["pixel_values"][0]
+
     def encode(batch: torch.Tensor) -> torch.Tensor:
-        return network(pixel_values=batch).image_embeds
+        return family.features(network(pixel_values=batch))
 
-    return Backbone(name, network.config.projection_dim, preprocess, encode, network)
+    dimension = network.config.projection_dim if family.projected else network.config.hidden_size
+    return Backbone(name, dimension, preprocess, normalise, encode, network)
 
 
+@dataclass(frozen=True)
+class Family:
+    """How the checkpoints of one architecture are read through transformers.
+
+    Attributes:
+        tower: gives the class of the image tower, imported late.
+        features: the tower's output -> [B, D].
+        fixed_px: its positions are learnt for one size of input.
+        projected: D is the dimension of the space that images share with texts.
+        options: of the class's ``from_pretrained``.
+    """
+
+    tower: Callable[[], type]
+    features: Callable[[Any], torch.Tensor]
+    fixed_px: bool = True
+    projected: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _tower(name: str) -> Callable[[], type]:
+    def imported() -> type:
+        import transformers
+
+        return getattr(transformers, name)
+
+    return imported
+
+
+def _class_token(output: Any) -> torch.Tensor:
+    return output.last_hidden_state[:, 0]
+
+
+FAMILIES: dict[str, Family] = {
+    "clip": Family(_tower("CLIPVisionModelWithProjection"), lambda output: output.image_embeds, projected=True),
+    "siglip": Family(_tower("SiglipVisionModel"), lambda output: output.pooler_output),
+    "vit": Family(_tower("ViTModel"), _class_token, options={"add_pooling_layer": False}),
+    "dinov2": Family(_tower("Dinov2Model"), _class_token, fixed_px=False),
+    "dinov2_with_registers": Family(_tower("Dinov2WithRegistersModel"), _class_token, fixed_px=False),
+    "dinov3_vit": Family(_tower("DINOv3ViTModel"), _class_token, fixed_px=False),
+}
+"""``model_type`` of a checkpoint's config.json -> how it is read."""
+
+
+def _family(name: str, model_type: str) -> Family:
+    kind = model_type.removesuffix("_vision_model")
+    if kind not in FAMILIES:
+        raise BackboneError(
+            f"backbone {name!r} is a {model_type!r} checkpoint; known families: {', '.join(FAMILIES)} (and timm/NAME)"
+        )
+    return FAMILIES[kind]
+
+
+def load_timm(name: str, settings: BackboneSettings) -> Backbone:
+    """A model of timm: ``timm/NAME`` from the hub, or a folder that timm has saved; pooled features before its classifier.
+
+    Raises:
+        BackboneError: the weights cannot be had here, or ``image_px`` does not fit the model.
+    """
+    import timm
+    from timm.data import create_transform, resolve_model_data_config
+
+    at = f"@{settings.revision}" if settings.revision else ""
+    source = f"hf-hub:{name}{at}" if name.startswith("timm/") else f"local-dir:{name}"
+    try:
+        network = timm.create_model(source, pretrained=True, num_classes=0)
+    except (OSError, RuntimeError, ValueError, AttributeError) as error:
+        raise BackboneError(
+            f"backbone {name!r}: timm cannot load it now ({str(error).splitlines()[0]}); download it first or name its folder"
+        ) from error
+    network = network.to(memory_format=torch.channels_last)
+    config = resolve_model_data_config(network)
+    if settings.image_px:
+        config["input_size"] = (3, settings.image_px, settings.image_px)
+    transform = create_transform(**config)
+
+    def normalise(image: Image.Image) -> torch.Tensor:
+        tensor = image
+        for step in transform.transforms[-2:]:  # to a tensor, and its mean and deviation
+            tensor = step(tensor)
+        return tensor
+
+    try:
+        with torch.inference_mode():
+            dimension = network.eval()(torch.zeros(1, *config["input_size"])).shape[1]
+    except (AssertionError, RuntimeError) as error:
+        raise BackboneError(f"backbone {name!r}: backbone.image_px={settings.image_px} does not fit it ({error})") from error
+    return Backbone(name, dimension, transform, normalise, network.forward, network)
+
+
+def _check_timm_name(name: str) -> None:
+    import timm
+
+    known = name.removeprefix("timm/")
+    if not timm.is_model(known.partition(".")[0]):
+        close = difflib.get_close_matches(known, timm.list_models(pretrained=True), n=3, cutoff=0.3)
+        raise BackboneError(f"backbone {name!r}: timm has no such model; close names: {', '.join(close)}")
+
+
+CLIP_VIT_LARGE = "openai/clip-vit-large-patch14"
 REGISTRY: dict[str, Entry] = {
     "efficientnet-lite0": Entry("EfficientNet-Lite0, 1280-d, weights in a registry package", load_efficientnet_lite0),
-    "openai/clip-vit-large-patch14": Entry(
+    CLIP_VIT_LARGE: Entry(
         "CLIP ViT-L/14, 768-d projected, GeoCLIP's backbone",
-        load_clip,
+        load_transformers,
         revision="32bd64288804d66eefd0ccbe215aa642df71cc41",
     ),
 }

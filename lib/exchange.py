@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,31 +86,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     try:
-        run = finished(options.run)
+        run = Run.finished(options.run)
         trained = model.load(run.require(run.checkpoint(options.strategy, options.seed), "04_regularized_training"))
         print(f"wrote {export_location_encoder(trained, options.folder / 'location-encoder')}")
         entry, settings = backbones.find(run.settings.backbone), run.settings.backbone
-        revision = settings.revision or (entry.revision if entry else None)
+        revision = settings.revision or entry.revision
         places = gallery.coordinates(run)
         print(f"wrote {export_geolocation(trained, places, options.folder / 'geolocation', settings.name, revision)}")
     except (ArtefactError, ExchangeError, model.ModelError) as error:
         print(f"lib.exchange: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def finished(folder: Path) -> Run:
-    """The finished run in ``folder``, with the settings that its manifest.json names.
-
-    Raises:
-        ArtefactError: there is no manifest.json.
-    """
-    from lib.settings import Settings
-
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise ArtefactError(f"{path} is not there: give the folder of a run that run_all.sh has finished")
-    return Run(Settings.model_validate(json.loads(path.read_text())["settings"]), folder.resolve())
 
 
 if __name__ == "__main__":

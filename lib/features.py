@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +24,11 @@ from torch.utils.data import DataLoader, Dataset
 from lib import datasets
 from lib.backbones import Backbone, build
 from lib.geodesy import distance_km
-from lib.runs import Run, checksum, code_digest, progress, writing
+from lib.photos import UNREADABLE, open_photo
+from lib.runs import Run, autocast, checksum, code_digest, generator, progress, writing
+from lib.settings import Backbone as BackboneSettings
 
-CODE = ["backbones", "features"]
+CODE = ["photos", "backbones", "features"]
 
 
 class FeatureError(RuntimeError):
@@ -32,34 +36,64 @@ class FeatureError(RuntimeError):
 
 
 class Photos(Dataset):
-    """Preprocessed photos of a manifest, in its order: float tensors [3, H, W]."""
+    """Photos below a folder, each decoded once for all of its views: float tensors [K, 3, H, W].
 
-    def __init__(self, paths: list[Path], backbone: Backbone) -> None:
-        self.paths = paths
-        self.preprocess = backbone.preprocess
+    The first view is the plain crop; the photos of the mask ``augmented`` have ``views`` others besides, drawn by the photo's
+    path and the view's number alone: the same whichever process draws them, and in a run that goes on after a stop.
+    """
+
+    def __init__(
+        self, root: Path, paths: Sequence[str], backbone: Backbone, views: int = 0, augmented: np.ndarray | None = None
+    ) -> None:
+        self.root, self.paths, self.views, self.augmented = root, paths, views, augmented
+        self.preprocess, self.normalise = backbone.preprocess, backbone.normalise
+        self.augment = augmentation(backbone) if views else None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> torch.Tensor:
+        path = self.paths[index]
         try:
-            with Image.open(self.paths[index]) as image:
-                return self.preprocess(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
+            image = open_photo(self.root, path)
+        except UNREADABLE as error:
             raise FeatureError(
-                f"{self.paths[index]}: cannot be decoded ({error}); replace it or run notebook 01 again"
+                f"{self.root / path}: cannot be decoded ({error}); replace it or run notebook 01 again"
             ) from error
+        count = self.views if self.views and self.augmented[index] else 0
+        return torch.stack([self.preprocess(image), *(self._view(image, path, number) for number in range(count))])
+
+    def _view(self, image: Image.Image, path: str, number: int) -> torch.Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(number, f"view of {path}").initial_seed())
+            return self.normalise(self.augment(image))
+
+
+def augmentation(backbone: Backbone) -> Callable[[Image.Image], Image.Image]:
+    """GeoCLIP's training augmentation, RGB image -> RGB image of the backbone's size.
+
+    Random resized crop, horizontal flip, colour jitter (0.4, 0.4, 0.4, 0.1; p 0.8), greyscale (p 0.2). What follows is the
+    backbone's own normalisation; upstream takes ImageNet's for training and CLIP's for prediction. Source: GeoCLIP's code.
+    """
+    from torchvision.transforms import v2
+
+    side = backbone.preprocess(Image.new("RGB", (64, 64))).shape[-2:]
+    jitter = v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
+    return v2.Compose([v2.RandomResizedCrop(tuple(side)), v2.RandomHorizontalFlip(), jitter, v2.RandomGrayscale(0.2)])
 
 
 def extract(run: Run) -> Path:
     """Extract the features of the run's manifest, or reuse them; return the path of features.npy.
+
+    Where ``backbone.views`` is V > 1, views.npy is written beside it: V augmented views of each training photo.
 
     Holds one shard in memory. Deterministic on one machine: batches never straddle shards, so a resumed run gives the
     same bits.
     """
     settings = run.settings.backbone
     used = json.loads(settings.model_dump_json(exclude={"workers", "centred", "precision"}))
-    used["arithmetic"] = run.arithmetic(run.settings.backbone.precision)
+    used["arithmetic"] = run.arithmetic(settings.precision)
+    outputs = [run.features, *([run.views] if settings.views > 1 else [])]
 
     def make() -> None:
         manifest = datasets.read(run)
@@ -68,7 +102,7 @@ def extract(run: Run) -> Path:
         ).hexdigest()
         _extract(run, manifest, run.features.parent / f"shards-{key[:12]}")
 
-    run.produce("features", make=make, inputs=[run.manifest], outputs=[run.features], settings=used, code=CODE)
+    run.produce("features", make=make, inputs=[run.manifest], outputs=outputs, settings=used, code=CODE)
     return run.features
 
 
@@ -78,52 +112,98 @@ def _extract(run: Run, manifest: pd.DataFrame, folder: Path) -> None:
     for stale in run.features.parent.glob("shards-*"):
         if stale != folder:
             shutil.rmtree(stale)
-    paths = [datasets.root_of(run) / path for path in manifest["path"]]
-    starts = range(0, len(paths), settings.shard_size)
-    shards = [folder / f"{start:09d}.npy" for start in starts]
-    missing = [number for number, shard in enumerate(shards) if not shard.exists()]
+    shards = {
+        folder / f"{start:09d}.npy": range(start, min(start + settings.shard_size, len(manifest)))
+        for start in range(0, len(manifest), settings.shard_size)
+    }
+    missing = {shard: rows for shard, rows in shards.items() if not shard.exists()}
     if missing:
-        backbone = build(settings, run.device)
-        with progress(missing, "extracting features", len(missing)) as bar:
-            for number in bar:
-                chosen = paths[starts[number] : starts[number] + settings.shard_size]
-                with writing(shards[number]) as aside:
-                    np.save(aside, encode(chosen, backbone, run))
-    _join(shards, len(paths), run.features)
+        backbone, paths = build(settings, run.device), manifest["path"].tolist()
+        views = settings.views if settings.views > 1 else 0
+        photos = Photos(datasets.root_of(run), paths, backbone, views, (manifest["split"] == "train").to_numpy())
+        made = encode(photos, backbone, settings, run.device, list(missing.values()))
+        for shard, (plain, views) in zip(missing, made, strict=True):
+            if settings.views > 1:
+                _save(shard.with_suffix(".views.npy"), views)
+            _save(shard, plain)
+    _join(list(shards), run.features)
+    if settings.views > 1:
+        _join([shard.with_suffix(".views.npy") for shard in shards], run.views)
     shutil.rmtree(folder)
 
 
-def encode(paths: list[Path], backbone: Backbone, run: Run) -> np.ndarray:
-    """Features of the photos at ``paths``, [N, D] of the settings' storage type.
+def encode(
+    photos: Photos, backbone: Backbone, settings: BackboneSettings, device: torch.device, groups: Sequence[Sequence[int]]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Features of each of ``groups`` of photos: plain ones [n, D], and those of the augmented views [m, V, D].
+
+    Photos are decoded ahead by ``settings.workers`` processes, into pinned memory where there is a GPU; a forward pass takes about
+    ``settings.batch_size`` images, never of two groups.
 
     Raises:
         FeatureError: a photo cannot be decoded, or a feature is not finite.
     """
-    settings, device = run.settings.backbone, run.device
-    loader = DataLoader(
-        Photos(paths, backbone), settings.batch_size, num_workers=settings.workers, pin_memory=device.type == "cuda"
-    )
-    parts = []
-    with torch.inference_mode(), run.autocast(settings.precision):
-        for batch in loader:
-            parts.append(backbone.encode(batch.to(device, non_blocking=True)).float().cpu())
-    with np.errstate(over="ignore"):  # an overflow is found, and named, in the next line
-        features = torch.cat(parts).numpy().astype(settings.storage)
-    if not np.isfinite(features).all():
-        row = int(np.flatnonzero(~np.isfinite(features).all(1))[0])
-        raise FeatureError(
-            f"{paths[row]}: its feature is not finite as {settings.storage}; try backbone.storage=float32"
+    size = max(1, settings.batch_size // (1 + photos.views))
+    batches = [list(group[start : start + size]) for group in groups for start in range(0, len(group), size)]
+    loader = iter(
+        DataLoader(
+            photos,
+            batch_sampler=batches,
+            collate_fn=_stack,
+            num_workers=settings.workers,
+            prefetch_factor=4 if settings.workers else None,
+            pin_memory=device.type == "cuda",
+            # Linux's own default until Python 3.14; closures of the preprocessing cannot be sent to a fresh process.
+            multiprocessing_context="fork" if settings.workers and sys.platform == "linux" else None,
         )
-    return features
+    )
+    with progress((), "extracting features", len(photos)) as bar:
+        bar.update(len(photos) - sum(map(len, groups)))
+        for group in groups:
+            plain, views = [], [np.empty((0, photos.views, backbone.dimension), settings.storage)]
+            for start in range(0, len(group), size):
+                images, counts = next(loader)
+                encoded = _forward(images, backbone, settings, device)
+                _refuse_infinite(encoded, counts, [photos.paths[row] for row in group[start : start + size]], settings)
+                first = np.cumsum(counts) - counts
+                plain.append(encoded[first])
+                views.append(np.delete(encoded, first, 0).reshape(-1, max(photos.views, 1), backbone.dimension))
+                bar.update(len(counts))
+            views = [part for part in views if part.size] or views[:1]
+            yield np.concatenate(plain), np.concatenate(views)
 
 
-def _join(shards: list[Path], count: int, path: Path) -> None:
-    first = np.load(shards[0], mmap_mode="r")
+def _stack(items: list[torch.Tensor]) -> tuple[torch.Tensor, np.ndarray]:
+    return torch.cat(items), np.array([len(item) for item in items])
+
+
+def _forward(images: torch.Tensor, backbone: Backbone, settings: BackboneSettings, device: torch.device) -> np.ndarray:
+    """Features of ``images`` [B, 3, H, W] in the settings' storage type, [B, D]."""
+    with torch.inference_mode(), autocast(device, settings.precision):
+        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        encoded = backbone.encode(images).float().cpu().numpy()
+    with np.errstate(over="ignore"):  # an overflow is found, and named, by the caller
+        return encoded.astype(settings.storage)
+
+
+def _refuse_infinite(encoded: np.ndarray, counts: np.ndarray, paths: list[str], settings: BackboneSettings) -> None:
+    wrong = ~np.isfinite(encoded).all(1)
+    if wrong.any():
+        photo = paths[int(np.searchsorted(np.cumsum(counts), np.flatnonzero(wrong)[0], side="right"))]
+        raise FeatureError(f"{photo}: its feature is not finite as {settings.storage}; try backbone.storage=float32")
+
+
+def _save(path: Path, array: np.ndarray) -> None:
     with writing(path) as aside:
-        joined = np.lib.format.open_memmap(aside, "w+", first.dtype, (count, first.shape[1]))
+        np.save(aside, array)
+
+
+def _join(shards: list[Path], path: Path) -> None:
+    parts = [np.load(shard, mmap_mode="r") for shard in shards]
+    with writing(path) as aside:
+        joined = np.lib.format.open_memmap(aside, "w+", parts[0].dtype, (sum(map(len, parts)), *parts[0].shape[1:]))
         row = 0
-        for shard in shards:
-            part = np.load(shard, mmap_mode="r")
+        for part in parts:
             joined[row : row + len(part)] = part
             row += len(part)
         joined.flush()
@@ -136,10 +216,14 @@ class Features:
     Attributes:
         stored: [N, D] float16 or float32, row i of the manifest's row i.
         mean: [D], what is subtracted: the training mean where ``backbone.centred``, else zeros.
+        views: [n, V, D] of augmented views of the training photos, or None.
+        view_rows: the manifest's rows that ``views`` is about, ascending, int64 [n].
     """
 
     stored: np.ndarray
     mean: torch.Tensor
+    views: np.ndarray | None = None
+    view_rows: np.ndarray | None = None
 
     @property
     def dimension(self) -> int:
@@ -153,6 +237,17 @@ class Features:
     def unit(self, indices: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Unit features u = (v - mean) / ||v - mean|| of the rows ``indices`` [n], float32 [n, D]."""
         return F.normalize(self.rows(indices) - self.mean, dim=1)
+
+    def seen_in(self, epoch: int, indices: np.ndarray) -> torch.Tensor:
+        """What the image head sees of the training photos ``indices`` [n] in ``epoch`` (from 1), float32 [n, D].
+
+        The plain view where there is no other; else each photo's V views in turn, beginning at one of its own, so that with as
+        many views as epochs no view is seen twice.
+        """
+        if self.views is None:
+            return self.rows(indices)
+        number = (epoch + np.asarray(indices) * 2_654_435_761) % self.views.shape[1]  # Knuth's multiplicative hash
+        return torch.from_numpy(self.views[np.searchsorted(self.view_rows, indices), number]).float()
 
 
 def read(run: Run) -> Features:
@@ -168,7 +263,14 @@ def read(run: Run) -> Features:
         raise FeatureError(
             f"{run.features}: shape {stored.shape} does not fit the manifest's {len(manifest)} rows; run notebook 01"
         )
-    return Features(stored, _training_mean(run, stored, manifest))
+    mean, wanted = _training_mean(run, stored, manifest), run.settings.backbone.views
+    if wanted == 1:
+        return Features(stored, mean)
+    views = np.load(run.require(run.views, "01_data_preparation"), mmap_mode="r")
+    rows = datasets.manifest.rows_of(manifest, "train")
+    if views.shape != (len(rows), wanted, stored.shape[1]):
+        raise FeatureError(f"{run.views}: shape {views.shape} does not fit the settings; run notebook 01 again")
+    return Features(stored, mean, views, rows)
 
 
 def _training_mean(run: Run, stored: np.ndarray, manifest: pd.DataFrame) -> torch.Tensor:

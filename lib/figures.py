@@ -12,12 +12,12 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from lib import pairs as pair_kinds
 from lib import places
 from lib.evaluation import EXTRA_RADIUS_KM, RADII_KM
 from lib.geodesy import EARTH_AREA_KM2, EARTH_RADIUS_KM
+from lib.photos import open_photo
 from lib.runs import writing
 from lib.semivariogram import EmpiricalSemivariogram, FittedSemivariogram
 
@@ -82,9 +82,8 @@ def _place_label(latitude: float, longitude: float) -> str:
     return f"{abs(latitude):.1f}°{'N' if latitude >= 0 else 'S'} {abs(longitude):.1f}°{'E' if longitude >= 0 else 'W'}"
 
 
-def _show(axis: Axes, path: Path, title: str) -> None:
-    with Image.open(path) as image:
-        axis.imshow(image.convert("RGB"))
+def _show(axis: Axes, root: Path, path: str, title: str) -> None:
+    axis.imshow(open_photo(root, path, smallest_px=400))
     axis.set_title(title, fontsize=8, fontweight="normal", loc="center")
     axis.set_axis_off()
 
@@ -97,7 +96,7 @@ def photo_grid(manifest: pd.DataFrame, root: Path, rows: int = 3, columns: int =
     for axis, photo in zip(axes.ravel(), chosen.itertuples(), strict=True):
         town = getattr(photo, "town", "")
         label = _place_label(photo.latitude, photo.longitude)
-        _show(axis, root / photo.path, f"{label}\nnear {town}, {photo.country}" if town else f"{label}\n")
+        _show(axis, root, photo.path, f"{label}\nnear {town}, {photo.country}" if town else f"{label}\n")
     return figure
 
 
@@ -295,7 +294,7 @@ def pair_gallery(chosen: pd.DataFrame, manifest: pd.DataFrame, root: Path) -> Fi
             axes = cell.subplots(1, 2, gridspec_kw={"wspace": 0.0})
             for axis, row in zip(axes, (pair.first, pair.second), strict=True):
                 photo = manifest.iloc[row]
-                _show(axis, root / photo["path"], _place_label(photo["latitude"], photo["longitude"]))
+                _show(axis, root, photo["path"], _place_label(photo["latitude"], photo["longitude"]))
             cell.supxlabel(
                 f"{pair.distance_km:,.0f} km apart\nd = {pair.dissimilarity:.2f}, expected {pair.gamma:.2f}",
                 fontsize=8.5,

@@ -30,6 +30,7 @@ from PIL import Image
 
 from lib.datasets import root_of
 from lib.geodesy import chord_to_rad, coordinates_of, unit_vectors, wrap_longitude
+from lib.photos import UNREADABLE, open_photo
 from lib.runs import Run, writing
 
 
@@ -267,13 +268,10 @@ def _thumbnails(shown: pd.DataFrame, image_root: Path | None) -> tuple[list[str]
     encoded, unreadable = [], {}
     for position, path in enumerate(shown["path"].tolist()):
         try:
-            with Image.open(Path(image_root) / path) as image:
-                # A JPEG decoder can shrink by powers of two while it reads; a camera's photo opens ten times faster.
-                image.draft("RGB", (2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))
-                small = image.convert("RGB")
+            small = open_photo(Path(image_root), path, smallest_px=2 * THUMBNAIL_PX)
             small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
             encoded.append(_jpeg(small, quality=70))
-        except (OSError, TypeError, ValueError):
+        except (*UNREADABLE, TypeError, AttributeError):
             encoded.append("")
             unreadable[position] = str(path)
     return encoded, unreadable

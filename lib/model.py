@@ -20,6 +20,7 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 from lib.runs import generator, writing
+from lib.settings import Training
 
 EMBEDDING = 512
 """Dimension of the space that photos and places share (GeoCLIP)."""
@@ -101,11 +102,49 @@ def _with_sorted_metadata(content: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + content[8 + length :]
 
 
-def initialise(seed: int, dimension: int, mean: torch.Tensor, scale: float, location_weights: str) -> GeoCLIP:
-    """A model whose random weights depend on ``seed`` alone; torch's CPU generator is left as it was."""
+def initialise(seed: int, mean: torch.Tensor, scale: float, settings: Training) -> GeoCLIP:
+    """A model as ``settings`` begin one; what is random depends on ``seed`` alone; torch's CPU generator is left as it was.
+
+    Raises:
+        ModelError: ``image_head: geoclip`` on features that are not CLIP ViT-L/14's raw ones.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, "weights").initial_seed())
-        return GeoCLIP(dimension, mean, scale, location_weights)
+        model = GeoCLIP(len(mean), mean, scale, settings.location_encoder)
+    if settings.image_head == "geoclip":
+        load_published_head(model)
+    return model
+
+
+def published() -> GeoCLIP:
+    """GeoCLIP as published: location encoder, image head and temperature of the package, in evaluation mode.
+
+    Needs the 768 projected features of CLIP ViT-L/14, raw: no mean subtracted. Source: package ``geoclip``.
+    """
+    model = GeoCLIP(768, location_weights="geoclip")
+    load_published_head(model)
+    return model.eval()
+
+
+def load_published_head(model: GeoCLIP) -> None:
+    """Give ``model`` the published image head and temperature.
+
+    Raises:
+        ModelError: its features do not have 768 dimensions, or are centred.
+    """
+    if model.image_head[0].in_features != 768 or model.feature_mean.any():
+        raise ModelError(
+            "geoclip's published image head takes the 768 raw features of CLIP ViT-L/14; set "
+            "backbone.name=openai/clip-vit-large-patch14 and backbone.centred=false"
+        )
+    folder = Path(geoclip_locations().__file__).parent / "weights"
+    head, scale = (
+        torch.load(folder / f"{name}_weights.pth", map_location="cpu", weights_only=True)
+        for name in ("image_encoder_mlp", "logit_scale")
+    )
+    model.image_head.load_state_dict(head)
+    with torch.no_grad():
+        model.logit_scale.copy_(scale)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> GeoCLIP:

@@ -67,6 +67,21 @@ class Run:
         name = name or loaded.profile
         return cls(loaded, Path(name).resolve() if os.sep in name else RESULTS / name)
 
+    @classmethod
+    def finished(cls, folder: Path) -> Run:
+        """The finished run in ``folder``, with the settings that its manifest.json names.
+
+        Raises:
+            ArtefactError: there is no manifest.json, or it is of another version.
+        """
+        path = folder / "manifest.json"
+        if not path.is_file():
+            raise ArtefactError(f"{path} is not there: give the folder of a run that run_all.sh has finished")
+        try:
+            return cls(Settings.model_validate(json.loads(path.read_text())["settings"]), folder.resolve())
+        except (ValueError, KeyError) as error:
+            raise ArtefactError(f"{path}: its settings are not of this version; run run_all.sh again") from error
+
     @property
     def name(self) -> str:
         """The folder's name."""
@@ -81,6 +96,11 @@ class Run:
     def features(self) -> Path:
         """Frozen features [N, D], row i of the manifest's row i (npy, memory-mapped)."""
         return self.folder / "features" / "features.npy"
+
+    @property
+    def views(self) -> Path:
+        """Features of augmented views of the training photos [n, V, D], in the order of their rows (npy, memory-mapped)."""
+        return self.folder / "features" / "views.npy"
 
     @property
     def semivariogram(self) -> Path:
@@ -139,15 +159,12 @@ class Run:
         )
 
     def autocast(self, precision: str) -> torch.autocast:
-        """Context in which networks run in ``precision``: float32, bfloat16, or auto (bfloat16 where it is native)."""
-        enabled = self.arithmetic(precision).endswith("bfloat16")
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+        """Context in which networks run in ``precision`` on the run's device, see :func:`autocast`."""
+        return autocast(self.device, precision)
 
     def arithmetic(self, precision: str) -> str:
         """Device and precision that ``precision`` comes to on this machine, such as ``cpu/bfloat16``: part of cache keys."""
-        if precision == "auto":
-            precision = "bfloat16" if has_native_bfloat16(self.device) else "float32"
-        return f"{self.device.type}/{precision}"
+        return f"{self.device.type}/{resolved_precision(self.device, precision)}"
 
     def require(self, path: Path, made_by: str) -> Path:
         """``path``, if it is there.
@@ -348,6 +365,20 @@ def _source_files(run: Run) -> dict[str, Path]:
     if (profile := settings_module.PROFILES / f"{run.settings.profile}.yaml").is_file():
         files[f"notebooks/profiles/{profile.name}"] = profile
     return files
+
+
+def resolved_precision(device: torch.device, precision: str) -> str:
+    """float32, bfloat16 or float16: what ``precision`` stands for on ``device``; auto is bfloat16 where it is native."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if has_native_bfloat16(device) else "float32"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Context in which networks on ``device`` run in ``precision``: float32, bfloat16, float16 or auto."""
+    resolved = resolved_precision(device, precision)
+    half = torch.bfloat16 if resolved == "float32" else getattr(torch, resolved)
+    return torch.autocast(device.type, half, enabled=resolved != "float32")
 
 
 @lru_cache(maxsize=4)

@@ -101,13 +101,18 @@ Dataset = Annotated[BlueMarble | Folder | OSV5M, Field(discriminator="name")]
 class Backbone(_Group):
     """The frozen image encoder f and how its features are stored."""
 
-    name: str = Field("efficientnet-lite0", description="a registered name, or a CLIP checkpoint of the hub")
+    name: str = Field(
+        "efficientnet-lite0", description="a registered name, timm/NAME, or a checkpoint of the hub or of a folder"
+    )
     revision: str | None = Field(None, description="commit of the hub's checkpoint; null: the registered one")
     image_px: int | None = Field(None, ge=32, le=1_024, description="side of the input; null: the backbone's own")
     batch_size: int = Field(64, ge=1, description="photos a forward pass")
     workers: int = Field(0, ge=0, description="processes that decode photos; 0: in the main process")
     shard_size: int = Field(2_048, ge=1, description="photos a resumable shard")
-    precision: Precision = Field("auto", description="arithmetic of the forward pass")
+    precision: Precision | Literal["float16"] = Field("auto", description="arithmetic of the forward pass")
+    views: int = Field(
+        1, ge=1, le=100, description="1: the plain crop; V > 1: V augmented views of each training photo besides, for training"
+    )
     storage: Literal["float16", "float32"] = Field("float16", description="type of the cached features")
     centred: bool = Field(False, description="subtract the training mean before the features are used")
 
@@ -152,6 +157,9 @@ class Training(_Group):
     queue_noise_m: float = Field(1_000.0, ge=0, description="position noise on the queue, metres")
     location_encoder: Literal["scratch", "geoclip"] = Field(
         "scratch", description="geoclip: start from the package's pretrained weights"
+    )
+    image_head: Literal["scratch", "geoclip"] = Field(
+        "scratch", description="geoclip: the package's pretrained head and temperature (needs CLIP ViT-L/14 features)"
     )
     precision: Precision = Field("auto", description="arithmetic of the training step")
     validate_every: int = Field(1, ge=1, description="epochs between validations")

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,13 @@ CODE = ["geodesy", "features", "semivariogram", "negatives", "model", "gallery",
 
 class TrainingError(RuntimeError):
     """A training cannot start or go on; the message says why."""
+
+
+class Batch(NamedTuple):
+    """Manifest rows of a batch, int64 [B], and the epoch (from 1) in which they are seen."""
+
+    epoch: int
+    rows: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,7 @@ def train_all(run: Run, strategies: list[str]) -> list[str]:
                 run.require(run.manifest, "01_data_preparation"),
                 run.require(run.features, "01_data_preparation"),
             ]
+            inputs += [run.require(run.views, "01_data_preparation")] if run.settings.backbone.views > 1 else []
             inputs += gallery.input_files(run)
             if strategy.needs_curve:
                 inputs.append(run.require(run.semivariogram, "03_semivariogram"))
@@ -134,7 +143,7 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
         TrainingError: the loss is not finite; the message names epoch and step.
     """
     settings, device = run.settings.training, run.device
-    model = initialise(seed, data.frozen.dimension, data.frozen.mean, data.scale, settings.location_encoder).to(device)
+    model = initialise(seed, data.frozen.mean, data.scale, settings).to(device)
     queue = Queue.empty(settings.queue_size, data.frozen.dimension, device)
     batch_size = min(settings.batch_size, len(data.train_rows))
     steps = len(data.train_rows) // batch_size
@@ -145,7 +154,7 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
     for epoch in bar:
         losses, effect = [], None
         for step, rows in enumerate(_batches(data.train_rows, batch_size, order)):
-            loss, effect = _loss(model, queue, data, rows, strategy, run, noise)
+            loss, effect = _loss(model, queue, data, Batch(epoch, rows), strategy, run, noise)
             if not torch.isfinite(loss):
                 raise TrainingError(
                     f"{strategy.name}, seed {seed}: the loss is {loss.item()} at epoch {epoch}, step {step}; "
@@ -198,15 +207,18 @@ def _loss(
     model: GeoCLIP,
     queue: Queue,
     data: TrainingData,
-    rows: np.ndarray,
+    batch: Batch,
     strategy: Strategy,
     run: Run,
     noise: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Loss of the batch ``rows``, and the effect of its weights; the batch then joins the queue."""
-    settings, device = run.settings.training, run.device
-    photos = data.frozen.rows(rows).to(device)
-    unit = torch.nn.functional.normalize(photos - model.feature_mean, dim=1)
+    """Loss of ``batch``, and the effect of its weights; the batch then joins the queue.
+
+    The head sees a view of each photo; dissimilarities are of the plain views.
+    """
+    settings, device, rows = run.settings.training, run.device, batch.rows
+    unit = data.frozen.unit(rows).to(device)
+    photos = data.frozen.seen_in(batch.epoch, rows).to(device)
     places = data.coordinates_deg[rows].float().to(device)
     noisy = [geodesy.jitter(places, settings.batch_noise_m, noise)]
     if len(queue):

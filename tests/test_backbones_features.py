@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +21,12 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 from lib import backbones, features
 from lib.backbones import BackboneError, build
 from lib.features import FeatureError, Features
+from lib.photos import open_photo
 from lib.runs import Run
-from lib.settings import Backbone
+from lib.settings import PROJECT, Backbone
 
 CPU = torch.device("cpu")
+ENCODE = features.encode
 
 
 def photo(seed: int, width: int = 40, height: int = 30) -> Image.Image:
@@ -76,7 +82,7 @@ class TestClip:
             build(Backbone(name=str(torn)), CPU)
 
     def test_an_empty_folder_is_an_error_that_names_it(self, tmp_path: Path) -> None:
-        with pytest.raises(BackboneError, match="neither a checkpoint folder nor to be had from the hub"):
+        with pytest.raises(BackboneError, match=r"neither a checkpoint folder nor a name: its config\.json cannot be read"):
             build(Backbone(name=str(tmp_path)), CPU)
 
     def test_without_a_network_the_hubs_checkpoint_is_an_error_that_names_it(self, tmp_path: Path) -> None:
@@ -87,6 +93,112 @@ class TestClip:
 @pytest.fixture(scope="module")
 def network() -> backbones.Backbone:
     return build(Backbone(name="efficientnet-lite0", image_px=64), CPU)
+
+
+TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize("family", ["siglip", "vit", "dinov2", "dinov2_with_registers", "dinov3_vit"])
+def test_a_checkpoint_of_every_known_family_gives_the_features_of_its_own_class(family: str, tmp_path: Path) -> None:
+    """A tiny random model of the very class, saved as the hub has it and loaded by the name of its folder."""
+    import transformers
+
+    torch.manual_seed(0)
+    classes = {"siglip": "Siglip", "vit": "ViT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters",
+               "dinov3_vit": "DINOv3ViT"}  # fmt: skip
+    prefix, sizes = classes[family], {**TOWER, "image_size": 32, "patch_size": 8}
+    if family == "siglip":
+        text = {**TOWER, "vocab_size": 50, "max_position_embeddings": 8}
+        whole = transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=sizes))
+    else:
+        whole = getattr(transformers, f"{prefix}Model")(getattr(transformers, f"{prefix}Config")(**sizes))
+    whole.eval().save_pretrained(tmp_path)
+    kind = {"siglip": "SiglipImageProcessor", "dinov3_vit": "DINOv3ViTImageProcessor"}.get(family, "ViTImageProcessor")
+    if family.startswith("dinov2"):
+        processor = transformers.BitImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32})
+    else:
+        processor = getattr(transformers, kind)(size={"height": 32, "width": 32})
+    processor.save_pretrained(tmp_path)
+    backbone = build(Backbone(name=str(tmp_path)), CPU)
+    batch = torch.stack([backbone.preprocess(photo(seed)) for seed in range(2)])
+    assert batch.shape == (2, 3, 32, 32)
+    with torch.inference_mode():
+        found = backbone.encode(batch)
+        if family == "siglip":
+            expected = whole.vision_model(pixel_values=batch).pooler_output
+        else:
+            expected = whole(pixel_values=batch).last_hidden_state[:, 0]
+    assert found.shape == (2, backbone.dimension) == (2, 32)
+    assert torch.allclose(found, expected, atol=1e-6)
+    square = photo(3, 32, 32)
+    assert backbone.normalise(square).shape == (3, 32, 32)
+    if not family.startswith("dinov2"):  # they enlarge before they crop
+        assert torch.allclose(backbone.normalise(square), backbone.preprocess(square), atol=1e-5)
+
+
+def test_dino_takes_another_size_of_input(tmp_path: Path) -> None:
+    import transformers
+
+    transformers.Dinov2Model(transformers.Dinov2Config(**TOWER, image_size=32, patch_size=8)).save_pretrained(tmp_path)
+    transformers.BitImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    backbone = build(Backbone(name=str(tmp_path), image_px=48), CPU)
+    tensor = backbone.preprocess(photo(0))
+    assert tensor.shape == (3, 48, 48)
+    assert backbone.encode(tensor[None]).shape == (1, 32)
+
+
+def test_a_checkpoint_of_an_unknown_family_lists_the_known_ones(tmp_path: Path) -> None:
+    import transformers
+
+    transformers.ResNetConfig().save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match="'resnet' checkpoint; known families: clip, siglip, vit, dinov2"):
+        build(Backbone(name=str(tmp_path)), CPU)
+
+
+@pytest.fixture(scope="module")
+def timm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of timm with random weights, as timm itself saves one for the hub."""
+    import timm
+    from timm.models import save_for_hf
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("timm")
+    save_for_hf(timm.create_model("test_vit", num_classes=7), folder, safe_serialization=True)
+    return folder
+
+
+class TestTimm:
+    def test_features_are_timms_own_pooled_ones(self, timm_folder: Path) -> None:
+        import timm
+
+        backbone = build(Backbone(name=str(timm_folder)), CPU)
+        whole = timm.create_model(f"local-dir:{timm_folder}", pretrained=True).eval()
+        batch = torch.stack([backbone.preprocess(photo(seed)) for seed in range(2)])
+        with torch.inference_mode():
+            expected = whole.forward_head(whole.forward_features(batch), pre_logits=True)
+            found = backbone.encode(batch)
+            assert torch.allclose(whole.get_classifier()(found), whole(batch), atol=1e-5)
+        assert found.shape == (2, backbone.dimension)
+        assert torch.allclose(found, expected, atol=1e-5)
+
+    def test_it_is_normalised_alike_with_and_without_a_crop(self, timm_folder: Path) -> None:
+        backbone = build(Backbone(name=str(timm_folder)), CPU)
+        side = backbone.preprocess(photo(0)).shape[-1]
+        grey = Image.new("RGB", (side, side), (90, 120, 30))
+        assert torch.allclose(backbone.normalise(grey), backbone.preprocess(grey), atol=1e-6)
+
+    def test_a_folder_without_weights_is_refused(self, timm_folder: Path, tmp_path: Path) -> None:
+        shutil.copy(timm_folder / "config.json", tmp_path)
+        with pytest.raises(BackboneError, match="timm cannot load it now"):
+            build(Backbone(name=str(tmp_path)), CPU)
+
+    def test_an_unknown_model_is_found_before_anything_is_computed_and_close_names_are_told(self) -> None:
+        with pytest.raises(BackboneError, match="no such model; close names: .*resnet50"):
+            backbones.find(Backbone(name="timm/resnett50"))
+
+    def test_without_a_network_a_model_of_the_hub_is_an_error_that_names_it(self) -> None:
+        with pytest.raises(BackboneError, match=r"timm/resnet18\.a1_in1k"):
+            build(Backbone(name="timm/resnet18.a1_in1k"), CPU)
 
 
 class TestEfficientNet:
@@ -130,6 +242,21 @@ def bare(make_run: Runs, clip_folder: Path, tmp_path: Path) -> Run:
     return run
 
 
+def stop_after(shards: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Stop extraction, as a user would, before it writes one shard more; the list returned fills with the shards' sizes."""
+    encode, encoded = ENCODE, []
+
+    def counted(*arguments: object) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for plain, views in encode(*arguments):
+            if len(encoded) == shards:
+                raise KeyboardInterrupt
+            encoded.append(len(plain))
+            yield plain, views
+
+    monkeypatch.setattr(features, "encode", counted)
+    return encoded
+
+
 class TestExtract:
     def test_row_i_is_the_feature_of_photo_i(self, bare: Run, clip_folder: Path) -> None:
         stored = np.load(features.extract(bare))
@@ -152,15 +279,7 @@ class TestExtract:
     ) -> None:
         whole = features.extract(bare).read_bytes()
         bare.features.unlink()
-        encode, encoded = features.encode, []
-
-        def stops_at_the_third_shard(paths: list[Path], *others: object) -> np.ndarray:
-            if len(encoded) == 2:
-                raise KeyboardInterrupt
-            encoded.append(len(paths))
-            return encode(paths, *others)
-
-        monkeypatch.setattr(features, "encode", stops_at_the_third_shard)
+        encoded = stop_after(2, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             features.extract(bare)
         assert not bare.features.exists()
@@ -169,26 +288,26 @@ class TestExtract:
         shards[0].unlink()  # a shard in the middle is missing as well
 
         encoded.clear()
-        monkeypatch.setattr(features, "encode", lambda paths, *others: encoded.append(len(paths)) or encode(paths, *others))
+        encoded = stop_after(99, monkeypatch)
         assert features.extract(bare).read_bytes() == whole
         assert encoded == [4, 2]
 
-    def test_another_setting_does_not_take_over_the_old_shards(self, bare: Run, make_run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-        encode, calls = features.encode, []
-
-        def counted(paths: list[Path], *others: object) -> np.ndarray:
-            calls.append(len(paths))
-            if len(calls) == 2:
-                raise KeyboardInterrupt
-            return encode(paths, *others)
-
-        monkeypatch.setattr(features, "encode", counted)
+    def test_another_setting_does_not_take_over_the_old_shards(self, bare: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        stop_after(1, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             features.extract(bare)
+        encoded = stop_after(99, monkeypatch)
         backbone = bare.settings.backbone.model_copy(update={"storage": "float32"})
         other = Run(bare.settings.model_copy(update={"backbone": backbone}), bare.folder)
         assert np.load(features.extract(other)).dtype == np.float32
-        assert calls[2:] == [4, 4, 2]
+        assert encoded == [4, 4, 2]
+
+    def test_worker_processes_change_no_bit(self, bare: Run) -> None:
+        whole = features.extract(bare).read_bytes()
+        bare.features.unlink()
+        backbone = bare.settings.backbone.model_copy(update={"workers": 2})
+        other = Run(bare.settings.model_copy(update={"backbone": backbone}), bare.folder)
+        assert features.extract(other).read_bytes() == whole
 
     def test_a_broken_photo_is_named(self, bare: Run) -> None:
         broken = bare.settings.dataset.root / "photos" / "p0005.jpg"
@@ -198,10 +317,104 @@ class TestExtract:
         assert not bare.features.exists()
 
     def test_a_feature_that_float16_cannot_hold_is_named_with_the_remedy(self, bare: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        huge = backbones.Backbone("huge", 2, lambda image: torch.zeros(3, 4, 4), lambda batch: torch.full((len(batch), 2), 1e6), torch.nn.Identity())
+        huge = backbones.Backbone("huge", 2, lambda image: torch.zeros(3, 4, 4), None, lambda batch: torch.full((len(batch), 2), 1e6), torch.nn.Identity())
         monkeypatch.setattr(features, "build", lambda *_: huge)
         with pytest.raises(FeatureError, match=r"p0000\.jpg: its feature is not finite as float16; try backbone\.storage=float32"):
             features.extract(bare)
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, "tests")
+from lib import features
+from lib.runs import Run
+run = Run.open(sys.argv[1], sys.argv[2])
+save, left = features._save, int(sys.argv[3])
+def killed(path, array):
+    global left
+    left -= 1
+    if left < 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name("." + path.name + ".part").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(path, array)
+features._save = killed
+features.extract(run)
+"""
+
+
+class TestKilled:
+    @pytest.mark.parametrize("writes", [1, 4])
+    def test_a_killed_extraction_goes_on_and_gives_the_same_bits(self, bare: Run, tmp_path: Path, writes: int) -> None:
+        """SIGKILL, in a process of its own, between two files of a shard or between two shards; with views and workers."""
+        backbone = bare.settings.backbone.model_copy(update={"views": 2, "workers": 1})
+        run = Run(bare.settings.model_copy(update={"backbone": backbone}), bare.folder)
+        profile = tmp_path / "smoke.yaml"
+        profile.write_text(run.settings.model_dump_json())  # JSON is YAML
+        command = [sys.executable, "-c", KILLED, str(profile), str(run.folder), str(writes)]
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert not run.features.exists()
+        whole = len(list(run.features.parent.glob("shards-*/0*.npy")))
+        assert whole == writes
+        features.extract(run)
+        found = run.features.read_bytes(), run.views.read_bytes()
+        for path in (run.features, run.views):
+            path.unlink()
+        features.extract(run)
+        assert (run.features.read_bytes(), run.views.read_bytes()) == found
+        assert "made" in run.reports[-1]
+
+
+@pytest.fixture
+def viewed(bare: Run) -> Run:
+    backbone = bare.settings.backbone.model_copy(update={"views": 3})
+    return Run(bare.settings.model_copy(update={"backbone": backbone}), bare.folder)
+
+
+class TestViews:
+    def test_only_training_photos_have_them_and_the_plain_view_is_what_it_was(self, bare: Run, viewed: Run) -> None:
+        plain = np.load(features.extract(bare))
+        assert np.array_equal(np.load(features.extract(viewed)), plain)
+        views = np.load(viewed.views)
+        assert (views.shape, views.dtype) == ((8, 3, 24), np.float16)
+        assert all(np.abs(views[:, number] - plain[:8]).max() > 0 for number in range(3))
+        assert len(np.unique(views.reshape(24, 24), axis=0)) == 24
+
+    def test_a_photo_is_decoded_once_for_all_of_its_views(self, viewed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        opened = []
+        monkeypatch.setattr(features, "open_photo", lambda root, path: opened.append(path) or open_photo(root, path))
+        features.extract(viewed)
+        assert sorted(opened) == sorted(pd.read_parquet(viewed.manifest)["path"])
+
+    def test_with_as_many_views_as_epochs_none_is_seen_twice_and_each_photo_begins_elsewhere(self, viewed: Run) -> None:
+        features.extract(viewed)
+        frozen, rows = features.read(viewed), np.array([5, 0, 7])
+        seen = torch.stack([frozen.seen_in(epoch, rows) for epoch in (1, 2, 3)], 1)
+        for position, row in enumerate(rows):
+            ours = {tuple(view) for view in seen[position].tolist()}
+            assert ours == {tuple(view) for view in frozen.views[row].astype(np.float32).tolist()}
+        assert len({np.flatnonzero((frozen.views[row] == frozen.seen_in(1, rows)[at].numpy()).all(1))[0] for at, row in enumerate(rows)}) > 1
+
+    def test_without_views_training_sees_the_plain_ones(self, bare: Run) -> None:
+        features.extract(bare)
+        frozen = features.read(bare)
+        assert torch.equal(frozen.seen_in(4, np.array([2, 3])), frozen.rows(np.array([2, 3])))
+
+    def test_the_augmentation_is_the_published_one(self, clip_folder: Path) -> None:
+        """Of many views about a fifth is grey, half is flipped, and none but the size is fixed."""
+        backbone = build(Backbone(name=str(clip_folder)), CPU)
+        half = Image.new("RGB", (64, 64), (200, 60, 20))
+        half.paste((20, 60, 200), (0, 0, 32, 64))
+        augment = features.augmentation(backbone)
+        torch.manual_seed(0)
+        views = [np.asarray(augment(half)).astype(int) for _ in range(400)]
+        assert {view.shape for view in views} == {(32, 32, 3)}
+        grey = np.mean([(view == view[..., :1]).all() for view in views])
+        assert 0.14 < grey < 0.27
+        redder_left = [view[:, 0, 0].mean() > view[:, -1, 0].mean() + 5 for view in views]
+        redder_right = [view[:, -1, 0].mean() > view[:, 0, 0].mean() + 5 for view in views]
+        assert 0.35 < sum(redder_left) / (sum(redder_left) + sum(redder_right)) < 0.65
 
 
 class TestRead:

@@ -8,14 +8,15 @@ import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from lib import exchange
-from lib.model import GeoCLIP, initialise
+from lib.model import GeoCLIP, ModelError, initialise, published
+from lib.settings import Training
 
 PLACES = np.array([[48.8, 2.3], [-33.9, 151.2], [1.3, 103.8], [64.1, -21.9], [-17.7, 178.1]])
 
 
 def trained(dimension=768) -> GeoCLIP:
     generator = torch.Generator().manual_seed(3)
-    return initialise(7, dimension, torch.randn(dimension, generator=generator), 0.25, "scratch").eval()
+    return initialise(7, torch.randn(dimension, generator=generator), 0.25, Training()).eval()
 
 
 def test_the_package_loads_the_location_encoder_bit_for_bit(tmp_path):
@@ -66,10 +67,37 @@ def test_without_mean_and_scale_the_package_gives_the_same_bits(tmp_path, tiny_c
 
     monkeypatch.setattr(_hub, "download_backbone", lambda *_, **__: str(tiny_clip))
     monkeypatch.setattr(image_encoder.AutoProcessor, "from_pretrained", CLIPImageProcessor.from_pretrained)
-    ours = initialise(7, 768, torch.zeros(768), 1.0, "scratch").eval()
+    ours = initialise(7, torch.zeros(768), 1.0, Training()).eval()
     package = geoclip.GeoCLIP.from_pretrained(exchange.export_geolocation(ours, PLACES, tmp_path / "release", "a/b", None))
     for name, value in ours.image_head.state_dict().items():
         assert torch.equal(package.image_encoder.mlp.state_dict()[name], value)
+
+
+def test_the_published_model_gives_the_packages_own_logits(tiny_clip, monkeypatch):
+    import geoclip
+    from geoclip.model import image_encoder
+
+    monkeypatch.setattr(image_encoder.AutoProcessor, "from_pretrained", CLIPImageProcessor.from_pretrained)
+    package = geoclip.GeoCLIP(clip_path=str(tiny_clip)).eval()
+    photos = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    places = torch.tensor(PLACES, dtype=torch.float32)
+    with torch.inference_mode():
+        features = image_encoder._extract_image_features(package.image_encoder.CLIP.get_image_features(pixel_values=photos))
+        ours = published()
+        assert torch.allclose(ours.logits(ours.embed_photos(features), ours.embed_places(places)), package(photos, places), atol=1e-4)
+    assert ours.logit_scale.exp() > 20  # not where training starts
+
+
+def test_the_published_head_is_refused_where_features_are_not_the_published_ones():
+    with pytest.raises(ModelError, match="takes the 768 raw features of CLIP"):
+        initialise(0, torch.zeros(1280), 1.0, Training(image_head="geoclip"))
+    with pytest.raises(ModelError, match="centred=false"):
+        initialise(0, torch.ones(768), 1.0, Training(image_head="geoclip"))
+
+
+def test_fine_tuning_begins_where_geoclip_ended():
+    begun = initialise(5, torch.zeros(768), 1.0, Training(image_head="geoclip", location_encoder="geoclip")).state_dict()
+    assert all(torch.equal(value, begun[name]) for name, value in published().state_dict().items())
 
 
 def test_another_width_of_features_is_refused_with_the_reason(tmp_path):

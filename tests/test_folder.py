@@ -11,6 +11,7 @@ from PIL import Image
 from lib import datasets
 from lib.datasets import folder
 from lib.datasets.manifest import ManifestError
+from lib.photos import GPS_IFD, exif_coordinates
 from lib.runs import Run
 from lib.settings import PROJECT, Folder
 
@@ -27,7 +28,7 @@ def photo(path: Path, place: tuple[float, float] | None = None) -> None:
         for number, value in zip((2, 4), map(abs, place), strict=True):
             minutes = value % 1 * 60
             gps[number] = (float(int(value)), float(int(minutes)), minutes % 1 * 60)
-        exif[folder.GPS_IFD] = gps
+        exif[GPS_IFD] = gps
     Image.new("RGB", (24, 16), (90, 120, len(path.name))).save(path, exif=exif)
 
 
@@ -104,7 +105,7 @@ def test_a_name_that_two_photos_bear_is_taken_for_neither(root):
 @pytest.mark.parametrize("place", PLACES)
 def test_exif_gives_the_place_on_every_quarter_of_the_globe(tmp_path, place):
     photo(tmp_path / "photo.jpg", place)
-    assert folder.exif_coordinates(tmp_path / "photo.jpg") == pytest.approx(place, abs=1e-4)
+    assert exif_coordinates(tmp_path, "photo.jpg") == pytest.approx(place, abs=1e-4)
 
 
 def test_without_a_table_exif_decides_and_photos_without_gps_are_listed(root):

@@ -13,6 +13,7 @@ from geoclip.model.location_encoder import LocationEncoder
 
 from lib.geodesy import uniform_on_sphere
 from lib.model import GeoCLIP, ModelError, Queue, initialise, load
+from lib.settings import Training
 
 PLACES = torch.from_numpy(
     np.concatenate([uniform_on_sphere(60, np.random.default_rng(0)), [[90.0, 0.0], [-90.0, 0.0], [0.0, 180.0], [0.0, -180.0]]])
@@ -76,11 +77,11 @@ class TestInitialise:
     def test_the_seed_alone_decides_and_the_global_generator_is_left_alone(self) -> None:
         torch.manual_seed(5)
         before = torch.random.get_rng_state()
-        one = initialise(3, 4, torch.zeros(4), 1.0, "scratch").state_dict()
+        one = initialise(3, torch.zeros(4), 1.0, Training()).state_dict()
         assert torch.equal(torch.random.get_rng_state(), before)
         torch.manual_seed(6)
-        two = initialise(3, 4, torch.zeros(4), 1.0, "scratch").state_dict()
-        other = initialise(4, 4, torch.zeros(4), 1.0, "scratch").state_dict()
+        two = initialise(3, torch.zeros(4), 1.0, Training()).state_dict()
+        other = initialise(4, torch.zeros(4), 1.0, Training()).state_dict()
         assert all(torch.equal(one[name], two[name]) for name in one)
         assert not torch.equal(one["image_head.0.weight"], other["image_head.0.weight"])
         assert not torch.equal(one["location_encoder.LocEnc2.capsule.0.b"], other["location_encoder.LocEnc2.capsule.0.b"])

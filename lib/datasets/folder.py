@@ -14,13 +14,12 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from lib.datasets.manifest import Built, ManifestError
+from lib.photos import ENDINGS, exif_coordinates
 from lib.runs import progress
 from lib.settings import PROJECT, Folder
 
-PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 COLUMN_NAMES = {
     "latitude": ("latitude", "lat", "gps_latitude", "gt_lat"),
     "longitude": ("longitude", "lon", "lng", "long", "gps_longitude", "gt_lon"),
@@ -35,7 +34,6 @@ SPLIT_NAMES = {
     "valid": "validation",
     "validation": "validation",
 }
-GPS_IFD = 0x8825
 
 
 def build(settings: Folder, root: Path) -> Built:
@@ -48,7 +46,7 @@ def build(settings: Folder, root: Path) -> Built:
         raise ManifestError(f"{root}: no such folder; set dataset.root to the folder that holds the photos")
     sizes = photo_sizes(root)
     if not sizes:
-        raise ManifestError(f"{root}: no photos in it ({', '.join(sorted(PHOTO_ENDINGS))}); check dataset.root")
+        raise ManifestError(f"{root}: no photos in it ({', '.join(sorted(ENDINGS))}); check dataset.root")
     relative = list(sizes)
     source = None if settings.csv is None else PROJECT / settings.csv
     if source is None:
@@ -63,7 +61,7 @@ def build(settings: Folder, root: Path) -> Built:
 
 def photo_sizes(root: Path) -> dict[str, int]:
     """Path below ``root`` and size in bytes of every photo, in order of the paths: by these a changed folder is noticed."""
-    files = (path for path in root.rglob("*") if path.suffix.lower() in PHOTO_ENDINGS and path.is_file())
+    files = (path for path in root.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
     return {path.relative_to(root).as_posix(): path.stat().st_size for path in sorted(files)}
 
 
@@ -159,7 +157,7 @@ def _with_exif(photos: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[tup
     """``photos`` with missing coordinates taken from EXIF, and those that have none there either."""
     missing = photos["latitude"].isna() | photos["longitude"].isna()
     for row in progress(photos.index[missing], "reading EXIF", int(missing.sum())):
-        photos.loc[row, ["latitude", "longitude"]] = exif_coordinates(root / photos.at[row, "path"])
+        photos.loc[row, ["latitude", "longitude"]] = exif_coordinates(root, photos.at[row, "path"])
     lost = photos["latitude"].isna() | photos["longitude"].isna()
     without = [(photo.id, photo.path, "no coordinates in the table or in EXIF") for photo in photos[lost].itertuples()]
     if lost.all():
@@ -167,22 +165,6 @@ def _with_exif(photos: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, list[tup
             f"{root}: none of {len(photos):,} photos has coordinates; give dataset.csv, or photos with GPS in EXIF"
         )
     return photos[~lost], without
-
-
-def exif_coordinates(path: Path) -> tuple[float, float]:
-    """Latitude and longitude in degrees of a photo's EXIF; NaN where there are none or they make no sense."""
-    try:
-        with Image.open(path) as image:
-            gps = image.getexif().get_ifd(GPS_IFD)
-        values = [
-            sum(float(part) / 60**power for power, part in enumerate(gps[number]))
-            * (-1.0 if gps[number - 1] in "SW" else 1.0)
-            for number in (2, 4)
-        ]
-    except (OSError, SyntaxError, KeyError, TypeError, ValueError, ZeroDivisionError, Image.DecompressionBombError):
-        return np.nan, np.nan
-    latitude, longitude = values
-    return (latitude, longitude) if abs(latitude) <= 90.0 and abs(longitude) <= 180.0 else (np.nan, np.nan)
 
 
 def _with_splits(photos: pd.DataFrame, settings: Folder) -> pd.DataFrame:

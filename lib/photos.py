@@ -1,0 +1,93 @@
+"""Photos on disk: opened upright and in RGB, from a folder or straight out of a zip archive; and the GPS in their EXIF.
+
+A photo is named by a folder and a path below it. Where a part of the path is a zip archive, the rest names the archive's
+member: ``images/train/00.zip/00/123.jpg``.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+import zlib
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+GPS_IFD = 0x8825
+MAX_MEMBER_BYTES = 256 * 2**20
+"""A member of an archive that claims to be larger is no photo."""
+UNREADABLE = (
+    OSError, SyntaxError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, Image.DecompressionBombError,
+)  # fmt: skip
+"""What opening a photo raises where the photo is missing or broken."""
+
+
+def open_photo(root: Path, path: str, smallest_px: int | None = None) -> Image.Image:
+    """The photo at ``path`` below ``root``, wholly decoded: RGB, turned as its EXIF says.
+
+    Args:
+        smallest_px: a JPEG may be decoded smaller than it is, by powers of two, down to this side: for thumbnails and checks.
+
+    Raises:
+        One of ``UNREADABLE``: it is missing or cannot be decoded.
+    """
+    with Image.open(_source(root, path)) as image:
+        if smallest_px:
+            image.draft("RGB", (smallest_px, smallest_px))
+        image.load()
+        return _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Greys of 16 bits as 8; Pillow's own conversion would clip all but the darkest to white."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.int64) // 256).clip(0, 255).astype(np.uint8))
+
+
+def exif_coordinates(root: Path, path: str) -> tuple[float, float]:
+    """Latitude and longitude in degrees of a photo's EXIF; NaN where there are none or they make no sense."""
+    try:
+        with Image.open(_source(root, path)) as image:
+            gps = image.getexif().get_ifd(GPS_IFD)
+        values = [
+            sum(float(part) / 60**power for power, part in enumerate(gps[number]))
+            * (-1.0 if gps[number - 1] in "SW" else 1.0)
+            for number in (2, 4)
+        ]
+    except (*UNREADABLE, TypeError, ZeroDivisionError):
+        return np.nan, np.nan
+    latitude, longitude = values
+    return (latitude, longitude) if abs(latitude) <= 90.0 and abs(longitude) <= 180.0 else (np.nan, np.nan)
+
+
+def _source(root: Path, path: str) -> Path | io.BytesIO:
+    """What Pillow can open: the file itself, or the bytes of an archive's member."""
+    before, ending, member = path.partition(".zip/")
+    archive = root / (before + ".zip")
+    if not ending or not archive.is_file():
+        return root / path
+    opened = open_archive(archive)
+    if opened.getinfo(member).file_size > MAX_MEMBER_BYTES:
+        raise ValueError(f"claims to unpack to more than {MAX_MEMBER_BYTES:,} bytes")
+    return io.BytesIO(opened.read(member))
+
+
+def open_archive(path: Path) -> zipfile.ZipFile:
+    """The archive at ``path``, kept open: its table of contents is read once a process.
+
+    Raises:
+        zipfile.BadZipFile, OSError: it cannot be read.
+    """
+    status = path.stat()
+    return _archive(path, os.getpid(), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _archive(path: Path, process: int, size: int, changed_ns: int) -> zipfile.ZipFile:
+    """A forked process would share the file's position with its parent: hence ``process`` in the cache's key."""
+    return zipfile.ZipFile(path)
