@@ -94,14 +94,21 @@ def find(settings: BackboneSettings) -> Entry:
     )
 
 
-def is_clip_vit_large(settings: BackboneSettings, dimension: int) -> bool:
-    """Whether features of ``dimension`` are what GeoCLIP's published head was trained on: 768, projected, of CLIP ViT-L/14.
+def check_published_head(settings: BackboneSettings) -> None:
+    """Whether GeoCLIP's published image head fits: it takes the 768 projected features of CLIP ViT-L/14.
 
     Of a local folder the family and the dimension are checked, which a tiny model of a test passes as well.
+
+    Raises:
+        BackboneError: it does not.
     """
-    folder = Path(settings.name)
-    is_clip = _config_of(folder).get("model_type", "").startswith("clip") if folder.is_dir() else False
-    return dimension == 768 and (settings.name == CLIP_VIT_LARGE or is_clip)
+    config = _config_of(Path(settings.name)) if Path(settings.name).is_dir() else {}
+    is_clip = config.get("model_type", "").startswith("clip") and config.get("projection_dim") == 768
+    if settings.name != CLIP_VIT_LARGE and not is_clip:
+        raise BackboneError(
+            f"backbone {settings.name!r}: geoclip's published model takes CLIP ViT-L/14 features; set "
+            f"backbone.name={CLIP_VIT_LARGE} (or the folder of that checkpoint)"
+        )
 
 
 def _config_of(folder: Path) -> dict[str, Any]:

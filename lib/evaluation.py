@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lib import datasets, features, gallery, model
+from lib import backbones, datasets, features, gallery, model
+from lib.datasets.blue_marble import photo_places
 from lib.geodesy import distance_km, nearest
 from lib.runs import Run, progress, writing
 from lib.settings import Evaluation
@@ -20,8 +21,10 @@ GEOSCORE_SCALE_KM = 1492.7
 """Decay length of GeoScore, kilometres (OSV5M)."""
 EXTRA_RADIUS_KM = 100
 """A radius between city and region: the embedded data set's photos show 256 km, so 25 km is beyond what they resolve."""
-CODE = ["geodesy", "places", "features", "model", "gallery", "evaluation"]
+CODE = ["geodesy", "places", "features", "model", "gallery", "evaluation", "datasets.blue_marble:photo_places"]
 
+PUBLISHED = "geoclip_pretrained"
+"""GeoCLIP as published, which is one model, whatever the seeds of the others."""
 CONTROL = "similarity"
 """The strategy without geography: what the semivariogram adds is the difference to it."""
 
@@ -84,6 +87,21 @@ def predict_all(run: Run, strategies: list[str], *, split_names: list[str] | Non
     return pd.concat(frames, ignore_index=True)
 
 
+def predict_published(run: Run) -> pd.DataFrame:
+    """Top-1 predictions of GeoCLIP as published among its own 100,000 places, the columns of :func:`predict_all`; seed 0.
+
+    Raises:
+        BackboneError: the run's features are not CLIP ViT-L/14's.
+    """
+    backbones.check_published_head(run.settings.backbone)
+    manifest, frozen, candidates = datasets.read(run), features.read(run), photo_places()
+    rows = np.concatenate([datasets.manifest.rows_of(manifest, split) for split in splits_of(run)])
+    published = model.published().to(run.device)
+    found = gallery.retrieve(published, frozen.rows(rows), gallery.embed(published, candidates, run.device))
+    truth = datasets.manifest.coordinates(manifest)[rows]
+    return _predictions(manifest.iloc[rows], truth, candidates[found], PUBLISHED, 0)
+
+
 def _predictions(photos: pd.DataFrame, truth: np.ndarray, found: np.ndarray, strategy: str, seed: int) -> pd.DataFrame:
     return pd.DataFrame(
         {
@@ -128,6 +146,8 @@ def compare(
 ) -> pd.DataFrame:
     """Paired differences, strategy minus ``baseline``, with 95 % bootstrap intervals over photos and seeds.
 
+    ``geoclip_pretrained`` is one model and stands against every seed of the others.
+
     Photos and seeds are drawn anew, independently and with replacement, in every resample; both strategies see the same
     draw, so what photos and seeds have in common cancels. With few seeds S the variance between seeds is understated, by
     (S - 1) / S, and that of single photos from seed to seed overstated: the interval is too wide where seeds hardly differ
@@ -141,6 +161,9 @@ def compare(
         errors = {name: _seed_by_photo(frame) for name, frame in of_split.groupby("strategy", sort=False)}
         if baseline not in errors:
             continue
+        if PUBLISHED in errors:
+            seeds = errors[baseline].index
+            errors[PUBLISHED] = errors[PUBLISHED].loc[[0] * len(seeds)].set_axis(seeds)
         for name in (name for name in errors if name != baseline):
             if not errors[name].columns.equals(errors[baseline].columns) or not errors[name].index.equals(
                 errors[baseline].index
@@ -234,6 +257,8 @@ def evaluate(run: Run) -> dict[str, pd.DataFrame]:
 
     def make() -> None:
         manifest, predictions = datasets.read(run), predict_all(run, strategies)
+        if PUBLISHED in settings.baselines:
+            predictions = pd.concat([predictions, predict_published(run)], ignore_index=True)
         with writing(run.predictions) as aside:
             predictions.to_parquet(aside, index=False)
         made = {

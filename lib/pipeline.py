@@ -269,6 +269,8 @@ def check_before_computing(run: Run) -> None:
     """
     _ = run.device
     backbones.find(run.settings.backbone)
+    if run.settings.uses_published_head:
+        backbones.check_published_head(run.settings.backbone)
     for name in run.settings.training.strategies:
         negatives.get(name)
     gallery.find(run.settings.evaluation)

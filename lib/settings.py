@@ -69,7 +69,9 @@ class OSV5M(_Group):
 
     name: Literal["osv5m"] = "osv5m"
     root: Path = Field(Path("data/osv5m"), description="folder with images/{train,test}, train.csv, test.csv")
-    csv: Path | None = Field(None, description="another table of photos than train.csv and test.csv")
+    revision: str | None = Field(None, description="commit of the hub; null: the one that the first download took")
+    download: bool = Field(True, description="download what is chosen and not there")
+    extract: bool = Field(False, description="unpack the archives; false: read the photos straight out of them")
     train_shards: PositiveInt | Literal["all"] = Field("all", description="training zips to use, of 98")
     test_shards: PositiveInt | Literal["all"] = Field("all", description="test zips to use, of 5")
     validation: int = Field(10_000, ge=1, description="photos cut from the training split for validation")
@@ -181,6 +183,9 @@ class Evaluation(_Group):
     gallery: str = Field("train", description="train, lattice, geoclip (its 100K), or a CSV with LAT and LON")
     lattice_km: float = Field(50.0, ge=5, description="spacing of the lattice gallery, kilometres")
     splits: Names = Field(["test"], description="splits that the final tables are made of")
+    baselines: Annotated[list[Literal["geoclip_pretrained"]], BeforeValidator(_as_list)] = Field(
+        [], description="geoclip_pretrained: GeoCLIP as published, with its own gallery (needs CLIP ViT-L/14 features)"
+    )
     bootstrap: int = Field(2_000, ge=100, description="bootstrap resamples of a confidence interval")
     seed: int = 0
 
@@ -195,6 +200,17 @@ class Settings(_Group):
     semivariogram: Semivariogram = Semivariogram()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+
+    @property
+    def uses_published_head(self) -> bool:
+        """Whether anything takes GeoCLIP's published image head, which knows CLIP ViT-L/14's raw features only."""
+        return bool(self.evaluation.baselines) or self.training.image_head == "geoclip"
+
+    @model_validator(mode="after")
+    def _raw_features_for_the_published_head(self) -> Settings:
+        if self.uses_published_head and self.backbone.centred:
+            raise ValueError("geoclip's published head takes raw features: set backbone.centred=false")
+        return self
 
 
 def load(profile: str | Path = "quick", overrides: Sequence[str] = ()) -> Settings:

@@ -223,14 +223,6 @@ def test_list_executes_nothing(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_osv5m_profile_says_that_its_loader_is_missing(tmp_path):
-    from lib import datasets
-
-    run = Run.open("osv5m", f"{tmp_path}/run")
-    with pytest.raises(datasets.manifest.ManifestError, match="osv5m"):
-        datasets.prepare(run)
-
-
 def test_what_comes_from_names_is_escaped_in_the_index(smoke, tmp_path):
     folder, _, _ = smoke
     provenance = json.loads((folder / "manifest.json").read_text())

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 
 from lib import places
-from lib.datasets import blue_marble, folder, manifest
-from lib.datasets.manifest import Built
+from lib.datasets import blue_marble, folder, manifest, osv5m
 from lib.runs import Run, writing
-from lib.settings import PROJECT, BlueMarble, Folder
+from lib.settings import PROJECT, BlueMarble
 
-BUILDERS: dict[str, Callable[..., Built]] = {"blue_marble": blue_marble.build, "folder": folder.build}
-"""Data set name -> (its settings, its root folder) -> manifest and what was left out"""
+MODULES: dict[str, ModuleType] = {"blue_marble": blue_marble, "folder": folder, "osv5m": osv5m}
+"""Data set name -> its module, which has three functions of (its settings, its root folder):
+
+* ``obtain``: get what is not there, by downloading;
+* ``listing``: a digest of the files that are there, by which a change is noticed, or None;
+* ``build``: the manifest and what was left out.
+"""
 
 
 def root_of(run: Run) -> Path:
@@ -32,18 +35,16 @@ def prepare(run: Run) -> pd.DataFrame:
     the reason. Photos without a continent get town, country and continent by their coordinates.
 
     Raises:
-        ManifestError: the data set has no builder, or its manifest cannot be used.
+        ManifestError: photos cannot be had, or the manifest cannot be used.
     """
-    settings = run.settings.dataset
-    if settings.name not in BUILDERS:
-        raise manifest.ManifestError(
-            f"data set {settings.name!r} has settings but no loader in this version; there is {', '.join(BUILDERS)}"
-        )
+    settings, root = run.settings.dataset, root_of(run)
+    module = MODULES[settings.name]
+    module.obtain(settings, root)
 
     def make() -> None:
-        photos, left_out = BUILDERS[settings.name](settings, root_of(run))
+        photos, left_out = module.build(settings, root)
         manifest.check(photos, str(run.manifest))
-        unreadable = manifest.unreadable_photos(photos, root_of(run))
+        unreadable = manifest.unreadable_photos(photos, root)
         left_out = pd.concat([left_out, unreadable], ignore_index=True)
         with writing(run.table("left_out")) as aside:
             left_out.to_csv(aside, index=False)
@@ -52,24 +53,17 @@ def prepare(run: Run) -> pd.DataFrame:
             print(f"left out {len(left_out):,} photos or rows, each with its reason in {run.table('left_out')}")
 
     source = [PROJECT / path for path in [getattr(settings, "csv", None)] if path and (PROJECT / path).exists()]
-    if run.manifest.exists() and not _photos_exist(run):
+    if isinstance(settings, BlueMarble) and run.manifest.exists() and not _photos_exist(run):
         run.receipt("manifest").unlink(missing_ok=True)
     run.produce(
         "manifest",
         make=make,
         inputs=source,
         outputs=[run.manifest, run.table("left_out")],
-        settings=json.loads(settings.model_dump_json()) | {"photos": _listing(run)},
-        code=["geodesy", "places", "datasets", f"datasets.{settings.name}", "datasets.manifest"],
+        settings=json.loads(settings.model_dump_json(exclude={"download"})) | {"photos": module.listing(settings, root)},
+        code=["geodesy", "places", "photos", "datasets", f"datasets.{settings.name}", "datasets.manifest"],
     )
     return read(run)
-
-
-def _listing(run: Run) -> str | None:
-    """Digest of the photos that a folder of one's own holds; None for a data set that makes its photos itself."""
-    if not isinstance(run.settings.dataset, Folder):
-        return None
-    return hashlib.sha256(json.dumps(folder.photo_sizes(root_of(run))).encode()).hexdigest()
 
 
 def forget(run: Run) -> None:

@@ -32,6 +32,14 @@ PHOTO_PLACE_SPREAD_M = 50_000.0
 """How far, in metres a direction, a place of the design ``photo_places`` lies from a photo place of GeoCLIP's gallery."""
 
 
+def obtain(settings: BlueMarble, root: Path) -> None:
+    """Nothing: the imagery came with a package."""
+
+
+def listing(settings: BlueMarble, root: Path) -> None:
+    """Nothing: the windows follow from the settings."""
+
+
 def build(settings: BlueMarble, root: Path) -> Built:
     """Draw the places, write their windows under ``root``, and return the manifest; nothing is left out.
 

@@ -9,6 +9,8 @@ EXIF is asked. What cannot be used is left out and listed with the reason; what 
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
@@ -34,6 +36,15 @@ SPLIT_NAMES = {
     "valid": "validation",
     "validation": "validation",
 }
+
+
+def obtain(settings: Folder, root: Path) -> None:
+    """Nothing: one's own photos are where they are."""
+
+
+def listing(settings: Folder, root: Path) -> str:
+    """Digest of the photos' paths and sizes: one that is added, removed or replaced is noticed."""
+    return hashlib.sha256(json.dumps(photo_sizes(root)).encode()).hexdigest()
 
 
 def build(settings: Folder, root: Path) -> Built:
@@ -73,7 +84,10 @@ def _read_table(path: Path) -> pd.DataFrame:
         if path.suffix.lower() == ".parquet":
             table = pd.read_parquet(path)
         else:
-            table = pd.read_csv(path, sep=_delimiter(path), encoding="utf-8-sig", dtype=str, keep_default_na=True)
+            table = pd.read_csv(path, sep=_delimiter(path), encoding="utf-8-sig", dtype=str)
+            if "country" in table:  # "NA" is Namibia, not a missing value
+                as_text = {"sep": _delimiter(path), "encoding": "utf-8-sig", "dtype": str, "keep_default_na": False}
+                table["country"] = pd.read_csv(path, usecols=["country"], **as_text)["country"].replace("", None)
     except (OSError, ValueError) as error:
         raise ManifestError(f"{path}: cannot be read as a table ({error}); save it as UTF-8 CSV or parquet") from error
     table = _renamed(table, path)

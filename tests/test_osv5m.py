@@ -1,0 +1,307 @@
+"""OpenStreetView-5M in miniature: zips, folders, what is left out, and the hub, played by a small server."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlparse
+
+import pandas as pd
+import pytest
+from miniatures import osv5m as miniature
+
+from lib import datasets
+from lib.datasets import osv5m
+from lib.datasets.manifest import ManifestError
+from lib.photos import open_photo
+from lib.runs import Run
+from lib.settings import OSV5M, PROJECT, load
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "osv5m").mkdir()
+    miniature.write(tmp_path / "osv5m")
+    return tmp_path / "osv5m"
+
+
+def settings(**changes: object) -> OSV5M:
+    return OSV5M(**({"train_shards": 2, "test_shards": 1, "validation": 30, "download": False} | changes))
+
+
+def run_on(root: Path, *overrides: str) -> Run:
+    chosen = ["dataset=osv5m", f"dataset.root={root}", "dataset.train_shards=2", "dataset.test_shards=1",
+              "dataset.validation=30", "dataset.download=false", *overrides]  # fmt: skip
+    return Run(load("smoke", chosen), root.parent / "run")
+
+
+class TestManifest:
+    def test_splits_are_the_official_ones_less_a_cut_for_validation(self, root: Path) -> None:
+        photos, _ = osv5m.build(settings(), root)
+        assert photos["split"].value_counts().to_dict() == {"train": 209, "test": 60, "validation": 30}
+        official = pd.read_csv(root / "test.csv", dtype={"id": str})
+        assert set(photos["id"][photos["split"] == "test"]) == set(official["id"])
+
+    def test_every_photo_is_found_under_its_path_with_the_coordinates_of_its_row(self, root: Path) -> None:
+        photos, _ = osv5m.build(settings(), root)
+        rows = pd.concat([pd.read_csv(root / f"{split}.csv", dtype={"id": str}) for split in ("train", "test")]).set_index("id")
+        for photo in photos.sample(20, random_state=0).itertuples():
+            assert Path(photo.path).stem == photo.id
+            assert (photo.latitude, photo.longitude) == tuple(rows.loc[photo.id, ["latitude", "longitude"]])
+            assert open_photo(root, photo.path).size == (64, 48)
+
+    def test_columns_of_the_tables_stay_and_namibia_is_a_country(self, root: Path) -> None:
+        photos, _ = osv5m.build(settings(), root)
+        assert {"country", "region", "sub-region", "city", "land_cover", "climate"} <= set(photos)
+        assert "NA" in set(photos["country"]) and photos["country"].notna().all()
+
+    def test_what_is_left_out_is_listed_with_its_reason(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(osv5m, "SHARDS", {"train": 2, "test": 1})
+        _, left_out = osv5m.build(settings(train_shards="all", test_shards="all"), root)
+        reasons = left_out.set_index("id")["reason"]
+        assert reasons[miniature.NO_ROW] == "no row in train.csv"
+        (without,) = reasons[reasons == "train.csv: its photo is in no archive"].index
+        assert without in set(pd.read_csv(root / "train.csv", dtype={"id": str})["id"])
+        assert len(reasons) == 2
+
+    def test_rows_of_shards_that_are_not_chosen_are_counted_not_listed(self, root: Path) -> None:
+        photos, left_out = osv5m.build(settings(train_shards=1), root)
+        assert (photos["split"] != "test").sum() == 120
+        assert "train.csv: rows without photo in the chosen shards: 120" in set(left_out["reason"])
+
+    def test_a_row_without_coordinates_is_left_out_not_fatal(self, root: Path) -> None:
+        table = pd.read_csv(root / "train.csv", dtype=str)
+        table.loc[[0, 1], "latitude"] = ["", "95"]
+        table.to_csv(root / "train.csv", index=False)
+        photos, left_out = osv5m.build(settings(), root)
+        assert not set(table["id"][:2]) & set(photos["id"])
+        assert (left_out["reason"] == "train.csv: no usable coordinates").sum() == 2
+
+    def test_a_broken_photo_is_left_out_and_listed_and_the_rest_goes_on(self, root: Path) -> None:
+        run = run_on(root)
+        photos = datasets.prepare(run)
+        listed = pd.read_csv(run.table("left_out"))
+        assert len(photos) == 298
+        assert listed["reason"].str.contains("(?i)truncated").sum() == 1
+        assert {"continent", "town", "country", "climate"} <= set(photos)
+
+    def test_folders_of_unpacked_archives_give_the_same_photos(self, root: Path, tmp_path: Path) -> None:
+        packed, _ = osv5m.build(settings(), root)
+        for archive in sorted((root / "images").rglob("*.zip")):
+            with zipfile.ZipFile(archive) as file:
+                file.extractall(archive.parent)
+            archive.unlink()
+        unpacked, _ = osv5m.build(settings(), root)
+        assert unpacked["path"][0] == packed["path"][0].replace(".zip/00/", "/")
+        pd.testing.assert_frame_equal(unpacked.drop(columns="path"), packed.drop(columns="path"))
+
+    def test_they_are_unpacked_on_demand_once_and_the_rest_is_the_same(self, root: Path) -> None:
+        packed, _ = osv5m.build(settings(), root)
+        for _ in range(2):
+            osv5m.obtain(settings(extract=True), root)
+        assert not list((root / "images").rglob(".*"))
+        unpacked, _ = osv5m.build(settings(extract=True), root)
+        assert unpacked["path"].str.endswith(".jpg").all() and not unpacked["path"].str.contains("zip").any()
+        assert open_photo(root, unpacked["path"][7]).tobytes() == open_photo(root, packed["path"][7]).tobytes()
+        pd.testing.assert_frame_equal(unpacked.drop(columns="path"), packed.drop(columns="path"))
+
+    def test_validation_may_not_eat_the_training_photos(self, root: Path) -> None:
+        with pytest.raises(ManifestError, match="more than half of the 239 training photos; lower it"):
+            osv5m.build(settings(validation=200), root)
+
+    def test_it_is_made_once_and_again_when_an_archive_changed(self, root: Path) -> None:
+        run = run_on(root)
+        datasets.prepare(run)
+        datasets.prepare(run)
+        with zipfile.ZipFile(root / "images" / "test" / "00.zip", "a") as file:
+            file.writestr("00/1.jpg", b"")
+        datasets.prepare(run)
+        assert [line.split()[0] for line in run.reports] == ["made", "reused", "made"]
+
+
+class TestMistakes:
+    def test_what_is_missing_is_named_where_nothing_may_be_downloaded(self, root: Path) -> None:
+        with pytest.raises(ManifestError, match=r"images/train/02\.zip is not there \(96 of the chosen files"):
+            osv5m.obtain(settings(train_shards="all"), root)
+
+    def test_without_a_network_the_sentence_says_what_to_do(self, root: Path) -> None:
+        with pytest.raises(ManifestError, match=r"images/train/02\.zip is not there .* the hub does not give it now .*try again"):
+            osv5m.obtain(settings(train_shards=3, download=True), root)
+
+    def test_an_archive_that_was_cut_off_is_named(self, root: Path) -> None:
+        archive = root / "images" / "train" / "01.zip"
+        archive.write_bytes(archive.read_bytes()[:5_000])
+        with pytest.raises(ManifestError, match=r"01\.zip: cannot be read as an archive .*delete it and download it anew"):
+            osv5m.build(settings(), root)
+
+    @pytest.mark.parametrize("name", ["../../evil.jpg", "/etc/evil.jpg", "00/../../evil.jpg", "C:/evil.jpg"])
+    def test_an_archive_that_would_leave_its_folder_is_refused(self, root: Path, name: str) -> None:
+        with zipfile.ZipFile(root / "images" / "test" / "00.zip", "a") as file:
+            file.writestr(name, b"x")
+        for use in (osv5m.build, osv5m.obtain):
+            with pytest.raises(ManifestError, match="would leave the folder; do not use it"):
+                use(settings(extract=True), root)
+        assert not list(root.parent.rglob("evil.jpg"))
+
+    def test_a_table_without_coordinates_is_named(self, root: Path) -> None:
+        pd.read_csv(root / "test.csv").drop(columns="longitude").to_csv(root / "test.csv", index=False)
+        with pytest.raises(ManifestError, match=r"test\.csv: column 'longitude' is missing"):
+            osv5m.build(settings(), root)
+
+    def test_a_full_disk_is_found_before_unpacking(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 5 * 10**5))
+        with pytest.raises(ManifestError, match=r"to unpack 00\.zip takes .* 0\.0 GB are free; choose fewer shards"):
+            osv5m.obtain(settings(extract=True), root)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's interface as a download needs; ``cut_after`` bytes of a file the connection is lost once."""
+
+    folder: Path
+    cut_after: int | None = None
+    asked: list[tuple[str, str | None]]
+
+    def log_message(self, *_: object) -> None:
+        """Silence."""
+
+    def answer(self, content: bytes, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), "Content-Type": "application/json", **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def do_POST(self) -> None:
+        wanted = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())["paths"]
+        found = []
+        for name in wanted:
+            if (path := self.folder / name).is_file():
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                if name in self.server.lied_about:
+                    digest = "0" * 64
+                lfs = {"oid": digest, "size": path.stat().st_size, "pointerSize": 130}
+                found.append({"type": "file", "path": name, "size": path.stat().st_size, "oid": "a" * 40, "lfs": lfs})
+        self.answer(json.dumps(found).encode())
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        parts = unquote(urlparse(self.path).path)
+        if parts.startswith("/api/datasets/"):
+            self.answer(json.dumps({"id": "osv5m/osv5m", "sha": COMMIT, "siblings": [], "tags": []}).encode())
+            return
+        path = self.folder / parts.partition(f"/resolve/{COMMIT}/")[2]
+        if not path.is_file():
+            self.answer(b"{}", 404, X_Error_Code="EntryNotFound")
+            return
+        content, begin = path.read_bytes(), 0
+        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        asked = self.headers.get("Range")
+        if self.command == "GET":
+            self.server.asked.append((path.name, asked))
+        if asked:
+            begin = int(asked.removeprefix("bytes=").partition("-")[0])
+            headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
+        if self.command == "GET" and self.server.cut_after and path.suffix == ".zip" and not asked:
+            self.send_response(200)
+            for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content[: self.server.cut_after])
+            self.wfile.flush()
+            self.server.cut_after = None
+            self.connection.close()
+            return
+        self.answer(content[begin:], 206 if asked else 200, **headers)
+
+
+@pytest.fixture
+def hub(root: Path) -> Iterator[ThreadingHTTPServer]:
+    """A server that has the miniature, on the loopback interface."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (Hub,), {"folder": root}))
+    server.asked, server.cut_after, server.lied_about = [], None, set()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+OBTAIN = """
+import sys
+from pathlib import Path
+from lib.datasets import osv5m
+from lib.datasets.manifest import ManifestError
+from lib.settings import OSV5M
+try:
+    osv5m.obtain(OSV5M(train_shards=int(sys.argv[2]), test_shards=1), Path(sys.argv[1]))
+except ManifestError as error:
+    sys.exit(str(error))
+"""
+
+
+def obtain(hub: ThreadingHTTPServer, target: Path, train_shards: int = 2) -> subprocess.CompletedProcess[str]:
+    """Download from ``hub`` in a process of its own: the hub's client reads its address once, when it is imported."""
+    environment = os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(target.parent / "home"), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
+    }  # fmt: skip
+    command = [sys.executable, "-c", OBTAIN, str(target), str(train_shards)]
+    return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120)
+
+
+class TestDownload:
+    def test_chosen_shards_and_tables_arrive_whole_and_are_remembered(self, hub: ThreadingHTTPServer, root: Path, tmp_path: Path) -> None:
+        done = obtain(hub, tmp_path / "here", train_shards=1)
+        assert done.returncode == 0, done.stderr
+        arrived = {path.relative_to(tmp_path / "here").as_posix() for path in (tmp_path / "here").rglob("*.[zc][is][pv]")}
+        assert arrived == {"train.csv", "test.csv", "images/train/00.zip", "images/test/00.zip"}
+        for name in arrived:
+            assert (tmp_path / "here" / name).read_bytes() == (root / name).read_bytes()
+        lock = json.loads((tmp_path / "here" / "osv5m.json").read_text())
+        assert lock["revision"] == COMMIT and set(lock["files"]) == arrived
+        asked = len(hub.asked)
+        assert obtain(hub, tmp_path / "here", train_shards=1).returncode == 0
+        assert len(hub.asked) == asked  # what is there is not asked for
+
+    def test_a_download_that_was_cut_off_goes_on_where_it_was(self, hub: ThreadingHTTPServer, root: Path, tmp_path: Path) -> None:
+        with zipfile.ZipFile(root / "images" / "train" / "00.zip", "a") as file:
+            file.writestr("padding.bin", bytes(25 * 2**20))  # the hub's client writes 10 MiB at a time
+        hub.cut_after = 24 * 2**20
+        done = [obtain(hub, tmp_path / "here") for _ in range(2)][-1]
+        assert done.returncode == 0, done.stderr
+        assert any(given for name, given in hub.asked if name.endswith(".zip")), hub.asked
+        for name in ("images/train/00.zip", "images/train/01.zip", "images/test/00.zip"):
+            assert (tmp_path / "here" / name).read_bytes() == (root / name).read_bytes()
+
+    def test_a_file_whose_checksum_is_wrong_is_deleted_and_named(self, hub: ThreadingHTTPServer, tmp_path: Path) -> None:
+        hub.lied_about.add("images/train/01.zip")
+        done = obtain(hub, tmp_path / "here")
+        assert done.returncode == 1 and "01.zip: arrived damaged" in done.stderr
+        assert not (tmp_path / "here" / "images" / "train" / "01.zip").exists()
+
+    def test_a_shard_that_the_hub_does_not_have_is_named(self, hub: ThreadingHTTPServer, tmp_path: Path) -> None:
+        done = obtain(hub, tmp_path / "here", train_shards=3)
+        assert done.returncode == 1 and f"osv5m/osv5m has no images/train/02.zip at {COMMIT}" in done.stderr
+
+    def test_a_full_disk_is_found_before_the_download(self, hub: ThreadingHTTPServer, root: Path, tmp_path: Path) -> None:
+        """The miniature claims to be larger than any disk."""
+        with (root / "images" / "train" / "01.zip").open("r+b") as file:
+            file.truncate(2**20)
+        program = OBTAIN.replace("import sys\n", "import sys, shutil\nshutil.disk_usage = lambda _: shutil._ntuple_diskusage(1, 1, 2**20)\n", 1)
+        environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+        command = [sys.executable, "-c", program, str(tmp_path / "here"), "2"]
+        done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1 and "to download 5 files takes" in done.stderr and "choose fewer shards" in done.stderr
+        assert not hub.asked
