@@ -167,7 +167,12 @@ def load_transformers(name: str, settings: BackboneSettings) -> Backbone:
             crops = {"size": {"shortest_edge": side}, "crop_size": square} if processor.do_center_crop else {"size": square}
             processor = AutoImageProcessor.from_pretrained(name, revision=settings.revision, **crops)
         network, loading = family.tower().from_pretrained(
-            name, revision=settings.revision, use_safetensors=True, output_loading_info=True, **family.options
+            name,
+            revision=settings.revision,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported, and refused below in a sentence of our own
+            **family.options,
         )
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, BackboneError):
@@ -177,7 +182,7 @@ def load_transformers(name: str, settings: BackboneSettings) -> Backbone:
             f"({str(error).splitlines()[0]}); download it first or name its folder"
         ) from error
     if lacking := sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"]):
-        raise BackboneError(f"backbone {name!r}: the checkpoint lacks weights of its image tower: {', '.join(lacking)}")
+        raise BackboneError(f"backbone {name!r}: the checkpoint lacks weights of its image tower, or has them in another shape: {', '.join(lacking)}")
     if family.fixed_px and side not in (None, network.config.image_size):
         raise BackboneError(f"backbone {name!r} takes {network.config.image_size} px; backbone.image_px: {side}")
 

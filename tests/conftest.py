@@ -82,6 +82,22 @@ def make_run(tmp_path: Path) -> Runs:
     return make
 
 
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP of 768 projected dimensions that is otherwise tiny, as a checkpoint folder with its processor."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = small | {"vocab_size": 64, "bos_token_id": 0, "eos_token_id": 1, "max_position_embeddings": 8}
+    vision = small | {"image_size": 32, "patch_size": 16, "projection_dim": 768}
+    config = CLIPConfig(projection_dim=768, text_config=text, vision_config=vision)
+    folder = tmp_path_factory.mktemp("tiny_clip")
+    CLIPModel(config).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
 class NarrowLocationEncoder(nn.Module):
     """geoclip's location encoder in the same parts, a hundred times narrower: trains in milliseconds."""
 

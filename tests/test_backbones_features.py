@@ -81,6 +81,14 @@ class TestClip:
         with pytest.raises(BackboneError, match="visual_projection"):
             build(Backbone(name=str(torn)), CPU)
 
+    def test_a_weight_of_another_shape_is_refused(self, clip_folder: Path, tmp_path: Path) -> None:
+        odd = shutil.copytree(clip_folder, tmp_path / "odd")
+        weights = load_file(odd / "model.safetensors")
+        weights["visual_projection.weight"] = torch.zeros(20, 32)
+        save_file(weights, odd / "model.safetensors", {"format": "pt"})
+        with pytest.raises(BackboneError, match="in another shape: .*visual_projection"):
+            build(Backbone(name=str(odd)), CPU)
+
     def test_an_empty_folder_is_an_error_that_names_it(self, tmp_path: Path) -> None:
         with pytest.raises(BackboneError, match=r"neither a checkpoint folder nor a name: its config\.json cannot be read"):
             build(Backbone(name=str(tmp_path)), CPU)

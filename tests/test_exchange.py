@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import CLIPImageProcessor
 
 from lib import exchange
 from lib.model import GeoCLIP, ModelError, initialise, published
@@ -26,18 +26,6 @@ def test_the_package_loads_the_location_encoder_bit_for_bit(tmp_path):
     loaded = geoclip.LocationEncoder.from_pretrained(exchange.export_location_encoder(ours, tmp_path))
     places = torch.tensor(PLACES, dtype=torch.float32)
     assert torch.equal(loaded(places), ours.location_encoder(places))
-
-
-@pytest.fixture
-def tiny_clip(tmp_path):
-    """A CLIP of 768 projected dimensions that is otherwise tiny, as a checkpoint folder with its processor."""
-    torch.manual_seed(0)
-    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = small | {"vocab_size": 64, "bos_token_id": 0, "eos_token_id": 1, "max_position_embeddings": 8}
-    config = CLIPConfig(projection_dim=768, text_config=text, vision_config=small | {"image_size": 32, "patch_size": 16})
-    CLIPModel(config).save_pretrained(tmp_path / "clip")
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path / "clip")
-    return tmp_path / "clip"
 
 
 def test_the_package_predicts_from_our_release_what_we_predict(tmp_path, tiny_clip, monkeypatch):

@@ -279,7 +279,9 @@ class TestDownload:
         with zipfile.ZipFile(root / "images" / "train" / "00.zip", "a") as file:
             file.writestr("padding.bin", bytes(25 * 2**20))  # the hub's client writes 10 MiB at a time
         hub.cut_after = 24 * 2**20
-        done = [obtain(hub, tmp_path / "here") for _ in range(2)][-1]
+        done = obtain(hub, tmp_path / "here")
+        if done.returncode:  # the client gave up; the next call goes on
+            done = obtain(hub, tmp_path / "here")
         assert done.returncode == 0, done.stderr
         assert any(given for name, given in hub.asked if name.endswith(".zip")), hub.asked
         for name in ("images/train/00.zip", "images/train/01.zip", "images/test/00.zip"):
