@@ -2,19 +2,23 @@
 
 ``python -m lib.exchange results/NAME --strategy semivariogram --seed 0 FOLDER`` writes two folders: FOLDER/geolocation for
 ``geoclip.GeoCLIP.from_pretrained`` (features of 768 dimensions, as CLIP ViT-L/14 has them) and FOLDER/location-encoder for
-``geoclip.LocationEncoder.from_pretrained``.
+``geoclip.LocationEncoder.from_pretrained``. ``read_geolocation`` reads the former back, whoever wrote it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
 from lib import backbones, gallery, model
@@ -25,8 +29,12 @@ HEAD_WIDTH = 768
 """Input and hidden width of the package's image head."""
 
 
+GEOLOCATION = "geoclip-geolocation"
+"""``model_type`` in config.json of a release that predicts places."""
+
+
 class ExchangeError(ValueError):
-    """A model does not fit the package's architecture; the message says in what."""
+    """A model does not fit the package's architecture, or a release cannot be read; the message says in what."""
 
 
 def export_geolocation(
@@ -59,7 +67,7 @@ def export_geolocation(
     with writing(folder / "gallery.csv") as aside:
         pd.DataFrame(gallery_deg, columns=["LAT", "LON"]).to_csv(aside, index=False)
     config = {"gallery_file": "gallery.csv", "backbone": {"repo_id": backbone, "revision": revision}}
-    return _write_release(folder, "geoclip-geolocation", trained, weights, config)
+    return _write_release(folder, GEOLOCATION, trained, weights, config)
 
 
 def export_location_encoder(trained: GeoCLIP, folder: Path) -> Path:
@@ -73,6 +81,48 @@ def _write_release(folder: Path, kind: str, trained: GeoCLIP, weights: dict[str,
     sigma = list(trained.location_encoder.sigma)
     write_json(folder / "config.json", {"model_type": kind, "format_version": 1, "sigma": sigma} | config)
     return folder
+
+
+@dataclass(frozen=True)
+class Release:
+    """What a release folder for geolocation holds.
+
+    Attributes:
+        model: on raw features of 768 dimensions, in evaluation mode.
+        gallery_deg: coordinates that it predicts among, [G, 2].
+        backbone, revision: the CLIP checkpoint on the hub that makes the features.
+    """
+
+    model: GeoCLIP
+    gallery_deg: np.ndarray
+    backbone: str
+    revision: str | None
+
+
+def read_geolocation(folder: Path) -> Release:
+    """The release in ``folder``, as ``export_geolocation`` or the package's authors have written it.
+
+    Raises:
+        ExchangeError: a file is missing or not of that format, or the location encoder has other frequencies than ours.
+        GalleryError: the gallery cannot be used.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind, version, sigma = (config[name] for name in ("model_type", "format_version", "sigma"))
+        backbone, table = config["backbone"]["repo_id"], str(config["gallery_file"])
+        weights = load_file(folder / "model.safetensors")
+        trained = GeoCLIP(HEAD_WIDTH)
+        state = {name: value for name, value in trained.state_dict().items() if name.startswith("feature_")}
+        state |= {name.replace("image_encoder.mlp.", "image_head."): value for name, value in weights.items()}
+        trained.load_state_dict(state)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ExchangeError(f"{folder}: not a release for geolocation ({error}); export it again") from error
+    if (kind, version, sigma) != (GEOLOCATION, 1, list(trained.location_encoder.sigma)) or Path(table).name != table:
+        raise ExchangeError(
+            f"{folder / 'config.json'}: not a {GEOLOCATION} of format 1 with sigma {list(trained.location_encoder.sigma)} "
+            "and a gallery beside it"
+        )
+    return Release(trained.eval(), gallery.read_csv(folder / table), backbone, config["backbone"].get("revision"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ import io
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,18 +96,27 @@ def prediction_map(
         "classes": [[name, None if math.isinf(upper) else upper, colour] for name, upper, colour in ERROR_CLASSES],
         "ids": shown["id"].astype(str).tolist(),
         "splits": shown["split"].astype(str).tolist(),
-        "truth": _integers(_places(shown, "latitude", "longitude"), 1e4),
+        "truth": integers(_places(shown, "latitude", "longitude"), 1e4),
         "strategies": [_strategy(drawn, shown, name) for name in drawn["strategy"].unique()],
         "thumbnails": thumbnails,
         "unreadable": unreadable,
-        "borders": _country_borders(),
-        "background": _blue_marble(),
         "tiles": f"{TILE_HOST}/{{z}}/{{x}}/{{y}}.png" if web_tiles else None,
     }
+    return world_page("prediction_map.j2", data)
+
+
+def world_page(template: str, data: dict[str, Any], scripts: Sequence[str] = ()) -> folium.Map:
+    """A page with the whole world on the Blue Marble, on which a template of ``templates/`` draws ``data``.
+
+    template: has the macros header, html and script, and takes from ``world_head.j2`` and ``world_script.j2`` what maps share.
+    data: JSON-like, with ``title``; ``tiles``, the address of a second background, may be left out.
+    scripts: names in ``EMBEDDED_RESOURCES`` of what the template needs besides Leaflet.
+    """
     world = folium.Map(location=(0.0, 0.0), zoom_start=1, tiles=None, prefer_canvas=True, zoom_snap=0)
     world.default_js, world.default_css = [], []
     world.get_root().title = html.escape(data["title"])
-    return world.add_child(_PredictionLayer(data))
+    ground = {"tiles": None, "borders": _country_borders(), "background": _blue_marble()}
+    return world.add_child(_Layer(template, ground | data, scripts))
 
 
 def save_map(figure: folium.Map, path: Path) -> Path:
@@ -234,7 +244,7 @@ def _strategy(drawn: pd.DataFrame, shown: pd.DataFrame, name: Any) -> dict[str, 
     return {
         "name": str(name),
         "seed": str(rows["seed"].iloc[0]),
-        "predicted": _integers(np.where(present[:, None], predicted, 0.0), 1e4),
+        "predicted": integers(np.where(present[:, None], predicted, 0.0), 1e4),
         "error_km": [round(value, 2) if ok else None for value, ok in zip(error_km.tolist(), present, strict=True)],
         "error_class": [value if ok else None for value, ok in zip(classes.tolist(), present, strict=True)],
         "lines": [_inner(*pair) if ok else 0 for *pair, ok in zip(truth, predicted, present, strict=True)],
@@ -247,7 +257,7 @@ def _inner(start_deg: np.ndarray, end_deg: np.ndarray) -> list[list[int]] | int:
     pieces[0], pieces[-1] = pieces[0][1:], pieces[-1][: -1 if len(pieces) > 1 else None]
     if len(pieces) == 1:
         pieces[0] = pieces[0][:-1]
-    return 0 if len(pieces) == 1 and not len(pieces[0]) else [_integers(piece, 100.0) for piece in pieces]
+    return 0 if len(pieces) == 1 and not len(pieces[0]) else [integers(piece, 100.0) for piece in pieces]
 
 
 def _places(table: pd.DataFrame, latitude: str, longitude: str) -> np.ndarray:
@@ -256,7 +266,7 @@ def _places(table: pd.DataFrame, latitude: str, longitude: str) -> np.ndarray:
     return np.column_stack((values[:, 0], wrap_longitude(values[:, 1])))
 
 
-def _integers(values: np.ndarray, scale: float) -> list[int]:
+def integers(values: np.ndarray, scale: float) -> list[int]:
     """``values`` times ``scale``, flattened, as integers: half the bytes of decimal fractions."""
     return np.rint(np.asarray(values) * scale).astype(np.int64).ravel().tolist()
 
@@ -268,13 +278,21 @@ def _thumbnails(shown: pd.DataFrame, image_root: Path | None) -> tuple[list[str]
     encoded, unreadable = [], {}
     for position, path in enumerate(shown["path"].tolist()):
         try:
-            small = open_photo(Path(image_root), path, smallest_px=2 * THUMBNAIL_PX)
-            small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-            encoded.append(_jpeg(small, quality=70))
+            encoded.append(thumbnail(Path(image_root), path, THUMBNAIL_PX))
         except (*UNREADABLE, TypeError, AttributeError):
             encoded.append("")
             unreadable[position] = str(path)
     return encoded, unreadable
+
+
+def thumbnail(root: Path, path: str, side_px: int) -> str:
+    """The photo ``path`` below ``root`` as a JPEG in base64, its longer side at most ``side_px``.
+
+    Raises one of ``UNREADABLE``: the file is missing or cannot be decoded.
+    """
+    small = open_photo(root, path, smallest_px=2 * side_px)
+    small.thumbnail((side_px, side_px))
+    return _jpeg(small, quality=70)
 
 
 def _jpeg(image: Image.Image, quality: int) -> str:
@@ -312,7 +330,7 @@ def _country_borders() -> list[list[int]]:
         count, offset = int(entry.split()[2]), int(entry.split()[5])
         points = np.frombuffer(raw, "<f4", 2 * count, offset).reshape(-1, 2)[:, ::-1]
         # A third of the points is still finer than a pixel of the background.
-        lines.append(_integers(np.vstack((points[:-1:3], points[-1:])), 100.0))
+        lines.append(integers(np.vstack((points[:-1:3], points[-1:])), 100.0))
     return lines
 
 
@@ -333,26 +351,30 @@ class _Verbatim(Element):
         return self._text
 
 
-class _PredictionLayer(MacroElement):
+class _Layer(MacroElement):
     """Leaflet itself, the data and the script that draws them, as a child of a map."""
 
-    def __init__(self, data: dict[str, Any]) -> None:
+    def __init__(self, template: str, data: dict[str, Any], scripts: Sequence[str]) -> None:
         super().__init__()
-        self._name = "PredictionLayer"
+        self._name = "Layer"
+        self._source = template
         self._data = data
+        self._scripts = scripts
 
     def render(self, **kwargs: Any) -> None:
         """Adds the three parts of the template to the figure that the map belongs to."""
-        source = (importlib.resources.files(__package__) / "templates" / "prediction_map.j2").read_text("utf-8")
-        script, style = (EMBEDDED_RESOURCES[name] for name in LEAFLET)
+        script, style = LEAFLET
+        texts = [re.sub(r"//# sourceMappingURL=\S*", "", EMBEDDED_RESOURCES[name]) for name in (script, *self._scripts)]
         context = {
             "map": self._parent.get_name(),
             "data": Markup(_script_json(self._data)),  # noqa: S704
-            "leaflet_js": Markup(re.sub(r"//# sourceMappingURL=\S*", "", script)),  # noqa: S704
-            "leaflet_css": Markup(style),  # noqa: S704
+            "scripts": [Markup(text) for text in texts],  # noqa: S704
+            "leaflet_css": Markup(EMBEDDED_RESOURCES[style]),  # noqa: S704
             "tile_host": TILE_HOST if self._data["tiles"] else "",
         }
-        macros = jinja2.Template(source, autoescape=True).make_module(context)
+        folder = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+        source = jinja2.Environment(loader=folder, autoescape=True).get_template(self._source)
+        macros = source.make_module(context)
         figure = self.get_root()
         for part in ("header", "html", "script"):
             getattr(figure, part).add_child(_Verbatim(str(getattr(macros, part)())), name=f"{self.get_name()}_{part}")

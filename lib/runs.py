@@ -143,10 +143,7 @@ class Run:
         Raises:
             ArtefactError: CUDA is asked for and there is none.
         """
-        wanted, available = self.settings.device, torch.cuda.is_available()
-        if wanted == "cuda" and not available:
-            raise ArtefactError("device=cuda: this machine has no CUDA device that torch can use; take --device cpu")
-        return torch.device("cuda" if available and wanted != "cpu" else "cpu")
+        return find_device(self.settings.device)
 
     def describe(self) -> str:
         """What a reader of a notebook wants to know first, in three lines."""
@@ -365,6 +362,18 @@ def _source_files(run: Run) -> dict[str, Path]:
     if (profile := settings_module.PROFILES / f"{run.settings.profile}.yaml").is_file():
         files[f"notebooks/profiles/{profile.name}"] = profile
     return files
+
+
+def find_device(wanted: str) -> torch.device:
+    """The device that ``wanted`` (auto, cpu, cuda) stands for here.
+
+    Raises:
+        ArtefactError: CUDA is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise ArtefactError("device=cuda: this machine has no CUDA device that torch can use; take --device cpu")
+    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
 
 
 def resolved_precision(device: torch.device, precision: str) -> str:
