@@ -26,7 +26,7 @@ INK, MUTED, LAND, WATER = "#1b1f24", "#6b7280", "#dfe3e6", "#ffffff"
 STRATEGY_COLOURS = {
     "infonce": "#4d4d4d", "semivariogram": PALETTE[0], "decayed": PALETTE[2], "similarity": PALETTE[1],
     "hard_only": PALETTE[3], "false_only": PALETTE[4], "residual": PALETTE[9], "thesis": PALETTE[5],
-    "geoclip_pretrained": PALETTE[6],
+    "geoclip_pretrained": "#6a3d9a",
 }  # fmt: skip
 SPLIT_COLOURS = {"train": "#9aa5b1", "validation": PALETTE[1], "test": PALETTE[0], "test_blocked": PALETTE[3]}
 KIND_COLOURS = {
@@ -114,9 +114,8 @@ def _world(axis: Axes) -> None:
 
 
 def _scatter(axis: Axes, frame: pd.DataFrame, **options: object) -> None:
-    axis.scatter(
-        np.deg2rad(frame["longitude"]), np.deg2rad(frame["latitude"]), linewidths=0, rasterized=True, **options
-    )
+    drawn = {"linewidths": 0.0, "rasterized": True, **options}
+    axis.scatter(np.deg2rad(frame["longitude"]), np.deg2rad(frame["latitude"]), **drawn)
 
 
 @_styled
@@ -455,4 +454,35 @@ def factor_effect(factors: Sequence[float] = (1.0, 1.5, 2.0)) -> Figure:
         axis.axvline(0.0, color=INK, lw=0.8)
         axis.legend(loc="upper left")
     axes[0, 0].set_ylabel("the negative's term in the loss")
+    return figure
+
+
+@_styled
+def candidates(table: pd.DataFrame, mass: pd.DataFrame, root: Path) -> Figure:
+    """Each photo beside a world map of where the model's probability lies: its first candidate numbered, the true place a ring.
+
+    Args:
+        table: rows photo, rank, latitude, longitude, true_latitude, true_longitude, error_km.
+        mass: rows photo, latitude, longitude, probability.
+        root: folder that the photos' names are relative to.
+    """
+    photos = list(dict.fromkeys(table["photo"]))
+    figure = Figure(figsize=(8.6, 2.35 * len(photos)), layout="constrained")
+    grid = figure.add_gridspec(len(photos), 2, width_ratios=[1, 2.4])
+    for number, photo in enumerate(photos):
+        found = table[table["photo"] == photo].sort_values("rank")
+        first = found.iloc[0]
+        title = f"candidate 1: {first['error_km']:,.0f} km off" if np.isfinite(first["error_km"]) else "true place unknown"
+        _show(figure.add_subplot(grid[number, 0]), root, photo, title)
+        axis = figure.add_subplot(grid[number, 1], projection="mollweide")
+        _world(axis)
+        heat = mass[mass["photo"] == photo].sort_values("probability")
+        shade = np.sqrt(heat["probability"] / heat["probability"].max())
+        _scatter(axis, heat, c=shade, cmap="YlOrRd", s=4.0 + 16.0 * shade, vmin=0.0, vmax=1.0)
+        if np.isfinite(first["error_km"]):
+            truth = found.iloc[:1].assign(latitude=found["true_latitude"], longitude=found["true_longitude"])
+            _scatter(axis, truth, s=70, facecolors="none", edgecolors=PALETTE[0], linewidths=1.8)
+        at = np.radians([first["longitude"], first["latitude"]])
+        badge = {"boxstyle": "circle,pad=0.25", "facecolor": "white", "edgecolor": INK, "linewidth": 0.8}
+        axis.text(*at, "1", fontsize=7, fontweight="bold", ha="center", va="center", color=INK, bbox=badge)
     return figure

@@ -22,6 +22,7 @@ from lib import datasets, features, places
 from lib.backbones import BackboneError
 from lib.candidate_maps import candidate_map
 from lib.datasets.manifest import ManifestError
+from lib.evaluation import splits_of
 from lib.exchange import ExchangeError
 from lib.features import FeatureError, Photos
 from lib.gallery import GalleryError
@@ -30,7 +31,7 @@ from lib.maps import save_map
 from lib.model import GeoCLIP, ModelError
 from lib.photos import ENDINGS, exif_coordinates
 from lib.predictors import PUBLISHED, Predictor, PredictorError, load_predictor
-from lib.runs import ArtefactError, writing
+from lib.runs import ArtefactError, Run, writing
 
 NEARBY_KM = 200.0
 """Radius of ``probability_within_200km``, kilometres: the field's region."""
@@ -128,6 +129,15 @@ def predict(
     table = _table(photos, truth_deg, predictor.gallery_deg, chosen)
     left_out = unreadable[["path", "reason"]].rename(columns={"path": "photo"})
     return Prediction(table, _mass_table(photos, predictor.gallery_deg, masses), left_out)
+
+
+def predict_examples(run: Run, predictor: Predictor, count: int = 4) -> Prediction:
+    """Candidates for ``count`` test photos of ``run``, evenly spaced in its first evaluation split; their true places are known."""
+    manifest = datasets.read(run)
+    rows = datasets.manifest.rows_of(manifest, splits_of(run)[0])
+    chosen = manifest.iloc[rows[np.linspace(0, len(rows) - 1, count + 2).astype(int)[1:-1]]]
+    truth_deg = datasets.manifest.coordinates(chosen)
+    return predict(predictor, chosen["path"].tolist(), datasets.root_of(run), truth_deg=truth_deg)
 
 
 def _encoded(predictor: Predictor, photos: list[str], root: Path) -> torch.Tensor:
