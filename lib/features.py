@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from lib import datasets
+from lib import datasets, ranks
 from lib.backbones import Backbone, build
 from lib.geodesy import distance_km
 from lib.photos import UNREADABLE, open_photo
@@ -102,21 +102,28 @@ def extract(run: Run) -> Path:
         ).hexdigest()
         _extract(run, manifest, run.features.parent / f"shards-{key[:12]}")
 
-    run.produce("features", make=make, inputs=[run.manifest], outputs=outputs, settings=used, code=CODE)
+    run.produce(
+        "features", make=make, inputs=[run.manifest], outputs=outputs, settings=used, code=CODE, by="all ranks"
+    )
     return run.features
 
 
 def _extract(run: Run, manifest: pd.DataFrame, folder: Path) -> None:
-    """Write the missing shards under ``folder``, join them, remove them; shards of other settings are removed too."""
+    """Write the missing shards under ``folder``, join them, remove them; shards of other settings are removed too.
+
+    Of several processes each takes every k-th shard that is missing, and the first joins them.
+    """
     settings = run.settings.backbone
-    for stale in run.features.parent.glob("shards-*"):
-        if stale != folder:
-            shutil.rmtree(stale)
+    if ranks.rank() == 0:
+        for stale in run.features.parent.glob("shards-*"):
+            if stale != folder:
+                shutil.rmtree(stale)
     shards = {
         folder / f"{start:09d}.npy": range(start, min(start + settings.shard_size, len(manifest)))
         for start in range(0, len(manifest), settings.shard_size)
     }
-    missing = {shard: rows for shard, rows in shards.items() if not shard.exists()}
+    missing = ranks.said_by_first([shard for shard in shards if not shard.exists()])
+    missing = {shard: shards[shard] for shard in missing[ranks.rank() :: ranks.count()]}
     if missing:
         backbone, paths = build(settings, run.device), manifest["path"].tolist()
         views = settings.views if settings.views > 1 else 0
@@ -126,6 +133,9 @@ def _extract(run: Run, manifest: pd.DataFrame, folder: Path) -> None:
             if settings.views > 1:
                 _save(shard.with_suffix(".views.npy"), views)
             _save(shard, plain)
+    ranks.wait()
+    if ranks.rank() > 0:
+        return
     _join(list(shards), run.features)
     if settings.views > 1:
         _join([shard.with_suffix(".views.npy") for shard in shards], run.views)

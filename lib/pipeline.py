@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -254,11 +256,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
             datasets.forget(run)
             for name in ("receipts", "features"):
                 shutil.rmtree(run.folder / name, ignore_errors=True)
+        if (count := os.environ.get("NPROC", "1")) != "1" and not options.only:
+            make_in_parallel(run, profile, overrides, count)
         _execute_all(run, chosen, profile, overrides)
     except EXPECTED as error:
         print(f"run_all.sh: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def make_in_parallel(run: Run, profile: str, overrides: Sequence[str], count: str) -> None:
+    """Make what takes long with ``count`` processes on this machine, before the notebooks find it (:mod:`lib.stages`).
+
+    Raises:
+        PipelineError: ``count`` is no number of processes, or one of them failed.
+    """
+    if not count.isdigit() or int(count) < 1:
+        raise PipelineError(f"NPROC={count}: give the number of processes, such as the number of GPUs")
+    print(f"{count} processes make features and trainings …", flush=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    command = [*torchrun, "-m", "lib.stages", profile, str(run.folder), *overrides]
+    done = subprocess.run(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True)  # noqa: S603
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.startswith("lib.stages")]
+        raise PipelineError("\n".join(said or done.stderr.splitlines()[-5:]))
 
 
 def check_before_computing(run: Run) -> None:

@@ -23,11 +23,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
 
+from lib import ranks
 from lib import settings as settings_module
 from lib.settings import PROJECT, Settings
 
@@ -182,8 +183,12 @@ class Run:
         inputs: Iterable[Path] = (),
         settings: Mapping[str, Any] | None = None,
         code: Iterable[str] = (),
+        by: Literal["first rank", "all ranks", "this rank"] = "first rank",
     ) -> bool:
         """Run ``make`` unless its ``outputs`` are there from the same ``inputs``, ``settings``, ``code`` and packages.
+
+        Of several processes (:mod:`lib.ranks`) the first makes it while the others wait; or all make it together; or this one
+        does it alone, while others do something else.
 
         Args:
             stage: name of the receipt.
@@ -199,28 +204,38 @@ class Run:
         """
         key = self._key(inputs, settings or {}, code)
         receipt, outputs = self.receipt(stage), list(outputs)
-        if _is_valid(receipt, key, outputs, self.folder):
+        writes, together = by == "this rank" or ranks.rank() == 0, by != "this rank"
+        valid = _is_valid(receipt, key, outputs, self.folder) if writes else False
+        if ranks.said_by_first(valid) if together else valid:
             self._say(f"reused  {stage} (made {json.loads(receipt.read_text())['made']}, same settings and code)")
             return True
-        receipt.unlink(missing_ok=True)
         started = time.perf_counter()
-        make()
+        if writes:
+            receipt.unlink(missing_ok=True)
+        if writes or by == "all ranks":
+            make()
+        if writes:
+            self._record(stage, key, outputs, settings or {}, round(time.perf_counter() - started, 1))
+        if together:
+            ranks.wait()
+        return False
+
+    def _record(self, stage: str, key: str, outputs: list[Path], settings: Mapping[str, Any], seconds: float) -> None:
+        """Write the receipt of a stage that was made."""
         if missing := [str(path) for path in outputs if not path.exists()]:
             raise ArtefactError(f"stage {stage} ended without {', '.join(missing)}")
-        seconds = round(time.perf_counter() - started, 1)
         write_json(
-            receipt,
+            self.receipt(stage),
             {
                 "stage": stage,
                 "key": key,
                 "made": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": seconds,
-                "settings": settings or {},
+                "settings": settings,
                 "outputs": {_relative(path, self.folder): checksum(path) for path in outputs},
             },
         )
         self._say(f"made    {stage} in {seconds:.1f} s")
-        return False
 
     def _key(self, inputs: Iterable[Path], settings: Mapping[str, Any], code: Iterable[str]) -> str:
         for path in (inputs := list(inputs)):
@@ -236,7 +251,8 @@ class Run:
 
     def _say(self, line: str) -> None:
         self.reports.append(line)
-        print(line)
+        if ranks.rank() == 0 or line.startswith("made"):
+            print(line)
 
 
 def _is_valid(receipt: Path, key: str, outputs: Sequence[Path], folder: Path) -> bool:
@@ -323,7 +339,14 @@ def progress(iterable: Iterable[Any], description: str, total: int | None = None
     stream = sys.stdout if "ipykernel" in sys.modules else sys.stderr
     pause = 0.2 if stream.isatty() else 2.0
     return tqdm(
-        iterable, description, total, leave=False, file=stream, mininterval=pause, dynamic_ncols=stream.isatty()
+        iterable,
+        description,
+        total,
+        leave=False,
+        file=stream,
+        mininterval=pause,
+        dynamic_ncols=stream.isatty(),
+        disable=ranks.rank() > 0,
     )
 
 
@@ -373,7 +396,7 @@ def find_device(wanted: str) -> torch.device:
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
         raise ArtefactError("device=cuda: this machine has no CUDA device that torch can use; take --device cpu")
-    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
+    return ranks.cuda_device() if available and wanted != "cpu" else torch.device("cpu")
 
 
 def resolved_precision(device: torch.device, precision: str) -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from lib import datasets, features, gallery, geodesy, negatives, semivariogram
+from lib import datasets, features, gallery, geodesy, negatives, ranks, semivariogram
 from lib.model import GeoCLIP, Queue, initialise
 from lib.negatives import Candidates, Strategy, contrastive_loss
 from lib.runs import Run, generator, progress, writing
@@ -80,44 +83,47 @@ def _input_scale(run: Run, frozen: features.Features, train_rows: np.ndarray) ->
 def train_all(run: Run, strategies: list[str]) -> list[str]:
     """Train each of ``strategies`` with each of the run's seeds, or reuse what is there; return the names trained.
 
+    Of several processes each takes every k-th training.
+
     Raises:
         StrategyError: a strategy is unknown.
         TrainingError: see :func:`train`.
     """
     chosen = [negatives.get(name) for name in strategies]
     data = None
-    for strategy in chosen:
-        for seed in run.settings.training.seeds:
-            path = run.checkpoint(strategy.name, seed)
 
-            def make(strategy: Strategy = strategy, seed: int = seed) -> None:
-                nonlocal data
-                if data is None or (strategy.needs_curve and data.curve is None):
-                    data = TrainingData.read(run, with_curve=any(one.needs_curve for one in chosen))
-                model, history = train(run, data, strategy, seed)
-                model.save(
-                    run.checkpoint(strategy.name, seed), strategy=strategy.name, seed=seed, **_used(run, strategy)
-                )
-                with writing(run.history(strategy.name, seed)) as aside:
-                    history.to_csv(aside, index=False)
+    def make(strategy: Strategy, seed: int) -> None:
+        nonlocal data
+        if data is None or (strategy.needs_curve and data.curve is None):
+            data = TrainingData.read(run, with_curve=any(one.needs_curve for one in chosen))
+        model, history = train(run, data, strategy, seed)
+        model.save(run.checkpoint(strategy.name, seed), strategy=strategy.name, seed=seed, **_used(run, strategy))
+        with writing(run.history(strategy.name, seed)) as aside:
+            history.to_csv(aside, index=False)
 
-            inputs = [
-                run.require(run.manifest, "01_data_preparation"),
-                run.require(run.features, "01_data_preparation"),
-            ]
-            inputs += [run.require(run.views, "01_data_preparation")] if run.settings.backbone.views > 1 else []
-            inputs += gallery.input_files(run)
-            if strategy.needs_curve:
-                inputs.append(run.require(run.semivariogram, "03_semivariogram"))
-            run.produce(
-                f"training-{path.stem}",
-                make=make,
-                inputs=inputs,
-                outputs=[path, run.history(strategy.name, seed)],
-                settings=_used(run, strategy) | {"strategy": strategy.name, "seed": seed},
-                code=CODE,
-            )
+    jobs = list(itertools.product(chosen, run.settings.training.seeds))
+    for strategy, seed in jobs[ranks.rank() :: ranks.count()]:
+        path = run.checkpoint(strategy.name, seed)
+        run.produce(
+            f"training-{path.stem}",
+            make=partial(make, strategy, seed),
+            inputs=_inputs(run, strategy),
+            outputs=[path, run.history(strategy.name, seed)],
+            settings=_used(run, strategy) | {"strategy": strategy.name, "seed": seed},
+            code=CODE,
+            by="this rank",
+        )
     return strategies
+
+
+def _inputs(run: Run, strategy: Strategy) -> list[Path]:
+    """Files that a training with ``strategy`` reads."""
+    inputs = [run.require(path, "01_data_preparation") for path in (run.manifest, run.features)]
+    if run.settings.backbone.views > 1:
+        inputs.append(run.require(run.views, "01_data_preparation"))
+    if strategy.needs_curve:
+        inputs.append(run.require(run.semivariogram, "03_semivariogram"))
+    return inputs + gallery.input_files(run)
 
 
 def _used(run: Run, strategy: Strategy) -> dict:

@@ -176,14 +176,16 @@ class TestWhichModel:
             (tmp_path / name / "manifest.json").touch()
             assert predictors.find_run() == tmp_path / name
 
-    def test_geoclip_as_published_predicts_what_the_package_predicts(self, tiny_clip: Path, photos: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_geoclip_as_published_predicts_what_the_package_predicts(self, tiny_clip: Path, photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         import geoclip
         from geoclip.model import image_encoder
 
         monkeypatch.setattr(image_encoder.AutoProcessor, "from_pretrained", CLIPImageProcessor.from_pretrained)
         package = geoclip.GeoCLIP(clip_path=str(tiny_clip)).eval()
-        ours = predictors.load_predictor("geoclip", backbone=str(tiny_clip), device="cpu")
-        assert "GeoCLIP as its authors published it" in ours.description and "100,000 places" in ours.description
+        package.gps_gallery = package.gps_gallery[:500]
+        pd.DataFrame(package.gps_gallery.numpy(), columns=["LAT", "LON"]).to_csv(tmp_path / "places.csv", index=False)
+        ours = predictors.load_predictor("geoclip", gallery_name=f"{tmp_path}/places.csv", backbone=str(tiny_clip), device="cpu")
+        assert "GeoCLIP as its authors published it" in ours.description and "500 places" in ours.description
         found = predict.predict(ours, photos[:2], top=3, apart_km=0.0).table
         for path in photos[:2]:
             places, values = package.predict(path, top_k=3)

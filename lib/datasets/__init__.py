@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pandas as pd
 
-from lib import places
+from lib import places, ranks
 from lib.datasets import blue_marble, folder, manifest, osv5m
 from lib.runs import Run, writing
 from lib.settings import PROJECT, BlueMarble
@@ -39,7 +39,9 @@ def prepare(run: Run) -> pd.DataFrame:
     """
     settings, root = run.settings.dataset, root_of(run)
     module = MODULES[settings.name]
-    module.obtain(settings, root)
+    if ranks.rank() == 0:
+        module.obtain(settings, root)
+    ranks.wait()
 
     def make() -> None:
         photos, left_out = module.build(settings, root)

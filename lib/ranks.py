@@ -1,0 +1,60 @@
+"""Several processes on one run: who does what, and who waits for whom. ``NPROC=8 ./run_all.sh`` starts them with torchrun.
+
+A process that torchrun did not start is rank 0 of 1, and none of this does anything.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+PATIENCE = timedelta(days=7)
+"""How long a rank waits for the others: rank 0 may be downloading."""
+
+
+def start() -> None:
+    """Join the group that torchrun has started; nothing without torchrun. Only words are exchanged, so gloo serves everywhere."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=PATIENCE)
+
+
+def stop() -> None:
+    """Leave the group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def count() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def cuda_device() -> torch.device:
+    """The GPU of this process: ranks on one machine share its GPUs out."""
+    if not dist.is_initialized():
+        return torch.device("cuda")
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+
+
+def wait() -> None:
+    """Until every rank is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def said_by_first(value: Any) -> Any:
+    """What rank 0 gives as ``value``, on every rank."""
+    if not dist.is_initialized():
+        return value
+    told = [value]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]

@@ -1,0 +1,46 @@
+"""The stages that take long, without notebooks, by as many processes as torchrun starts: ``torchrun -m lib.stages --profile …``.
+
+The photos are made ready by one process; features are extracted by all, each taking every k-th shard; the semivariogram is
+fitted by one; each training is done by one, all at the same time. The notebooks then find what has been made.
+``NPROC=8 ./run_all.sh …`` does both. Every process needs the same results folder, so one machine, or a shared disk.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from lib import datasets, features, ranks, semivariogram, training
+from lib.backbones import BackboneError
+from lib.datasets.manifest import ManifestError
+from lib.features import FeatureError
+from lib.runs import ArtefactError, Run
+
+EXPECTED = (ArtefactError, BackboneError, ManifestError, FeatureError, training.TrainingError)
+
+
+def make(run: Run) -> None:
+    """Manifest, features, semivariogram and trainings of ``run``, made together or reused."""
+    datasets.prepare(run)
+    features.extract(run)
+    semivariogram.fit_run(run)
+    training.train_all(run, run.settings.training.strategies)
+    ranks.wait()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``arguments``: profile, folder, and settings such as ``training.epochs=4``. Exit status 1 with a sentence on a mistake."""
+    profile, folder, *overrides = sys.argv[1:] if arguments is None else arguments
+    ranks.start()
+    try:
+        make(Run.open(profile, folder, overrides))
+    except EXPECTED as error:
+        print(f"lib.stages, rank {ranks.rank()}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        ranks.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
