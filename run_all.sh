@@ -9,7 +9,7 @@ Usage: ./run_all.sh [options]
 Runs the notebooks in order and leaves them, executed, with their tables, figures and maps under results/NAME.
 What an earlier run of the same name has made from the same inputs, settings and code is reused.
 
-  --profile NAME|FILE.yaml   smoke, quick (default), osv5m, or a YAML file of settings
+  --profile NAME|FILE.yaml   smoke, quick (default), osv5m_small, osv5m, or a YAML file
   --run NAME                 folder under results/ (default: the profile's name)
   --device auto|cpu|cuda     default: auto, CUDA where there is one
   --only 03,05               run only the notebooks with these numbers
@@ -19,7 +19,8 @@ What an earlier run of the same name has made from the same inputs, settings and
   -h, --help                 this text
 
 The environment is made on the first run, from requirements.txt, in .venv or in the folder $SEMIVARIOGRAM_ENV; an active
-environment that has the same versions is taken as it is.
+environment that has the same versions is taken as it is. NPROC=8 ./run_all.sh … lets that many processes make features and
+trainings (one a GPU, or a part of the cores each).
 TEXT
 }
 

@@ -127,6 +127,13 @@ class TestCompare:
         pd.testing.assert_frame_equal(compare(predictions, resamples=100), compare(predictions, resamples=100))
         assert not compare(predictions, resamples=100, seed=1)["ci_low"].equals(compare(predictions, resamples=100)["ci_low"])
 
+    def test_the_published_model_stands_against_every_seed(self) -> None:
+        """One model, three seeds of ours: as if it had been listed three times."""
+        ours, theirs = table(lognormal(0, (3, 80)), "infonce"), lognormal(1, (1, 80))
+        once = compare(pd.concat([ours, table(theirs, "geoclip_pretrained")]), resamples=200)
+        thrice = compare(pd.concat([ours, table(theirs.repeat(3, 0), "other")]), resamples=200)
+        pd.testing.assert_frame_equal(once.drop(columns="strategy"), thrice.drop(columns="strategy"))
+
     def test_other_photos_or_seeds_cannot_be_compared(self) -> None:
         for ours in (table(lognormal(1, (2, 29)), "ours"), table(lognormal(1, (1, 30)), "ours")):
             with pytest.raises(ValueError, match="ours and infonce were not evaluated on the same photos and seeds of split test"):

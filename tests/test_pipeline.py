@@ -1,4 +1,4 @@
-"""run_all.sh's work, end to end in the smoke profile: five notebooks, the files that other tools read, a second call."""
+"""run_all.sh's work, end to end in the smoke profile: all notebooks, the files that other tools read, a second call."""
 
 import json
 import re
@@ -208,6 +208,12 @@ def test_a_notebook_with_other_parameters_is_refused(tmp_path):
         (["--set", "training.strategies=infonce,residul"], "registered: infonce"),
         (["--set", "training.strategies=decayed"], "needs infonce"),
         (["--set", "backbone=resnet"], "registered: efficientnet-lite0"),
+        (["--set", "backbone=timm/resnett50"], "timm has no such model; close names"),
+        (["--set", "evaluation.baselines=geoclip_pretrained"], "takes raw features: set backbone.centred=false"),
+        (
+            ["--set", "training.image_head=geoclip", "--set", "backbone.centred=false"],
+            "takes CLIP ViT-L/14 features; set backbone.name=openai/clip-vit-large-patch14",
+        ),
         (["--set", "evaluation.gallery=trian"], "take train, lattice, geoclip"),
         (["--set", "evaluation.gallery=nowhere.csv"], "nowhere.csv is not there"),
     ],
@@ -295,7 +301,7 @@ def test_formulas_become_mathml_and_code_stays_code():
     assert shown.count("<math") == 2 and "`$HOME`" in shown and "<mfrac>" in shown
 
 
-def test_any_folder_of_photos_with_a_table_goes_through_all_five_notebooks(smoke, tmp_path):
+def test_any_folder_of_photos_with_a_table_goes_through_all_notebooks(smoke, tmp_path):
     """Photos under flat names and a CSV in the style of IM2GPS3k; no splits, so they are made."""
     folder, command, _ = smoke
     root = Path(command[-1].partition("=")[2])
