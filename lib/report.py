@@ -9,9 +9,11 @@ from typing import Any
 
 import jinja2
 import pandas as pd
+from pydantic import ValidationError
 
 from lib.evaluation import COLUMNS, mean_over_seeds
 from lib.runs import RESULTS, Run, writing
+from lib.settings import Settings
 
 REFERENCE = RESULTS / "reference"
 """Tables, figures and manifest of a run of ours, kept in git."""
@@ -40,6 +42,7 @@ FIGURES = {
     "by_continent": "Accuracy by continent.",
     "by_latitude": "Accuracy by latitude.",
     "error_map": "Where on Earth the errors are.",
+    "candidates": "Whole answers: where the model's probability lies for four test photos.",
     "pair_cloud": "Every sampled pair, and the three kinds of negative.",
     "places": "Places by split.",
     "photos": "What the photos look like.",
@@ -70,11 +73,19 @@ def compare_with_reference(run: Run) -> tuple[pd.DataFrame, str]:
 
 def _differing_settings(run: Run, folder: Path) -> list[str]:
     """Names of the settings, other than places of files and devices, in which ``run`` and the reference differ."""
-    reference = json.loads((folder / "manifest.json").read_text())["settings"]
+    reference = _complete(json.loads((folder / "manifest.json").read_text())["settings"])
     here = json.loads(run.settings.model_dump_json())
     ignored = {"device", "dataset.root", "backbone.workers"}
     then, now = (_flat(settings) for settings in (reference, here))
     return [name for name in sorted({*then, *now} - ignored) if then.get(name) != now.get(name)]
+
+
+def _complete(settings: dict[str, Any]) -> dict[str, Any]:
+    """``settings`` of an earlier version with those that came later at their defaults, which is what it did."""
+    try:
+        return json.loads(Settings.model_validate(settings).model_dump_json())
+    except ValidationError:  # one has gone since: it is named as differing
+        return settings
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

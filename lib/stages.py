@@ -14,9 +14,16 @@ from lib import datasets, features, ranks, semivariogram, training
 from lib.backbones import BackboneError
 from lib.datasets.manifest import ManifestError
 from lib.features import FeatureError
+from lib.gallery import GalleryError
+from lib.model import ModelError
+from lib.negatives import StrategyError
 from lib.runs import ArtefactError, Run
+from lib.settings import SettingsError
 
-EXPECTED = (ArtefactError, BackboneError, ManifestError, FeatureError, training.TrainingError)
+EXPECTED = (
+    SettingsError, ArtefactError, ManifestError, BackboneError, FeatureError, StrategyError, GalleryError, ModelError,
+    training.TrainingError,
+)  # fmt: skip
 
 
 def make(run: Run) -> None:

@@ -269,6 +269,18 @@ def test_a_figure_beyond_its_tolerance_is_called_not_reproduced(reference):
     assert "NO" in report.format_comparison(table, sentence)
 
 
+def test_a_reference_from_before_a_setting_came_is_still_compared(reference):
+    """What had not been thought of was at its default; a setting that is gone since is named."""
+    run, kept = reference
+    known = json.loads((kept / "manifest.json").read_text())
+    del known["settings"]["backbone"]["views"], known["settings"]["evaluation"]["baselines"]
+    (kept / "manifest.json").write_text(json.dumps(known))
+    assert len(report.compare_with_reference(run)[0]) > 50
+    known["settings"]["backbone"]["forgotten"] = 1
+    (kept / "manifest.json").write_text(json.dumps(known))
+    assert "other settings" in report.compare_with_reference(run)[1]
+
+
 def test_a_run_with_other_settings_is_not_compared(reference):
     run, _ = reference
     other = Run.open("smoke", str(run.folder), ["training.epochs=3"])
