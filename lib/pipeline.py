@@ -276,10 +276,8 @@ def make_in_parallel(run: Run, profile: str, overrides: Sequence[str], count: st
     print(f"{count} processes make features and trainings …", flush=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     command = [*torchrun, "-m", "lib.stages", profile, str(run.folder), *overrides]
-    done = subprocess.run(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True)  # noqa: S603
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("lib.stages")]
-        raise PipelineError("\n".join(said or done.stderr.splitlines()[-5:]))
+    if subprocess.run(command, cwd=PROJECT).returncode:  # noqa: S603 - its progress and its errors go to the terminal
+        raise PipelineError(f"one of the {count} processes failed; its sentence, beginning with lib.stages, stands above")
 
 
 def check_before_computing(run: Run) -> None:

@@ -144,10 +144,11 @@ def _encoded(predictor: Predictor, photos: list[str], root: Path) -> torch.Tenso
     """Features of ``photos``, float32 [N, D], as the model's training had them."""
     if not photos:
         return torch.empty(0, predictor.encoder.dimension)
+    settings = predictor.settings
+    if len(photos) < 10 * settings.batch_size:  # to start processes would take longer than to decode
+        settings = settings.model_copy(update={"workers": 0})
     dataset = Photos(root, photos, predictor.encoder)
-    made = features.encode(
-        dataset, predictor.encoder, predictor.settings, predictor.embedded.device, [range(len(photos))]
-    )
+    made = features.encode(dataset, predictor.encoder, settings, predictor.embedded.device, [range(len(photos))])
     return torch.from_numpy(np.concatenate([plain for plain, _ in made])).float()
 
 
