@@ -21,6 +21,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from lib.runs import checksum
+from lib.settings import PROJECT
 from lib.settings import Backbone as BackboneSettings
 
 
@@ -83,7 +85,7 @@ def find(settings: BackboneSettings) -> Entry:
     if name.startswith("timm/"):
         _check_timm_name(name)
         return Entry("a model of timm", load_timm)
-    if (folder := Path(name)).is_dir():
+    if (folder := folder_of(settings)) is not None:
         is_timm = "architecture" in _config_of(folder)
         return Entry("a checkpoint folder", load_timm if is_timm else load_transformers)
     if "/" in name:
@@ -94,6 +96,21 @@ def find(settings: BackboneSettings) -> Entry:
     )
 
 
+def folder_of(settings: BackboneSettings) -> Path | None:
+    """The checkpoint folder that ``settings.name`` names, or None; relative to the project, wherever it is asked from."""
+    folder = PROJECT / settings.name
+    return folder if folder.is_dir() else None
+
+
+def weights(settings: BackboneSettings) -> dict[str, str]:
+    """Checksums of a checkpoint folder's files, by name: a model that is trained on in place is another model."""
+    folder = folder_of(settings)
+    if folder is None:
+        return {}
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in {".json", ".safetensors"}]
+    return {path.name: checksum(path) for path in files}
+
+
 def check_published_head(settings: BackboneSettings) -> None:
     """Whether GeoCLIP's published image head fits: it takes the 768 projected features of CLIP ViT-L/14.
 
@@ -102,7 +119,8 @@ def check_published_head(settings: BackboneSettings) -> None:
     Raises:
         BackboneError: it does not.
     """
-    config = _config_of(Path(settings.name)) if Path(settings.name).is_dir() else {}
+    folder = folder_of(settings)
+    config = _config_of(folder) if folder is not None else {}
     is_clip = config.get("model_type", "").startswith("clip") and config.get("projection_dim") == 768
     if settings.name != CLIP_VIT_LARGE and not is_clip:
         raise BackboneError(
@@ -158,16 +176,17 @@ def load_transformers(name: str, settings: BackboneSettings) -> Backbone:
     """
     from transformers import AutoConfig, AutoImageProcessor
 
+    source = str(folder_of(settings) or name)
     side, square = settings.image_px, {"height": settings.image_px, "width": settings.image_px}
     try:
-        config = AutoConfig.from_pretrained(name, revision=settings.revision)
+        config = AutoConfig.from_pretrained(source, revision=settings.revision)
         family = _family(name, config.model_type)
-        processor = AutoImageProcessor.from_pretrained(name, revision=settings.revision)
+        processor = AutoImageProcessor.from_pretrained(source, revision=settings.revision)
         if side and not family.fixed_px:
             crops = {"size": {"shortest_edge": side}, "crop_size": square} if processor.do_center_crop else {"size": square}
-            processor = AutoImageProcessor.from_pretrained(name, revision=settings.revision, **crops)
+            processor = AutoImageProcessor.from_pretrained(source, revision=settings.revision, **crops)
         network, loading = family.tower().from_pretrained(
-            name,
+            source,
             revision=settings.revision,
             use_safetensors=True,
             output_loading_info=True,
@@ -262,7 +281,7 @@ def load_timm(name: str, settings: BackboneSettings) -> Backbone:
     from timm.data import create_transform, resolve_model_data_config
 
     at = f"@{settings.revision}" if settings.revision else ""
-    source = f"hf-hub:{name}{at}" if name.startswith("timm/") else f"local-dir:{name}"
+    source = f"hf-hub:{name}{at}" if name.startswith("timm/") else f"local-dir:{folder_of(settings)}"
     try:
         network = timm.create_model(source, pretrained=True, num_classes=0)
     except (OSError, RuntimeError, ValueError, AttributeError) as error:

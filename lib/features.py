@@ -22,7 +22,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from lib import datasets, ranks
-from lib.backbones import Backbone, build
+from lib.backbones import Backbone, build, weights
 from lib.geodesy import distance_km
 from lib.photos import UNREADABLE, open_photo
 from lib.runs import Run, autocast, checksum, code_digest, generator, progress, writing
@@ -92,7 +92,7 @@ def extract(run: Run) -> Path:
     """
     settings = run.settings.backbone
     used = json.loads(settings.model_dump_json(exclude={"workers", "centred", "precision"}))
-    used["arithmetic"] = run.arithmetic(settings.precision)
+    used |= {"arithmetic": run.arithmetic(settings.precision), "weights": weights(settings)}
     outputs = [run.features, *([run.views] if settings.views > 1 else [])]
 
     def make() -> None:

@@ -8,20 +8,28 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import zipfile
 import zlib
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 GPS_IFD = 0x8825
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""What undoes each of EXIF's orientations but the first."""
 MAX_MEMBER_BYTES = 256 * 2**20
 """A member of an archive that claims to be larger is no photo."""
 UNREADABLE = (
-    OSError, SyntaxError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, Image.DecompressionBombError,
+    OSError, SyntaxError, ValueError, KeyError, TypeError, OverflowError, RuntimeError, EOFError, struct.error,
+    zipfile.BadZipFile, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 """What opening a photo raises where the photo is missing or broken."""
 
@@ -39,7 +47,16 @@ def open_photo(root: Path, path: str, smallest_px: int | None = None) -> Image.I
         if smallest_px:
             image.draft("RGB", (smallest_px, smallest_px))
         image.load()
-        return _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
+        return _eight_bits(_upright(image)).convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """``image`` turned as its EXIF says. Pillow's own way writes the EXIF anew, and fails on what cameras have written wrong."""
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION))
+    except (SyntaxError, ValueError, TypeError, struct.error):  # the pixels are fine
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -59,7 +76,7 @@ def exif_coordinates(root: Path, path: str) -> tuple[float, float]:
             * (-1.0 if gps[number - 1] in "SW" else 1.0)
             for number in (2, 4)
         ]
-    except (*UNREADABLE, TypeError, ZeroDivisionError):
+    except (*UNREADABLE, ZeroDivisionError):
         return np.nan, np.nan
     latitude, longitude = values
     return (latitude, longitude) if abs(latitude) <= 90.0 and abs(longitude) <= 180.0 else (np.nan, np.nan)

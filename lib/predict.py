@@ -132,10 +132,11 @@ def predict(
 
 
 def predict_examples(run: Run, predictor: Predictor, count: int = 4) -> Prediction:
-    """Candidates for ``count`` test photos of ``run``, evenly spaced in its first evaluation split; their true places are known."""
+    """Candidates for up to ``count`` test photos of ``run``, evenly spaced in its first evaluation split; their true places are known."""
     manifest = datasets.read(run)
     rows = datasets.manifest.rows_of(manifest, splits_of(run)[0])
-    chosen = manifest.iloc[rows[np.linspace(0, len(rows) - 1, count + 2).astype(int)[1:-1]]]
+    spaced = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+    chosen = manifest.iloc[rows[spaced]].drop_duplicates("path")
     truth_deg = datasets.manifest.coordinates(chosen)
     return predict(predictor, chosen["path"].tolist(), datasets.root_of(run), truth_deg=truth_deg)
 

@@ -119,6 +119,7 @@ def of_published(device: torch.device, gallery_name: str | None = None, backbone
         PredictorError, BackboneError, GalleryError: see :func:`of_run`.
     """
     settings = BackboneSettings(name=backbone or backbones.CLIP_VIT_LARGE, precision="float32", storage="float32")
+    backbones.check_published_head(settings)
     among = (gallery_name or PUBLISHED, _gallery_without_run(gallery_name or PUBLISHED))
     description = "GeoCLIP as its authors published it; trained on MP-16"
     return _assembled("GeoCLIP as published", description, model.published().to(device), settings, among)

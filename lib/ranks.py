@@ -42,7 +42,9 @@ def cuda_device() -> torch.device:
     """The GPU of this process: ranks on one machine share its GPUs out."""
     if not dist.is_initialized():
         return torch.device("cuda")
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    torch.cuda.set_device(device)  # else pinned memory would hold a piece of the first GPU for every rank
+    return device
 
 
 def wait() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -68,6 +69,13 @@ class TestClip:
         module = build(Backbone(name=str(clip_folder)), CPU).module
         assert not module.training
         assert not any(parameter.requires_grad for parameter in module.parameters())
+
+    def test_a_relative_folder_is_relative_to_the_project_wherever_it_is_asked_from(
+        self, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(backbones, "PROJECT", clip_folder.parent)
+        monkeypatch.chdir(tmp_path)
+        assert build(Backbone(name=clip_folder.name), CPU).dimension == 24
 
     def test_another_side_than_the_checkpoints_is_refused(self, clip_folder: Path) -> None:
         with pytest.raises(BackboneError, match=r"takes 32 px; backbone\.image_px: 64"):
@@ -316,6 +324,17 @@ class TestExtract:
         backbone = bare.settings.backbone.model_copy(update={"workers": 2})
         other = Run(bare.settings.model_copy(update={"backbone": backbone}), bare.folder)
         assert features.extract(other).read_bytes() == whole
+
+    def test_weights_that_were_changed_in_place_are_another_backbone(self, bare: Run, clip_folder: Path, tmp_path: Path) -> None:
+        copy = shutil.copytree(clip_folder, tmp_path / "copy")
+        backbone = bare.settings.backbone.model_copy(update={"name": str(copy)})
+        run = Run(bare.settings.model_copy(update={"backbone": backbone}), bare.folder)
+        before = features.extract(run).read_bytes()
+        weights = load_file(copy / "model.safetensors")
+        weights["visual_projection.weight"] *= 1.5
+        save_file(weights, copy / "model.safetensors", {"format": "pt"})
+        os.utime(copy / "model.safetensors", (1, 1))
+        assert features.extract(run).read_bytes() != before
 
     def test_a_broken_photo_is_named(self, bare: Run) -> None:
         broken = bare.settings.dataset.root / "photos" / "p0005.jpg"

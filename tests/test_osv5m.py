@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -115,6 +116,47 @@ class TestManifest:
         assert unpacked["path"].str.endswith(".jpg").all() and not unpacked["path"].str.contains("zip").any()
         assert open_photo(root, unpacked["path"][7]).tobytes() == open_photo(root, packed["path"][7]).tobytes()
         pd.testing.assert_frame_equal(unpacked.drop(columns="path"), packed.drop(columns="path"))
+
+    def test_photos_stand_in_the_order_of_their_archives(self, root: Path) -> None:
+        """Whatever the table's order: each archive is opened once, not once a photo."""
+        for split in ("train", "test"):
+            pd.read_csv(root / f"{split}.csv", dtype=str).sample(frac=1.0, random_state=1).to_csv(root / f"{split}.csv", index=False)
+        photos, _ = osv5m.build(settings(), root)
+        archives = photos["path"].str.partition(".zip/")[0].tolist()
+        assert sum(a != b for a, b in itertools.pairwise(archives)) == 2
+
+    def test_a_folder_that_was_unpacked_in_part_does_not_hide_the_archive(self, root: Path) -> None:
+        whole, _ = osv5m.build(settings(), root)
+        with zipfile.ZipFile(root / "images" / "test" / "00.zip") as file:
+            file.extract(file.namelist()[0], root / "images" / "test")
+        again, _ = osv5m.build(settings(), root)
+        pd.testing.assert_frame_equal(again, whole)
+        with pytest.raises(ManifestError, match=r"test/00: holds fewer photos than 00\.zip; delete the folder"):
+            osv5m.obtain(settings(extract=True), root)
+
+    def test_a_photo_that_is_mended_in_an_unpacked_folder_is_noticed(self, root: Path) -> None:
+        osv5m.obtain(settings(extract=True), root)
+        before = osv5m.listing(settings(), root)
+        photo = next((root / "images" / "test" / "00").iterdir())
+        photo.write_bytes(photo.read_bytes() + b" ")
+        assert osv5m.listing(settings(), root) != before
+
+    def test_a_damaged_member_is_unpacked_empty_and_then_listed_like_any_broken_photo(self, root: Path) -> None:
+        archive = root / "images" / "test" / "00.zip"
+        with zipfile.ZipFile(archive, "a") as file:
+            file.writestr("00/55.jpg", os.urandom(3_000), zipfile.ZIP_DEFLATED)
+            offset = file.getinfo("00/55.jpg").header_offset
+        content = bytearray(archive.read_bytes())
+        content[offset + 60 : offset + 90] = bytes(30)
+        archive.write_bytes(bytes(content))
+        osv5m.obtain(settings(extract=True), root)
+        assert (root / "images" / "test" / "00" / "55.jpg").read_bytes() == b""
+
+    def test_two_commits_are_not_mixed_in_one_folder(self, root: Path) -> None:
+        (root / "osv5m.json").write_text(json.dumps({"revision": COMMIT, "files": {}}))
+        osv5m.obtain(settings(revision=COMMIT), root)
+        with pytest.raises(ManifestError, match=f"of commit {COMMIT}, and dataset.revision=fedc; set another dataset.root"):
+            osv5m.obtain(settings(revision="fedc"), root)
 
     def test_validation_may_not_eat_the_training_photos(self, root: Path) -> None:
         with pytest.raises(ManifestError, match="more than half of the 239 training photos; lower it"):

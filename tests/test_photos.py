@@ -58,6 +58,14 @@ def test_a_photo_is_turned_as_its_exif_says(tmp_path: Path, picture: Image.Image
     assert np.array_equal(open_photo(tmp_path, "photo.png"), picture)
 
 
+def test_exif_that_a_camera_has_written_wrong_does_not_matter(tmp_path: Path, picture: Image.Image) -> None:
+    """The resolution's unit as text: Pillow can read the orientation, but not write such tags anew."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0128] = 6, "inch"
+    picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "photo.png", exif=exif)
+    assert np.array_equal(open_photo(tmp_path, "photo.png"), picture)
+
+
 def test_sixteen_bits_of_grey_keep_their_shades(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65_535, 64, dtype=np.uint16).repeat(8).reshape(64, 8)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
@@ -88,20 +96,20 @@ def broken(folder: Path, kind: str) -> str:
         (folder / "a.jpg").write_bytes(contents[kind])
         return "a.jpg"
     with zipfile.ZipFile(folder / "00.zip", "w") as archive:
-        archive.writestr("a.jpg", whole)
+        archive.writestr("a.jpg", whole, zipfile.ZIP_DEFLATED if kind.endswith("deflated") else zipfile.ZIP_STORED)
     if kind == "no such member":
         return "00.zip/b.jpg"
     if kind == "archive cut":
         content = (folder / "00.zip").read_bytes()
         (folder / "00.zip").write_bytes(content[: len(content) // 2])
-    if kind == "byte flipped":
+    if kind.startswith("byte flipped"):
         content = bytearray((folder / "00.zip").read_bytes())
         content[len(content) // 2] ^= 0xFF
         (folder / "00.zip").write_bytes(bytes(content))
     return {"missing": "nowhere.jpg"}.get(kind, "00.zip/a.jpg")
 
 
-KINDS = ["empty", "text", "truncated", "header only", "missing", "no such member", "archive cut", "byte flipped"]
+KINDS = ["empty", "text", "truncated", "header only", "missing", "no such member", "archive cut", "byte flipped", "byte flipped, deflated"]
 
 
 @pytest.mark.parametrize("smallest_px", [None, 1])

@@ -325,3 +325,6 @@ def test_without_pictures_of_their_own_examples_come_from_the_test_split(make_ru
     rows = manifest.loc[table["photo"].unique()]
     assert len(rows) == 4 and set(rows["split"]) == {"test_blocked"}
     assert np.allclose(table.drop_duplicates("photo")[["true_latitude", "true_longitude"]], rows[["latitude", "longitude"]])
+    few = manifest[manifest["split"] == "test_blocked"][:2].reset_index()
+    few.to_parquet(run.manifest, index=False)
+    assert predict.predict_examples(run, predictor, 4).table["photo"].nunique() == 2  # and none twice

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -23,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from lib.datasets.manifest import OUTSIDE, Built, ManifestError
-from lib.photos import ENDINGS, open_archive
+from lib.photos import ENDINGS, MAX_MEMBER_BYTES, open_archive
 from lib.runs import checksum, progress, write_json
 from lib.settings import OSV5M
 
@@ -43,9 +44,10 @@ def obtain(settings: OSV5M, root: Path) -> None:
         ManifestError: something is missing and cannot be had, the disk is too small, a checksum is wrong, an archive is
             broken or would unpack outside its folder.
     """
+    _check_revision(settings, root)
     missing = [name for name in _tables() if not (root / name).is_file()]
     missing += [
-        f"{shard}.zip" for shard in _shards(settings) if not (root / shard).is_dir() and not _zip(root, shard).is_file()
+        f"{shard}.zip" for shard in _shards(settings) if not (_zip(root, shard).is_file() or _is_unpacked(root, shard))
     ]
     if missing and not settings.download:
         raise ManifestError(
@@ -61,12 +63,14 @@ def obtain(settings: OSV5M, root: Path) -> None:
 
 
 def listing(settings: OSV5M, root: Path) -> str:
-    """Digest of the files that the manifest is made from: names and sizes of the archives, names in the folders, tables."""
+    """Digest of the files that the manifest is made from: archives by size and time, unpacked photos by name and size, tables."""
     found = [(name, checksum(root / name)) for name in _tables()]
     for shard in _shards(settings):
-        is_folder = (root / shard).is_dir()
-        names = sorted(os.listdir(root / shard)) if is_folder else _zip(root, shard).stat().st_size
-        found.append((shard, names))
+        if _is_unpacked(root, shard):
+            found.append((shard, [(name, (root / name).stat().st_size) for name in _photos_of(root, shard)]))
+        else:
+            status = _zip(root, shard).stat()
+            found.append((shard, [status.st_size, status.st_mtime_ns]))
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
@@ -129,6 +133,8 @@ def _split(settings: OSV5M, root: Path, split: str) -> Built:
     left_out += [(photo, paths[photo], f"{source.name}: no usable coordinates") for photo in table["id"][unplaced]]
     table = table[~unplaced]
     photos = table.assign(path=paths[table["id"]].to_numpy(), split=split)
+    # In the order of the archives: to open one takes as long as to decode fifty photos.
+    photos = photos.sort_values("path", ignore_index=True)
     first = ["id", "path", "latitude", "longitude", "split"]
     return Built(
         photos[[*first, *(name for name in photos if name not in first)]],
@@ -156,12 +162,22 @@ def _unplaced(table: pd.DataFrame) -> pd.Series:
 
 def _photos_of(root: Path, shard: str) -> Iterator[str]:
     """Paths below ``root`` of a shard's photos, in order of their names; of an unpacked folder or inside an archive."""
-    if (folder := root / shard).is_dir():
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in ENDINGS:
-                yield path.relative_to(root).as_posix()
+    if _is_unpacked(root, shard):
+        yield from (path.relative_to(root).as_posix() for path in _unpacked(root, shard))
         return
     yield from (f"{shard}.zip/{name}" for name in sorted(_members(_zip(root, shard))))
+
+
+def _unpacked(root: Path, shard: str) -> list[Path]:
+    return sorted(path for path in (root / shard).rglob("*") if path.suffix.lower() in ENDINGS)
+
+
+def _is_unpacked(root: Path, shard: str) -> bool:
+    """Whether the shard's folder is what to read: there, and, where the archive is there too, not with fewer photos than it."""
+    if not (root / shard).is_dir():
+        return False
+    archive = _zip(root, shard)
+    return not archive.is_file() or len(_unpacked(root, shard)) >= len(_members(archive))
 
 
 def _members(archive: Path) -> list[str]:
@@ -183,20 +199,23 @@ def _members(archive: Path) -> list[str]:
 def _extract(root: Path, shard: str) -> None:
     """Unpack a shard's archive beside itself, whole or not at all; nothing where its folder is there already."""
     folder, archive = root / shard, _zip(root, shard)
-    if folder.is_dir():
+    if _is_unpacked(root, shard):
         return
+    if folder.is_dir():
+        raise ManifestError(f"{folder}: holds fewer photos than {archive.name}; delete the folder, and it is unpacked again")
     members = _members(archive)
     opened = open_archive(archive)
     _check_space(root, sum(opened.getinfo(name).file_size for name in members), f"unpack {archive.name}")
     aside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
     for name in progress(members, f"unpacking {shard}", len(members)):
-        target = aside / PurePosixPath(name).name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        is_photo = opened.getinfo(name).file_size <= MAX_MEMBER_BYTES
         try:
-            target.write_bytes(opened.read(name))
-        except zipfile.BadZipFile:  # kept, so that it is found unreadable, and listed, like any broken photo
-            target.write_bytes(b"")
+            content = opened.read(name) if is_photo else b""
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):
+            content = b""  # kept, so that it is found unreadable, and listed, like any broken photo
+        (aside / PurePosixPath(name).name).write_bytes(content)
     os.replace(aside, folder)
 
 
@@ -206,6 +225,23 @@ def _check_space(root: Path, needed: int, purpose: str) -> None:
         raise ManifestError(
             f"{root}: to {purpose} takes {needed / 1e9:,.1f} GB and 1 GB to spare, and {free / 1e9:,.1f} GB are free; choose fewer "
             "shards (dataset.train_shards, dataset.test_shards) or another dataset.root"
+        )
+
+
+def _lock(root: Path) -> dict:
+    """What earlier downloads into ``root`` have left about themselves."""
+    if not (root / LOCK).is_file():
+        return {"repository": REPOSITORY, "files": {}}
+    return json.loads((root / LOCK).read_text())
+
+
+def _check_revision(settings: OSV5M, root: Path) -> None:
+    """Refuse to mix two commits of the hub in one folder."""
+    there = _lock(root).get("revision")
+    if settings.revision and there and not there.startswith(settings.revision):
+        raise ManifestError(
+            f"{root / LOCK}: the files here are of commit {there}, and dataset.revision={settings.revision}; set another "
+            "dataset.root for it"
         )
 
 
@@ -220,7 +256,7 @@ def _download(names: list[str], settings: OSV5M, root: Path) -> None:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     root.mkdir(parents=True, exist_ok=True)
-    lock = json.loads((root / LOCK).read_text()) if (root / LOCK).is_file() else {"repository": REPOSITORY, "files": {}}
+    lock = _lock(root)
     try:
         api = HfApi()
         wanted = settings.revision or lock.get("revision")
