@@ -481,7 +481,7 @@ def candidates(table: pd.DataFrame, mass: pd.DataFrame, root: Path) -> Figure:
         _scatter(axis, heat, c=shade, cmap="YlOrRd", s=4.0 + 16.0 * shade, vmin=0.0, vmax=1.0)
         if np.isfinite(first["error_km"]):
             truth = found.iloc[:1].assign(latitude=found["true_latitude"], longitude=found["true_longitude"])
-            _scatter(axis, truth, s=70, facecolors="none", edgecolors=PALETTE[0], linewidths=1.8)
+            _scatter(axis, truth, s=230, facecolors="none", edgecolors=PALETTE[0], linewidths=1.8)
         at = np.radians([first["longitude"], first["latitude"]])
         badge = {"boxstyle": "circle,pad=0.25", "facecolor": "white", "edgecolor": INK, "linewidth": 0.8}
         axis.text(*at, "1", fontsize=7, fontweight="bold", ha="center", va="center", color=INK, bbox=badge)
