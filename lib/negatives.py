@@ -2,9 +2,13 @@
 
 Photo i of a batch stands against places j: its own (the positive, j = i) and all others (negatives). A strategy sees
 logits z_ij, dissimilarities d_ij, distances h_ij and the fitted curve, and answers with a factor on the negative
-logits, a log-weight added to them, or neither. Positives always keep weight 1, and no gradient flows through weights:
+logits, a log-weight added to them, targets instead of the one positive, or nothing. Positives always keep weight 1, and no
+gradient flows through weights:
 
     L_i = -log( e^{z_ii} / (e^{z_ii} + sum_{j != i} w_ij e^{s_ij z_ij}) )
+
+The registered ones are the semivariogram's family, its peers (weights without it) and controls, each of which takes one thing
+away from a member of the family.
 
 The direction is defined once: d is a dissimilarity (0: the same look), and the residual r_ij = gamma(h_ij) - d_ij is
 positive where two photos look MORE alike than their distance leads one to expect. Source: method.md, section 5.
@@ -12,16 +16,18 @@ positive where two photos look MORE alike than their distance leads one to expec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from lib.geodesy import chord_to_rad, unit_vectors
-from lib.semivariogram import Curve
+from lib.geodesy import EARTH_RADIUS_KM, chord_to_rad, unit_vectors
+from lib.semivariogram import Curve, LocalCurves
 
 
 class StrategyError(ValueError):
@@ -36,8 +42,12 @@ class Candidates:
         logits: z [B, M], detached.
         photo_unit: u [B, D] unit features of the photos; place_unit: [M, D] of the photos taken at the places.
         photo_deg: [B, 2] and place_deg: [M, 2] coordinates in degrees.
-        curve: the fitted semivariogram.
+        curve: the fitted semivariogram; local: the curves of groups of photos, with the group of each, int64 [B].
         alpha, beta: damping of near and emphasis on far look-alikes.
+        range_km: where far begins; None: the curve's range.
+        softness_km, sharpness, concentration, prior: see the strategies that read them.
+        scale: exp(s), which bounds every logit from both sides.
+        draw: where a strategy takes random numbers from.
 
     Matrices are made when a strategy asks for them, float32 [B, M] each: ``infonce`` costs nothing.
     """
@@ -50,6 +60,20 @@ class Candidates:
     curve: Curve | None
     alpha: float
     beta: float
+    range_km: float | None = None
+    softness_km: float = 100.0
+    sharpness: float = 20.0
+    concentration: float = 0.1
+    prior: float = 0.01
+    scale: float = math.inf
+    local: LocalCurves | None = None
+    group: torch.Tensor | None = None
+    draw: torch.Generator | None = None
+
+    @cached_property
+    def positive(self) -> torch.Tensor:
+        """Whether place j is photo i's own, bool [B, M]."""
+        return torch.eye(*self.logits.shape, dtype=torch.bool, device=self.logits.device)
 
     @cached_property
     def dissimilarity(self) -> torch.Tensor:
@@ -80,7 +104,13 @@ class Candidates:
     @cached_property
     def near(self) -> torch.Tensor:
         """h_ij <= rho, bool."""
-        return self.distance_rad <= self.curve.range_rad
+        rho = self.curve.range_rad if self.range_km is None else self.range_km / EARTH_RADIUS_KM
+        return self.distance_rad <= rho
+
+    @cached_property
+    def correlation(self) -> torch.Tensor:
+        """C(h_ij), 1 at h = 0 and towards 0 beyond the range."""
+        return self.curve.correlation(self.gamma)
 
 
 @dataclass(frozen=True)
@@ -90,10 +120,22 @@ class Reweighting:
     Attributes:
         log_weight: log w_ij, added to z_ij.
         factor: s_ij, multiplies z_ij.
+        targets: shares >= 0 of the places in photo i's target, of any sum; None: its own place alone.
+        prior: tau, the share of negatives that are positives in truth, taken out of the sum of negatives; 0: none.
+        floor: least logit that there can be, where ``prior`` is used.
     """
 
     log_weight: torch.Tensor | None = None
     factor: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
+    prior: float = 0.0
+    floor: float = -math.inf
+
+    def transposed(self) -> Reweighting:
+        """The same for places against photos: the first B columns, turned round."""
+        count = next((len(one) for one in (self.log_weight, self.factor, self.targets) if one is not None), 0)
+        turned = [None if one is None else one[:, :count].T for one in (self.log_weight, self.factor, self.targets)]
+        return Reweighting(*turned, self.prior, self.floor)
 
     def effect(self) -> torch.Tensor | None:
         """[B, M] log-weight, or log of the factor: what a plot of the weights shows; None where there are none."""
@@ -102,23 +144,41 @@ class Reweighting:
 
 @dataclass(frozen=True)
 class Strategy:
-    """A registered strategy; ``parameters`` names the settings of ``training`` that it reads."""
+    """A registered strategy.
+
+    Attributes:
+        needs_curve: whether it reads the fitted semivariogram.
+        parameters: the settings of ``training`` that it reads.
+        kind: ``family`` of the semivariogram, ``peer`` without it, or ``control``.
+        needs_local: whether it reads the curves of groups of photos.
+    """
 
     name: str
     description: str
     reweight: Callable[[Candidates], Reweighting]
     needs_curve: bool
     parameters: tuple[str, ...] = ()
+    kind: str = "family"
+    needs_local: bool = False
 
 
 REGISTRY: dict[str, Strategy] = {}
+PARAMETERS = ("alpha", "beta", "range_km", "softness_km", "sharpness", "concentration", "prior")
+"""Settings of ``training`` that some strategy reads; one that a strategy does not read is no part of its training's key."""
 
 
-def strategy(name: str, description: str, *parameters: str, needs_curve: bool = True) -> Callable:
+def strategy(
+    name: str,
+    description: str,
+    *parameters: str,
+    needs_curve: bool = True,
+    kind: Literal["family", "peer", "control"] = "family",
+    needs_local: bool = False,
+) -> Callable:
     """Decorator: register a function of :class:`Candidates`, which reads the settings ``parameters``, under ``name``."""
 
     def register(reweight: Callable[[Candidates], Reweighting]) -> Callable[[Candidates], Reweighting]:
-        REGISTRY[name] = Strategy(name, description, reweight, needs_curve, parameters)
+        REGISTRY[name] = Strategy(name, description, reweight, needs_curve, parameters, kind, needs_local)
         return reweight
 
     return register
@@ -136,18 +196,20 @@ def get(name: str) -> Strategy:
 
 
 def table() -> pd.DataFrame:
-    """Registered strategies: name, description, whether the fitted curve is needed."""
-    rows = [(one.name, one.description, one.needs_curve) for one in REGISTRY.values()]
-    return pd.DataFrame(rows, columns=["strategy", "description", "needs_curve"]).set_index("strategy")
+    """Registered strategies: name, kind, description, whether the fitted curve is needed, the settings read."""
+    rows = [
+        (one.name, one.kind, one.description, one.needs_curve, ", ".join(one.parameters)) for one in REGISTRY.values()
+    ]
+    return pd.DataFrame(rows, columns=["strategy", "kind", "description", "needs_curve", "reads"]).set_index("strategy")
 
 
-@strategy("infonce", "the baseline: all weights 1", needs_curve=False)
+@strategy("infonce", "the baseline: all weights 1", needs_curve=False, kind="peer")
 def infonce(candidates: Candidates) -> Reweighting:
     """w_ij = 1. Source: GeoCLIP."""
     return Reweighting()
 
 
-@strategy("thesis", "author code: factor on near negative logits")
+@strategy("thesis", "author code: factor on near negative logits", "range_km")
 def thesis(candidates: Candidates) -> Reweighting:
     """s_ij = exp(max(0, d_ij - gamma(h_ij))) for h_ij <= rho, else 1; multiplies the LOGIT.
 
@@ -158,20 +220,20 @@ def thesis(candidates: Candidates) -> Reweighting:
     return Reweighting(factor=torch.where(candidates.near, (-candidates.residual).clamp(min=0.0).exp(), 1.0))
 
 
-@strategy("semivariogram", "far look-alikes up, near look-alikes down", "alpha", "beta")
+@strategy("semivariogram", "far look-alikes up, near look-alikes down", "alpha", "beta", "range_km")
 def semivariogram(candidates: Candidates) -> Reweighting:
     """log w_ij = beta max(0, r_ij) for h_ij > rho, -alpha max(0, r_ij) for h_ij <= rho. Source: the paper's two definitions."""
     sign = torch.where(candidates.near, -candidates.alpha, candidates.beta)
     return Reweighting(log_weight=sign * candidates.look_alike)
 
 
-@strategy("hard_only", "far look-alikes up", "beta")
+@strategy("hard_only", "far look-alikes up", "beta", "range_km")
 def hard_only(candidates: Candidates) -> Reweighting:
     """log w_ij = beta max(0, r_ij) for h_ij > rho, else 0: hard negatives only. Ours: ``semivariogram`` with alpha = 0."""
     return Reweighting(log_weight=torch.where(candidates.near, 0.0, candidates.beta * candidates.look_alike))
 
 
-@strategy("false_only", "near look-alikes down", "alpha")
+@strategy("false_only", "near look-alikes down", "alpha", "range_km")
 def false_only(candidates: Candidates) -> Reweighting:
     """log w_ij = -alpha max(0, r_ij) for h_ij <= rho, else 0: false negatives only. Ours: ``semivariogram`` with beta = 0."""
     return Reweighting(log_weight=torch.where(candidates.near, -candidates.alpha * candidates.look_alike, 0.0))
@@ -186,27 +248,125 @@ def residual(candidates: Candidates) -> Reweighting:
 @strategy("decayed", "look-alikes up as correlation fades", "beta")
 def decayed(candidates: Candidates) -> Reweighting:
     """log w_ij = beta max(0, r_ij) (1 - C(h_ij)), C = 1 - (gamma - nugget) / partial sill: the switch at rho made smooth. Ours."""
-    fading = 1.0 - candidates.curve.correlation(candidates.gamma)
-    return Reweighting(log_weight=candidates.beta * candidates.look_alike * fading)
+    return Reweighting(log_weight=candidates.beta * candidates.look_alike * (1.0 - candidates.correlation))
 
 
-@strategy("similarity", "control: look alone, no geography", "beta", needs_curve=False)
+@strategy("signed_residual", "look-alikes up, unlike ones down", "beta")
+def signed_residual(candidates: Candidates) -> Reweighting:
+    """log w_ij = beta r_ij, of either sign. Ours: ``residual`` without the cut at 0."""
+    return Reweighting(log_weight=candidates.beta * candidates.residual)
+
+
+@strategy("semivariogram_local", "decayed, by the curve of the photo's own region", "beta", needs_local=True)
+def semivariogram_local(candidates: Candidates) -> Reweighting:
+    """``decayed`` with gamma and C of the group of photos (continent) that photo i belongs to. Ours."""
+    gamma = candidates.local.gamma(candidates.distance_rad, candidates.group)
+    fading = 1.0 - candidates.local.correlation(gamma, candidates.group)
+    return Reweighting(log_weight=candidates.beta * (gamma - candidates.dissimilarity).clamp(min=0.0) * fading)
+
+
+@strategy("soft_targets", "targets spread over places by the fitted correlation", "sharpness")
+def soft_targets(candidates: Candidates) -> Reweighting:
+    """Target share of place j: C(h_ij)^sharpness, 1 for photo i's own place. Ours."""
+    shares = candidates.correlation.clamp(min=0.0) ** candidates.sharpness
+    return Reweighting(targets=shares.masked_fill(candidates.positive, 1.0))
+
+
+@strategy("distance_soft", "targets spread over places by distance alone", "softness_km", needs_curve=False, kind="peer")
+def distance_soft(candidates: Candidates) -> Reweighting:
+    """Target share of place j: exp(-h_ij / softness), 1 for photo i's own place.
+
+    Source: targets softened by geodesic distance, as in spatially weighted CLIP (arXiv 2604.04357); the exponential is ours.
+    """
+    shares = torch.exp(-candidates.distance_rad * (EARTH_RADIUS_KM / candidates.softness_km))
+    return Reweighting(targets=shares.masked_fill(candidates.positive, 1.0))
+
+
+@strategy("hcl", "hard negatives by the logits alone", "concentration", needs_curve=False, kind="peer")
+def hcl(candidates: Candidates) -> Reweighting:
+    """w_ij = e^(concentration z_ij), scaled so that photo i's negatives have mean weight 1.
+
+    Source: Robinson et al. 2021, arXiv 2010.04592, without the correction for false negatives, which is ``debiased``.
+    """
+    log_weight = (candidates.concentration * candidates.logits).masked_fill(candidates.positive, -math.inf)
+    count = log_weight.isfinite().sum(1, keepdim=True).clamp(min=1)
+    return Reweighting(log_weight=log_weight - (torch.logsumexp(log_weight, 1, keepdim=True) - count.log()))
+
+
+@strategy("debiased", "a share of negatives counted as positives", "prior", needs_curve=False, kind="peer")
+def debiased(candidates: Candidates) -> Reweighting:
+    """Of the negatives' sum the share ``prior`` that are positives in truth is taken out, down to its least possible value.
+
+    Source: Chuang et al. 2020, arXiv 2007.00224.
+    """
+    return Reweighting(prior=candidates.prior, floor=-float(candidates.scale))
+
+
+@strategy("similarity", "look alone, no geography", "beta", needs_curve=False, kind="control")
 def similarity(candidates: Candidates) -> Reweighting:
     """log w_ij = beta u_i . u_j. Control: what the semivariogram adds is the difference to this."""
     return Reweighting(log_weight=candidates.beta * (1.0 - candidates.dissimilarity))
+
+
+@strategy("constant_gamma", "residual to the sill instead of the curve", "beta", kind="control")
+def constant_gamma(candidates: Candidates) -> Reweighting:
+    """log w_ij = beta max(0, sill - d_ij). Control: ``residual`` without the curve's rise."""
+    sill = candidates.curve.nugget + candidates.curve.partial_sill
+    return Reweighting(log_weight=candidates.beta * (sill - candidates.dissimilarity).clamp(min=0.0))
+
+
+@strategy("distance_gate", "decayed without the look", "beta", kind="control")
+def distance_gate(candidates: Candidates) -> Reweighting:
+    """log w_ij = beta (1 - C(h_ij)). Control: ``decayed`` by distance alone."""
+    return Reweighting(log_weight=candidates.beta * (1.0 - candidates.correlation))
+
+
+@strategy("constant_offset", "all negatives up alike", "beta", needs_curve=False, kind="control")
+def constant_offset(candidates: Candidates) -> Reweighting:
+    """log w_ij = beta. Control: weights are not normalized, so a part of any emphasis is that of a margin, whatever the pair."""
+    return Reweighting(log_weight=torch.full_like(candidates.logits, candidates.beta))
+
+
+@strategy("shuffled", "decayed's weights, dealt out at random", "beta", kind="control")
+def shuffled(candidates: Candidates) -> Reweighting:
+    """The weights of ``decayed``, permuted over each photo's negatives. Control: the same weights on the wrong pairs."""
+    log_weight, positive = decayed(candidates).log_weight, candidates.positive
+    negatives = log_weight[~positive].view(len(log_weight), -1)
+    order = torch.rand(negatives.shape, generator=candidates.draw).argsort(1).to(negatives.device)
+    return Reweighting(log_weight=torch.zeros_like(log_weight).masked_scatter(~positive, negatives.gather(1, order)))
 
 
 def contrastive_loss(logits: torch.Tensor, reweighting: Reweighting) -> torch.Tensor:
     """Mean of L_i over the batch, a scalar; with no weights exactly InfoNCE.
 
     Args:
-        logits: z [B, M], photo i's own place in column i.
-        reweighting: taken without gradient; what it says of positives is ignored.
+        logits: z [B, M], photo i's own place in column i; -inf: not a candidate.
+        reweighting: taken without gradient; what it says of positives is ignored, but for their share in ``targets``.
     """
-    targets = torch.arange(len(logits), device=logits.device)
     positive = torch.eye(*logits.shape, dtype=torch.bool, device=logits.device)
     if reweighting.factor is not None:
         logits = logits * reweighting.factor.detach().masked_fill(positive, 1.0)
     if reweighting.log_weight is not None:
         logits = logits + reweighting.log_weight.detach().masked_fill(positive, 0.0)
-    return F.cross_entropy(logits.float(), targets)
+    if reweighting.prior:
+        return _debiased_loss(logits.float(), positive, reweighting)
+    if reweighting.targets is None:
+        return F.cross_entropy(logits.float(), torch.arange(len(logits), device=logits.device))
+    shares = reweighting.targets.detach().masked_fill(logits.isinf(), 0.0)
+    log_probability = torch.log_softmax(logits.float(), 1).masked_fill(logits.isinf(), 0.0)  # 0 x -inf is not a number
+    return -(shares / shares.sum(1, keepdim=True) * log_probability).sum(1).mean()
+
+
+def _debiased_loss(logits: torch.Tensor, positive: torch.Tensor, reweighting: Reweighting) -> torch.Tensor:
+    """-log( e^{z_ii} / (e^{z_ii} + N g) ), N g = max( (sum_j e^{z_ij} - tau N e^{z_ii}) / (1 - tau), N e^floor ).
+
+    Everything is divided by the row's largest term, which changes nothing but keeps e^z finite.
+    """
+    largest = logits.amax(1, keepdim=True).detach()
+    shifted = logits - largest
+    terms = shifted.exp()
+    count = (logits.isfinite() & ~positive).sum(1)
+    own, others = terms.diagonal(), terms.masked_fill(positive, 0.0).sum(1)
+    corrected = (others - reweighting.prior * count * own) / (1.0 - reweighting.prior)
+    least = count * (reweighting.floor - largest.squeeze(1)).exp()
+    return ((own + torch.maximum(corrected, least)).log() - shifted.diagonal()).mean()

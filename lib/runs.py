@@ -110,6 +110,16 @@ class Run:
         return self.folder / "semivariogram.json"
 
     @property
+    def semivariogram_local(self) -> Path:
+        """The fitted models of groups of photos (JSON)."""
+        return self.folder / "semivariogram_local.json"
+
+    @property
+    def empirical(self) -> Path:
+        """The empirical semivariogram's sums (npz)."""
+        return self.folder / "semivariogram" / "empirical.npz"
+
+    @property
     def predictions(self) -> Path:
         """One row a photo, strategy and seed (parquet)."""
         return self.folder / "predictions.parquet"
@@ -285,13 +295,13 @@ def _checksum(path: Path, size: int, changed_ns: int) -> str:
 
 @lru_cache(maxsize=64)
 def code_digest(name: str) -> str:
-    """SHA-256 of what ``name`` does: the syntax tree of ``lib.<module>`` or of its function (``module:function``), without
-    comments and docstrings."""
+    """SHA-256 of what ``name`` does: the syntax tree of ``lib.<module>`` or of its function or class (``module:name``),
+    without comments and docstrings."""
     name, _, function = name.partition(":")
     origin = importlib.util.find_spec(f"lib.{name}").origin
     tree = ast.parse(Path(origin).read_text(encoding="utf-8"))
     if function:
-        tree = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
+        tree = next(node for node in tree.body if getattr(node, "name", None) == function)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -431,13 +431,34 @@ class Curve(torch.nn.Module):
         return 1.0 - (gamma - self.nugget) / self.partial_sill
 
 
+class LocalCurves(torch.nn.Module):
+    """Curves of R groups of photos, looked up for each photo of a batch; :class:`Curve` for each of them."""
+
+    def __init__(self, fitted: Sequence[FittedSemivariogram]) -> None:
+        super().__init__()
+        self.register_buffer("values", torch.stack([Curve(one).values for one in fitted]))
+        self.register_buffer("nugget", torch.tensor([one.nugget for one in fitted]))
+        self.register_buffer("partial_sill", torch.tensor([one.partial_sill for one in fitted]))
+
+    def gamma(self, distance_rad: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+        """gamma_g(h), float32 [B, M], of distances [B, M] and the photos' groups, int64 [B]."""
+        position = (distance_rad / math.pi).clamp(0.0, 1.0).sqrt() * (Curve.NODES - 1)
+        lower = position.long().clamp_(max=Curve.NODES - 2)
+        flat, first = self.values.flatten(), lower + group[:, None] * Curve.NODES
+        return torch.lerp(flat[first], flat[first + 1], (position - lower).to(flat.dtype))
+
+    def correlation(self, gamma: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+        """C_g = 1 - (gamma - nugget) / partial_sill of ``gamma`` [B, M] and the photos' groups, int64 [B]."""
+        return 1.0 - (gamma - self.nugget[group, None]) / self.partial_sill[group, None]
+
+
 def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
     """Estimate and fit on the training split of ``run``, or reuse; empirical sums, tables and semivariogram.json.
 
     Never sees the validation and test splits.
     """
     settings = run.settings.semivariogram
-    sums = run.folder / "semivariogram" / "empirical.npz"
+    sums = run.empirical
     used = settings.model_dump() | {"centred": run.settings.backbone.centred, "device": run.device.type}
 
     def make() -> None:
@@ -476,9 +497,42 @@ def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
         settings=used,
         code=["geodesy", "semivariogram", "features"],
     )
-    with np.load(sums, allow_pickle=False) as stored:
-        empirical = EmpiricalSemivariogram(**{name: value[()] for name, value in stored.items()})
-    return empirical, load(run.semivariogram)
+    return load_empirical(sums), load(run.semivariogram)
+
+
+def load_empirical(path: Path) -> EmpiricalSemivariogram:
+    """The sums saved at ``path`` (npz)."""
+    with np.load(path, allow_pickle=False) as stored:
+        return EmpiricalSemivariogram(**{name: value[()] for name, value in stored.items()})
+
+
+def of_embeddings(
+    unit: torch.Tensor, coordinates_deg: np.ndarray, *, photos: int = 4_000, seed: int = 0
+) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
+    """Semivariogram of embeddings that are being learned, over lags of 0.01 rad, from ``photos`` of them drawn at random.
+
+    Args:
+        unit: unit embeddings [N, 512]; coordinates_deg: [N, 2].
+
+    Raises:
+        SemivariogramError: their dissimilarity does not rise with distance.
+    """
+    rows = np.random.default_rng(seed).permutation(len(unit))[:photos]
+    chosen = unit[torch.from_numpy(rows).to(unit.device)]
+    empirical = estimate(lambda some: chosen[torch.from_numpy(some)], coordinates_deg[rows], 0.01, device=unit.device)
+    return empirical, fit(empirical, backbone="learned embeddings", photos=len(rows))
+
+
+def load_local(path: Path) -> dict[str, FittedSemivariogram]:
+    """The models of groups of photos saved at ``path``, by group.
+
+    Raises:
+        SemivariogramError: the file is none.
+    """
+    try:
+        return {name: FittedSemivariogram(**values) for name, values in json.loads(path.read_text("utf-8")).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise SemivariogramError(f"{path}: not saved semivariograms of groups ({error}); run notebook 03") from error
 
 
 def parameters(fitted: FittedSemivariogram) -> pd.DataFrame:

@@ -155,6 +155,25 @@ class Training(_Group):
     learning_rate_decay: float = Field(0.87, gt=0, le=1)
     alpha: float = Field(2.0, ge=0, description="damping of near look-alikes")
     beta: float = Field(2.0, ge=0, description="strength of the emphasis on look-alikes")
+    range_km: float | None = Field(
+        None, gt=0, le=20_016, description="where far begins, kilometres; null: the fitted semivariogram's range"
+    )
+    sharpness: float = Field(20.0, gt=0, description="soft_targets: power of the fitted correlation")
+    softness_km: float = Field(100.0, gt=0, description="distance_soft: decay length of the targets, kilometres")
+    concentration: float = Field(0.1, ge=0, description="hcl: strength of the emphasis on large logits")
+    prior: float = Field(0.002, ge=0, lt=1, description="debiased: share of the negatives that are positives in truth")
+    symmetric: bool = Field(False, description="also the loss from places to photos, half each")
+    max_logit_scale: float | None = Field(
+        None, gt=1, description="cap of exp(s), the inverse temperature; null: none (GeoCLIP)"
+    )
+    photos: PositiveInt | None = Field(None, description="this many of the training photos, drawn at random; null: all")
+    sampling: Literal["random", "curve"] = Field(
+        "random", description="curve: half of a batch are partners of the other half, at distances where look-alikes are frequent"
+    )
+    refit_every: int = Field(
+        0, ge=0, description="epochs after which looks and curve are taken anew from the learned embeddings; 0: never"
+    )
+    trace_curve: bool = Field(False, description="fit the learned embeddings' semivariogram at every validation")
     batch_noise_m: float = Field(150.0, ge=0, description="position noise on the batch, metres")
     queue_noise_m: float = Field(1_000.0, ge=0, description="position noise on the queue, metres")
     location_encoder: Literal["scratch", "geoclip"] = Field(

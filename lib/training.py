@@ -6,23 +6,30 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from lib import datasets, features, gallery, geodesy, negatives, ranks, semivariogram
+from lib import batches, datasets, features, gallery, geodesy, negatives, ranks, semivariogram
 from lib.model import GeoCLIP, Queue, initialise
 from lib.negatives import Candidates, Strategy, contrastive_loss
 from lib.runs import Run, generator, progress, writing
+from lib.settings import Training
 
 VALIDATION_RADII_KM = (25, 100, 200, 750, 2500)
 WEIGHT_QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-CODE = ["geodesy", "features", "semivariogram", "negatives", "model", "gallery", "training", "runs:generator"]
+CODE = [
+    "geodesy", "features", "semivariogram:Curve", "semivariogram:LocalCurves", "semivariogram:FittedSemivariogram",
+    "semivariogram:_covariance_model", "semivariogram:_evaluate", "negatives", "batches", "model", "gallery", "training",
+    "runs:generator",
+]  # fmt: skip
+CODE_OF_LEARNED_CURVES = ["semivariogram:of_embeddings", "semivariogram:estimate", "semivariogram:fit"]
+LEARNED = ("nugget", "partial_sill", "length_scale_km", "exponent", "range_km", "r2")
+"""What of the learned embeddings' semivariogram stands in a history, as ``learned_nugget`` and so on."""
 
 
 class TrainingError(RuntimeError):
@@ -36,9 +43,19 @@ class Batch(NamedTuple):
     rows: np.ndarray
 
 
+class Draws(NamedTuple):
+    """Where random numbers come from during a training: position noise, and strategies that draw."""
+
+    noise: torch.Generator
+    weights: torch.Generator
+
+
 @dataclass(frozen=True)
 class TrainingData:
-    """What every strategy and seed shares, read once: rows, coordinates, features, gallery, curve."""
+    """What a training reads: rows, coordinates, features, gallery, curves.
+
+    ``looks`` gives the unit features of which dissimilarities are made: the frozen ones, unless they are refitted.
+    """
 
     frozen: features.Features
     train_rows: np.ndarray
@@ -47,29 +64,64 @@ class TrainingData:
     gallery_deg: np.ndarray
     curve: semivariogram.Curve | None
     scale: float
+    looks: semivariogram.UnitRows
+    partners: batches.Partners | None = None
+    local: semivariogram.LocalCurves | None = None
+    groups: torch.Tensor | None = None
 
     @classmethod
-    def read(cls, run: Run, with_curve: bool) -> TrainingData:
-        """Everything from the run's files; the semivariogram only where a strategy needs it.
+    def read(cls, run: Run, with_curve: bool, with_local: bool = False) -> TrainingData:
+        """Everything from the run's files; the semivariograms only where a strategy or the sampling of batches needs them.
 
         Raises:
-            ArtefactError: notebook 01, or 03 where the curve is needed, has not run.
+            ArtefactError: notebook 01, or 03 where a curve is needed, has not run.
         """
         manifest, frozen = datasets.read(run), features.read(run)
-        train_rows = datasets.manifest.rows_of(manifest, "train")
-        curve = None
-        if with_curve:
+        every_row, settings = datasets.manifest.rows_of(manifest, "train"), run.settings.training
+        train_rows, places = _some(every_row, settings.photos), datasets.manifest.coordinates(manifest)
+        curve, partners, local = None, None, (None, None)
+        if with_curve or with_local or settings.sampling == "curve":
             fitted = semivariogram.load(run.require(run.semivariogram, "03_semivariogram"))
             curve = semivariogram.Curve(fitted).to(run.device)
+            if settings.sampling == "curve":
+                sums = semivariogram.load_empirical(run.require(run.empirical, "03_semivariogram"))
+                density = batches.look_alike_density(sums, fitted)
+                partners = batches.Partners.of(train_rows, places[train_rows], density)
+            local = _local_curves(run, fitted, manifest) if with_local else local
         return cls(
             frozen,
             train_rows,
             datasets.manifest.rows_of(manifest, "validation"),
-            torch.from_numpy(datasets.manifest.coordinates(manifest)),
+            torch.from_numpy(places),
             gallery.coordinates(run),
             curve,
-            _input_scale(run, frozen, train_rows),
+            _input_scale(run, frozen, every_row),
+            frozen.unit,
+            partners,
+            *local,
         )
+
+    def learned(self, model: GeoCLIP, curve: semivariogram.Curve) -> TrainingData:
+        """The same, but for looks and curve: those of the photos' embeddings as ``model`` now has them."""
+        embedded = embed_training_photos(model, self)
+        return replace(self, looks=lambda rows: embedded[np.searchsorted(self.train_rows, rows)], curve=curve)
+
+
+def _some(rows: np.ndarray, count: int | None) -> np.ndarray:
+    """``count`` of ``rows``, ascending; a smaller count's are among a larger one's, and seeds have no part in it."""
+    if count is None:
+        return rows
+    return np.sort(rows[torch.randperm(len(rows), generator=generator(0, "photos")).numpy()[:count]])
+
+
+def _local_curves(
+    run: Run, fitted: semivariogram.FittedSemivariogram, manifest: pd.DataFrame
+) -> tuple[semivariogram.LocalCurves, torch.Tensor]:
+    """Curves of the continents, and the number of each photo's, int64 [N]; 0, the curve of all, where it has none."""
+    local = semivariogram.load_local(run.require(run.semivariogram_local, "03_semivariogram"))
+    numbers = {name: number for number, name in enumerate(local, 1)}
+    groups = manifest["continent"].map(numbers).fillna(0).to_numpy(np.int64)
+    return semivariogram.LocalCurves([fitted, *local.values()]).to(run.device), torch.from_numpy(groups)
 
 
 def _input_scale(run: Run, frozen: features.Features, train_rows: np.ndarray) -> float:
@@ -78,6 +130,34 @@ def _input_scale(run: Run, frozen: features.Features, train_rows: np.ndarray) ->
         return 1.0
     sample = frozen.rows(train_rows[:: max(1, len(train_rows) // 4_096)]) - frozen.mean
     return float(sample.std())
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training to be made or reused.
+
+    Attributes:
+        label: names its files; the strategy's own name where the run's settings are used as they are.
+        strategy: a registered name.
+        seed: of weights, batches and noise.
+        run: whose ``settings.training`` are used, and in whose folder the files lie.
+    """
+
+    label: str
+    strategy: str
+    seed: int
+    run: Run
+
+    @classmethod
+    def variant(cls, run: Run, label: str, strategy: str, seed: int, changes: dict[str, Any]) -> Job:
+        """A training with other settings of ``training`` than the run's.
+
+        Raises:
+            ValidationError: ``changes`` are no settings of a training.
+        """
+        values = run.settings.training.model_dump() | changes
+        training = type(run.settings.training).model_validate(values)
+        return cls(label, strategy, seed, replace(run, settings=run.settings.model_copy(update={"training": training})))
 
 
 def train_all(run: Run, strategies: list[str]) -> list[str]:
@@ -89,31 +169,45 @@ def train_all(run: Run, strategies: list[str]) -> list[str]:
         StrategyError: a strategy is unknown.
         TrainingError: see :func:`train`.
     """
-    chosen = [negatives.get(name) for name in strategies]
-    data = None
+    for name in strategies:
+        negatives.get(name)
+    jobs = [Job(name, name, seed, run) for name, seed in itertools.product(strategies, run.settings.training.seeds)]
+    for job in jobs[ranks.rank() :: ranks.count()]:
+        make(job)
+    return strategies
 
-    def make(strategy: Strategy, seed: int) -> None:
-        nonlocal data
-        if data is None or (strategy.needs_curve and data.curve is None):
-            data = TrainingData.read(run, with_curve=any(one.needs_curve for one in chosen))
-        model, history = train(run, data, strategy, seed)
-        model.save(run.checkpoint(strategy.name, seed), strategy=strategy.name, seed=seed, **_used(run, strategy))
-        with writing(run.history(strategy.name, seed)) as aside:
+
+def make(job: Job) -> None:
+    """Train what ``job`` says, or reuse it: checkpoint and history.
+
+    Raises:
+        StrategyError: its strategy is unknown.
+        TrainingError: see :func:`train`.
+    """
+    strategy, run = negatives.get(job.strategy), job.run
+    used = _used(run, strategy) | {"strategy": strategy.name, "seed": job.seed}
+    path = run.checkpoint(job.label, job.seed)
+
+    def make() -> None:
+        data = TrainingData.read(run, strategy.needs_curve, strategy.needs_local)
+        model, history = train(run, data, strategy, job.seed)
+        model.save(path, **used)
+        with writing(run.history(job.label, job.seed)) as aside:
             history.to_csv(aside, index=False)
 
-    jobs = list(itertools.product(chosen, run.settings.training.seeds))
-    for strategy, seed in jobs[ranks.rank() :: ranks.count()]:
-        path = run.checkpoint(strategy.name, seed)
-        run.produce(
-            f"training-{path.stem}",
-            make=partial(make, strategy, seed),
-            inputs=_inputs(run, strategy),
-            outputs=[path, run.history(strategy.name, seed)],
-            settings=_used(run, strategy) | {"strategy": strategy.name, "seed": seed},
-            code=CODE,
-            by="this rank",
-        )
-    return strategies
+    run.produce(
+        f"training-{path.stem}",
+        make=make,
+        inputs=_inputs(run, strategy),
+        outputs=[path, run.history(job.label, job.seed)],
+        settings=used,
+        code=[*CODE, *(CODE_OF_LEARNED_CURVES if _looks_at_embeddings(run.settings.training) else [])],
+        by="this rank",
+    )
+
+
+def _looks_at_embeddings(settings: Training) -> bool:
+    return settings.trace_curve or settings.refit_every > 0
 
 
 def _inputs(run: Run, strategy: Strategy) -> list[Path]:
@@ -121,14 +215,18 @@ def _inputs(run: Run, strategy: Strategy) -> list[Path]:
     inputs = [run.require(path, "01_data_preparation") for path in (run.manifest, run.features)]
     if run.settings.backbone.views > 1:
         inputs.append(run.require(run.views, "01_data_preparation"))
-    if strategy.needs_curve:
+    if strategy.needs_curve or run.settings.training.sampling == "curve":
         inputs.append(run.require(run.semivariogram, "03_semivariogram"))
+    if strategy.needs_local:
+        inputs.append(run.require(run.semivariogram_local, "03_semivariogram"))
+    if run.settings.training.sampling == "curve":
+        inputs.append(run.require(run.empirical, "03_semivariogram"))
     return inputs + gallery.input_files(run)
 
 
 def _used(run: Run, strategy: Strategy) -> dict:
     """Settings that one training depends on: not the other strategies and seeds, not what the strategy never reads."""
-    unread = {"strategies", "seeds", "precision", *({"alpha", "beta"} - set(strategy.parameters))}
+    unread = {"strategies", "seeds", "precision", *(set(negatives.PARAMETERS) - set(strategy.parameters))}
     training = json.loads(run.settings.training.model_dump_json(exclude=unread))
     evaluation = run.settings.evaluation
     return {
@@ -154,13 +252,15 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
     batch_size = min(settings.batch_size, len(data.train_rows))
     steps = len(data.train_rows) // batch_size
     optimizer, schedule = _optimizer(model, run, steps)
-    noise, order = generator(seed, "noise"), generator(seed, "batches")
+    draws, order = Draws(generator(seed, "noise"), generator(seed, "shuffled weights")), generator(seed, "batches")
     history = []
     bar = progress(range(1, settings.epochs + 1), f"{strategy.name}, seed {seed}", settings.epochs)
     for epoch in bar:
         losses, effect = [], None
-        for step, rows in enumerate(_batches(data.train_rows, batch_size, order)):
-            loss, effect = _loss(model, queue, data, Batch(epoch, rows), strategy, run, noise)
+        if settings.refit_every and epoch > 1 and (epoch - 1) % settings.refit_every == 0:
+            data = _refitted(model, queue, data, epoch)
+        for step, rows in enumerate(_batches(data, batch_size, order)):
+            loss, effect = _loss(model, queue, data, Batch(epoch, rows), strategy, run, draws)
             if not torch.isfinite(loss):
                 raise TrainingError(
                     f"{strategy.name}, seed {seed}: the loss is {loss.item()} at epoch {epoch}, step {step}; "
@@ -169,6 +269,7 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+            _cap_temperature(model, settings)
             rate = schedule.get_last_lr()[0]
             schedule.step()
             losses.append(loss.detach())
@@ -177,7 +278,7 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
         if epoch % settings.validate_every == 0 or epoch == settings.epochs:
             with run.autocast(settings.precision):
                 row |= validate(model, data, device)
-            row |= _weight_statistics(effect)
+            row |= _weight_statistics(effect) | (_traced(model, data) if settings.trace_curve else {})
         history.append(row)
         bar.set_postfix(loss=f"{row['loss']:.3f}")
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
@@ -188,11 +289,56 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
     return model.eval(), pd.DataFrame(history)
 
 
-def _batches(rows: np.ndarray, size: int, order: torch.Generator) -> Iterator[np.ndarray]:
-    """Rows of an epoch in random order, ``size`` at a time; what is left over waits for another epoch's order."""
-    shuffled = rows[torch.randperm(len(rows), generator=order).numpy()]
-    for start in range(0, len(rows) - size + 1, size):
-        yield shuffled[start : start + size]
+def _batches(data: TrainingData, size: int, order: torch.Generator) -> Iterator[np.ndarray]:
+    """Rows of an epoch, ``size`` at a time."""
+    if data.partners is None:
+        return batches.at_random(data.train_rows, size, order)
+    return batches.by_curve(data.partners, size, order)
+
+
+@torch.no_grad()
+def _cap_temperature(model: GeoCLIP, settings: Training) -> None:
+    if settings.max_logit_scale is not None:
+        model.logit_scale.clamp_(max=math.log(settings.max_logit_scale))
+
+
+@torch.inference_mode()
+def embed_training_photos(model: GeoCLIP, data: TrainingData) -> torch.Tensor:
+    """Unit embeddings [n, 512] of the training photos' plain views, in the order of their rows."""
+    device = model.logit_scale.device
+    blocks = np.array_split(data.train_rows, max(1, len(data.train_rows) // 4_096))
+    return torch.cat([model.embed_photos(data.frozen.rows(rows).to(device)) for rows in blocks])
+
+
+def _refitted(model: GeoCLIP, queue: Queue, data: TrainingData, epoch: int) -> TrainingData:
+    """``data`` with looks and curve of the embeddings as they are learned by now; the queue's looks follow.
+
+    Raises:
+        TrainingError: no semivariogram can be fitted to them.
+    """
+    try:
+        _, fitted = _learned_semivariogram(model, data)
+    except semivariogram.SemivariogramError as error:
+        raise TrainingError(f"training.refit_every, before epoch {epoch}: {error}") from error
+    data = data.learned(model, semivariogram.Curve(fitted).to(model.logit_scale.device))
+    queue.unit_features = data.looks(queue.rows.cpu().numpy())
+    return data
+
+
+def _learned_semivariogram(
+    model: GeoCLIP, data: TrainingData
+) -> tuple[semivariogram.EmpiricalSemivariogram, semivariogram.FittedSemivariogram]:
+    places = data.coordinates_deg[data.train_rows].numpy()
+    return semivariogram.of_embeddings(embed_training_photos(model, data), places)
+
+
+def _traced(model: GeoCLIP, data: TrainingData) -> dict[str, float]:
+    """Parameters of the learned embeddings' semivariogram; NaN while their dissimilarity does not rise with distance."""
+    try:
+        _, fitted = _learned_semivariogram(model, data)
+    except semivariogram.SemivariogramError:
+        return {f"learned_{name}": math.nan for name in LEARNED}
+    return {f"learned_{name}": getattr(fitted, name) for name in LEARNED}
 
 
 def _optimizer(
@@ -216,19 +362,19 @@ def _loss(
     batch: Batch,
     strategy: Strategy,
     run: Run,
-    noise: torch.Generator,
+    draws: Draws,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Loss of ``batch``, and the effect of its weights; the batch then joins the queue.
 
     The head sees a view of each photo; dissimilarities are of the plain views.
     """
     settings, device, rows = run.settings.training, run.device, batch.rows
-    unit = data.frozen.unit(rows).to(device)
+    unit = data.looks(rows).to(device)
     photos = data.frozen.seen_in(batch.epoch, rows).to(device)
     places = data.coordinates_deg[rows].float().to(device)
-    noisy = [geodesy.jitter(places, settings.batch_noise_m, noise)]
+    noisy = [geodesy.jitter(places, settings.batch_noise_m, draws.noise)]
     if len(queue):
-        noisy.append(geodesy.jitter(queue.coordinates_deg, settings.queue_noise_m, noise))
+        noisy.append(geodesy.jitter(queue.coordinates_deg, settings.queue_noise_m, draws.noise))
     with run.autocast(settings.precision):
         logits = model.logits(model.embed_photos(photos), model.embed_places(torch.cat(noisy)))
     numbers = torch.from_numpy(rows).to(device)
@@ -243,12 +389,18 @@ def _loss(
                 places,
                 torch.cat((places, queue.coordinates_deg)),
                 data.curve,
-                settings.alpha,
-                settings.beta,
+                **{name: getattr(settings, name) for name in negatives.PARAMETERS},
+                scale=model.logit_scale.exp().item(),
+                local=data.local,
+                group=None if data.groups is None else data.groups[rows].to(device),
+                draw=draws.weights,
             )
         )
     queue.push(numbers, places, unit)
-    return contrastive_loss(logits, reweighting), reweighting.effect()
+    loss = contrastive_loss(logits, reweighting)
+    if settings.symmetric:
+        loss = (loss + contrastive_loss(logits[:, : len(rows)].T, reweighting.transposed())) / 2
+    return loss, reweighting.effect()
 
 
 @torch.inference_mode()

@@ -15,11 +15,14 @@ import torch.nn.functional as F
 from conftest import fitted
 
 from lib.negatives import REGISTRY, Candidates, Reweighting, StrategyError, contrastive_loss, get
-from lib.semivariogram import Curve
+from lib.semivariogram import Curve, LocalCurves
 
 ALPHA, BETA = 1.5, 2.5
+SHARPNESS, SOFTNESS_KM, CONCENTRATION, PRIOR = 3.0, 900.0, 0.4, 0.05
 PHOTOS, PLACES = 6, 11
 MODEL = fitted()
+OTHER_MODEL = fitted(nugget=0.25, partial_sill=0.6, length_scale_rad=0.5, exponent=1.2)
+GROUPS = [0, 1, 1, 0, 1, 0]
 NUGGET, PARTIAL_SILL, LENGTH, EXPONENT, RHO = 0.1, 0.85, 0.3, 0.8, 0.9
 
 
@@ -47,8 +50,19 @@ FORMULAS: dict[str, Formula] = {
     "false_only": lambda d, h: (1.0, -ALPHA * positive_part(gamma(h) - d) if h <= RHO else 0.0),
     "residual": lambda d, h: (1.0, BETA * positive_part(gamma(h) - d)),
     "decayed": lambda d, h: (1.0, BETA * positive_part(gamma(h) - d) * (1.0 - correlation(h))),
+    "signed_residual": lambda d, h: (1.0, BETA * (gamma(h) - d)),
     "similarity": lambda d, h: (1.0, BETA * (1.0 - d)),
+    "constant_gamma": lambda d, h: (1.0, BETA * positive_part(NUGGET + PARTIAL_SILL - d)),
+    "distance_gate": lambda d, h: (1.0, BETA * (1.0 - correlation(h))),
+    "constant_offset": lambda d, h: (1.0, BETA),
 }  # fmt: skip
+TARGETS: dict[str, Callable[[float], float]] = {
+    "soft_targets": lambda h: correlation(h) ** SHARPNESS,
+    "distance_soft": lambda h: math.exp(-h * 6371.0088 / SOFTNESS_KM),
+}
+"""Share of a place in the target, of its distance; the own place has 1."""
+OF_THEIR_OWN = {"hcl", "debiased", "shuffled", "semivariogram_local"}
+"""Strategies whose weight is not a function of d and h alone; each has a class below."""
 
 
 def haversine(a: list[float], b: list[float]) -> float:
@@ -67,7 +81,9 @@ def batch(dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object) 
     logits = 3.0 * torch.randn(PHOTOS, PLACES, generator=generator, dtype=torch.float64).to(dtype)
     values = {
         "logits": logits, "photo_unit": unit[:PHOTOS], "place_unit": unit, "photo_deg": place_deg[:PHOTOS],
-        "place_deg": place_deg, "curve": Curve(MODEL), "alpha": ALPHA, "beta": BETA,
+        "place_deg": place_deg, "curve": Curve(MODEL), "alpha": ALPHA, "beta": BETA, "sharpness": SHARPNESS,
+        "softness_km": SOFTNESS_KM, "concentration": CONCENTRATION, "prior": PRIOR, "scale": 12.0,
+        "local": LocalCurves([MODEL, OTHER_MODEL]), "group": torch.tensor(GROUPS), "draw": torch.Generator().manual_seed(seed),
     }  # fmt: skip
     return Candidates(**(values | changes))
 
@@ -92,7 +108,8 @@ def loss_by_hand(candidates: Candidates, formula: Formula) -> float:
 
 
 def test_no_strategy_is_without_its_formula_here() -> None:
-    assert set(FORMULAS) == set(REGISTRY)
+    assert set(FORMULAS) | set(TARGETS) | OF_THEIR_OWN == set(REGISTRY)
+    assert len(FORMULAS) + len(TARGETS) + len(OF_THEIR_OWN) == len(REGISTRY)
 
 
 def test_the_batch_has_pairs_of_every_kind() -> None:
@@ -132,9 +149,10 @@ class TestIngredients:
     def test_places_on_either_side_of_the_180th_meridian_are_near(self) -> None:
         assert batch().distance_rad[3, 4].item() < 0.03
 
-    def test_the_baseline_and_the_control_need_no_curve(self) -> None:
-        assert {name for name, one in REGISTRY.items() if not one.needs_curve} == {"infonce", "similarity"}
-        for name in ("infonce", "similarity"):
+    def test_the_baseline_the_peers_and_two_controls_need_no_curve(self) -> None:
+        without = {name for name, one in REGISTRY.items() if not one.needs_curve}
+        assert without == {"infonce", "similarity", "distance_soft", "hcl", "debiased", "constant_offset"}
+        for name in without:
             contrastive_loss(batch().logits, get(name).reweight(batch(curve=None)))
 
 
@@ -169,6 +187,7 @@ class TestDirections:
         losses = {name: contrastive_loss(candidates.logits, get(name).reweight(candidates)).item() for name in REGISTRY}
         assert losses["hard_only"] > plain > losses["false_only"]
         assert losses["residual"] > losses["hard_only"]
+        assert losses["constant_offset"] > plain
         assert losses["false_only"] < losses["semivariogram"] < losses["hard_only"]
 
     def test_the_two_halves_make_the_whole(self) -> None:
@@ -177,6 +196,128 @@ class TestDirections:
         assert torch.equal(hard + false, both)
         assert torch.equal(get("semivariogram").reweight(batch(alpha=0.0)).log_weight, hard)
         assert torch.equal(get("semivariogram").reweight(batch(beta=0.0)).log_weight, false)
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS))
+class TestTargets:
+    def test_the_loss_is_the_cross_entropy_to_the_spread_target(self, name: str) -> None:
+        candidates = batch()
+        shares = [[0.0] * PLACES for _ in range(PHOTOS)]
+        for i, j, _, _, h in pairs(candidates):
+            shares[i][j] = 1.0 if i == j else TARGETS[name](h)
+        expected = 0.0
+        for i, row in enumerate(candidates.logits.tolist()):
+            denominator = math.log(sum(map(math.exp, row)))
+            expected -= sum(share / sum(shares[i]) * (z - denominator) for share, z in zip(shares[i], row, strict=True)) / PHOTOS
+        found = contrastive_loss(candidates.logits, get(name).reweight(candidates)).item()
+        assert found == pytest.approx(expected, rel=1e-4)
+
+    def test_a_place_that_is_no_candidate_gets_no_share_and_no_gradient(self, name: str) -> None:
+        candidates = batch()
+        logits = candidates.logits.clone().requires_grad_()
+        hidden = torch.zeros(PHOTOS, PLACES, dtype=torch.bool)
+        hidden[0, 6] = True  # place 6 is place 0 once more
+        loss = contrastive_loss(logits.masked_fill(hidden, -math.inf), get(name).reweight(candidates))
+        loss.backward()
+        assert torch.isfinite(loss) and torch.isfinite(logits.grad).all() and logits.grad[0, 6] == 0.0
+
+    def test_the_narrowest_target_is_infonce(self, name: str) -> None:
+        apart = torch.tensor([[10.0 * number, 30.0 * number] for number in range(PLACES)])
+        candidates = batch(sharpness=1e4, softness_km=1e-3, place_deg=apart, photo_deg=apart[:PHOTOS])
+        found = contrastive_loss(candidates.logits, get(name).reweight(candidates))
+        assert torch.allclose(found, F.cross_entropy(candidates.logits, torch.arange(PHOTOS)))
+
+
+class TestHcl:
+    def test_weights_grow_with_the_logit_and_have_mean_one(self) -> None:
+        candidates = batch()
+        weights = get("hcl").reweight(candidates).log_weight.exp()
+        for i in range(PHOTOS):
+            others = [j for j in range(PLACES) if j != i]
+            raw = {j: math.exp(CONCENTRATION * candidates.logits[i, j].item()) for j in others}
+            for j in others:
+                assert weights[i, j].item() == pytest.approx(raw[j] / (sum(raw.values()) / len(raw)), rel=1e-4)
+
+    def test_a_place_that_is_no_candidate_does_not_count(self) -> None:
+        logits = batch().logits.clone()
+        logits[2, 8] = -math.inf
+        shown = [j for j in range(PLACES) if j not in (2, 8)]
+        weights = get("hcl").reweight(batch(logits=logits)).log_weight.exp()
+        assert weights[2, shown].mean().item() == pytest.approx(1.0, rel=1e-5)
+        assert torch.isfinite(contrastive_loss(logits, get("hcl").reweight(batch(logits=logits))))
+
+
+class TestDebiased:
+    def test_the_equation_of_its_paper(self) -> None:
+        candidates, count = batch(), PLACES - 1
+        expected = 0.0
+        for i, row in enumerate(candidates.logits.tolist()):
+            negatives = sum(math.exp(z) for j, z in enumerate(row) if j != i)
+            estimate = max((negatives - PRIOR * count * math.exp(row[i])) / (1.0 - PRIOR), count * math.exp(-12.0))
+            expected -= math.log(math.exp(row[i]) / (math.exp(row[i]) + estimate)) / PHOTOS
+        assert contrastive_loss(candidates.logits, get("debiased").reweight(candidates)).item() == pytest.approx(expected, rel=1e-5)
+
+    def test_prior_zero_is_infonce_and_large_logits_stay_finite(self) -> None:
+        plain = batch(prior=0.0)
+        found = contrastive_loss(plain.logits, get("debiased").reweight(plain))
+        assert torch.equal(found, F.cross_entropy(plain.logits, torch.arange(PHOTOS)))
+        logits = (200.0 * plain.logits).requires_grad_()
+        loss = contrastive_loss(logits, get("debiased").reweight(batch(scale=2_000.0)))
+        loss.backward()
+        assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
+
+
+class TestShuffled:
+    def test_the_weights_are_those_of_decayed_on_other_negatives(self) -> None:
+        candidates, off = batch(), ~torch.eye(PHOTOS, PLACES, dtype=torch.bool)
+        mixed, ordered = (get(name).reweight(candidates).log_weight for name in ("shuffled", "decayed"))
+        assert not torch.equal(mixed[off], ordered[off])
+        for i in range(PHOTOS):
+            assert torch.equal(mixed[i][off[i]].sort().values, ordered[i][off[i]].sort().values)
+
+    def test_every_negative_gets_each_weight_equally_often(self) -> None:
+        candidates = batch(draw=torch.Generator().manual_seed(1))
+        mean = torch.stack([get("shuffled").reweight(candidates).log_weight for _ in range(3_000)]).mean(0)
+        expected = get("decayed").reweight(candidates).log_weight.masked_fill(torch.eye(PHOTOS, PLACES, dtype=torch.bool), 0.0)
+        off = ~torch.eye(PHOTOS, PLACES, dtype=torch.bool)
+        assert torch.allclose(mean[off], (expected.sum(1, keepdim=True) / (PLACES - 1)).expand(PHOTOS, PLACES)[off], atol=0.12)
+
+
+class TestLocal:
+    def test_each_photo_is_weighted_by_the_curve_of_its_group(self) -> None:
+        candidates = batch()
+        both = [get("decayed").reweight(batch(curve=Curve(model))).log_weight for model in (MODEL, OTHER_MODEL)]
+        found = get("semivariogram_local").reweight(candidates).log_weight
+        for i, group in enumerate(GROUPS):
+            assert torch.allclose(found[i], both[group][i], atol=1e-6)
+
+
+class TestRange:
+    @pytest.mark.parametrize("name", ["thesis", "semivariogram", "hard_only", "false_only"])
+    def test_a_given_range_replaces_the_curves(self, name: str) -> None:
+        given = get(name).reweight(batch(range_km=RHO * 6371.0088 / 9.0)).effect()
+        moved = get(name).reweight(batch(curve=Curve(fitted(range_rad=RHO / 9.0)))).effect()
+        assert torch.equal(given, moved)
+        assert not torch.equal(given, get(name).reweight(batch()).effect())
+
+
+class TestSymmetric:
+    @pytest.mark.parametrize("name", sorted(REGISTRY))
+    def test_places_against_photos_are_the_same_strategy_turned_round(self, name: str) -> None:
+        """Logits, looks and distances of a batch are all symmetric here, so both directions must agree."""
+        logits = batch().logits[:, :PHOTOS]
+        square = {"logits": (logits + logits.T) / 2.0, "place_unit": batch().photo_unit, "place_deg": batch().photo_deg}
+        if name in {"hcl", "shuffled", "semivariogram_local"}:
+            square["group"] = torch.zeros(PHOTOS, dtype=torch.long)
+        candidates = batch(**square)
+        reweighting = get(name).reweight(candidates)
+        turned = reweighting.transposed()
+        for before, after in zip((reweighting.log_weight, reweighting.factor, reweighting.targets), (turned.log_weight, turned.factor, turned.targets), strict=True):
+            assert (before is None) == (after is None)
+            if before is not None:
+                assert torch.equal(after, before.T)
+        if name in set(REGISTRY) - {"hcl", "shuffled"}:
+            assert torch.allclose(contrastive_loss(candidates.logits, reweighting), contrastive_loss(candidates.logits.T, turned), atol=1e-5)
 
 
 class TestInfoNCE:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Runs, world
+from conftest import Runs, fitted, world
 from geoclip.model.location_encoder import LocationEncoder
 
 from lib import model, negatives, training
@@ -24,7 +26,23 @@ STEPS = 4
 
 def trained(run: Run, name: str | Strategy = "infonce", seed: int = 0) -> tuple[GeoCLIP, pd.DataFrame]:
     strategy = negatives.get(name) if isinstance(name, str) else name
-    return train(run, TrainingData.read(run, with_curve=True), strategy, seed)
+    return train(run, TrainingData.read(run, with_curve=True, with_local=strategy.needs_local), strategy, seed)
+
+
+def with_local_curves(run: Run) -> Run:
+    """``run`` with curves of two continents."""
+    curves = {"Europe": asdict(fitted()), "Asia": asdict(fitted(nugget=0.3, partial_sill=0.5))}
+    run.semivariogram_local.write_text(json.dumps(curves))
+    return run
+
+
+def with_empirical(run: Run) -> Run:
+    """``run`` with the sums of its semivariogram."""
+    lag = (np.arange(158) + 0.5) * 0.02
+    gamma, pairs = fitted().gamma(lag), np.full(158, 100)
+    run.empirical.parent.mkdir(exist_ok=True)
+    np.savez(run.empirical, lag_width_rad=0.02, pairs=pairs, distance_sum_rad=100 * lag, gamma_sum=100 * gamma, square_sum=100 * (gamma**2 + 0.04))
+    return run
 
 
 def same(a: GeoCLIP, b: GeoCLIP) -> bool:
@@ -160,13 +178,62 @@ class TestQueue:
 class TestStrategies:
     @pytest.mark.parametrize("name", sorted(set(REGISTRY) - {"infonce"}))
     def test_each_learns_something_else_than_infonce_and_says_what_it_did(self, make_run: Runs, name: str) -> None:
-        run = make_run("training.epochs=1", "training.batch_size=96")
+        run = with_local_curves(make_run("training.epochs=1", "training.batch_size=96", "training.prior=0.1"))
         geoclip, history = trained(run, name)
+        assert not same(geoclip, trained(run)[0])
         quantiles = history.filter(like="log_weight_q").iloc[-1]
+        if name in {"soft_targets", "distance_soft", "debiased"}:  # these weigh no negative
+            assert len(quantiles) == 0
+            return
         assert len(quantiles) == len(training.WEIGHT_QUANTILES)
         assert quantiles.is_monotonic_increasing
         assert history["emphasized"].iloc[-1] + history["damped"].iloc[-1] > 0.0
-        assert not same(geoclip, trained(run)[0])
+
+
+class TestOptions:
+    @pytest.mark.parametrize("option", ["symmetric=true", "max_logit_scale=2", "photos=60", "sampling=curve", "refit_every=1", "range_km=300"])
+    def test_each_changes_what_is_learned(self, make_run: Runs, option: str) -> None:
+        runs = [with_empirical(make_run(*SHORT, "training.epochs=2", *more)) for more in ([], [f"training.{option}"])]
+        assert not same(*(trained(run, "semivariogram")[0] for run in runs))
+
+    def test_a_strategy_that_does_not_read_a_setting_keeps_its_training(self, make_run: Runs) -> None:
+        run = make_run(*SHORT)
+        training.train_all(run, ["decayed"])
+        training.make(training.Job.variant(run, "decayed", "decayed", 0, {"alpha": 9.0, "range_km": 5.0, "prior": 0.3}))
+        training.make(training.Job.variant(run, "decayed", "decayed", 0, {"beta": 9.0}))
+        assert [report.split()[0] for report in run.reports] == ["made", "reused", "made"]
+
+    def test_the_cap_holds(self, make_run: Runs) -> None:
+        capped, free = (trained(make_run(*SHORT, *more))[0].logit_scale.exp().item() for more in (["training.max_logit_scale=3"], []))
+        assert 2.9 < capped <= 3.0 + 1e-6 < free
+
+    def test_fewer_photos_are_some_of_the_more_and_every_seed_has_the_same(self, make_run: Runs) -> None:
+        rows = {count: TrainingData.read(make_run(f"training.photos={count}"), False).train_rows for count in (20, 40, 96)}
+        assert set(rows[20]) < set(rows[40]) < set(rows[96])
+        assert [len(one) for one in rows.values()] == [20, 40, 96]
+
+    def test_the_learned_curve_is_traced_at_each_validation(self, make_run: Runs) -> None:
+        run = make_run("training.epochs=4", "training.batch_size=24", "training.validate_every=2", "training.trace_curve=true", "training.learning_rate=1e-3")
+        history = trained(run)[1]
+        assert history["learned_nugget"].notna().tolist() == [False, True, False, True]
+        assert same(trained(run)[0], trained(make_run("training.epochs=4", "training.batch_size=24", "training.learning_rate=1e-3"))[0])
+
+    @pytest.mark.parametrize("queue", [0, 48])
+    def test_refitted_looks_are_the_embeddings_of_the_epoch_before(self, make_run: Runs, queue: int) -> None:
+        watch = Watch("decayed")
+        trained(make_run(*SHORT, "training.epochs=3", "training.refit_every=2", f"training.queue_size={queue}"), watch.strategy)
+        assert [one.photo_unit.shape[1] for one in watch.seen] == [watch.seen[0].photo_unit.shape[1]] * 2 * STEPS + [512] * STEPS
+        for one in watch.seen[2 * STEPS :]:
+            assert torch.allclose(one.place_unit.norm(dim=1), torch.ones(len(one.place_unit)), atol=1e-5)
+            assert one.curve is not watch.seen[0].curve
+
+    def test_the_backward_direction_alone_is_symmetric_minus_forward(self, make_run: Runs) -> None:
+        """At the first step, from the watched logits: loss = (photos to places + places to photos) / 2."""
+        watch, run = Watch(), make_run("training.epochs=1", "training.batch_size=96", "training.symmetric=true")
+        _, history = trained(run, watch.strategy)
+        logits, own = watch.seen[0].logits, torch.arange(96)
+        both = [torch.nn.functional.cross_entropy(one, own).item() for one in (logits, logits.T)]
+        assert history["loss"].iloc[0] == pytest.approx(sum(both) / 2, rel=1e-5)
 
 
 class TestHistory:
