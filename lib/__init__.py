@@ -2,7 +2,7 @@
 
 Arrows run one way. From the bottom to the top: geodesy, settings, ranks, runs, places, photos, datasets, backbones, features,
 semivariogram, negatives, batches, model, gallery, training, evaluation, pairs, figures, maps, candidate_maps, report, exchange,
-predictors, predict, stages, pipeline.
+predictors, predict, study, stages, pipeline.
 A module imports only what stands before it.
 """
 

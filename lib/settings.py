@@ -184,6 +184,37 @@ class Training(_Group):
     )
     precision: Precision = Field("auto", description="arithmetic of the training step")
     validate_every: int = Field(1, ge=1, description="epochs between validations")
+    variants: dict[str, dict[str, Any]] = Field(
+        {}, description="name in strategies -> its own settings of training, and `strategy`, where the name is not one itself"
+    )
+
+    def own(self, name: str) -> tuple[str, Training]:
+        """The strategy that ``name`` stands for, and the settings of its trainings.
+
+        Raises:
+            ValidationError: its variant has settings that there are not.
+        """
+        changes = dict(self.variants.get(name, {}))
+        return changes.pop("strategy", name), self.changed(changes)
+
+    def changed(self, changes: Mapping[str, Any]) -> Training:
+        """These settings with ``changes``, without variants.
+
+        Raises:
+            ValidationError: ``changes`` holds what is no setting, or an impossible value.
+        """
+        return Training.model_validate(self.model_dump() | {"variants": {}} | dict(changes))
+
+    @model_validator(mode="after")
+    def _variants_can_be(self) -> Training:
+        for name, changes in self.variants.items():
+            try:
+                self.changed({key: value for key, value in changes.items() if key != "strategy"})
+            except ValidationError as error:
+                first = error.errors()[0]
+                key = ".".join(map(str, first["loc"]))
+                raise ValueError(f"training.variants.{name}.{key}: {first['msg'].removeprefix('Value error, ')}") from None
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> Training:
@@ -209,6 +240,31 @@ class Evaluation(_Group):
     seed: int = 0
 
 
+Search = dict[str, list[dict[str, float | None]]]
+
+
+class Study(_Group):
+    """What notebooks 07 and 08 compute beyond the run itself; see lib.study."""
+
+    search: Search = Field({}, description="strategy -> the settings tried for it, on validation; as many for each")
+    search_seeds: Seeds = Field([100], description="seeds of the search, none of them a seed of the final table")
+    sweep_strategies: Names = Field(["infonce", "decayed", "similarity"], description="trained in every sweep")
+    sweep_seeds: Seeds = Field([0, 1], description="seeds of the sweeps")
+    epochs: Annotated[list[PositiveInt], BeforeValidator(_as_list)] = Field([], description="lengths of training")
+    photos: Annotated[list[PositiveInt], BeforeValidator(_as_list)] = Field(
+        [], description="densities: training photos, each seen so often that all trainings cost the same"
+    )
+    batch_sizes: Annotated[list[PositiveInt], BeforeValidator(_as_list)] = Field([], description="for each density")
+    queue_sizes: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_as_list)] = Field(
+        [], description="queues of negatives"
+    )
+    noises: Annotated[list[float], BeforeValidator(_as_list)] = Field(
+        [], description="noise added to the features, in their standard deviations: raises the nugget"
+    )
+    backbones: Annotated[list[str], BeforeValidator(_as_list)] = Field([], description="other backbones")
+    margin_points: float = Field(0.3, gt=0, description="differences inside are called equivalent, percentage points")
+
+
 class Settings(_Group):
     """Everything that a run depends on."""
 
@@ -219,6 +275,7 @@ class Settings(_Group):
     semivariogram: Semivariogram = Semivariogram()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    study: Study | None = Field(None, description="null: notebooks 07 and 08 are not part of the run")
 
     @property
     def uses_published_head(self) -> bool:
@@ -317,7 +374,7 @@ def _keys_beside(location: Sequence[str | int]) -> list[str]:
     """Names of the settings in the group that ``location`` points into."""
     groups = {
         "blue_marble": BlueMarble, "folder": Folder, "osv5m": OSV5M, "backbone": Backbone, "semivariogram": Semivariogram,
-        "training": Training, "evaluation": Evaluation,
+        "training": Training, "evaluation": Evaluation, "study": Study,
     }  # fmt: skip
     model: type[BaseModel] = Settings
     for part in location[:-1]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,15 +149,28 @@ class Job:
     run: Run
 
     @classmethod
-    def variant(cls, run: Run, label: str, strategy: str, seed: int, changes: dict[str, Any]) -> Job:
-        """A training with other settings of ``training`` than the run's.
+    def of(cls, run: Run, name: str, seed: int) -> Job:
+        """The training that ``name`` of the run's strategies, or of their variants, stands for.
+
+        Raises:
+            StrategyError: it stands for none.
+        """
+        strategy, training = run.settings.training.own(name)
+        return cls(name, negatives.get(strategy).name, seed, _with(run, training))
+
+    @classmethod
+    def variant(cls, run: Run, label: str, name: str, seed: int, changes: Mapping[str, Any]) -> Job:
+        """The training of :meth:`of`, with other settings of ``training``.
 
         Raises:
             ValidationError: ``changes`` are no settings of a training.
         """
-        values = run.settings.training.model_dump() | changes
-        training = type(run.settings.training).model_validate(values)
-        return cls(label, strategy, seed, replace(run, settings=run.settings.model_copy(update={"training": training})))
+        strategy, training = run.settings.training.own(name)
+        return cls(label, negatives.get(strategy).name, seed, _with(run, training.changed(changes)))
+
+
+def _with(run: Run, training: Training) -> Run:
+    return replace(run, settings=run.settings.model_copy(update={"training": training}))
 
 
 def train_all(run: Run, strategies: list[str]) -> list[str]:
@@ -169,12 +182,14 @@ def train_all(run: Run, strategies: list[str]) -> list[str]:
         StrategyError: a strategy is unknown.
         TrainingError: see :func:`train`.
     """
-    for name in strategies:
-        negatives.get(name)
-    jobs = [Job(name, name, seed, run) for name, seed in itertools.product(strategies, run.settings.training.seeds)]
+    make_all([Job.of(run, name, seed) for name, seed in itertools.product(strategies, run.settings.training.seeds)])
+    return strategies
+
+
+def make_all(jobs: Sequence[Job]) -> None:
+    """Make or reuse each of ``jobs``; of several processes each takes every k-th."""
     for job in jobs[ranks.rank() :: ranks.count()]:
         make(job)
-    return strategies
 
 
 def make(job: Job) -> None:
@@ -226,7 +241,7 @@ def _inputs(run: Run, strategy: Strategy) -> list[Path]:
 
 def _used(run: Run, strategy: Strategy) -> dict:
     """Settings that one training depends on: not the other strategies and seeds, not what the strategy never reads."""
-    unread = {"strategies", "seeds", "precision", *(set(negatives.PARAMETERS) - set(strategy.parameters))}
+    unread = {"strategies", "seeds", "precision", "variants", *(set(negatives.PARAMETERS) - set(strategy.parameters))}
     training = json.loads(run.settings.training.model_dump_json(exclude=unread))
     evaluation = run.settings.evaluation
     return {
