@@ -26,6 +26,8 @@ from lib.settings import PROJECT, SettingsError
 
 NOTEBOOKS = PROJECT / "notebooks"
 PARAMETERS = ["profile", "run_name", "overrides"]
+OF_THE_STUDY = {"07", "08"}
+"""Notebooks that need the group ``study`` in the profile: hours of trainings, which quick does without."""
 
 
 class PipelineError(RuntimeError):
@@ -65,18 +67,20 @@ def notebooks() -> list[Notebook]:
     return [Notebook(path) for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))]
 
 
-def choose(only: str | None) -> list[Notebook]:
-    """The notebooks that ``only`` ("03,05") names; all where it is None.
+def choose(only: str | None, with_study: bool = True) -> list[Notebook]:
+    """The notebooks that ``only`` ("03,05") names; where it is None all, but for those of the study without it.
 
     Raises:
-        PipelineError: a number has no notebook.
+        PipelineError: a number has no notebook, or is of the study and the profile has none.
     """
     there = {notebook.number: notebook for notebook in notebooks()}
     if only is None:
-        return list(there.values())
+        return [one for number, one in there.items() if with_study or number not in OF_THE_STUDY]
     wanted = [part.strip().zfill(2) for part in only.split(",") if part.strip()]
     if unknown := [number for number in wanted if number not in there]:
         raise PipelineError(f"--only {only}: there is no notebook {', '.join(unknown)}; there are {', '.join(there)}")
+    if without := sorted(OF_THE_STUDY.intersection(wanted)) if not with_study else []:
+        raise PipelineError(f"--only {only}: notebook {', '.join(without)} needs the group `study`; take --profile study")
     return [there[number] for number in there if number in wanted]
 
 
@@ -248,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         profile = str(Path(options.profile).resolve()) if Path(options.profile).is_file() else options.profile
         run = Run.open(profile, options.run, overrides)
-        chosen = choose(options.only)
+        chosen = choose(options.only, run.settings.study is not None)
         if options.list:
             return _list(run, chosen)
         check_before_computing(run)

@@ -1,7 +1,8 @@
 """The stages that take long, without notebooks, by as many processes as torchrun starts: ``torchrun -m lib.stages --profile …``.
 
 The photos are made ready by one process; features are extracted by all, each taking every k-th shard; the semivariogram is
-fitted by one; each training is done by one, all at the same time. The notebooks then find what has been made.
+fitted by one; each training is done by one, all at the same time, those of a study (:mod:`lib.study`) too. The notebooks then
+find what has been made.
 ``NPROC=8 ./run_all.sh …`` does both. Every process needs the same results folder, so one machine, or a shared disk.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from lib import datasets, features, ranks, semivariogram, training
+from lib import datasets, features, ranks, semivariogram, study, training
 from lib.backbones import BackboneError
 from lib.datasets.manifest import ManifestError
 from lib.features import FeatureError
@@ -22,7 +23,7 @@ from lib.settings import SettingsError
 
 EXPECTED = (
     SettingsError, ArtefactError, ManifestError, BackboneError, FeatureError, StrategyError, GalleryError, ModelError,
-    training.TrainingError,
+    training.TrainingError, study.StudyError,
 )  # fmt: skip
 
 
@@ -32,6 +33,8 @@ def make(run: Run) -> None:
     features.extract(run)
     semivariogram.fit_run(run)
     training.train_all(run, run.settings.training.strategies)
+    for part in study.PARTS if run.settings.study is not None else ():
+        study.make(run, part)
     ranks.wait()
 
 

@@ -55,7 +55,8 @@ class Variant:
         name: one of ``training.strategies``, or a strategy.
         changes: what is varied.
         besides: other settings, that say nothing to a reader.
-        of_its_own: trained also where the changes change nothing; else the run's own training is taken then.
+        of_its_own: trained also where the changes change nothing, and without what the profile has chosen for the strategy;
+            else the run's own training is taken where it is the same.
     """
 
     name: str
@@ -76,7 +77,16 @@ class Variant:
         """Its training with ``seed``, in the folder of ``run``."""
         if self.is_the_runs(run):
             return Job.of(run, self.name, seed)
-        return Job.variant(run, self.label(run), self.name, seed, self.changes | self.besides)
+        base = _before_the_choice(run) if self.of_its_own else run
+        return Job.variant(base, self.label(run), self.name, seed, self.changes | self.besides)
+
+
+def _before_the_choice(run: Run) -> Run:
+    """``run`` with the strategies that variants stand for, but without their settings."""
+    own = run.settings.training
+    plain = {name: {"strategy": own.own(name)[0]} for name in own.variants}
+    training_settings = own.model_copy(update={"variants": plain})
+    return replace(run, settings=run.settings.model_copy(update={"training": training_settings}))
 
 
 def _only_at_the_end(run: Run) -> dict[str, Any]:

@@ -325,7 +325,7 @@ def test_any_folder_of_photos_with_a_table_goes_through_all_notebooks(smoke, tmp
     table = pd.DataFrame({"IMG_ID": names, "AUTHOR": "nobody", "LAT": manifest["latitude"], "LON": manifest["longitude"]})
     table.to_csv(tmp_path / "places.csv", index=False)
     own = ["dataset=folder", f"data.root={tmp_path / 'photos'}", f"data.csv={tmp_path / 'places.csv'}"]
-    own += ["training.strategies=infonce,semivariogram", "training.seeds=0"]
+    own += ["training.strategies=infonce,semivariogram", "training.seeds=0", "study=null"]
     command = [sys.executable, "-m", "lib.pipeline", "--profile", "smoke", "--run", str(tmp_path / "run")]
     done = run_pipeline([*command, *(word for setting in own for word in ("--set", setting))])
     assert done.returncode == 0, done.stderr[-3_000:]

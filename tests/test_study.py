@@ -36,7 +36,11 @@ class TestVariant:
 
     def test_the_search_has_trainings_of_its_own_whatever_the_profile_says(self, make_run: Runs) -> None:
         run = with_study(make_run(*SHORT, "training.beta=4"), search={"decayed": [{"beta": 4.0}]})
-        assert [one.label(run) for one in study.search_variants(run)] == ["decayed,beta=4.0"]
+        (one,) = study.search_variants(run)
+        assert one.label(run) == "decayed,beta=4.0"
+        chosen = run.settings.training.changed({"variants": {"decayed": {"beta": 4.0, "symmetric": True}}})
+        after = replace(run, settings=run.settings.model_copy(update={"training": chosen}))
+        assert one.job(after, 100).run.settings.training == one.job(run, 100).run.settings.training
 
 
 class TestSearch:
