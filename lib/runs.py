@@ -110,6 +110,11 @@ class Run:
         return self.folder / "semivariogram.json"
 
     @property
+    def semivariogram_local(self) -> Path:
+        """The models fitted by group of the anchor (JSON)."""
+        return self.folder / "semivariogram_local.json"
+
+    @property
     def predictions(self) -> Path:
         """One row a photo, strategy and seed (parquet)."""
         return self.folder / "predictions.parquet"

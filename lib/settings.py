@@ -113,7 +113,10 @@ class Backbone(_Group):
     shard_size: int = Field(2_048, ge=1, description="photos a resumable shard")
     precision: Precision | Literal["float16"] = Field("auto", description="arithmetic of the forward pass")
     views: int = Field(
-        1, ge=1, le=100, description="1: the plain crop; V > 1: V augmented views of each training photo besides, for training"
+        1,
+        ge=1,
+        le=100,
+        description="1: the plain crop; V > 1: V augmented views of each training photo besides, for training",
     )
     storage: Literal["float16", "float32"] = Field("float16", description="type of the cached features")
     centred: bool = Field(False, description="subtract the training mean before the features are used")
@@ -128,7 +131,9 @@ class Semivariogram(_Group):
     metric: Literal["planar", "sphere"] = Field(
         "planar", description="planar: the model on radians (author code); sphere: GSTools latlon=True (Yadrenko)"
     )
-    weights: Literal["none", "pairs"] = Field("none", description="least-squares weights of the lags")
+    weights: Literal["none", "pairs", "cressie"] = Field(
+        "none", description="least-squares weights of the lags; cressie: pairs / gamma(h)^2"
+    )
     lag_width_rad: float = Field(0.001, gt=0, le=0.5, description="width of a lag, radians (0.001: 6.37 km)")
     max_lag_rad: float = Field(3.141592653589793, gt=0, le=3.141592653589794, description="longest lag, radians")
     range_rule: Literal["slope", "sill95"] = Field(
