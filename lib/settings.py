@@ -113,10 +113,7 @@ class Backbone(_Group):
     shard_size: int = Field(2_048, ge=1, description="photos a resumable shard")
     precision: Precision | Literal["float16"] = Field("auto", description="arithmetic of the forward pass")
     views: int = Field(
-        1,
-        ge=1,
-        le=100,
-        description="1: the plain crop; V > 1: V augmented views of each training photo besides, for training",
+        1, ge=1, le=100, description="1: the plain crop; V > 1: V augmented views of each training photo besides, for training"
     )
     storage: Literal["float16", "float32"] = Field("float16", description="type of the cached features")
     centred: bool = Field(False, description="subtract the training mean before the features are used")
