@@ -25,7 +25,7 @@ RANGE_LABELS = {
     "range_sill95_km": "95 % of the sill",
     "range_band_km": "band meets the sill",
 }
-RANGE_COLOURS = {"range_slope_km": PALETTE[3], "range_sill95_km": PALETTE[7], "range_band_km": PALETTE[8]}
+RANGE_COLOURS = {"range_slope_km": PALETTE[3], "range_sill95_km": INK, "range_band_km": "#6a3d9a"}
 GAMMA = "semivariance γ (mean cosine distance)"
 SHORTEST_KM = 8.0
 
@@ -156,6 +156,7 @@ def by_group(curves: pd.DataFrame, difference: pd.DataFrame | None = None, colum
         axis.set_xscale("log")
         axis.set_xlim(SHORTEST_KM, np.pi * EARTH_RADIUS_KM)
         axis.xaxis.set_major_formatter(KILOMETRES)
+        axis.tick_params(labelbottom=number + columns >= len(sizes))
     axes[0, 0].set_ylim(0.0, None)
     figure.supxlabel("great-circle distance h from an anchor in the group, km", fontsize=9.5)
     figure.supylabel(GAMMA, fontsize=9.5)
@@ -179,8 +180,9 @@ def geometry(table: pd.DataFrame) -> Figure:
         for x, y in zip(table[value], position, strict=True):
             axis.annotate(f"{x:.3f}" if np.isfinite(x) else "no curve", (x if np.isfinite(x) else 0.0, y), (0, 6), textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
         axis.set_ylim(-0.6, len(table) - 0.3)
-    axes[0, 0].axvline(0.5, color=MUTED, lw=0.9, ls="--")
-    axes[0, 0].set(xlabel="AUC, near against far pairs (0.5: geography unseen)", title="near told from far")
+    axes[0, 0].margins(x=0.15)
+    axes[0, 1].set_xlim(-0.06 * max(0.02, np.nanmax(table["ratio_high"].fillna(0.0))), None)
+    axes[0, 0].set(xlabel="AUC, near against far pairs (0.5: not told apart)", title="near told from far")
     axes[0, 1].set(xlabel="nugget / sill", title="what places of one spot do not share")
     labels = [f"{row.geometry}\n{row.dimensions:,} dimensions" for row in table.itertuples()]
     axes[0, 0].set_yticks(position, labels=labels)

@@ -29,6 +29,10 @@ SLOPE_STEP_RAD = 0.01
 SILL_SHARE = 0.95
 """The rule ``sill95``: the range is where gamma has gained this share of the partial sill."""
 
+NO_RISE = (
+    "the lag means do not rise with distance, so no semivariogram can be fitted: near places look no more "
+    "alike than far ones; check coordinates, features and lag width"
+)
 CRESSIE_ROUNDS = 6
 """Most rounds of reweighting by the fitted curve; they end once no weight moves by a ten-thousandth."""
 CRESSIE_FLOOR = 1e-3
@@ -359,10 +363,7 @@ def fit(
             f"the {family} model cannot be fitted: {error}; try another semivariogram.family"
         ) from error
     if not _rises(lag, gamma, lag_weights, model):
-        raise SemivariogramError(
-            "the lag means do not rise with distance, so no semivariogram can be fitted: near places look no more "
-            "alike than far ones; check coordinates, features and lag width"
-        )
+        raise SemivariogramError(NO_RISE)
     range_rad = RANGE_RULES[range_rule](model)
     return FittedSemivariogram(
         family=family,

@@ -601,10 +601,7 @@ def geometry_table(
     rows = []
     for name, transform in geometries(features_).items():
         unit = F.normalize(torch.from_numpy(transform(features_)), dim=1)
-
-        def unit_rows(chosen: np.ndarray, unit: torch.Tensor = unit) -> torch.Tensor:
-            return unit[chosen]
-
+        unit_rows = unit.__getitem__
         near, far = separation(unit_rows, coordinates_deg, groups, near_km=near_km, far_km=far_km)
         draws = np.random.default_rng(seed).multinomial(len(near), np.full(len(near), 1.0 / len(near)), size=resamples)
         drawn = auc(*(_weighted(draws.astype(float), counts) for counts in (near, far)))
@@ -757,46 +754,52 @@ def group_difference(
 
     Returns:
         A row a group of at least ``least`` places: group, n, statistic (mean over lags, weighted by the group's pairs, of the
-        squared difference of its curve from that of all), p_value, p_holm.
+        squared difference of its curve from that of all), p_value, p_holm. Of the null only draws count in which the group
+        has half of its places or more.
 
     Raises:
         VariographyError: an unknown null, or fewer than two groups.
     """
-    by_cell = cells.assign(row=range(len(cells))).groupby("cell")
-    most = by_cell.apply(lambda part: part.loc[part["places"].idxmax(), "label"], include_groups=False)
-    member = np.stack([cells["cell"].to_numpy() == cell for cell in most.index]).astype(float)
-    ends = tuple(member @ sums.by_anchor(total) for total in (sums.pairs, sums.gamma_sum))
-    places = member @ sums.places
-    centres = member @ (sums.centres * sums.places[:, None]) / places[:, None]
-    sizes = pd.Series(places).groupby(most.to_numpy()).sum()
+    ends, labels, places, centres = _whole_cells(sums, cells)
+    sizes = pd.Series(places).groupby(labels).sum()
     names = sizes.index[sizes >= least].to_numpy()
     if len(names) < 2 or null not in {"cells", "rotation"}:
         raise VariographyError(
             f"{len(names)} groups of {least} places under the null {null!r}: need two, and cells or rotation"
         )
-    observed = _statistics(ends, most.to_numpy(), names)
-    generator, above, valid = np.random.default_rng(seed), np.zeros(len(names)), np.zeros(len(names))
-    tree = KDTree(centres / np.linalg.norm(centres, axis=1, keepdims=True))
+    observed = _statistics(ends, labels, names)
+    above, valid = np.zeros(len(names)), np.zeros(len(names))
+    for dealt in _relabelled(labels, centres, null, permutations, seed):
+        found = np.array([places[dealt == name].sum() for name in names]) >= 0.5 * sizes[names].to_numpy()
+        valid += found
+        above += found & (_statistics(ends, dealt, names) >= observed)
+    p_values, counts = (1.0 + above) / (1.0 + valid), sizes[names].to_numpy().astype(int)
+    columns = {"group": names, "n": counts, "statistic": observed, "p_value": p_values, "p_holm": holm(p_values)}
+    return pd.DataFrame(columns)
+
+
+def _whole_cells(
+    sums: PlaceSums, cells: pd.DataFrame
+) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs and sums by anchor [C, K] of whole cells, their labels, their places and their centres [C, 3] of unit length."""
+    by_cell = cells.groupby("cell")
+    labels = by_cell.apply(lambda part: part.loc[part["places"].idxmax(), "label"], include_groups=False)
+    member = np.stack([cells["cell"].to_numpy() == cell for cell in labels.index]).astype(float)
+    ends = member @ sums.by_anchor(sums.pairs), member @ sums.by_anchor(sums.gamma_sum)
+    centres = member @ (sums.centres * sums.places[:, None])
+    return ends, labels.to_numpy(), member @ sums.places, centres / np.linalg.norm(centres, axis=1, keepdims=True)
+
+
+def _relabelled(
+    labels: np.ndarray, centres: np.ndarray, null: str, permutations: int, seed: int
+) -> Iterator[np.ndarray]:
+    """Labels of the cells under the null: dealt anew, or those of the cells nearest to the turned centres."""
+    generator, tree = np.random.default_rng(seed), KDTree(centres)
     for _ in range(permutations):
         if null == "cells":
-            labels = generator.permutation(most.to_numpy())
+            yield generator.permutation(labels)
         else:
-            turned = centres @ Rotation.random(random_state=generator).as_matrix()
-            labels = most.to_numpy()[tree.query(turned / np.linalg.norm(turned, axis=1, keepdims=True))[1]]
-        drawn = _statistics(ends, labels, names)
-        found = np.array([places[labels == name].sum() for name in names]) >= 0.5 * sizes[names].to_numpy()
-        valid += found
-        above += found & (drawn >= observed)
-    p_values = (1.0 + above) / (1.0 + valid)
-    return pd.DataFrame(
-        {
-            "group": names,
-            "n": sizes[names].to_numpy().astype(int),
-            "statistic": observed,
-            "p_value": p_values,
-            "p_holm": holm(p_values),
-        }
-    )
+            yield labels[tree.query(centres @ Rotation.random(random_state=generator).as_matrix())[1]]
 
 
 def _statistics(ends: tuple[np.ndarray, np.ndarray], labels: np.ndarray, names: np.ndarray) -> np.ndarray:
