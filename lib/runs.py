@@ -112,7 +112,7 @@ class Run:
 
     @property
     def semivariogram_local(self) -> Path:
-        """The fitted models of groups of photos (JSON)."""
+        """The models fitted by group of the anchor (JSON)."""
         return self.folder / "semivariogram_local.json"
 
     @property

@@ -29,6 +29,15 @@ SLOPE_STEP_RAD = 0.01
 SILL_SHARE = 0.95
 """The rule ``sill95``: the range is where gamma has gained this share of the partial sill."""
 
+NO_RISE = (
+    "the lag means do not rise with distance, so no semivariogram can be fitted: near places look no more "
+    "alike than far ones; check coordinates, features and lag width"
+)
+CRESSIE_ROUNDS = 6
+"""Most rounds of reweighting by the fitted curve; they end once no weight moves by a ten-thousandth."""
+CRESSIE_FLOOR = 1e-3
+"""Smallest gamma that divides a weight: a curve without nugget would give its first lag all the weight there is."""
+
 SHAPE_PARAMETERS = {"Stable": "alpha", "Matern": "nu", "Rational": "alpha"}
 """GSTools' name of the shape parameter of the families that have one; called exponent here."""
 
@@ -326,12 +335,15 @@ def fit(
     backbone: str = "",
     centred: bool = False,
     photos: int = 0,
+    start: FittedSemivariogram | None = None,
 ) -> FittedSemivariogram:
     """Least-squares fit of a GSTools model with nugget to the lag means.
 
     Args:
-        weights: ``none`` (author code) or ``pairs`` (each lag counts by its number of pairs).
+        weights: ``none`` (author code), ``pairs`` (each lag counts by its number of pairs) or ``cressie`` (by pairs /
+            gamma(h)**2 of the model itself; Cressie 1985, found by reweighting).
         max_lag_rad: longer lags are left out.
+        start: a curve of the same family and metric from which to search; GSTools' own guess where there is none.
 
     Raises:
         SemivariogramError: fewer than 5 lags, or the means do not rise with distance (nothing to fit).
@@ -343,18 +355,15 @@ def fit(
     lag, gamma, pairs = empirical.lag_rad[used], empirical.gamma[used], empirical.pairs[used]
     if len(lag) < 5:
         raise SemivariogramError(f"{len(lag)} lags with pairs are too few for a fit; widen semivariogram.lag_width_rad")
-    model, root_weights = _covariance_model(family, metric), np.sqrt(pairs) if weights == "pairs" else None
+    model = _covariance_model(family, metric) if start is None else start.model()
     try:
-        found, _ = model.fit_variogram(lag, gamma, nugget=True, weights=root_weights, loss="linear")
+        found, lag_weights = _least_squares(model, lag, gamma, pairs, weights, "current" if start else "default")
     except (RuntimeError, ValueError) as error:
         raise SemivariogramError(
             f"the {family} model cannot be fitted: {error}; try another semivariogram.family"
         ) from error
-    if not _rises(lag, gamma, pairs if weights == "pairs" else np.ones(len(lag)), model):
-        raise SemivariogramError(
-            "the lag means do not rise with distance, so no semivariogram can be fitted: near places look no more "
-            "alike than far ones; check coordinates, features and lag width"
-        )
+    if not _rises(lag, gamma, lag_weights, model):
+        raise SemivariogramError(NO_RISE)
     range_rad = RANGE_RULES[range_rule](model)
     return FittedSemivariogram(
         family=family,
@@ -373,6 +382,23 @@ def fit(
         photos=photos,
         pairs=int(empirical.pairs.sum()),
     )
+
+
+def _least_squares(
+    model: gstools.CovModel, lag: np.ndarray, gamma: np.ndarray, pairs: np.ndarray, weights: str, guess: str
+) -> tuple[dict[str, float], np.ndarray]:
+    """Fit ``model`` in place; its parameters, and the weights of the lags [K] under which it was found."""
+    lag_weights = np.ones(len(lag)) if weights == "none" else pairs
+    root = None if weights == "none" else np.sqrt(pairs)
+    found, _ = model.fit_variogram(lag, gamma, nugget=True, weights=root, loss="linear", init_guess=guess)
+    for _ in range(CRESSIE_ROUNDS if weights == "cressie" else 0):
+        before, lag_weights = lag_weights, pairs / np.maximum(_evaluate(model, lag), CRESSIE_FLOOR) ** 2
+        if np.allclose(lag_weights, before, rtol=1e-4):
+            break
+        found, _ = model.fit_variogram(
+            lag, gamma, nugget=True, weights=np.sqrt(lag_weights), loss="linear", init_guess="current"
+        )
+    return found, lag_weights
 
 
 def _rises(lag: np.ndarray, gamma: np.ndarray, weights: np.ndarray, model: gstools.CovModel) -> bool:

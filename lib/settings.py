@@ -128,7 +128,9 @@ class Semivariogram(_Group):
     metric: Literal["planar", "sphere"] = Field(
         "planar", description="planar: the model on radians (author code); sphere: GSTools latlon=True (Yadrenko)"
     )
-    weights: Literal["none", "pairs"] = Field("none", description="least-squares weights of the lags")
+    weights: Literal["none", "pairs", "cressie"] = Field(
+        "none", description="least-squares weights of the lags; cressie: pairs / gamma(h)^2"
+    )
     lag_width_rad: float = Field(0.001, gt=0, le=0.5, description="width of a lag, radians (0.001: 6.37 km)")
     max_lag_rad: float = Field(3.141592653589793, gt=0, le=3.141592653589794, description="longest lag, radians")
     range_rule: Literal["slope", "sill95"] = Field(

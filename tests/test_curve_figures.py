@@ -1,0 +1,122 @@
+"""Figures of curves: what they draw is what the tables hold, and where there is nothing they say so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import fitted
+from matplotlib.figure import Figure
+from test_semivariogram import LAG, unit_rows
+from test_variography import RISE, wavy
+
+from lib import curve_figures, variography
+from lib.geodesy import uniform_on_sphere
+
+
+def words(figure: Figure) -> str:
+    return " ".join(
+        text.get_text() for axis in figure.axes for text in (*axis.texts, axis.title, *axis.get_yticklabels())
+    )
+
+
+def candidates() -> pd.DataFrame:
+    """Two families fitted, one that could not be."""
+    row = {
+        "metric": "planar",
+        "weights": "none",
+        "nugget": 0.1,
+        "partial_sill": 0.8,
+        "length_scale_rad": 0.3,
+        "range_slope_rad": 1.0,
+        "r2": 0.9,
+    }
+    failed = {"family": "Gaussian", "metric": "planar", "weights": "none"}
+    return pd.DataFrame(
+        [row | {"family": "Exponential", "exponent": np.nan}, row | {"family": "Stable", "exponent": 0.7}, failed]
+    )
+
+
+@pytest.fixture(scope="module")
+def found() -> variography.Bands:
+    """Bands of a small world."""
+    places = uniform_on_sphere(250, np.random.default_rng(1))
+    sums = variography.place_sums(
+        unit_rows(wavy(places, 16, seed=2)),
+        places,
+        variography.place_groups(places, count=10),
+        variography.lag_edges(25, 0.05),
+    )
+    return variography.bands(sums, resamples=10, family="Exponential")
+
+
+class TestBands:
+    def test_every_fitted_family_is_drawn_and_the_chosen_one_widest(self, found: variography.Bands) -> None:
+        figure = curve_figures.bands(found, candidates())
+        lines = {line.get_label().split(",")[0]: line.get_linewidth() for line in figure.axes[0].lines}
+        assert {"Stable", "Exponential"} <= set(lines)
+        assert "Gaussian" not in lines
+        assert lines["Exponential"] > lines["Stable"]
+
+    def test_each_range_stands_there_with_its_interval(self, found: variography.Bands) -> None:
+        text, table = words(curve_figures.bands(found, candidates())), found.table().set_index("parameter")
+        for name, label in curve_figures.RANGE_LABELS.items():
+            assert label in text
+            assert f"{table.loc[name, 'value']:,.0f} km" in text
+            assert f"({table.loc[name, 'ci_low']:,.0f} to {table.loc[name, 'ci_high']:,.0f})" in text
+
+    def test_a_candidate_is_drawn_as_its_own_model(self) -> None:
+        row = candidates().iloc[1]
+        model = fitted(nugget=0.1, partial_sill=0.8, length_scale_rad=0.3, exponent=0.7)
+        assert np.allclose(curve_figures._model(row).gamma(LAG), model.gamma(LAG))
+
+
+class TestByGroup:
+    def curves(self) -> pd.DataFrame:
+        frames = [
+            pd.DataFrame({"group": name, "n": n, "lag_km": 6371 * LAG, "gamma": RISE * n / 300, "ci_low": RISE * n / 310, "ci_high": RISE * n / 290, "pairs": 1_000})
+            for name, n in (("Africa", 300), ("Asia", 400))
+        ]  # fmt: skip
+        return pd.concat(frames)
+
+    def test_a_panel_a_group_the_largest_first_with_its_numbers(self) -> None:
+        difference = pd.DataFrame({"group": ["Africa"], "p_holm": [0.012]})
+        figure = curve_figures.by_group(self.curves(), difference)
+        assert [axis.get_title(loc="left") for axis in figure.axes] == ["Asia", "Africa"]
+        assert "300 places\np (Holm) 0.012" in words(figure)
+        own = figure.axes[1].lines[-1].get_ydata()
+        assert np.allclose(own, RISE)
+
+    def test_without_pairs_it_says_so(self) -> None:
+        assert "no group has a lag of 30 pairs" in words(curve_figures.by_group(self.curves().assign(pairs=3)))
+
+
+class TestGeometry:
+    def test_each_geometry_stands_with_its_auc_and_a_missing_curve_is_named(self) -> None:
+        table = pd.DataFrame(
+            {"geometry": ["raw", "whitened"], "dimensions": [1_280, 1_200], "nugget_to_sill": [0.4, np.nan], "ratio_low": [0.3, np.nan],
+             "ratio_high": [0.5, np.nan], "auc": [0.81, 0.93], "auc_low": [0.8, 0.92], "auc_high": [0.82, 0.94]}
+        )  # fmt: skip
+        text = words(curve_figures.geometry(table))
+        assert all(part in text for part in ("raw\n1,280 dimensions", "0.810", "0.930", "0.400", "no curve"))
+
+
+class TestLearned:
+    def test_each_epoch_with_a_fit_is_its_curve_and_one_without_is_left_out(self) -> None:
+        rows = [
+            {"strategy": name, "seed": seed, "epoch": epoch, "learned_nugget": nugget, "learned_partial_sill": 0.9,
+             "learned_length_scale_km": 600.0, "learned_exponent": 0.8}
+            for name in ("infonce", "decayed") for seed in (0, 1)
+            for epoch, nugget in ((1, np.nan), (2, 0.1 + 0.1 * seed), (4, 0.0))
+        ]  # fmt: skip
+        one, other, parameters = curve_figures.learned(pd.DataFrame(rows)).axes
+        assert len(one.lines) == len(other.lines) == 2
+        model = fitted(nugget=0.15, partial_sill=0.9, length_scale_rad=600.0 / 6371.0088, exponent=0.8)
+        distance, gamma = one.lines[0].get_data()
+        assert np.allclose(gamma, model.gamma(np.asarray(distance) / 6371.0088))
+        assert parameters.lines[0].get_ydata().tolist() == pytest.approx([1.05, 0.9])
+        assert parameters.lines[1].get_ydata().tolist() == pytest.approx([0.15, 0.0])
+
+    def test_nothing_traced_says_so(self) -> None:
+        untraced = pd.DataFrame({"strategy": ["infonce"], "epoch": [1]})
+        assert "no curve was traced" in words(curve_figures.learned(untraced))

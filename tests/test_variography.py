@@ -1,0 +1,532 @@
+"""Statements about variography: candidates are judged alike, a resample is of places, geometry is told by an AUC, groups by their anchors."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from itertools import pairwise
+
+import gstools
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import Runs, fitted, world
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import least_squares
+from sklearn.metrics import roc_auc_score
+from test_semivariogram import LAG, measured, unit_rows
+
+from lib import datasets, semivariogram, variography
+from lib.geodesy import cell_of, pairwise_distance_rad, uniform_on_sphere, unit_vectors
+from lib.semivariogram import SemivariogramError, estimate, fit
+from lib.variography import VariographyError, group_difference, labelled_cells, lag_edges, place_groups, place_sums
+
+RISE = 0.1 + 0.8 * (1.0 - np.exp(-LAG / 0.3))
+LEGENDRE = np.polynomial.legendre.leggauss(800)
+"""Nodes and weights of an integral over -1..1."""
+
+
+def wavy(coordinates: np.ndarray, dimension: int, seed: int, frequency: float = 4.0) -> np.ndarray:
+    """A stationary field on the sphere, float32 [N, dimension]: each dimension a sum of random waves of the places' vectors."""
+    generator = np.random.default_rng(seed)
+    waves = frequency * generator.normal(size=(3, dimension * 16))
+    phase = generator.uniform(0.0, 2.0 * math.pi, dimension * 16)
+    return np.cos(unit_vectors(coordinates) @ waves + phase).reshape(-1, dimension, 16).sum(2).astype(np.float32)
+
+
+class TestCressie:
+    def test_its_fixed_point_minimises_under_the_weights_of_its_own_curve(self) -> None:
+        generator = np.random.default_rng(1)
+        pairs = (1_000 * np.sin(LAG) + 20).astype(int)
+        gamma = RISE * (1.0 + 0.3 * generator.normal(size=len(LAG)) / np.sqrt(pairs / 20))
+        found = fit(measured(gamma, LAG, pairs), family="Exponential", weights="cressie")
+        root = np.sqrt(pairs) / found.gamma(LAG)
+        best = least_squares(lambda p: root * (gamma - p[0] - p[1] * (1.0 - np.exp(-LAG / p[2]))), [0.2, 0.6, 0.5]).x
+        assert (found.nugget, found.partial_sill, found.length_scale_rad) == pytest.approx(tuple(best), rel=1e-3)
+        plain = fit(measured(gamma, LAG, pairs), family="Exponential", weights="pairs")
+        assert abs(found.nugget - plain.nugget) > 1e-3
+
+    def test_the_other_weights_are_gstools_own_bit_for_bit(self) -> None:
+        pairs = (1_000 * np.sin(LAG) + 20).astype(int)
+        gamma = RISE + 0.01 * np.random.default_rng(2).normal(size=len(LAG))
+        empirical = measured(gamma, LAG, pairs)
+        for weights, root in (("none", None), ("pairs", np.sqrt(pairs))):
+            model = gstools.Stable(dim=2)
+            expected, _ = model.fit_variogram(
+                empirical.lag_rad, empirical.gamma, nugget=True, weights=root, loss="linear"
+            )
+            found = fit(empirical, weights=weights)
+            assert (found.nugget, found.partial_sill, found.length_scale_rad) == (
+                expected["nugget"],
+                expected["var"],
+                expected["len_scale"],
+            )
+
+    def test_from_a_start_it_arrives_at_the_same_curve(self) -> None:
+        empirical = measured(RISE, LAG)
+        whole = fit(empirical, family="Exponential")
+        again = fit(
+            empirical, family="Exponential", start=fitted(family="Exponential", exponent=None, length_scale_rad=0.5)
+        )
+        assert again.length_scale_rad == pytest.approx(whole.length_scale_rad, rel=1e-4)
+
+
+class TestMerged:
+    def test_wider_lags_hold_the_same_pairs(self) -> None:
+        fine = measured(RISE, LAG, np.arange(157))
+        coarse, edges = variography.merged(fine, 30)
+        assert len(edges) == len(coarse.pairs) + 1 <= 31
+        assert (edges[0], edges[-1]) == (0.0, pytest.approx(157 * fine.lag_width_rad))
+        assert (np.diff(edges) > 0).all()
+        for k in range(len(coarse.pairs)):
+            inside = np.digitize(LAG, edges) == k + 1
+            assert coarse.pairs[k] == fine.pairs[inside].sum()
+            assert coarse.gamma_sum[k] == pytest.approx(fine.gamma_sum[inside].sum())
+
+    @pytest.mark.parametrize("weights", ["none", "pairs", "cressie"])
+    def test_a_fit_to_them_is_the_fit_to_the_narrow_lags(self, weights: str) -> None:
+        lag = (np.arange(1_570) + 0.5) * 0.002
+        pairs = (2_000 * np.sin(lag) + 20).astype(int)
+        # Not of the model's shape, so that the weights of the lags decide where the curve lies.
+        gamma = 0.1 + 0.5 * (1.0 - np.exp(-lag / 0.1)) + 0.3 * (1.0 - np.exp(-lag / 0.8))
+        fine = measured(gamma, lag, pairs)
+        narrow = fit(fine, family="Exponential", weights=weights)
+        wide = variography.fit_merged(*variography.merged(fine, 120), family="Exponential", weights=weights)
+        for name in ("nugget", "partial_sill", "length_scale_rad"):
+            assert getattr(wide, name) == pytest.approx(getattr(narrow, name), rel=0.02), name
+        assert (wide.weights, wide.pairs) == (weights, narrow.pairs)
+
+
+class TestValidity:
+    @pytest.mark.parametrize(
+        ("family", "exponent", "length"),
+        [("Exponential", None, 0.5), ("Exponential", None, 3.0), ("Spherical", None, 0.7), ("Spherical", None, 5.0), ("Stable", 0.6, 0.4),
+         ("Stable", 1.0, 2.0), ("Stable", 1.3, 5.0), ("Stable", 1.8, 2.0), ("Matern", 0.3, 0.5), ("Matern", 0.5, 2.0), ("Matern", 1.2, 2.0),
+         ("Gaussian", None, 1.5), ("Rational", 0.6, 0.5), ("Rational", 1.5, 1.0), ("Rational", 5.0, 2.0)],
+    )  # fmt: skip
+    def test_valid_means_no_negative_legendre_coefficient(
+        self, family: str, exponent: float | None, length: float
+    ) -> None:
+        """Schoenberg: a function of the angle is a covariance on the sphere if and only if none of its coefficients is negative."""
+        node, weight = LEGENDRE
+        angle, weight = 0.5 * math.pi * (node + 1.0), 0.5 * math.pi * weight
+        model = fitted(family=family, exponent=exponent, length_scale_rad=length)
+        values = model.correlation(angle) * np.sin(angle) * weight
+        coefficients = values @ np.polynomial.legendre.legvander(np.cos(angle), 119)
+        expected = "yes" if min(coefficients) > -1e-9 else "no"
+        assert variography.valid_on_sphere(family, "planar", exponent) == expected
+        assert variography.valid_on_sphere(family, "sphere", exponent) == "yes"
+
+    def test_what_it_cannot_say_is_refused(self) -> None:
+        with pytest.raises(VariographyError, match="depends on its exponent"):
+            variography.valid_on_sphere("Stable", "planar")
+        with pytest.raises(VariographyError, match="no model Cubic"):
+            variography.valid_on_sphere("Cubic", "planar")
+
+
+class TestCandidates:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def table(cls) -> pd.DataFrame:
+        """An exponential curve, noise of the size that its pairs suggest."""
+        lag = (np.arange(314) + 0.5) * 0.01
+        pairs = (50_000 * np.sin(lag) + 50).astype(int)
+        gamma = (
+            0.1 + 0.8 * (1.0 - np.exp(-lag / 0.3)) + 0.3 * np.random.default_rng(0).normal(size=314) / np.sqrt(pairs)
+        )
+        even = measured(gamma, lag, pairs)
+        spread = semivariogram.EmpiricalSemivariogram(
+            0.01, pairs, lag * pairs, gamma * pairs, (gamma**2 + 0.09) * pairs
+        )
+        assert np.allclose(spread.gamma, even.gamma)
+        return variography.candidates_table(spread, lags=40, folds=4)
+
+    def test_every_model_is_a_row(self, table: pd.DataFrame) -> None:
+        assert len(table) == 36 == len(table.drop_duplicates(["family", "metric", "weights"]))
+        assert table["delta_aic"].min() == 0.0
+
+    def test_families_that_hold_the_truth_predict_lags_that_they_have_not_seen(self, table: pd.DataFrame) -> None:
+        best = table[table["metric"] == "planar"].groupby("family")["held_out_rmse"].min()
+        assert max(best["Exponential"], best["Matern"]) < min(best["Gaussian"], best["Spherical"]) / 3
+        aic = table[table["metric"] == "planar"].groupby("family")["aic"].min()
+        assert aic["Exponential"] < min(aic["Gaussian"], aic["Spherical"]) - 50
+
+    def test_the_choice_is_the_smallest_held_out_error(self, table: pd.DataFrame) -> None:
+        best = variography.choose(table)
+        assert best["held_out_rmse"] == table["held_out_rmse"].min()
+        assert best["aic_choice"] == " ".join(table.loc[table["aic"].idxmin(), ["family", "metric", "weights"]])
+        assert variography.choose(table, only_valid=True)["valid_on_sphere"] == "yes"
+
+    def test_its_aic_is_the_stated_formula(self, table: pd.DataFrame) -> None:
+        one, other = (
+            table[(table["family"] == "Exponential") & (table["metric"] == "planar") & (table["weights"] == name)].iloc[
+                0
+            ]
+            for name in ("pairs", "none")
+        )
+        assert one["aic"] <= other["aic"] + 1e-6  # pairs / a constant variance is what `pairs` minimises
+
+    def test_a_curve_that_does_not_rise_gives_reasons_not_an_error(self) -> None:
+        table = variography.candidates_table(measured(1.0 - 0.2 * LAG, LAG), lags=30, folds=3)
+        assert table["aic"].isna().all()
+        assert table["note"].str.contains("do not rise").all()
+        with pytest.raises(VariographyError, match="no candidate"):
+            variography.choose(table.assign(valid_on_sphere="yes"))
+
+    def test_too_few_lags_are_named(self) -> None:
+        with pytest.raises(SemivariogramError, match="lags are too few for 6 blocks"):
+            variography.candidates_table(measured(RISE[:10], LAG[:10]))
+
+
+class TestPlaceSums:
+    @pytest.mark.parametrize("block", [1, 17, 60, 200])
+    def test_it_is_a_double_loop_over_the_pairs(self, block: int) -> None:
+        manifest, features = world({"train": 60})
+        coordinates = manifest[["latitude", "longitude"]].to_numpy(copy=True)
+        groups = np.random.default_rng(0).integers(5, size=60)
+        groups[:5] = range(5)
+        edges = lag_edges(12, 0.1)
+        found = place_sums(unit_rows(features), coordinates, groups, edges, block=block)
+        unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+        pairs, gamma, square = np.zeros((5, 5, 12)), np.zeros((5, 5, 12)), np.zeros(12)
+        distances = pairwise_distance_rad(coordinates, coordinates)
+        for i in range(60):
+            for j in range(i + 1, 60):
+                low, high = sorted((groups[i], groups[j]))
+                lag = min(int(np.searchsorted(edges, distances[i, j], side="right")) - 1, 11)
+                value = 1.0 - float(unit[i].astype(float) @ unit[j])
+                pairs[low, high, lag] += 1
+                gamma[low, high, lag] += value
+                square[lag] += value**2
+        assert np.array_equal(found.pairs, pairs)
+        assert np.allclose(found.gamma_sum, gamma, atol=1e-5)
+        assert np.allclose(found.square_sum, square, atol=1e-5)
+        assert found.places.tolist() == np.bincount(groups).tolist()
+        anchored = np.stack([sum(pairs[min(g, h), max(g, h)] for h in range(5)) + pairs[g, g] for g in range(5)])
+        assert np.array_equal(found.by_anchor(found.pairs), anchored)
+
+    def test_its_curve_is_that_of_estimate(self) -> None:
+        manifest, features = world({"train": 90})
+        coordinates = manifest[["latitude", "longitude"]].to_numpy(copy=True)
+        even = np.minimum(np.arange(33) * 0.1, math.pi)
+        found = place_sums(unit_rows(features), coordinates, place_groups(coordinates, count=7), even).empirical
+        expected = estimate(unit_rows(features), coordinates, 0.1)
+        assert np.array_equal(found.pairs, expected.pairs)
+        assert np.allclose(found.gamma, expected.gamma, atol=1e-6, equal_nan=True)
+        assert np.allclose(found.variance, expected.variance, atol=1e-6, equal_nan=True)
+        assert np.allclose(found.lag_rad, expected.lag_rad, atol=1e-9, equal_nan=True)
+
+    def test_a_resample_weighs_pairs_by_how_often_their_groups_were_drawn(self) -> None:
+        generator = np.random.default_rng(3)
+        total = np.triu(np.ones((4, 4)))[:, :, None] * generator.uniform(size=(4, 4, 6))
+        draws = generator.multinomial(4, [0.25] * 4, size=90).astype(float)
+        found = variography._weighted(draws, total)
+        for m, row in zip(draws, found, strict=True):
+            expected = sum(m[g] * (m[h] if g != h else 1.0) * total[g, h] for g in range(4) for h in range(g, 4))
+            assert np.allclose(row, expected)
+        assert np.allclose(variography._weighted(np.ones((1, 4)), total)[0], total.sum((0, 1)))
+
+    def test_groups_of_cells_keep_a_cell_together_and_random_ones_are_alike_in_size(self) -> None:
+        coordinates = uniform_on_sphere(500, np.random.default_rng(0))
+        cells, drawn = place_groups(coordinates, "cells", cell_deg=30.0), place_groups(coordinates, count=20)
+        assert len(set(zip(cells, cell_of(coordinates, 30.0), strict=True))) == cells.max() + 1
+        assert np.bincount(drawn).tolist() == [25] * 20
+        with pytest.raises(VariographyError, match="random and cells"):
+            place_groups(coordinates, "towns")
+        with pytest.raises(VariographyError, match="at least two groups"):
+            place_groups(coordinates, count=1)
+
+    def test_what_is_not_finite_is_named(self) -> None:
+        coordinates = uniform_on_sphere(20, np.random.default_rng(0))
+        groups = place_groups(coordinates, count=4)
+        broken = np.ones((20, 3), np.float32)
+        broken[7] = np.nan
+        with pytest.raises(VariographyError, match="feature is not finite"):
+            place_sums(lambda rows: torch.from_numpy(broken[rows]), coordinates, groups)
+        with pytest.raises(VariographyError, match="20 places and 3 groups"):
+            place_sums(lambda rows: torch.from_numpy(broken[rows]), coordinates, groups[:3])
+
+
+class TestBootstrap:
+    def test_resampled_places_cover_the_curve_and_independent_pairs_do_not(self) -> None:
+        """150 samples of 150 places out of one field; what is covered is the curve of all of its places."""
+        edges = np.array([0.0, 0.4, 0.8, 1.3, 2.0, math.pi])
+        many = uniform_on_sphere(2_500, np.random.default_rng(0))
+        truth = place_sums(unit_rows(wavy(many, 3, seed=5)), many, place_groups(many), edges).empirical.gamma
+        by_places, by_pairs = [], []
+        for seed in range(150):
+            places = uniform_on_sphere(150, np.random.default_rng(1_000 + seed))
+            sums = place_sums(
+                unit_rows(wavy(places, 3, seed=5)), places, place_groups(places, count=50, seed=seed), edges
+            )
+            low, high = variography._band(np.array([curve.gamma for curve in sums.resampled(200, seed)]))
+            by_places.append((low <= truth) & (truth <= high))
+            by_pairs.append(np.abs(sums.empirical.gamma - truth) <= 1.96 * sums.naive_error)
+        assert 0.90 <= np.mean(by_places) <= 0.995
+        assert np.mean(by_pairs) < 0.80
+
+    def test_intervals_of_the_parameters_hold_the_fit_and_shrink_with_more_places(self) -> None:
+        widths = []
+        for count in (200, 800):
+            places = uniform_on_sphere(count, np.random.default_rng(1))
+            sums = place_sums(
+                unit_rows(wavy(places, 16, seed=2)), places, place_groups(places, count=40), lag_edges(30, 0.05)
+            )
+            table = (
+                variography.bands(sums, resamples=40, family="Gaussian", metric="sphere", weights="pairs")
+                .table()
+                .set_index("parameter")
+            )
+            assert list(table.index) == [
+                "nugget",
+                "partial_sill",
+                "sill",
+                "length_scale_km",
+                "range_slope_km",
+                "range_sill95_km",
+                "range_band_km",
+            ]
+            assert (table["ci_low"] <= table["value"] + 1e-9).all() and (
+                table["value"] <= table["ci_high"] + 1e-9
+            ).all()
+            widths.append(table.loc["length_scale_km", "ci_high"] - table.loc["length_scale_km", "ci_low"])
+        assert widths[1] < 0.8 * widths[0]
+
+    def test_the_range_by_the_band_is_where_the_upper_bound_meets_the_sill(self) -> None:
+        lag, upper = np.array([0.1, 0.2, 0.3, 0.4]), np.array([2.0, 0.5, 1.0, 1.1])
+        assert variography.range_by_band(lag, upper, 1.0, np.array([29, 30, 30, 30])) == 0.3
+        assert variography.range_by_band(lag, upper, 1.0, np.array([30, 30, 30, 30])) == 0.1
+        assert variography.range_by_band(lag, upper, 3.0, np.array([30, 30, 30, 30])) == math.pi
+
+    def test_a_curve_that_does_not_rise_is_refused(self) -> None:
+        places = uniform_on_sphere(120, np.random.default_rng(1))
+        noise = np.random.default_rng(2).normal(size=(120, 8))
+        with pytest.raises(SemivariogramError, match="do not rise"):
+            variography.bands(place_sums(unit_rows(noise), places, place_groups(places, count=20), lag_edges(20, 0.05)))
+
+
+class TestGeometry:
+    def test_the_auc_is_that_of_scikit_learn(self) -> None:
+        manifest, features = world({"train": 150})
+        coordinates = manifest[["latitude", "longitude"]].to_numpy(copy=True)
+        counts = variography.separation(
+            unit_rows(features),
+            coordinates,
+            place_groups(coordinates, count=6),
+            near_km=1_500.0,
+            far_km=6_000.0,
+            block=64,
+        )
+        unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+        first, second = np.triu_indices(150, 1)
+        distance = 6371.0088 * pairwise_distance_rad(coordinates, coordinates)[first, second]
+        used = (distance < 1_500.0) | (distance > 6_000.0)
+        dissimilarity = 1.0 - (unit[first] * unit[second]).sum(1)
+        expected = roc_auc_score(distance[used] > 6_000.0, dissimilarity[used])
+        assert variography.auc(*counts.sum((1, 2))) == pytest.approx(expected, abs=2e-4)
+        assert counts.sum((1, 2, 3)).tolist() == [(distance < 1_500.0).sum(), (distance > 6_000.0).sum()]
+
+    @given(st.lists(st.integers(0, 9), min_size=3, max_size=30), st.lists(st.integers(0, 9), min_size=3, max_size=30))
+    @settings(max_examples=40)
+    def test_ties_count_half(self, near: list[int], far: list[int]) -> None:
+        expected = np.mean([[(b > a) + 0.5 * (b == a) for a in near] for b in far])
+        assert variography.auc(np.bincount(near, minlength=10), np.bincount(far, minlength=10)) == pytest.approx(
+            expected
+        )
+
+    def test_whitened_features_are_white_and_standardised_ones_standard(self) -> None:
+        generator = np.random.default_rng(0)
+        features = generator.normal(size=(400, 6)) @ generator.normal(size=(6, 9)) + 3.0  # of rank 6
+        of = {name: transform(features) for name, transform in variography.geometries(features).items()}
+        assert of["whitened"].shape == (400, 6)
+        assert np.allclose(np.cov(of["whitened"].T, bias=True), np.eye(6), atol=1e-4)
+        assert np.allclose(of["standardised"].std(0), 1.0, atol=1e-4)
+        assert np.allclose(of["centred"].mean(0), 0.0, atol=1e-4)
+        assert np.array_equal(of["raw"], features.astype(np.float32))
+
+    def test_a_constant_dimension_stays_finite_and_constant_features_are_refused(self) -> None:
+        features = np.random.default_rng(0).normal(size=(50, 4))
+        features[:, 2] = 7.0
+        for transform in variography.geometries(features).values():
+            assert np.isfinite(transform(features)).all()
+        with pytest.raises(VariographyError, match="do not show how the features spread"):
+            variography.geometries(np.ones((50, 4)))
+
+    def test_a_common_offset_hides_geography_until_it_is_taken_off(self) -> None:
+        places = uniform_on_sphere(300, np.random.default_rng(4))
+        features = wavy(places, 24, seed=1, frequency=2.0)
+        features[:, 0] *= 30.0  # one loud dimension, which standardising quiets
+        groups = place_groups(places, count=10)
+        table = variography.geometry_table(
+            features + 200.0, places, near_km=1_500.0, far_km=6_000.0, groups=groups, resamples=10
+        ).set_index("geometry")
+        assert list(table.index) == ["raw", "centred", "standardised", "whitened"]
+        assert table.loc["standardised", "auc"] > max(table.loc["raw", "auc"], table.loc["centred", "auc"])
+        assert table.loc["raw", "sill"] < 0.2 < table.loc["standardised", "sill"]
+        assert (table["auc_low"] <= table["auc"]).all() and (table["auc"] <= table["auc_high"]).all()
+        with pytest.raises(VariographyError, match="no two places are nearer than 0.001 km"):
+            variography.geometry_table(features, places, near_km=0.001, groups=groups)
+
+
+class TestGroups:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def two_worlds(cls) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Places, features and labels: the north changes within a few degrees, the south slowly."""
+        places = uniform_on_sphere(600, np.random.default_rng(6))
+        north = places[:, 0] > 0.0
+        slow, quick = wavy(places, 12, seed=1, frequency=2.0), wavy(places, 12, seed=2, frequency=15.0)
+        return places, np.where(north[:, None], quick, slow), np.where(north, "north", "south")
+
+    def test_a_curve_is_the_mean_over_the_pairs_of_its_anchors(self) -> None:
+        manifest, features = world({"train": 70})
+        places = manifest[["latitude", "longitude"]].to_numpy(copy=True)
+        labels = manifest["continent"].to_numpy()
+        groups, cells = labelled_cells(places, labels)
+        edges = lag_edges(8, 0.3)
+        curves = variography.curves_by_group(
+            place_sums(unit_rows(features), places, groups, edges), cells, least=1, resamples=10
+        )
+        unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+        distances, dissimilarity = pairwise_distance_rad(places, places), 1.0 - unit @ unit.T
+        np.fill_diagonal(distances, -1.0)
+        for name, frame in curves.groupby("group"):
+            anchors, expected = labels == name, []
+            for low, high in pairwise(edges):
+                inside = (distances[anchors] >= low) & (distances[anchors] < high)
+                expected += [(dissimilarity[anchors][inside].mean(), inside.sum())] if inside.any() else []
+            assert np.allclose(frame[["gamma", "pairs"]], expected, atol=1e-5)
+            assert set(frame["n"]) == {(labels == name).sum()}
+
+    def test_groups_that_differ_are_told_from_groups_dealt_at_random(
+        self, two_worlds: tuple[np.ndarray, np.ndarray, np.ndarray]
+    ) -> None:
+        places, features, labels = two_worlds
+        groups, cells = labelled_cells(places, labels)
+        sums = place_sums(unit_rows(features), places, groups, lag_edges(20, 0.1))
+        for null in ("cells", "rotation"):
+            table = group_difference(sums, cells, null=null, permutations=99).set_index("group")
+            assert table.loc["north", "p_value"] <= 0.03, null
+            assert table["n"].sum() == 600
+        dealt = np.random.default_rng(0).permutation(pd.unique(cell_of(places, 10.0)))
+        by_chance = np.where(np.isin(cell_of(places, 10.0), dealt[::2]), "one", "other")
+        groups, cells = labelled_cells(places, by_chance)
+        alike = group_difference(
+            place_sums(unit_rows(features), places, groups, lag_edges(20, 0.1)), cells, permutations=99
+        )
+        assert (alike["p_value"] > 0.05).all()
+
+    def test_connected_groups_of_one_smooth_field_differ_from_scattered_ones_but_not_from_their_rotations(self) -> None:
+        p_values = {"cells": [], "rotation": []}
+        for seed in range(6):
+            places = uniform_on_sphere(400, np.random.default_rng(seed))
+            groups, cells = labelled_cells(places, np.where(places[:, 1] > 0.0, "east", "west"))
+            sums = place_sums(unit_rows(wavy(places, 3, seed=seed, frequency=2.0)), places, groups, lag_edges(15, 0.1))
+            for null, found in p_values.items():
+                found += group_difference(sums, cells, null=null, permutations=99, least=50)["p_value"].tolist()
+        assert np.median(p_values["cells"]) < 0.1
+        assert np.median(p_values["rotation"]) > 0.2
+
+    @given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=8))
+    def test_holm_is_the_step_down_definition(self, p_values: list[float]) -> None:
+        found, order = variography.holm(np.array(p_values)), np.argsort(p_values, kind="stable")
+        expected, most = np.empty(len(p_values)), 0.0
+        for rank, index in enumerate(order):
+            most = max(most, (len(p_values) - rank) * p_values[index])
+            expected[index] = min(1.0, most)
+        assert np.allclose(found, expected)
+
+    def test_a_neighbourhood_is_a_group_as_well(self) -> None:
+        places = uniform_on_sphere(200, np.random.default_rng(0))
+        labels = variography.near_place(places, tuple(places[3]), 4_000.0)
+        distance = 6371.0088 * pairwise_distance_rad(places, places[3:4])[:, 0]
+        assert np.array_equal(labels == "within 4,000 km", distance <= 4_000.0)
+        with pytest.raises(VariographyError, match="widen the radius"):
+            variography.near_place(places, (0.0, 0.0), 0.001)
+
+    def test_bad_questions_are_named(self) -> None:
+        places = uniform_on_sphere(60, np.random.default_rng(0))
+        groups, cells = labelled_cells(places, np.full(60, "all"))
+        sums = place_sums(unit_rows(wavy(places, 3, seed=0)), places, groups)
+        with pytest.raises(VariographyError, match="need two"):
+            group_difference(sums, cells, least=1)
+        with pytest.raises(VariographyError, match="no group has 200 places"):
+            variography.curves_by_group(sums, cells)
+
+
+class TestRun:
+    def make(self, make_run: Runs, *overrides: str):
+        """A run with three continents, one of them of fewer than 200 training photos."""
+        run = make_run(
+            "semivariogram.lag_width_rad=0.05", *overrides, sizes={"train": 700, "validation": 24, "test": 24}
+        )
+        manifest = pd.read_parquet(run.manifest)
+        manifest["continent"] = np.where(
+            manifest["longitude"] < -140, "Oceania", np.where(manifest["longitude"] < 20, "Africa", "Asia")
+        )
+        manifest.to_parquet(run.manifest, index=False)
+        return run, manifest
+
+    def test_each_group_of_training_anchors_has_its_curve_and_small_ones_are_named(
+        self, make_run: Runs, capsys: pytest.CaptureFixture
+    ) -> None:
+        run, manifest = self.make(make_run)
+        found = variography.fit_local(run)
+        train = manifest[manifest["split"] == "train"]
+        counts = train["continent"].value_counts()
+        assert counts["Oceania"] < 200
+        assert f"left out Oceania ({counts['Oceania']} photos)" in capsys.readouterr().out
+        assert {name: curve.photos for name, curve in found.items()} == counts.drop("Oceania").to_dict()
+        assert json.loads(run.semivariogram_local.read_text()) == {name: asdict(curve) for name, curve in found.items()}
+        rows = datasets.manifest.rows_of(manifest, "train")
+        africa = (train["continent"] == "Africa").to_numpy()
+        within, between = africa.sum() * (africa.sum() - 1), africa.sum() * (~africa).sum()
+        assert found["Africa"].pairs == within + between
+        assert len(rows) == 700
+
+    def test_it_is_reused_until_the_column_changes(self, make_run: Runs) -> None:
+        run, manifest = self.make(make_run)
+        assert variography.fit_local(run) == variography.fit_local(run)
+        manifest.assign(half=np.where(manifest["latitude"] > 0, "north", "south")).to_parquet(run.manifest, index=False)
+        assert set(variography.fit_local(run, by="half")) == {"north", "south"}
+        assert [report.split()[0] for report in run.reports] == ["made", "reused", "made"]
+        with pytest.raises(VariographyError, match="no column village"):
+            variography.fit_local(run, by="village")
+
+    def test_more_pairs_than_allowed_are_those_of_fewer_photos(self, make_run: Runs) -> None:
+        run, _ = self.make(make_run, "semivariogram.max_pairs=50000")
+        assert max(curve.pairs for curve in variography.fit_local(run).values()) < 100_000
+
+    def test_where_no_group_is_large_enough_all_photos_take_the_curve_of_all(
+        self, make_run: Runs, capsys: pytest.CaptureFixture
+    ) -> None:
+        run = make_run("semivariogram.lag_width_rad=0.05")
+        assert variography.fit_local(run) == {}
+        assert "left out" in capsys.readouterr().out
+
+    def test_what_is_no_set_of_curves_is_named(self, tmp_path) -> None:
+        for text in ("", "[1]", '{"Africa": {"family": "Stable"}}', '{"Africa": 3}'):
+            (tmp_path / "odd.json").write_text(text)
+            with pytest.raises(SemivariogramError, match=r"odd\.json: not saved semivariograms of groups"):
+                semivariogram.load_local(tmp_path / "odd.json")
+
+
+class TestLearned:
+    def test_it_is_the_curve_of_the_drawn_photos(self) -> None:
+        places = uniform_on_sphere(300, np.random.default_rng(0))
+        embeddings = torch.nn.functional.normalize(torch.from_numpy(wavy(places, 16, seed=0)).float(), dim=1)
+        empirical, model = semivariogram.of_embeddings(embeddings, places)
+        expected = estimate(unit_rows(embeddings.numpy()), places, 0.01)
+        assert np.array_equal(empirical.pairs, expected.pairs)
+        assert np.allclose(empirical.gamma, expected.gamma, atol=1e-6, equal_nan=True)
+        assert model.photos == 300 and model.r2 > 0.5
+        assert semivariogram.of_embeddings(embeddings, places, photos=40)[0].pairs.sum() == 40 * 39 // 2
+
+    def test_before_training_nothing_can_be_fitted(self) -> None:
+        places = uniform_on_sphere(200, np.random.default_rng(0))
+        noise = torch.nn.functional.normalize(torch.from_numpy(np.random.default_rng(1).normal(size=(200, 16))).float(), dim=1)
+        with pytest.raises(SemivariogramError, match="rise"):
+            semivariogram.of_embeddings(noise, places)
