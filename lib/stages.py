@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from lib import datasets, features, ranks, semivariogram, study, training
+from lib import datasets, features, ranks, semivariogram, study, training, variography
 from lib.backbones import BackboneError
 from lib.datasets.manifest import ManifestError
 from lib.features import FeatureError
@@ -32,6 +32,7 @@ def make(run: Run) -> None:
     datasets.prepare(run)
     features.extract(run)
     semivariogram.fit_run(run)
+    variography.fit_local(run)
     training.train_all(run, run.settings.training.strategies)
     for part in study.PARTS if run.settings.study is not None else ():
         study.make(run, part)

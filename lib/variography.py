@@ -8,9 +8,11 @@ Lags are finer near zero, so a coarse curve is an :class:`EmpiricalSemivariogram
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,7 +23,7 @@ from scipy.spatial.transform import Rotation
 
 from lib import datasets, features
 from lib.geodesy import cell_of, chord_to_rad, distance_km, km_to_rad, rad_to_km, unit_vectors
-from lib.runs import Run, progress, write_json
+from lib.runs import Run, progress, write_json, writing
 from lib.semivariogram import (
     RANGE_RULES,
     SHAPE_PARAMETERS,
@@ -31,6 +33,7 @@ from lib.semivariogram import (
     UnitRows,
     fit,
     lag_count,
+    load_empirical,
     load_local,
     range_by_sill,
     range_by_slope,
@@ -898,3 +901,124 @@ def _local_fits(
         except SemivariogramError as error:
             left_out.append(f"{name} ({error})")
     return curves, left_out
+
+
+GEOMETRY_PHOTOS = 4_000
+"""Training photos of which geometries are compared: each needs features of its own in memory."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What :func:`examine` found; every table is a file of the run too.
+
+    Attributes:
+        bands: of the run's own model, by resampling random groups of places.
+        models: :func:`candidates_table`.
+        intervals: :meth:`Bands.table` with a column ``resampled``: places, or whole cells.
+        geometry: :func:`geometry_table`.
+        curves, difference: :func:`curves_by_group` and :func:`group_difference` of the continents; the latter with a column
+            ``null``.
+    """
+
+    bands: Bands
+    models: pd.DataFrame
+    intervals: pd.DataFrame
+    geometry: pd.DataFrame
+    curves: pd.DataFrame
+    difference: pd.DataFrame
+
+
+TABLES = {
+    "models": "semivariogram_models", "intervals": "semivariogram_intervals", "geometry": "semivariogram_geometry",
+    "curves": "semivariogram_by_continent", "difference": "semivariogram_continents_differ",
+}  # fmt: skip
+
+
+def examine(run: Run, resamples: int = 500) -> Findings:
+    """Families, bands, geometries and continents of the training split's features, made once or reused.
+
+    Raises:
+        SemivariogramError, VariographyError: too few photos for one of the questions.
+    """
+    settings, kept = run.settings.semivariogram, run.folder / "semivariogram" / "bands.npz"
+    used = {"model": settings.model_dump(), "centred": run.settings.backbone.centred, "resamples": resamples}
+
+    def make() -> None:
+        found = _findings(run, resamples)
+        for name, table in TABLES.items():
+            with writing(run.table(table)) as aside:
+                getattr(found, name).to_csv(aside, index=False)
+        _save_bands(found.bands, kept)
+
+    run.produce(
+        "variography",
+        make=make,
+        inputs=[run.require(path, "03_semivariogram") for path in (run.manifest, run.features, run.empirical)],
+        outputs=[kept, *map(run.table, TABLES.values())],
+        settings=used,
+        code=["geodesy", "features", "semivariogram", "variography"],
+    )
+    return Findings(_load_bands(kept), **{name: pd.read_csv(run.table(table)) for name, table in TABLES.items()})
+
+
+def _findings(run: Run, resamples: int) -> Findings:
+    settings, manifest, frozen = run.settings.semivariogram, datasets.read(run), features.read(run)
+    every_row = datasets.manifest.rows_of(manifest, "train")
+    rows = every_row[_drawn(len(every_row), settings.max_pairs, settings.seed)]
+    places, fitting = datasets.manifest.coordinates(manifest)[rows], {
+        "family": settings.family, "metric": settings.metric, "weights": settings.weights, "max_lag_rad": settings.max_lag_rad,
+    }  # fmt: skip
+
+    def _sums(groups: np.ndarray) -> PlaceSums:
+        return place_sums(lambda chosen: frozen.unit(rows[chosen]), places, groups, device=run.device)
+
+    found = {
+        kind: bands(_sums(place_groups(places, name)), resamples=resamples, **fitting)
+        for kind, name in (("places", "random"), ("cells of 10 degrees", "cells"))
+    }
+    groups, cells = labelled_cells(places, manifest["continent"].to_numpy()[rows].astype(str))
+    by_continent, least = _sums(groups), min(LEAST_PHOTOS, len(rows) // 20)
+    differences = [
+        group_difference(by_continent, cells, null=null, least=least).assign(null=null) for null in ("cells", "rotation")
+    ]
+    some = np.sort(np.random.default_rng(0).choice(len(rows), min(len(rows), GEOMETRY_PHOTOS), replace=False))
+    return Findings(
+        found["places"],
+        candidates_table(semivariogram_sums(run), max_lag_rad=settings.max_lag_rad),
+        pd.concat([one.table().assign(resampled=kind) for kind, one in found.items()], ignore_index=True),
+        geometry_table(frozen.rows(rows[some]).numpy(), places[some], resamples=min(resamples, 200)),
+        curves_by_group(by_continent, cells, least=least),
+        pd.concat(differences, ignore_index=True),
+    )
+
+
+def semivariogram_sums(run: Run) -> EmpiricalSemivariogram:
+    """The run's empirical semivariogram.
+
+    Raises:
+        ArtefactError: notebook 03 has not run.
+    """
+    return load_empirical(run.require(run.empirical, "03_semivariogram"))
+
+
+def _save_bands(found: Bands, path: Path) -> None:
+    sums = {name: getattr(found.empirical, name) for name in ("pairs", "distance_sum_rad", "gamma_sum", "square_sum")}
+    with writing(path) as aside:
+        np.savez(
+            aside, edges_rad=found.edges_rad, low=found.low, high=found.high, refused=found.refused,
+            draws=found.draws.to_numpy(), names=found.draws.columns.to_numpy(str), fitted=json.dumps(asdict(found.fitted)), **sums,
+        )  # fmt: skip
+
+
+def _load_bands(path: Path) -> Bands:
+    with np.load(path, allow_pickle=False) as kept:
+        sums = [kept[name] for name in ("pairs", "distance_sum_rad", "gamma_sum", "square_sum")]
+        return Bands(
+            kept["edges_rad"],
+            EmpiricalSemivariogram(math.nan, *sums),
+            FittedSemivariogram(**json.loads(str(kept["fitted"]))),
+            kept["low"],
+            kept["high"],
+            pd.DataFrame(kept["draws"], columns=list(kept["names"])),
+            int(kept["refused"]),
+        )

@@ -12,7 +12,7 @@ from lib.runs import Run
 from lib.settings import PROJECT
 
 SMALL = ["device=cpu", "dataset.train=96", "dataset.validation=24", "dataset.test=24", "dataset.test_blocked=16", "training.epochs=1",
-         "backbone.shard_size=32", "training.strategies=infonce,decayed,similarity", "training.seeds=0"]  # fmt: skip
+         "backbone.shard_size=32", "training.strategies=infonce,decayed,similarity", "training.seeds=0", "study=null"]  # fmt: skip
 
 
 def stages(folder: Path, processes: int) -> subprocess.CompletedProcess[str]:
@@ -30,7 +30,7 @@ def test_two_processes_make_what_one_makes_and_each_file_once(tmp_path: Path) ->
         assert done.returncode == 0, done.stderr[-3_000:]
         made = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("made    ")]
         trainings = [f"training-{name}_seed0" for name in ("decayed", "infonce", "similarity")]
-        assert sorted(made) == sorted(["manifest", "features", "semivariogram", *trainings])
+        assert sorted(made) == sorted(["manifest", "features", "semivariogram", "semivariogram_local", *trainings])
     names = ["features/features.npy", "semivariogram.json", "tables/semivariogram.csv"]
     names += [f"checkpoints/{name}_seed0.safetensors" for name in ("infonce", "decayed", "similarity")]
     for name in names:
@@ -38,7 +38,7 @@ def test_two_processes_make_what_one_makes_and_each_file_once(tmp_path: Path) ->
     again = stages(two, 2)
     assert again.returncode == 0 and "made    " not in again.stdout, again.stdout
     receipts = {path.stem for path in (two / "run" / "receipts").glob("*.json")}
-    assert receipts == {"manifest", "features", "semivariogram", *(f"training-{name}_seed0" for name in ("infonce", "decayed", "similarity"))}
+    assert receipts == {"manifest", "features", "semivariogram", "semivariogram_local", *(f"training-{name}_seed0" for name in ("infonce", "decayed", "similarity"))}
 
 
 def test_the_notebooks_find_what_several_processes_have_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

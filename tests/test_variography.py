@@ -507,6 +507,19 @@ class TestRun:
         assert variography.fit_local(run) == {}
         assert "left out" in capsys.readouterr().out
 
+    def test_the_whole_examination_is_reused_and_its_bands_come_back_as_they_were(self, make_run: Runs) -> None:
+        run, _ = self.make(make_run, "semivariogram.lag_width_rad=0.02")
+        semivariogram.fit_run(run)
+        first, again = variography.examine(run, resamples=20), variography.examine(run, resamples=20)
+        assert [report.split()[0] for report in run.reports] == ["made", "made", "reused"]
+        assert first.bands.fitted == again.bands.fitted and first.bands.draws.equals(again.bands.draws)
+        expected = fit(semivariogram.load_empirical(run.empirical))
+        assert again.bands.fitted.sill == pytest.approx(expected.sill, rel=0.05)
+        assert set(again.intervals["resampled"]) == {"places", "cells of 10 degrees"}
+        assert len(again.models) == 36 and set(again.geometry["geometry"]) == {"raw", "centred", "standardised", "whitened"}
+        assert set(again.difference["null"]) == {"cells", "rotation"}
+        assert set(again.curves["group"]) >= {"Africa", "Asia"}
+
     def test_what_is_no_set_of_curves_is_named(self, tmp_path) -> None:
         for text in ("", "[1]", '{"Africa": {"family": "Stable"}}', '{"Africa": 3}'):
             (tmp_path / "odd.json").write_text(text)
