@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lib import datasets, evaluation, features, ranks, semivariogram, training
+from lib import datasets, evaluation, features, ranks, semivariogram, training, variography
 from lib.runs import Run, generator, writing
 from lib.settings import Study
 from lib.training import VALIDATION_RADII_KM, Job
@@ -327,6 +327,7 @@ def make(run: Run, part: str) -> None:
         study = settings_of(run)
         training.make_all([one.job(run, seed) for one in search_variants(run) for seed in study.search_seeds])
     elif part == "table":
+        variography.fit_local(run)
         training.train_all(run, run.settings.training.strategies)
     elif part == "worlds":
         sweep_worlds(run, worlds(run))
