@@ -83,7 +83,7 @@ def predict_all(run: Run, strategies: list[str], *, split_names: list[str] | Non
         )
         embedded = gallery.embed(geoclip, candidates, run.device)
         found = candidates[gallery.retrieve(geoclip, frozen.rows(rows), embedded)]
-        frames.append(_predictions(photos, truth, found, name, seed))
+        frames.append(predictions_of(photos, truth, found, name, seed))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -99,10 +99,11 @@ def predict_published(run: Run) -> pd.DataFrame:
     published = model.published().to(run.device)
     found = gallery.retrieve(published, frozen.rows(rows), gallery.embed(published, candidates, run.device))
     truth = datasets.manifest.coordinates(manifest)[rows]
-    return _predictions(manifest.iloc[rows], truth, candidates[found], PUBLISHED, 0)
+    return predictions_of(manifest.iloc[rows], truth, candidates[found], PUBLISHED, 0)
 
 
-def _predictions(photos: pd.DataFrame, truth: np.ndarray, found: np.ndarray, strategy: str, seed: int) -> pd.DataFrame:
+def predictions_of(photos: pd.DataFrame, truth: np.ndarray, found: np.ndarray, strategy: str, seed: int) -> pd.DataFrame:
+    """Rows as :func:`predict_all` has them: of ``photos`` at ``truth`` [N, 2], predicted at ``found`` [N, 2], degrees."""
     return pd.DataFrame(
         {
             "id": photos["id"].to_numpy(),
@@ -128,7 +129,7 @@ def bounds(run: Run, split: str, seed: int = 0) -> pd.DataFrame:
     truth = datasets.manifest.coordinates(manifest)[rows]
     drawn = np.random.default_rng(seed).integers(len(candidates), size=len(rows))
     frames = [
-        _predictions(manifest.iloc[rows], truth, candidates[found], name, seed)
+        predictions_of(manifest.iloc[rows], truth, candidates[found], name, seed)
         for name, found in (("ceiling", nearest(truth, candidates)[0]), ("chance", drawn))
     ]
     return accuracy(pd.concat(frames))
@@ -282,10 +283,16 @@ def evaluate(run: Run) -> dict[str, pd.DataFrame]:
             *gallery.input_files(run),
         ],
         outputs=[run.predictions, *map(run.table, tables)],
-        settings=settings.model_dump() | {"strategies": strategies, "seeds": run.settings.training.seeds},
+        settings=settings.model_dump(exclude={"shown"}) | {"strategies": strategies, "seeds": run.settings.training.seeds},
         code=CODE,
     )
     return {"predictions": pd.read_parquet(run.predictions)} | {name: pd.read_csv(run.table(name)) for name in tables}
+
+
+def shown(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of ``table`` (with a column strategy) that figures and maps show: those of ``evaluation.shown``, or all."""
+    names = run.settings.evaluation.shown
+    return table[table["strategy"].isin([*names, PUBLISHED])] if names else table
 
 
 def mean_over_seeds(table: pd.DataFrame) -> pd.DataFrame:

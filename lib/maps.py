@@ -57,6 +57,8 @@ MAX_PHOTOS = 2_500
 
 THUMBNAIL_PX = 72
 LINE_STEP_RAD = math.radians(3.0)
+MOST_PHOTOS = 2_000
+"""Photos of a split on one map: beyond, a browser takes too long."""
 BACKGROUND_PX = 2_700
 TILE_HOST = "https://tile.openstreetmap.org"
 LEAFLET = ("https://cdn.jsdelivr.net/npm/leaflet@1.9.3/dist/leaflet.js",
@@ -129,10 +131,16 @@ def save_map(figure: folium.Map, path: Path) -> Path:
 def split_map(predictions: pd.DataFrame, manifest: pd.DataFrame, run: Run, split: str) -> folium.Map:
     """The map of one split's predictions, also saved as maps/predictions.html (further splits: maps/predictions_NAME.html).
 
-    predictions: of all splits, as predictions.parquet has them; manifest: for the photos' paths.
+    predictions: of all splits, as predictions.parquet has them; manifest: for the photos' paths. Of more than 2,000 photos so
+    many are drawn at random, and the title says so: each carries its thumbnail.
     """
-    chosen = predictions[predictions["split"] == split].merge(manifest[["id", "path"]], on="id", how="left")
-    world = prediction_map(chosen, root_of(run), title=f"{run.name}: split {split}")
+    of_split, title = predictions[predictions["split"] == split], f"{run.name}: split {split}"
+    ids = of_split["id"].drop_duplicates()
+    if len(ids) > MOST_PHOTOS:
+        title += f", {MOST_PHOTOS:,} of {len(ids):,} photos"
+        of_split = of_split[of_split["id"].isin(ids.sample(MOST_PHOTOS, random_state=0))]
+    chosen = of_split.merge(manifest[["id", "path"]], on="id", how="left")
+    world = prediction_map(chosen, root_of(run), title=title)
     is_first = split == predictions["split"].iloc[0]
     save_map(world, run.map("predictions" if is_first else f"predictions_{split}"))
     return world

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -581,3 +581,11 @@ def range_table(fitted: FittedSemivariogram) -> pd.DataFrame:
     model = fitted.model()
     rows = [(name, of(model), rad_to_km(of(model)), name == fitted.range_rule) for name, of in RANGE_RULES.items()]
     return pd.DataFrame(rows, columns=["rule", "range_rad", "range_km", "used"]).round({"range_rad": 3, "range_km": 0})
+
+
+def compare(several: Mapping[str, FittedSemivariogram]) -> pd.DataFrame:
+    """Parameters of several curves side by side, one row each: photos, nugget, sill, length_scale_km, exponent, range_km, r2."""
+    names = ["photos", "nugget", "sill", "length_scale_km", "exponent", "range_km", "r2"]
+    rounding = {"nugget": 3, "sill": 3, "length_scale_km": 0, "exponent": 2, "range_km": 0, "r2": 2}
+    rows = {name: [getattr(one, column) for column in names] for name, one in several.items()}
+    return pd.DataFrame.from_dict(rows, "index", columns=names).rename_axis("curve").round(rounding)

@@ -238,6 +238,9 @@ class Evaluation(_Group):
     baselines: Annotated[list[Literal["geoclip_pretrained"]], BeforeValidator(_as_list)] = Field(
         [], description="geoclip_pretrained: GeoCLIP as published, with its own gallery (needs CLIP ViT-L/14 features)"
     )
+    shown: Annotated[list[str], BeforeValidator(_as_list)] = Field(
+        [], description="strategies in the figures and maps of notebooks 04 and 05; empty: all"
+    )
     bootstrap: int = Field(2_000, ge=100, description="bootstrap resamples of a confidence interval")
     seed: int = 0
 

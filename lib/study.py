@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lib import datasets, evaluation, features, ranks, semivariogram, training, variography
+from lib import datasets, evaluation, features, negatives, ranks, semivariogram, training, variography
 from lib.runs import Run, generator, writing
 from lib.settings import Study
 from lib.training import VALIDATION_RADII_KM, Job
@@ -148,6 +148,18 @@ def search_for_reading(table: pd.DataFrame) -> pd.DataFrame:
     return wide.loc[list(dict.fromkeys(table["strategy"]))].rename_axis(columns="try")
 
 
+def best_of(searched: pd.DataFrame, kind: str) -> str:
+    """The strategy of ``kind`` (family, peer, control) with the highest score of the search.
+
+    Raises:
+        StudyError: the search tried none of that kind.
+    """
+    of_kind = searched[[negatives.REGISTRY[name].kind == kind for name in searched["strategy"]]]
+    if of_kind.empty:
+        raise StudyError(f"study.search tries no strategy of the kind {kind}")
+    return str(of_kind.loc[of_kind["score"].idxmax(), "strategy"])
+
+
 def length_variants(run: Run) -> list[Variant]:
     """The sweep's strategies trained for each of ``study.epochs``."""
     study = settings_of(run)
@@ -223,7 +235,7 @@ def _predictions(run: Run, group: Iterable[Variant], study: Study) -> pd.DataFra
             make=make,
             inputs=[run.manifest, run.features, checkpoint],
             outputs=[path],
-            settings=run.settings.evaluation.model_dump(),
+            settings=run.settings.evaluation.model_dump(include={"gallery", "lattice_km"}),
             code=evaluation.CODE,
             by="this rank",
         )
