@@ -25,8 +25,9 @@ PALETTE = sns.color_palette("colorblind").as_hex()
 INK, MUTED, LAND, WATER = "#1b1f24", "#6b7280", "#dfe3e6", "#ffffff"
 STRATEGY_COLOURS = {
     "infonce": "#4d4d4d", "semivariogram": PALETTE[0], "decayed": PALETTE[2], "similarity": PALETTE[1],
-    "hard_only": PALETTE[3], "false_only": PALETTE[4], "residual": PALETTE[9], "thesis": PALETTE[5],
-    "geoclip_pretrained": "#6a3d9a",
+    "false_only": PALETTE[4], "residual": PALETTE[9], "thesis": PALETTE[5],
+    "geoclip_pretrained": "#6a3d9a", "distance_gate": PALETTE[3], "constant_offset": PALETTE[5], "hard_only": "#a16207",
+    "distance_soft": PALETTE[4], "soft_targets": PALETTE[6], "hcl": PALETTE[8],
 }  # fmt: skip
 SPLIT_COLOURS = {"train": "#9aa5b1", "validation": PALETTE[1], "test": PALETTE[0], "test_blocked": PALETTE[3]}
 KIND_COLOURS = {

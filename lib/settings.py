@@ -245,6 +245,23 @@ class Evaluation(_Group):
     seed: int = 0
 
 
+class Simulation(_Group):
+    """A world with a known semivariogram; see lib.simulation."""
+
+    strategies: Names = Field(["infonce", "decayed"], description="trained in it, beside the oracles")
+    seeds: Seeds = Field([0, 1, 2], description="seeds of its trainings")
+    train: int = Field(3_000, ge=50, description="training photos, twins and doubles among them")
+    validation: int = Field(300, ge=1)
+    test: int = Field(2_000, ge=1)
+    twins: float = Field(0.15, ge=0, lt=0.5, description="share that are twins: false negatives by construction")
+    doubles: float = Field(0.15, ge=0, lt=0.5, description="share that are doubles: hard negatives by construction")
+    nugget: float = Field(0.3, gt=0, lt=1, description="nugget; the sill is 1")
+    length_scale_km: float = Field(800.0, gt=0, description="length scale of the exponential covariance, kilometres")
+    dimensions: int = Field(64, ge=4, description="fields, that is, dimensions of the features")
+    epochs: int = Field(10, ge=1, description="epochs of its trainings")
+    seed: int = Field(0, ge=0, description="seed of the world")
+
+
 Search = dict[str, list[dict[str, float | None]]]
 
 
@@ -267,6 +284,7 @@ class Study(_Group):
         [], description="noise added to the features, in their standard deviations: raises the nugget"
     )
     backbones: Annotated[list[str], BeforeValidator(_as_list)] = Field([], description="other backbones")
+    simulation: Simulation | None = Field(None, description="a simulated world; null: none")
     margin_points: float = Field(0.3, gt=0, description="differences inside are called equivalent, percentage points")
 
 
@@ -379,7 +397,7 @@ def _keys_beside(location: Sequence[str | int]) -> list[str]:
     """Names of the settings in the group that ``location`` points into."""
     groups = {
         "blue_marble": BlueMarble, "folder": Folder, "osv5m": OSV5M, "backbone": Backbone, "semivariogram": Semivariogram,
-        "training": Training, "evaluation": Evaluation, "study": Study,
+        "training": Training, "evaluation": Evaluation, "study": Study, "simulation": Simulation,
     }  # fmt: skip
     model: type[BaseModel] = Settings
     for part in location[:-1]:

@@ -17,7 +17,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lib import datasets, evaluation, features, negatives, ranks, semivariogram, training, variography
+from lib import (
+    datasets,
+    evaluation,
+    features,
+    negatives,
+    ranks,
+    semivariogram,
+    significance,
+    simulation,
+    training,
+    variography,
+)
 from lib.runs import Run, generator, writing
 from lib.settings import Study
 from lib.training import VALIDATION_RADII_KM, Job
@@ -326,7 +337,32 @@ def sweep_worlds(run: Run, worlds_of_run: Sequence[tuple[str, float, Run]]) -> p
     return evaluation.save_table(table[[*front, *(name for name in table if name not in front)]], run.table("sweep_worlds"))
 
 
-PARTS = ("search", "table", "length", "density", "queue", "worlds")
+def simulate(run: Run) -> tuple[simulation.World, Run, dict[str, pd.DataFrame]]:
+    """The simulated world of the profile: how well each strategy finds what is false and hard in it, and what that gains.
+
+    Returns:
+        The world, its run, and the tables detection, curves, gains (:func:`lib.significance.corrected`, against infonce) and
+        final; all but the curves are tables of ``run``, named ``simulation_…``.
+
+    Raises:
+        StudyError: the profile has no simulation.
+    """
+    settings = settings_of(run).simulation
+    if settings is None:
+        raise StudyError(f"profile {run.settings.profile} has no group `study.simulation`")
+    world = simulation.make(settings)
+    simulated = simulation.as_run(world, run)
+    names = [*settings.strategies, *simulation.ORACLES]
+    predictions = simulation.train_all(world, simulated, names)
+    found, curves = simulation.detection(world, simulated, names)
+    compared = significance.corrected(significance.paired(predictions, "infonce"))
+    tables = {"detection": found, "gains": compared, "final": significance.final_table(predictions)}
+    for name, table in tables.items():
+        evaluation.save_table(table, run.table(f"simulation_{name}"))
+    return world, simulated, tables | {"curves": curves}
+
+
+PARTS = ("search", "table", "length", "density", "queue", "worlds", "simulation")
 
 
 def make(run: Run, part: str) -> None:
@@ -343,6 +379,9 @@ def make(run: Run, part: str) -> None:
         training.train_all(run, run.settings.training.strategies)
     elif part == "worlds":
         sweep_worlds(run, worlds(run))
+    elif part == "simulation":
+        if settings_of(run).simulation is not None:
+            simulate(run)
     elif part in PARTS:
         of_part = {"length": length_variants, "density": density_variants, "queue": queue_variants}[part]
         seeds = settings_of(run).sweep_seeds

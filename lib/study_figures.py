@@ -10,14 +10,18 @@ from matplotlib.figure import Figure
 
 from lib import negatives
 from lib.figures import INK, KILOMETRES, METRIC_LABELS, MUTED, PALETTE, STRATEGY_COLOURS, _figure, _note, _styled
+from lib.geodesy import EARTH_RADIUS_KM
+from lib.semivariogram import FittedSemivariogram
 
-KIND_LABELS = {"family": "semivariogram", "peer": "peers", "control": "controls", "variant": "variants"}
-KIND_COLOURS = {"family": PALETTE[2], "peer": PALETTE[0], "control": PALETTE[1], "variant": "#6a3d9a"}
+KIND_LABELS = {"family": "semivariogram", "peer": "peers", "control": "controls", "variant": "variants", "oracle": "oracles"}
+KIND_COLOURS = {"family": PALETTE[2], "peer": PALETTE[0], "control": PALETTE[1], "variant": "#6a3d9a", "oracle": INK}
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def kind_of(name: str) -> str:
-    """Group of a strategy in a figure: family, peer or control; variant for a name that is no strategy itself."""
+    """Group of a strategy in a figure: family, peer, control or oracle; variant for a name that is no strategy itself."""
+    if name.startswith("oracle"):
+        return "oracle"
     return negatives.REGISTRY[name].kind if name in negatives.REGISTRY else "variant"
 
 
@@ -175,4 +179,49 @@ def coverage(table: pd.DataFrame) -> Figure:
     last.set(xlabel="level asked for", ylabel="median radius, km", yscale="log", title=f"how large, split {splits[0]}")
     last.yaxis.set_major_formatter(KILOMETRES)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+ORACLE_STYLES = {"oracle": INK, "oracle_false": "#7c8794", "oracle_hard": "#a16207"}
+
+
+@_styled
+def precision_recall(curves: pd.DataFrame, found: pd.DataFrame) -> Figure:
+    """With which precision and recall each strategy's weights find false negatives (left) and hard negatives (right).
+
+    Args:
+        curves, found: of :func:`lib.simulation.detection`.
+    """
+    kinds = list(dict.fromkeys(found["kind"]))
+    figure, axes = _figure(1, len(kinds), (5.2 * len(kinds), 4.3), sharey=True)
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        rows = found[found["kind"] == kind].dropna(subset=["average_precision"]).sort_values("average_precision", ascending=False)
+        for number, row in enumerate(rows.itertuples()):
+            line = curves[(curves["strategy"] == row.strategy) & (curves["kind"] == kind)]
+            colour = ORACLE_STYLES.get(row.strategy, STRATEGY_COLOURS.get(row.strategy, PALETTE[number % len(PALETTE)]))
+            dash = ("-", "--", "-.", ":")[number % 4]
+            axis.plot(line["recall"], line["precision"], color=colour, ls=dash, label=f"{row.strategy}: {row.average_precision:.3f}")
+        prevalence = found.loc[found["kind"] == kind, "prevalence"].iloc[0]
+        axis.axhline(prevalence, color=MUTED, lw=0.9, ls=(0, (1, 1)), label=f"chance: {prevalence:.4f}")
+        axis.set(xlabel="recall", title=f"{kind}s", yscale="log", ylim=(prevalence / 2, 1.3))
+        axis.legend(title="average precision", fontsize=7.5, title_fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+    axes[0, 0].set_ylabel("precision")
+    return figure
+
+
+@_styled
+def known_curve(table: pd.DataFrame, known: pd.DataFrame, fitted: FittedSemivariogram) -> Figure:
+    """The semivariogram that a simulated world has, what was estimated in it, and the fit.
+
+    Args:
+        table: of the empirical semivariogram; known: columns lag_km and gamma.
+    """
+    figure, axes = _figure(1, 1, (6.4, 3.8))
+    axis, shown = axes[0, 0], table[table["pairs"] >= 30]
+    axis.plot(shown["lag_km"], shown["gamma"], ".", ms=3, color=PALETTE[1], label="estimated")
+    axis.plot(known["lag_km"], known["gamma"], color=INK, lw=2.2, label="known")
+    axis.plot(known["lag_km"], fitted.gamma(known["lag_km"].to_numpy() / EARTH_RADIUS_KM), color=PALETTE[0], ls="--", label=f"fit: {fitted.family}")
+    axis.set(xscale="log", xlabel="great-circle distance, km", ylabel="semivariance γ (mean cosine distance)", ylim=(0, None))
+    axis.xaxis.set_major_formatter(KILOMETRES)
+    axis.legend(loc="lower right")
     return figure

@@ -123,6 +123,18 @@ class TestWorlds:
         assert len(table) == 3 * 2 * len(study.GAIN_METRICS)
 
 
+class TestSimulation:
+    def test_its_tables_are_those_of_the_run(self, make_run: Runs) -> None:
+        values = {"train": 200, "validation": 20, "test": 40, "epochs": 1, "seeds": [0], "strategies": ["infonce", "decayed"]}
+        run = with_study(make_run(*SHORT), simulation=values)
+        _, simulated, tables = study.simulate(run)
+        assert simulated.folder == run.folder / "simulation"
+        assert set(tables["gains"]["strategy"]) == {"decayed", "oracle", "oracle_false", "oracle_hard"}
+        assert pd.read_csv(run.table("simulation_detection"))["strategy"].nunique() == 5
+        with pytest.raises(StudyError, match="simulation"):
+            study.simulate(with_study(make_run(*SHORT)))
+
+
 class TestMake:
     def test_a_part_makes_the_trainings_that_its_table_then_finds(self, make_run: Runs) -> None:
         run = with_study(make_run(*SHORT), epochs=[1, 2], search={"infonce": [{"learning_rate": 1e-3}]})
@@ -138,4 +150,4 @@ class TestMake:
 
     def test_a_profile_without_a_study_says_so(self, make_run: Runs) -> None:
         with pytest.raises(StudyError, match="profile study"):
-            study.search(make_run(*SHORT))
+            study.search(make_run(*SHORT, "study=null"))
