@@ -186,7 +186,7 @@ def _place_keys(coordinates_deg: torch.Tensor) -> torch.Tensor:
 def weights_of(
     world: World, simulated: Run, names: Sequence[str], anchors: int = 400
 ) -> tuple[dict[str, torch.Tensor | None], np.ndarray, np.ndarray]:
-    """Log-weight (less the target's share, where targets are spread) of each strategy: ``anchors`` photos against all others.
+    """Log-weight (less the target's share, where targets are spread) of each strategy: ``anchors`` photos, half at most, against others.
 
     Before training: logits are zero, so a strategy that reads them alone weighs nothing.
 
@@ -194,6 +194,7 @@ def weights_of(
         strategy -> [anchors, N - anchors] or None, the true kinds of these pairs, and the anchors' rows.
     """
     rows = np.random.default_rng(0).permutation(np.flatnonzero(world.manifest["split"] == "train"))
+    anchors = min(anchors, len(rows) // 2)
     photos = rows[:anchors]
     unit = F.normalize(torch.from_numpy(world.features[rows]), dim=1)
     places = torch.from_numpy(manifests.coordinates(world.manifest)[rows]).float()
