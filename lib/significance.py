@@ -55,7 +55,7 @@ def mean_of(values: np.ndarray) -> tuple[float, float, float]:
 
 def _interval(mean: float, error: float, freedom: float, level: float) -> tuple[float, float]:
     width = error * stats.t.ppf(0.5 + level / 2.0, freedom) if error else 0.0
-    return mean - width, mean + width
+    return max(mean - width, -1.0), min(mean + width, 1.0)  # no accuracy and no difference of two is beyond
 
 
 def _matrix(predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -41,21 +41,22 @@ def forest_all(
     splits = list(dict.fromkeys(table["split"]))
     chosen = [metric for metric in metrics if metric in set(table["metric"])]
     middle = chosen[len(chosen) // 2]
-    first = table[(table["split"] == splits[0]) & (table["metric"] == middle)].set_index("strategy")["difference"]
+    gain = table[(table["split"] == splits[0]) & (table["metric"] == middle)].set_index("strategy")["difference"]
     names = [
-        name for kind in KIND_LABELS for name in sorted((n for n in first.index if kind_of(n) == kind), key=lambda n: -first[n])
+        name for kind in KIND_LABELS for name in sorted((n for n in gain.index if kind_of(n) == kind), key=lambda n: -gain[n])
     ]
-    size = (2.9 * len(chosen) * len(splits) + 1.2, 1.4 + 0.26 * len(names))
-    figure, axes = _figure(1, len(splits) * len(chosen), size, sharey=True)
+    size = (2.7 * len(chosen) + 1.6, 0.8 + (0.7 + 0.22 * len(names)) * len(splits))
+    figure, axes = _figure(len(splits), len(chosen), size, sharey=True)
     panels = [(split, metric) for split in splits for metric in chosen]
-    for axis, (split, metric) in zip(axes[0], panels, strict=True):
+    for axis, (split, metric) in zip(axes.ravel(), panels, strict=True):
         rows = table[(table["split"] == split) & (table["metric"] == metric)].set_index("strategy").loc[names]
         _forest_panel(axis, 100.0 * rows[["difference", "ci_low", "ci_high", "corrected_low", "corrected_high"]], rows["verdict"])
         axis.axvspan(-100 * margin, 100 * margin, color="#e2e8f0", lw=0, zorder=0)
-        axis.set(title=f"{METRIC_LABELS[metric]}\n{split}", xlabel="percentage points")
-    axes[0, 0].set_yticks(range(len(names)), labels=names)
-    for label, name in zip(axes[0, 0].get_yticklabels(), names, strict=True):
-        label.set_color(KIND_COLOURS[kind_of(name)])
+        axis.set(title=f"{split}, {METRIC_LABELS[metric]}", xlabel="percentage points" if split == splits[-1] else "")
+    for first in axes[:, 0]:
+        first.set_yticks(range(len(names)), labels=names)
+        for label, name in zip(first.get_yticklabels(), names, strict=True):
+            label.set_color(KIND_COLOURS[kind_of(name)])
     axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
     kinds = [kind for kind in KIND_LABELS if any(kind_of(name) == kind for name in names)]
     handles = [mpl.lines.Line2D([], [], color=KIND_COLOURS[kind], lw=3, label=KIND_LABELS[kind]) for kind in kinds]
