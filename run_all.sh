@@ -9,7 +9,7 @@ Usage: ./run_all.sh [options]
 Runs the notebooks in order and leaves them, executed, with their tables, figures and maps under results/NAME.
 What an earlier run of the same name has made from the same inputs, settings and code is reused.
 
-  --profile NAME|FILE.yaml   smoke, quick (default), osv5m_small, osv5m, or a YAML file
+  --profile NAME|FILE.yaml   smoke, quick (default), study, osv5m_small, osv5m, or a YAML file
   --run NAME                 folder under results/ (default: the profile's name)
   --device auto|cpu|cuda     default: auto, CUDA where there is one
   --only 03,05               run only the notebooks with these numbers
