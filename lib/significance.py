@@ -177,6 +177,14 @@ def beats_all(predictions: pd.DataFrame, strategy: str, others: Sequence[str], m
     return corrected(pd.concat(frames, ignore_index=True))
 
 
+def beats_each(
+    predictions: pd.DataFrame, strategies: Sequence[str], others: Sequence[str], metrics: Sequence[str] = RADII
+) -> pd.DataFrame:
+    """:func:`beats_all` for each of ``strategies`` against ``others`` but itself, one table; each corrected by itself."""
+    frames = [beats_all(predictions, name, [one for one in others if one != name], metrics) for name in strategies]
+    return pd.concat(frames, ignore_index=True)
+
+
 def final_for_reading(table: pd.DataFrame) -> pd.DataFrame:
     """:func:`final_table` with one row a split and strategy: percent (kilometres for the median) and half the interval's width."""
     share = np.where(table["metric"] == "median_km", 1.0, 100.0)
@@ -187,14 +195,15 @@ def final_for_reading(table: pd.DataFrame) -> pd.DataFrame:
     return wide.loc[pd.MultiIndex.from_frame(order), [*RADII, "median_km"]].rename_axis(columns=None)
 
 
-def differences_for_reading(table: pd.DataFrame, by: str = "strategy") -> pd.DataFrame:
+def differences_for_reading(table: pd.DataFrame, by: Sequence[str] = ("strategy",)) -> pd.DataFrame:
     """:func:`corrected` with one row a split and ``by``: points, the corrected interval, and a mark where Holm leaves something."""
+    keys = ["split", *by]
     marks = {"better": " ▲", "worse": " ▼", "equivalent": " =", "undecided": ""}
     text = [
         f"{100 * one.difference:+.1f} [{100 * one.corrected_low:+.1f}, {100 * one.corrected_high:+.1f}]{marks[one.verdict]}"
         for one in table.itertuples()
     ]
-    wide = table.assign(text=text).pivot(index=["split", by], columns="metric", values="text")
-    order = table[["split", by]].drop_duplicates()
+    wide = table.assign(text=text).pivot(index=keys, columns="metric", values="text")
+    order = table[keys].drop_duplicates()
     columns = [metric for metric in RADII if metric in wide]
     return wide.loc[pd.MultiIndex.from_frame(order), columns].rename_axis(columns=None)

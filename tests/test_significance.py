@@ -137,6 +137,15 @@ class TestCorrected:
         assert found["difference"].iloc[1] == pytest.approx(alone["difference"].item())
 
 
+    def test_several_are_each_compared_with_all_but_themselves(self) -> None:
+        frame = predictions({"infonce": 0.5, "hcl": 0.5, "decayed": 0.62})
+        found = significance.beats_each(frame, ["decayed", "hcl"], ["infonce", "hcl"], ["acc_100km"])
+        assert list(zip(found["strategy"], found["baseline"], strict=True)) == [("decayed", "infonce"), ("decayed", "hcl"), ("hcl", "infonce")]
+        assert found["comparisons"].tolist() == [2, 2, 1]
+        shown = significance.differences_for_reading(found, by=["strategy", "baseline"])
+        assert shown.index.tolist() == [("test", "decayed", "infonce"), ("test", "decayed", "hcl"), ("test", "hcl", "infonce")]
+
+
 class TestFinal:
     def test_values_are_the_means_over_seeds_and_lie_in_their_intervals(self) -> None:
         frame = predictions({"infonce": 0.5, "decayed": 0.6})
