@@ -99,8 +99,8 @@ def make(settings: Simulation) -> World:
     if own < max(twins, doubles):
         raise SimulationError("simulation.twins and simulation.doubles leave too few photos of their own; lower them")
     counts = {"train": own, "validation": settings.validation, "test": settings.test}
-    pool = photo_places()
-    places = pool[generator.choice(len(pool), sum(counts.values()), replace=False)]
+    pool = generator.permutation(np.unique(photo_places().astype(np.float32), axis=0)).astype(np.float64)
+    places, pool = np.split(pool, [sum(counts.values())])
     correlation = covariance(settings).cor_yadrenko(pairwise_distance_rad(places, places)) + 1e-8 * np.eye(len(places))
     fields = np.linalg.cholesky(correlation) @ generator.standard_normal((len(places), settings.dimensions))
     of_twin, of_double = (generator.choice(own, count, replace=False) for count in (twins, doubles))
@@ -120,11 +120,12 @@ def make(settings: Simulation) -> World:
 
 
 def _far_from(places: np.ndarray, pool: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """A place of ``pool`` [P, 2] beyond DOUBLE_KM from each of ``places`` [n, 2]."""
-    found = pool[generator.integers(len(pool), size=len(places))]
-    while (near := distance_km(places, found) <= DOUBLE_KM).any():
-        found[near] = pool[generator.integers(len(pool), size=int(near.sum()))]
-    return found
+    """For each of ``places`` [n, 2] a place of ``pool`` [P, 2] of its own beyond DOUBLE_KM."""
+    rows = generator.choice(len(pool), len(places), replace=False)
+    while (near := distance_km(places, pool[rows]) <= DOUBLE_KM).any():
+        free = np.setdiff1d(np.arange(len(pool)), rows)
+        rows[near] = generator.choice(free, int(near.sum()), replace=False)
+    return pool[rows]
 
 
 def as_run(world: World, run: Run) -> Run:
@@ -233,9 +234,10 @@ def detection(world: World, simulated: Run, names: Sequence[str], resamples: int
             rows.append((name, kind, np.nan, np.nan, np.nan, truth.mean()))
             continue
         effect = np.maximum(effect, 0.0)
-        value = average_precision_score(truth.ravel(), effect.ravel())
-        drawn = [_precision_of(truth, effect, draw.integers(len(truth), size=len(truth))) for _ in range(resamples)]
-        rows.append((name, kind, value, *np.quantile(drawn, [0.025, 0.975]), truth.mean()))
+        value, ranked = average_precision_score(truth.ravel(), effect.ravel()), _Ranked.of(truth, effect)
+        times = draw.multinomial(len(truth), np.full(len(truth), 1.0 / len(truth)), resamples)
+        drawn = [ranked.average_precision(one) for one in times]
+        rows.append((name, kind, value, *np.nanquantile(drawn, [0.025, 0.975]), truth.mean()))
         precision, recall, _ = precision_recall_curve(truth.ravel(), effect.ravel())
         some = np.unique(np.searchsorted(-recall, -np.linspace(1.0, 0.0, 200)).clip(max=len(recall) - 1))
         curves.append(pd.DataFrame({"strategy": name, "kind": kind, "recall": recall[some], "precision": precision[some]}))
@@ -243,12 +245,29 @@ def detection(world: World, simulated: Run, names: Sequence[str], resamples: int
     return pd.DataFrame(rows, columns=names_of), pd.concat(curves, ignore_index=True)
 
 
-def _precision_of(truth: np.ndarray, effect: np.ndarray, anchors: np.ndarray) -> float:
-    """Average precision of a draw of anchors, from the pairs that count: all true ones, every 20th other."""
-    some = truth[anchors].ravel(), effect[anchors].ravel()
-    kept = some[0] | (np.arange(len(some[0])) % 20 == 0)
-    weight = np.where(some[0], 1.0, 20.0)[kept]
-    return float(average_precision_score(some[0][kept], some[1][kept], sample_weight=weight))
+@dataclass(frozen=True)
+class _Ranked:
+    """Pairs of anchors [A, M] in the order of their effect, sorted once for many draws of anchors."""
+
+    truth: np.ndarray
+    anchor: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def of(cls, truth: np.ndarray, effect: np.ndarray) -> _Ranked:
+        """Of truth and effect, both [A, M]."""
+        order = np.argsort(-effect, axis=None, kind="stable")
+        values = effect.ravel()[order]
+        ends = np.append(np.flatnonzero(values[1:] != values[:-1]), len(values) - 1)
+        return cls(truth.ravel()[order], order // truth.shape[1], ends)
+
+    def average_precision(self, times: np.ndarray) -> float:
+        """Of a draw in which anchor a comes ``times``[a] times; pairs of equal effect count together. NaN without true pairs."""
+        weight = times[self.anchor]
+        true, drawn = np.cumsum(weight * self.truth)[self.ends], np.cumsum(weight)[self.ends]
+        if true[-1] == 0:
+            return math.nan
+        return float((np.diff(true, prepend=0) / true[-1] * true / np.maximum(drawn, 1)).sum())
 
 
 def train_all(world: World, simulated: Run, names: Sequence[str]) -> pd.DataFrame:
