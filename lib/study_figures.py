@@ -178,6 +178,8 @@ def coverage(table: pd.DataFrame) -> Figure:
         radius = rows.groupby("level")["median_radius_km"].mean()
         last.plot(radius.index, radius, marker=marker, ms=4, color=STRATEGY_COLOURS.get(name, MUTED), label=name)
     last.set(xlabel="level asked for", ylabel="median radius, km", yscale="log", title=f"how large, split {splits[0]}")
+    last.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    last.yaxis.set_minor_locator(mpl.ticker.NullLocator())
     last.yaxis.set_major_formatter(KILOMETRES)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
