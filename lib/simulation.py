@@ -239,7 +239,7 @@ def detection(world: World, simulated: Run, names: Sequence[str], resamples: int
         drawn = [ranked.average_precision(one) for one in times]
         rows.append((name, kind, value, *np.nanquantile(drawn, [0.025, 0.975]), truth.mean()))
         precision, recall, _ = precision_recall_curve(truth.ravel(), effect.ravel())
-        some = np.unique(np.searchsorted(-recall, -np.linspace(1.0, 0.0, 200)).clip(max=len(recall) - 1))
+        some = np.unique(np.searchsorted(-recall[:-1], -np.linspace(1.0, 0.005, 200), side="right") - 1)  # the best of a recall
         curves.append(pd.DataFrame({"strategy": name, "kind": kind, "recall": recall[some], "precision": precision[some]}))
     names_of = ["strategy", "kind", "average_precision", "ci_low", "ci_high", "prevalence"]
     return pd.DataFrame(rows, columns=names_of), pd.concat(curves, ignore_index=True)
