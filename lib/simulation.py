@@ -161,7 +161,7 @@ def oracle(world: World, name: str, beta: float) -> Strategy:
     """
     places = _place_keys(torch.from_numpy(manifests.coordinates(world.manifest)).float())
     order = torch.argsort(places)
-    scenes = torch.from_numpy(world.manifest["scene"].to_numpy())[order]
+    scenes = torch.tensor(world.manifest["scene"].to_numpy())[order]
 
     def _reweight(candidates: Candidates) -> Reweighting:
         of_photo, of_place = (
