@@ -570,9 +570,13 @@ def separation(
 
 
 def auc(near: np.ndarray, far: np.ndarray) -> np.ndarray:
-    """Chance [...] that a far pair is less alike than a near one, from their counts [..., bins]; 0.5: geography unseen."""
+    """Chance [...] that a far pair is less alike than a near one, from their counts [..., bins]; 0.5: geography unseen.
+
+    NaN where there are no near or no far pairs, as in a resample of few places.
+    """
     below = np.cumsum(near, -1) - 0.5 * near
-    return (below * far).sum(-1) / (near.sum(-1) * far.sum(-1))
+    compared = near.sum(-1) * far.sum(-1)
+    return (below * far).sum(-1) / np.where(compared > 0, compared, np.nan)
 
 
 def geometry_table(

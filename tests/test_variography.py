@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from dataclasses import asdict
 from itertools import pairwise
 
@@ -336,6 +337,13 @@ class TestGeometry:
         assert variography.auc(np.bincount(near, minlength=10), np.bincount(far, minlength=10)) == pytest.approx(
             expected
         )
+
+    def test_nothing_to_compare_is_nan_without_a_warning(self) -> None:
+        some, none = np.array([[1.0, 2.0], [1.0, 2.0]]), np.array([[3.0, 1.0], [0.0, 0.0]])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = variography.auc(some, none)
+        assert np.isfinite(found[0]) and np.isnan(found[1])
 
     def test_whitened_features_are_white_and_standardised_ones_standard(self) -> None:
         generator = np.random.default_rng(0)
