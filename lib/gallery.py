@@ -15,6 +15,10 @@ from lib.runs import Run
 from lib.settings import PROJECT, Evaluation
 
 NAMES = ("train", "lattice", "geoclip")
+GALLERY_BLOCK = 8_192
+"""Gallery places that are compared with a block of photos at a time."""
+GROUP = 64
+"""Neighbouring places whose largest similarity is found first; divides ``GALLERY_BLOCK``."""
 
 
 class GalleryError(ValueError):
@@ -95,11 +99,55 @@ def embed(model: GeoCLIP, coordinates_deg: np.ndarray, device: torch.device, blo
 
 @torch.inference_mode()
 def retrieve(model: GeoCLIP, photos: torch.Tensor, gallery: torch.Tensor, block: int = 1_024) -> np.ndarray:
-    """Row of the gallery that is most similar to each photo, int64 [N]; holds ``block`` x G similarities at a time.
+    """Row of the gallery that is most similar to each photo, int64 [N].
 
     Args:
         photos: frozen features v [N, D].
         gallery: embeddings [G, 512].
     """
-    best = [(model.embed_photos(part.to(gallery.device)) @ gallery.T).argmax(1).cpu() for part in photos.split(block)]
-    return torch.cat(best).numpy()
+    return retrieve_top(model, photos, gallery, 1, block)[:, 0]
+
+
+@torch.inference_mode()
+def retrieve_top(
+    model: GeoCLIP, photos: torch.Tensor, gallery: torch.Tensor, count: int, block: int = 1_024
+) -> np.ndarray:
+    """Rows of the gallery that are most similar to each photo, best first, int64 [N, min(count, G)].
+
+    Holds ``block`` x ``GALLERY_BLOCK`` similarities at a time, whatever N and G. Arguments as in :func:`retrieve`.
+    """
+    found = []
+    for part in photos.split(block):
+        embedded = model.embed_photos(part.to(gallery.device))
+        best, rows = embedded.new_empty(len(part), 0), torch.empty(len(part), 0, dtype=torch.long, device=gallery.device)
+        for start in range(0, len(gallery), GALLERY_BLOCK):
+            values, places = largest(embedded @ gallery[start : start + GALLERY_BLOCK].T, count)
+            best, rows = torch.cat((best, values), 1), torch.cat((rows, places + start), 1)
+            best, order = torch.sort(best, dim=1, descending=True, stable=True)
+            best, rows = best[:, :count], rows.gather(1, order)[:, :count]
+        found.append(rows.cpu())
+    return torch.cat(found).numpy()
+
+
+def largest(similarity: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ``count`` largest of each row [n, w], best first, and their columns; of a row's equal largest ones the first leads.
+
+    Whole groups of columns are ruled out by their maxima, which are found at the speed of memory: the ``count`` largest values lie
+    in the ``count`` groups with the largest maxima.
+    """
+    photos, width = similarity.shape
+    if width % GROUP or width // GROUP <= count:
+        return torch.sort(similarity, dim=1, descending=True, stable=True) if width <= count else _largest_few(similarity, count)
+    groups = similarity.view(photos, width // GROUP, GROUP)
+    _, chosen = _largest_few(groups.amax(2), count)
+    chosen = chosen.sort(1).values  # so that among equals the first column leads
+    within = groups.gather(1, chosen[..., None].expand(-1, -1, GROUP)).flatten(1)
+    values, position = _largest_few(within, count)
+    return values, chosen.gather(1, position // GROUP) * GROUP + position % GROUP
+
+
+def _largest_few(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    if count == 1:  # topk does not say which of several equals it takes; argmax takes the first
+        place = values.argmax(1, keepdim=True)
+        return values.gather(1, place), place
+    return values.topk(count, 1)

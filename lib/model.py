@@ -80,6 +80,10 @@ class GeoCLIP(nn.Module):
         parts = [capsule.head(capsule.capsule[1:](x)) for capsule, x in zip(capsules, encoded, strict=True)]
         return F.normalize(sum(part.float() for part in parts), dim=1)
 
+    def forward(self, features: torch.Tensor, coordinates_deg: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """:meth:`embed_photos` and :meth:`embed_places` in one call, through which DistributedDataParallel sees a step begin."""
+        return self.embed_photos(features), self.embed_places(coordinates_deg)
+
     def logits(self, photos: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """z = exp(s) x cosine, float32 [B, M], of embeddings [B, 512] and [M, 512]."""
         with torch.autocast(photos.device.type, enabled=False):

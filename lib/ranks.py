@@ -9,6 +9,7 @@ import os
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -17,9 +18,9 @@ PATIENCE = timedelta(days=7)
 
 
 def start() -> None:
-    """Join the group that torchrun has started; nothing without torchrun. Only words are exchanged, so gloo serves everywhere."""
+    """Join the group that torchrun has started; nothing without torchrun. Tensors on GPUs go by nccl, all else by gloo."""
     if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
 
 
 def stop() -> None:
@@ -60,3 +61,37 @@ def said_by_first(value: Any) -> Any:
     told = [value]
     dist.broadcast_object_list(told, src=0)
     return told[0]
+
+
+def total(values: np.ndarray) -> np.ndarray:
+    """Sum of ``values``, of one shape on every rank, over the ranks; float64."""
+    summed = torch.tensor(values, dtype=torch.float64)
+    if dist.is_initialized():
+        dist.all_reduce(summed)
+    return summed.numpy()
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all ranks, one below the other; what flows back to a row is summed over the ranks that used it."""
+
+    @staticmethod
+    def forward(context: Any, own: torch.Tensor) -> torch.Tensor:
+        """[n, ...] -> [k n, ...]."""
+        parts = [torch.empty_like(own) for _ in range(count())]
+        dist.all_gather(parts, own.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+        """[k n, ...] -> [n, ...]."""
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(count())[rank()]
+
+
+def gather(own: torch.Tensor) -> torch.Tensor:
+    """Rows [k n, ...] of all k ranks, in their order, of ``own`` [n, ...] on each; gradients flow to the rank that a row is from.
+
+    The gradient that arrives at a rank is that of the SUM of all ranks' losses.
+    """
+    return _Gather.apply(own) if dist.is_initialized() else own

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import gstools
@@ -18,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lib import datasets, features
+from lib import datasets, features, ranks
 from lib.geodesy import EARTH_RADIUS_KM, chord_to_rad, rad_to_km, unit_vectors
 from lib.runs import Run, progress, write_json, writing
 
@@ -37,6 +41,11 @@ CRESSIE_ROUNDS = 6
 """Most rounds of reweighting by the fitted curve; they end once no weight moves by a ten-thousandth."""
 CRESSIE_FLOOR = 1e-3
 """Smallest gamma that divides a weight: a curve without nugget would give its first lag all the weight there is."""
+
+LAG_EDGE = 4e-3
+"""How near to a lag's edge, in lags, float32 angles are not trusted; 3,142 lags x 1.2e-7 x 3 roundings, and some."""
+STEEP_RAD = 3.0
+"""From here to the antipode float32 angles are not trusted."""
 
 SHAPE_PARAMETERS = {"Stable": "alpha", "Matern": "nu", "Rational": "alpha"}
 """GSTools' name of the shape parameter of the families that have one; called exponent here."""
@@ -63,6 +72,17 @@ class EmpiricalSemivariogram:
     distance_sum_rad: np.ndarray
     gamma_sum: np.ndarray
     square_sum: np.ndarray
+
+    @classmethod
+    def empty(cls, lag_width_rad: float) -> EmpiricalSemivariogram:
+        """No pairs, in the lags from 0 to pi."""
+        lags = lag_count(lag_width_rad)
+        return cls(lag_width_rad, np.zeros(lags, dtype=np.int64), *(np.zeros(lags) for _ in range(3)))
+
+    def over_ranks(self) -> EmpiricalSemivariogram:
+        """The sum of what the ranks have."""
+        sums = ranks.total(np.stack((self.pairs, self.distance_sum_rad, self.gamma_sum, self.square_sum)))
+        return EmpiricalSemivariogram(self.lag_width_rad, sums[0].astype(np.int64), *sums[1:])
 
     def __add__(self, other: EmpiricalSemivariogram) -> EmpiricalSemivariogram:
         if self.lag_width_rad != other.lag_width_rad or len(self.pairs) != len(other.pairs):
@@ -105,19 +125,54 @@ class EmpiricalSemivariogram:
 
 
 def _accumulate(
-    distance_rad: torch.Tensor, dissimilarity: torch.Tensor, width: float, lags: int
+    distance_rad: torch.Tensor, lag: torch.Tensor, dissimilarity: torch.Tensor, width: float, lags: int
 ) -> EmpiricalSemivariogram:
-    """Sums over the given pairs, both tensors flat [P]."""
-    lag = (distance_rad / width).long().clamp_(max=lags - 1)
+    """Sums over the given pairs, all tensors flat [P]; ``lag`` int64.
+
+    Numbers of pairs and sums of distances share one pass: each pair adds a power of two, which is larger than all that the
+    distances beyond the lags' lower edges can add up to, and that distance.
+    """
+    unit = 2.0 ** math.ceil(math.log2(max(1, len(lag)) * width * 4.0))
+    beyond = (distance_rad - lag.to(distance_rad.dtype) * width).double()
+    both = torch.bincount(lag, beyond.add_(unit), lags).cpu().numpy()
+    pairs = np.floor(both / unit + 0.25).astype(np.int64)
+    distances = both - pairs * unit + pairs * (np.arange(lags) * width)
     dissimilarity = dissimilarity.double()
-    sums = (
-        torch.bincount(lag, minlength=lags).cpu().numpy(),
-        *(
-            torch.bincount(lag, weights, lags).cpu().numpy()
-            for weights in (distance_rad, dissimilarity, dissimilarity**2)
-        ),
-    )
-    return EmpiricalSemivariogram(width, *sums)
+    gamma = torch.bincount(lag, dissimilarity, lags).cpu().numpy()
+    squares = torch.bincount(lag, dissimilarity.square_(), lags).cpu().numpy()
+    return EmpiricalSemivariogram(width, pairs, distances, gamma, squares)
+
+
+def _lag_of(distance_rad: torch.Tensor, width: float, lags: int) -> torch.Tensor:
+    return (distance_rad / width).long().clamp_(max=lags - 1)
+
+
+def _of_tile(
+    unit_rows: UnitRows, points: torch.Tensor, width: float, first: int, left: torch.Tensor, block: int, second: int
+) -> EmpiricalSemivariogram:
+    """Sums over the pairs of the block of photos from row ``first``, whose unit features are ``left``, with that from ``second``.
+
+    Each pair once, where they are the same block.
+
+    Angles are taken in float32 from chords in float64. Those that could fall on the wrong side of a lag's edge, and those near the
+    antipode, where the arcsine is steep, are taken in float64, so that every pair is in the lag where float64 puts it.
+    """
+    lags, rows = lag_count(width), np.arange(second, min(second + block, len(points)))
+    right = left if second == first else _checked(unit_rows(rows)).to(left.device)
+    dissimilarity = (left @ right.T).neg_().add_(1.0)
+    chord = (points[first : first + len(left)] @ points[second : second + len(right)].T).mul_(-2.0).add_(2.0)
+    if second == first:
+        once = torch.ones_like(chord, dtype=torch.bool).triu_(1)
+        dissimilarity, chord = dissimilarity[once], chord[once]
+    dissimilarity, chord = dissimilarity.flatten(), chord.flatten()
+    distance = chord.float().clamp_(0.0, 4.0).sqrt_().mul_(0.5).arcsin_().mul_(2.0)
+    position = distance / width
+    lag = position.long()
+    doubtful = ((position - position.round()).abs_() < LAG_EDGE).logical_or_(distance > STEEP_RAD).nonzero().squeeze(1)
+    exact = chord_to_rad(chord[doubtful])
+    distance[doubtful] = exact.float()
+    lag[doubtful] = (exact / width).long()
+    return _accumulate(distance, lag.clamp_(max=lags - 1), dissimilarity, width, lags)
 
 
 def lag_count(width_rad: float) -> int:
@@ -138,6 +193,7 @@ def estimate(
     seed: int = 0,
     block: int = 1_024,
     device: torch.device | str = "cpu",
+    among_ranks: bool = False,
 ) -> EmpiricalSemivariogram:
     """Empirical semivariogram of N photos: exact while there are at most ``max_pairs`` pairs, else from a sample.
 
@@ -146,6 +202,7 @@ def estimate(
         coordinates_deg: [N, 2] latitude and longitude.
         block: rows of a block; the exact estimate works in about 60 bytes x ``block``**2 beyond two blocks of features,
             the sampled one holds the row numbers of its pairs, up to about 40 bytes x ``max_pairs``.
+        among_ranks: share the pairs out among the ranks, all of which call this and get the same sums.
 
     Raises:
         SemivariogramError: fewer than two photos.
@@ -159,23 +216,46 @@ def estimate(
     if not np.isfinite(coordinates_deg).all():
         raise ValueError("a coordinate is not finite; check the manifest")
     if count * (count - 1) // 2 > max_pairs:
-        return _estimate_sampled(unit_rows, coordinates_deg, lag_width_rad, max_pairs, seed, device)
-    lags = lag_count(lag_width_rad)
+        return _estimate_sampled(unit_rows, coordinates_deg, lag_width_rad, max_pairs, seed, device, among_ranks)
     points = unit_vectors(torch.tensor(coordinates_deg)).to(device)
     starts = range(0, count, block)
-    total = None
-    for first in progress(starts, "semivariogram", len(starts)):
-        rows = np.arange(first, min(first + block, count))
-        left = _checked(unit_rows(rows)).to(device)
-        for second in range(first, count, block):
-            columns = np.arange(second, min(second + block, count))
-            right = left if second == first else _checked(unit_rows(columns)).to(device)
-            dissimilarity = 1.0 - left @ right.T
-            distance = chord_to_rad(2.0 - 2.0 * points[rows] @ points[columns].T)
-            once = torch.ones_like(distance, dtype=torch.bool).triu(1) if second == first else ...
-            part = _accumulate(distance[once].flatten(), dissimilarity[once].flatten(), lag_width_rad, lags)
-            total = part if total is None else total + part
-    return total
+    total = EmpiricalSemivariogram.empty(lag_width_rad)
+    mine = starts[ranks.rank() :: ranks.count()] if among_ranks else starts
+    with _one_thread_each(device) as pool:
+        for first in progress(mine, "semivariogram", len(mine)):
+            left = _checked(unit_rows(np.arange(first, min(first + block, count)))).to(device)
+            tile = partial(_of_tile, unit_rows, points, lag_width_rad, first, left, block)
+            for part in pool(tile, starts[first // block :]):
+                total = total + part
+    return total.over_ranks() if among_ranks else total
+
+
+@contextmanager
+def _one_thread_each(device: torch.device | str) -> Iterator[Callable]:
+    """``map`` over as many threads as torch has, each with one of them; a GPU needs only one.
+
+    Binning does not use several threads by itself, so a second block is worked on meanwhile. Results come in order.
+    """
+    threads = torch.get_num_threads()
+    if torch.device(device).type != "cpu" or threads == 1:
+        yield map
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield lambda function, items: _ahead(pool, function, items, 2 * threads)
+    finally:
+        torch.set_num_threads(threads)  # its matrix products' threads are the process's, not the thread's
+
+
+def _ahead(pool: ThreadPoolExecutor, function: Callable, items: Sequence, ahead: int) -> Iterator:
+    """``pool.map`` that is at most ``ahead`` results ahead of whoever reads them."""
+    waiting: deque = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _checked(rows: torch.Tensor) -> torch.Tensor:
@@ -191,6 +271,7 @@ def _estimate_sampled(
     max_pairs: int,
     seed: int,
     device: torch.device | str,
+    among_ranks: bool,
 ) -> EmpiricalSemivariogram:
     """A stratified sample of pairs: all near pairs of random photos, and uniform random pairs beyond.
 
@@ -205,16 +286,16 @@ def _estimate_sampled(
     near = _near_pairs(np.deg2rad(coordinates_deg), near_rad, max_pairs // 2, generator)
     far = generator.integers(count, size=(2, max_pairs // 2))
     points = unit_vectors(torch.tensor(coordinates_deg))
-    total = None
+    total, share = EmpiricalSemivariogram.empty(width), (ranks.rank(), ranks.count()) if among_ranks else (0, 1)
     for pairs, is_near in ((near, True), (far[:, far[0] != far[1]], False)):
-        for start in range(0, pairs.shape[1], 65_536):
+        for start in range(0, pairs.shape[1], 65_536)[share[0] :: share[1]]:
             left, right = pairs[:, start : start + 65_536]
             distance = chord_to_rad(((points[left] - points[right]) ** 2).sum(1)).to(device)
             keep = (distance < near_rad) == is_near
             first, second = (_checked(unit_rows(rows)).to(device) for rows in (left, right))
-            part = _accumulate(distance[keep], (1.0 - (first * second).sum(1))[keep], width, lags)
-            total = part if total is None else total + part
-    return total
+            lag = _lag_of(distance[keep], width, lags)
+            total = total + _accumulate(distance[keep], lag, (1.0 - (first * second).sum(1))[keep], width, lags)
+    return total.over_ranks() if among_ranks else total
 
 
 def _near_pairs(
@@ -481,7 +562,7 @@ class LocalCurves(torch.nn.Module):
 def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
     """Estimate and fit on the training split of ``run``, or reuse; empirical sums, tables and semivariogram.json.
 
-    Never sees the validation and test splits.
+    Never sees the validation and test splits. Of several processes each takes a share of the pairs.
     """
     settings = run.settings.semivariogram
     sums = run.empirical
@@ -497,7 +578,10 @@ def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
             max_pairs=settings.max_pairs,
             seed=settings.seed,
             device=run.device,
+            among_ranks=True,
         )
+        if ranks.rank() > 0:
+            return
         with writing(sums) as aside:
             np.savez(aside, **asdict(empirical))
         with writing(run.table("semivariogram")) as aside:
@@ -522,6 +606,7 @@ def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
         outputs=[sums, run.table("semivariogram"), run.semivariogram],
         settings=used,
         code=["geodesy", "semivariogram", "features"],
+        by="all ranks",
     )
     return load_empirical(sums), load(run.semivariogram)
 

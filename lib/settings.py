@@ -186,6 +186,9 @@ class Training(_Group):
     )
     precision: Precision = Field("auto", description="arithmetic of the training step")
     validate_every: int = Field(1, ge=1, description="epochs between validations")
+    parallel: Literal["trainings", "batches"] = Field(
+        "trainings", description="what several processes share out: whole trainings, or each batch of every training"
+    )
     variants: dict[str, dict[str, Any]] = Field(
         {}, description="name in strategies -> its own settings of training, and `strategy`, where the name is not one itself"
     )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from lib import batches, datasets, features, gallery, geodesy, negatives, ranks, semivariogram
 from lib.model import GeoCLIP, Queue, initialise
@@ -187,9 +188,16 @@ def train_all(run: Run, strategies: list[str]) -> list[str]:
 
 
 def make_all(jobs: Sequence[Job]) -> None:
-    """Make or reuse each of ``jobs``; of several processes each takes every k-th."""
-    for job in jobs[ranks.rank() :: ranks.count()]:
+    """Make or reuse each of ``jobs``; of several processes each takes every k-th, or all work on each (``training.parallel``)."""
+    for job in (one for one in jobs if _is_shared(one.run.settings.training)):
         make(job)
+    alone = [one for one in jobs if not _is_shared(one.run.settings.training)]
+    for job in alone[ranks.rank() :: ranks.count()]:
+        make(job)
+
+
+def _is_shared(settings: Training) -> bool:
+    return settings.parallel == "batches" and ranks.count() > 1
 
 
 def make(job: Job) -> None:
@@ -201,11 +209,13 @@ def make(job: Job) -> None:
     """
     strategy, run = negatives.get(job.strategy), job.run
     used = _used(run, strategy) | {"strategy": strategy.name, "seed": job.seed}
-    path = run.checkpoint(job.label, job.seed)
+    path, shared = run.checkpoint(job.label, job.seed), _is_shared(run.settings.training)
 
     def make() -> None:
         data = TrainingData.read(run, strategy.needs_curve, strategy.needs_local)
         model, history = train(run, data, strategy, job.seed)
+        if shared and ranks.rank() > 0:
+            return
         model.save(path, **used)
         with writing(run.history(job.label, job.seed)) as aside:
             history.to_csv(aside, index=False)
@@ -217,7 +227,7 @@ def make(job: Job) -> None:
         outputs=[path, run.history(job.label, job.seed)],
         settings=used,
         code=[*CODE, *(CODE_OF_LEARNED_CURVES if _looks_at_embeddings(run.settings.training) else [])],
-        by="this rank",
+        by="all ranks" if shared else "this rank",
     )
 
 
@@ -241,7 +251,7 @@ def _inputs(run: Run, strategy: Strategy) -> list[Path]:
 
 def _used(run: Run, strategy: Strategy) -> dict:
     """Settings that one training depends on: not the other strategies and seeds, not what the strategy never reads."""
-    unread = {"strategies", "seeds", "precision", "variants", *(set(negatives.PARAMETERS) - set(strategy.parameters))}
+    unread = {"strategies", "seeds", "precision", "variants", "parallel", *(set(negatives.PARAMETERS) - set(strategy.parameters))}
     training = json.loads(run.settings.training.model_dump_json(exclude=unread))
     evaluation = run.settings.evaluation
     return {
@@ -256,16 +266,17 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
     """One training: the model after the last epoch, and a row an epoch of its history.
 
     Weights, batches and noise are drawn from generators of their own, seeded by ``seed`` alone, so that strategies with
-    the same seed see the same weights, batches and noise.
+    the same seed see the same weights, batches and noise. Several processes that share the batches out draw the same ones, so
+    that only embeddings and gradients travel, and the outcome is one process's, up to rounding.
 
     Raises:
-        TrainingError: the loss is not finite; the message names epoch and step.
+        TrainingError: the loss is not finite; the message names epoch and step. Or a batch cannot be shared out.
     """
     settings, device = run.settings.training, run.device
     model = initialise(seed, data.frozen.mean, data.scale, settings).to(device)
     queue = Queue.empty(settings.queue_size, data.frozen.dimension, device)
     batch_size = min(settings.batch_size, len(data.train_rows))
-    steps = len(data.train_rows) // batch_size
+    steps, encoder = len(data.train_rows) // batch_size, _shared_encoder(model, settings, batch_size)
     optimizer, schedule = _optimizer(model, run, steps)
     draws, order = Draws(generator(seed, "noise"), generator(seed, "shuffled weights")), generator(seed, "batches")
     history = []
@@ -275,7 +286,7 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
         if settings.refit_every and epoch > 1 and (epoch - 1) % settings.refit_every == 0:
             data = _refitted(model, queue, data, epoch)
         for step, rows in enumerate(_batches(data, batch_size, order)):
-            loss, effect = _loss(model, queue, data, Batch(epoch, rows), strategy, run, draws)
+            loss, effect = loss_of_batch(model, queue, data, Batch(epoch, rows), strategy, run, draws, encoder)
             if not torch.isfinite(loss):
                 raise TrainingError(
                     f"{strategy.name}, seed {seed}: the loss is {loss.item()} at epoch {epoch}, step {step}; "
@@ -288,9 +299,9 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
             rate = schedule.get_last_lr()[0]
             schedule.step()
             losses.append(loss.detach())
-        row = {"epoch": epoch, "steps": epoch * steps, "loss": torch.stack(losses).mean().item()}
+        row = {"epoch": epoch, "steps": epoch * steps, "loss": _mean_loss(losses, encoder is not None)}
         row |= {"learning_rate": rate, "temperature": math.exp(-model.logit_scale.item())}
-        if epoch % settings.validate_every == 0 or epoch == settings.epochs:
+        if (encoder is None or ranks.rank() == 0) and (epoch % settings.validate_every == 0 or epoch == settings.epochs):
             with run.autocast(settings.precision):
                 row |= validate(model, data, device)
             row |= _weight_statistics(effect) | (_traced(model, data) if settings.trace_curve else {})
@@ -302,6 +313,36 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
             "lower training.learning_rate"
         )
     return model.eval(), pd.DataFrame(history)
+
+
+def _shared_encoder(model: GeoCLIP, settings: Training, batch_size: int) -> DistributedDataParallel | None:
+    """``model`` as the ranks run it together, who average its gradients; None where each trains for itself."""
+    if not _is_shared(settings):
+        return None
+    if batch_size % ranks.count():
+        raise TrainingError(
+            f"a batch of {batch_size} cannot be shared out among {ranks.count()} processes; set training.batch_size to a multiple"
+        )
+    if settings.symmetric:
+        raise TrainingError("training.symmetric needs all photos of a batch in one process; set training.parallel=trainings")
+    return DistributedDataParallel(model, broadcast_buffers=False)
+
+
+def _mean_loss(losses: list[torch.Tensor], shared: bool) -> float:
+    mean = torch.stack(losses).mean().item()
+    return float(ranks.total(np.array(mean))) / ranks.count() if shared else mean
+
+
+def _encoded(
+    model: GeoCLIP, encoder: DistributedDataParallel | None, photos: torch.Tensor, places: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings of ``photos`` and of ``places`` [M, 2], of which each rank that shares the batch encodes a part."""
+    if encoder is None:
+        return model(photos, places)
+    part = -(-len(places) // ranks.count())
+    padded = torch.cat((places, places[:1].expand(part * ranks.count() - len(places), -1)))
+    photos, embedded = encoder(photos, padded[ranks.rank() * part :][:part])
+    return photos, ranks.gather(embedded)[: len(places)]
 
 
 def _batches(data: TrainingData, size: int, order: torch.Generator) -> Iterator[np.ndarray]:
@@ -370,7 +411,7 @@ def _optimizer(
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: decay ** (step // steps))
 
 
-def _loss(
+def loss_of_batch(
     model: GeoCLIP,
     queue: Queue,
     data: TrainingData,
@@ -378,36 +419,45 @@ def _loss(
     strategy: Strategy,
     run: Run,
     draws: Draws,
+    encoder: DistributedDataParallel | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Loss of ``batch``, and the effect of its weights; the batch then joins the queue.
 
-    The head sees a view of each photo; dissimilarities are of the plain views.
+    The head sees a view of each photo; dissimilarities are of the plain views. Where ranks share the batch out (``encoder``),
+    the loss of this one's photos, against the places of all.
     """
     settings, device, rows = run.settings.training, run.device, batch.rows
+    part = len(rows) if encoder is None else len(rows) // ranks.count()
+    own = slice(0, part) if encoder is None else slice(ranks.rank() * part, (ranks.rank() + 1) * part)
     unit = data.looks(rows).to(device)
-    photos = data.frozen.seen_in(batch.epoch, rows).to(device)
+    photos = data.frozen.seen_in(batch.epoch, rows[own]).to(device)
     places = data.coordinates_deg[rows].float().to(device)
     noisy = [geodesy.jitter(places, settings.batch_noise_m, draws.noise)]
     if len(queue):
         noisy.append(geodesy.jitter(queue.coordinates_deg, settings.queue_noise_m, draws.noise))
     with run.autocast(settings.precision):
-        logits = model.logits(model.embed_photos(photos), model.embed_places(torch.cat(noisy)))
+        logits = model.logits(*_encoded(model, encoder, photos, torch.cat(noisy)))
     numbers = torch.from_numpy(rows).to(device)
-    itself = torch.nn.functional.pad(numbers[:, None] == queue.rows, (len(rows), 0))
+    itself = torch.nn.functional.pad(numbers[own, None] == queue.rows, (len(rows), 0))
     logits = logits.masked_fill(itself, -math.inf)  # a photo that is still queued from the last epoch is no negative
+    all_unit, all_places = torch.cat((unit, queue.unit_features)), torch.cat((places, queue.coordinates_deg))
+    if own.start:  # photo i's own place belongs in column i
+        order = torch.arange(logits.shape[1], device=device)
+        order[: len(rows)] = order[: len(rows)].roll(-own.start)
+        logits, all_unit, all_places = logits[:, order], all_unit[order], all_places[order]
     with torch.no_grad():
         reweighting = strategy.reweight(
             Candidates(
                 logits.detach(),
-                unit,
-                torch.cat((unit, queue.unit_features)),
-                places,
-                torch.cat((places, queue.coordinates_deg)),
+                unit[own],
+                all_unit,
+                places[own],
+                all_places,
                 data.curve,
                 **{name: getattr(settings, name) for name in negatives.PARAMETERS},
                 scale=model.logit_scale.exp().item(),
                 local=data.local,
-                group=None if data.groups is None else data.groups[rows].to(device),
+                group=None if data.groups is None else data.groups[rows[own]].to(device),
                 draw=draws.weights,
             )
         )

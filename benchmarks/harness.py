@@ -1,0 +1,148 @@
+"""Measure a call's seconds and memory, and keep what a benchmark found as JSON."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+
+from lib.runs import write_json
+from lib.settings import PROJECT
+
+FOLDER = PROJECT / "results" / "benchmarks"
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "gstools", "geoclip")
+SAMPLING_SECONDS = 0.002
+
+
+class Measured(NamedTuple):
+    """What a call returned, its seconds (the least of several calls), and the most memory it held beyond what was there before."""
+
+    value: Any
+    seconds: float
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One size. ``ratio`` is reference over ours; None: the reference would take too long at this size, and was not run.
+
+    ``floor_seconds``: the work that cannot be avoided, measured in the same run; ``floor_ratio`` is ours over that.
+    """
+
+    size: int
+    ours_seconds: float
+    reference_seconds: float | None
+    ratio: float | None
+    ours_peak_bytes: int | None
+    reference_peak_bytes: int | None
+    max_difference: float | None
+    floor_seconds: float | None = None
+    floor_ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a benchmark found; ``goal`` says what is compared and the bound."""
+
+    name: str
+    unit: str
+    goal: str
+    met: bool
+    rows: list[Row]
+    machine: dict[str, Any] = field(default_factory=lambda: machine())
+    versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in PACKAGES})
+
+    def save(self, folder: Path = FOLDER) -> Path:
+        """Write as ``folder``/NAME.json; return its path."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.name}.json"
+        write_json(path, asdict(self))
+        return path
+
+    def table(self) -> str:
+        """The rows, for reading."""
+        frame = pd.DataFrame([asdict(row) for row in self.rows])
+        for name in ("ours_peak_bytes", "reference_peak_bytes"):
+            frame[name.replace("bytes", "mb")] = pd.to_numeric(frame.pop(name)).div(1e6).round(0)
+        return frame.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.4g}")
+
+
+def row(size: int, ours: Measured, reference: Measured | None, difference: float | None, floor: Measured | None = None) -> Row:
+    """A :class:`Row` of measured calls."""
+    return Row(
+        size,
+        ours.seconds,
+        reference and reference.seconds,
+        reference and reference.seconds / ours.seconds,
+        ours.peak_bytes,
+        reference and reference.peak_bytes,
+        difference,
+        floor and floor.seconds,
+        floor and ours.seconds / floor.seconds,
+    )
+
+
+def measure(call: Callable[[], Any], repeats: int = 1) -> Measured:
+    """Call ``repeats`` times: the last value, the least seconds, the largest peak of memory (None where it cannot be read)."""
+    seconds, peaks = [], []
+    for _ in range(repeats):
+        with _Memory() as memory:
+            started = time.perf_counter()
+            value = call()
+            seconds.append(time.perf_counter() - started)
+        peaks.append(memory.peak)
+    return Measured(value, min(seconds), None if None in peaks else max(peaks))
+
+
+class _Memory:
+    """Watches this process's resident memory from a thread, and a GPU's by torch's own count."""
+
+    def __enter__(self) -> _Memory:
+        self.before, self.most, self.done = _resident(), 0, threading.Event()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self.watcher = threading.Thread(target=self._watch, daemon=True)
+        self.watcher.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self.done.wait(SAMPLING_SECONDS):
+            self.most = max(self.most, _resident() or 0)
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.watcher.join()
+        self.most = max(self.most, _resident() or 0)
+
+    @property
+    def peak(self) -> int | None:
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated()
+        return None if self.before is None else max(0, self.most - self.before)
+
+
+def _resident() -> int | None:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # only Linux has it
+        return None
+
+
+def machine() -> dict[str, Any]:
+    """Cores, processor and accelerator."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        processor = platform.processor() or platform.machine()
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "processor": processor, "accelerator": accelerator}

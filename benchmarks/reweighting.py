@@ -1,0 +1,74 @@
+"""What reweighting adds to a training step: ``semivariogram`` against ``infonce``, batch 512, and against weights made in NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import reference
+from benchmarks.harness import Measured, Result, measure, row
+from benchmarks.semivariogram import world
+from lib import features, negatives, semivariogram, settings, training
+from lib.model import Queue, initialise
+from lib.negatives import Strategy
+from lib.runs import Run, generator
+
+SIZES = (0, 1_024, 2_048, 4_096)
+BATCH = 512
+SHARE = 0.05
+CURVE = semivariogram.FittedSemivariogram(
+    "Stable", "planar", 0.1, 0.85, 0.3, 0.8, 0.9, 5733.9, "slope", "none", 0.99, "synthetic", False, 4_608, 0
+)
+
+
+def data(count: int) -> training.TrainingData:
+    """``count`` photos with features of 768 dimensions, all of them for training."""
+    unit, coordinates = world(count)
+    rows, frozen = np.arange(count), features.Features(unit.numpy(), torch.zeros(unit.shape[1]))
+    curve = semivariogram.Curve(CURVE)
+    return training.TrainingData(frozen, rows, rows[:0], torch.from_numpy(coordinates), coordinates, curve, 1.0, frozen.unit)
+
+
+def step(run: Run, of: training.TrainingData, queue_size: int, strategy: Strategy) -> Callable[[], float]:
+    """A call that makes one step, forward and backward, against a full queue, and gives its loss."""
+    device = run.device
+    model = initialise(0, of.frozen.mean, of.scale, run.settings.training).to(device)
+    queue = Queue.empty(queue_size, of.frozen.dimension, device)
+    batch = run.settings.training.batch_size
+    queued = torch.arange(batch, batch + queue_size)
+    queue.push(queued.to(device), of.coordinates_deg[queued].float().to(device), of.looks(queued.numpy()).to(device))
+    draws = training.Draws(generator(0, "noise"), generator(0, "shuffled weights"))
+    of = replace(of, curve=of.curve.to(device))
+
+    def once() -> float:
+        loss, _ = training.loss_of_batch(model, queue, of, training.Batch(1, of.train_rows[:batch]), strategy, run, draws)
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+        return loss.item()
+
+    return once
+
+
+def run(sizes: Sequence[int], batch: int = BATCH) -> Result:
+    """Measure each of ``sizes``, numbers of queued places. The floor is the same step with ``infonce``."""
+    own = Run(settings.load("smoke", (f"training.batch_size={batch}", "training.precision=float32", "training.batch_noise_m=0",
+                                      "training.queue_noise_m=0")), Path("."))  # fmt: skip
+    photos = data(batch + max(sizes))
+    ours, baseline = negatives.get("semivariogram"), negatives.get("infonce")
+    plain = replace(ours, reweight=partial(reference.reweighting, CURVE))
+    rows = []
+    for size in sizes:
+        found: list[Measured] = []
+        calls = [step(own, photos, size, strategy) for strategy in (ours, plain, baseline)]
+        for call in calls:
+            call()  # the first one allocates
+            found.append(measure(call, 4))
+        first = [step(own, photos, size, strategy)() for strategy in (ours, plain)]
+        rows.append(row(size, found[0], found[1], abs(first[0] - first[1]), found[2]))
+    goal = "a step with `semivariogram`, batch 512, queue 4,096: at most 5 % above `infonce` (floor_ratio 1.05); reference: weights in NumPy"
+    return Result("reweighting", "queued places", goal, rows[-1].floor_ratio <= 1.0 + SHARE, rows)

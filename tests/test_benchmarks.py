@@ -1,0 +1,42 @@
+"""Each benchmark at sizes that take a moment: ours and the reference agree, and the file has what is promised. Nothing is timed."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from benchmarks import harness
+from benchmarks.__main__ import NAMES, main
+
+SMALL = {"semivariogram": ((40, 90), {}), "retrieval": ((3, 70), {"places": 900}), "reweighting": ((0, 24), {"batch": 16}),
+         "training": ((4, 8), {}), "features": ((3, 6), {})}  # fmt: skip
+
+
+def test_every_benchmark_is_tried() -> None:
+    assert set(NAMES) == set(SMALL)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ours_and_the_reference_give_the_same_answer(name: str, tmp_path: Path) -> None:
+    sizes, more = SMALL[name]
+    result = import_module(f"benchmarks.{name}").run(sizes, **more)
+    stored = json.loads(result.save(tmp_path).read_text())
+    assert {"name", "unit", "goal", "met", "rows", "machine", "versions"} <= stored.keys() and isinstance(stored["met"], bool)
+    assert {"cores", "processor", "accelerator"} <= stored["machine"].keys() and [row["size"] for row in stored["rows"]] == list(sizes)
+    for row in stored["rows"]:
+        assert {"ours_seconds", "reference_seconds", "ratio", "ours_peak_bytes", "reference_peak_bytes"} <= row.keys()
+        assert row["max_difference"] < 2e-5 and row["ratio"] == pytest.approx(row["reference_seconds"] / row["ours_seconds"])
+    assert "ours_seconds" in result.table()
+
+
+def test_the_memory_that_a_call_holds_is_seen() -> None:
+    import numpy as np
+
+    measured = harness.measure(lambda: np.ones(20_000_000).sum())
+    assert measured.value == 20_000_000 and (measured.peak_bytes is None or 100e6 < measured.peak_bytes < 400e6)
+
+
+def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture) -> None:
+    assert main(["retrieval", "nonsense"]) == 1
+    assert "there is no benchmark nonsense; there are features, retrieval," in capsys.readouterr().err

@@ -1,0 +1,81 @@
+"""Two processes share out the pairs of a semivariogram and the batches of a training: the outcome is one process's."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+
+from lib.settings import PROJECT
+
+SETTINGS = ["device=cpu", "training.precision=float32", "backbone.precision=float32", "training.batch_size=32", "training.seeds=0",
+            "training.queue_size=40", "training.epochs=3", "training.strategies=infonce,decayed,semivariogram,hcl,distance_soft",
+            "training.validate_every=10", "training.parallel=batches"]  # fmt: skip
+LABELS = ["infonce", "decayed", "semivariogram", "hcl", "distance_soft"]
+
+
+def work(folder: Path, processes: int, *more: str) -> subprocess.CompletedProcess[str]:
+    program = [str(Path(__file__).with_name("ranks_program.py")), str(folder), *SETTINGS, *more]
+    if processes > 1:
+        program = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *program]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    return subprocess.run([sys.executable, *program], cwd=PROJECT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Folders of what one process and two have made of the same manifest, features and curve."""
+    from conftest import fitted, world
+
+    folders = []
+    for processes in (1, 2):
+        folder = tmp_path_factory.mktemp(f"of{processes}") / "run"
+        (folder / "features").mkdir(parents=True)
+        manifest, made = world()
+        manifest.to_parquet(folder / "manifest.parquet", index=False)
+        np.save(folder / "features" / "features.npy", made)
+        fitted().save(folder / "semivariogram.json")
+        done = work(folder, processes)
+        assert done.returncode == 0, done.stderr[-3_000:]
+        assert done.stdout.count("made    training-") == len(LABELS), done.stdout
+        folders.append(folder)
+    return folders
+
+
+@pytest.mark.parametrize("name", ["exact", "sampled"])
+def test_sums_of_the_semivariogram_are_one_processs(both: list[Path], name: str) -> None:
+    one, two = (dict(np.load(folder / f"{name}.npz")) for folder in both)
+    assert one["pairs"].sum() > 1_000
+    for part in one:
+        np.testing.assert_allclose(one[part], two[part], rtol=1e-9, atol=1e-12, err_msg=part)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_two_ranks_with_half_a_batch_each_train_what_one_trains_with_the_whole(both: list[Path], label: str) -> None:
+    one, two = (load_file(folder / "checkpoints" / f"{label}_seed0.safetensors") for folder in both)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(value, two[name], rtol=1e-4, atol=2e-5, err_msg=name)
+    losses = [pd.read_csv(folder / "history" / f"{label}_seed0.csv")["loss"] for folder in both]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_one_rank_more_or_less_makes_no_training_anew(both: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(both[1], tmp_path / "run")
+    done = work(tmp_path / "run", 1)
+    assert done.returncode == 0 and done.stdout.count("reused  training-") == len(LABELS), done.stdout + done.stderr[-2_000:]
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"), [("training.batch_size=33", "a batch of 33 cannot be shared out among 2 processes"),
+                              ("training.symmetric=true", "training.symmetric needs all photos of a batch in one process")]
+)  # fmt: skip
+def test_what_cannot_be_shared_out_is_refused(both: list[Path], tmp_path: Path, setting: str, sentence: str) -> None:
+    shutil.copytree(both[0], tmp_path / "run")
+    done = work(tmp_path / "run", 2, setting)
+    assert done.returncode != 0 and sentence in done.stderr
