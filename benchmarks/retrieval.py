@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -48,11 +49,11 @@ def run(sizes: Sequence[int], places: int = PLACES) -> Result:
             top = gallery.retrieve_top(Embedded(), photos, embedded, 5)
             return top, distance_km(truth[:, None], gallery_deg[top])
 
-        ours, floor = measure(found, 2), measure(lambda photos=photos: products(photos, embedded), 2)
+        ours, floor = measure(found, 2), measure(partial(products, photos, embedded), 2)
         plain, difference = None, None
         if count <= PLAIN_UP_TO:
-            plain = measure(lambda: reference.retrieve(photos.numpy(), embedded.numpy(), truth, gallery_deg))
-            assert np.array_equal(plain.value[0], ours.value[0]), "other places were found"
+            plain = measure(partial(reference.retrieve, photos.numpy(), embedded.numpy(), truth, gallery_deg))
+            np.testing.assert_array_equal(plain.value[0], ours.value[0], "other places were found")
             difference = float(np.abs(plain.value[1] - ours.value[1]).max())
         rows.append(row(count, ours, plain, difference, floor))
     compared = [one for one in rows if one.ratio is not None]

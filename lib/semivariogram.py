@@ -42,10 +42,8 @@ CRESSIE_ROUNDS = 6
 CRESSIE_FLOOR = 1e-3
 """Smallest gamma that divides a weight: a curve without nugget would give its first lag all the weight there is."""
 
-LAG_EDGE = 4e-3
-"""How near to a lag's edge, in lags, float32 angles are not trusted; 3,142 lags x 1.2e-7 x 3 roundings, and some."""
-STEEP_RAD = 3.0
-"""From here to the antipode float32 angles are not trusted."""
+PAIRS_OF_A_STRIP = 131_072
+"""Pairs that are binned at a time on a processor: a megabyte an array, which its cache holds."""
 
 SHAPE_PARAMETERS = {"Stable": "alpha", "Matern": "nu", "Rational": "alpha"}
 """GSTools' name of the shape parameter of the families that have one; called exponent here."""
@@ -127,20 +125,11 @@ class EmpiricalSemivariogram:
 def _accumulate(
     distance_rad: torch.Tensor, lag: torch.Tensor, dissimilarity: torch.Tensor, width: float, lags: int
 ) -> EmpiricalSemivariogram:
-    """Sums over the given pairs, all tensors flat [P]; ``lag`` int64.
-
-    Numbers of pairs and sums of distances share one pass: each pair adds a power of two, which is larger than all that the
-    distances beyond the lags' lower edges can add up to, and that distance.
-    """
-    unit = 2.0 ** math.ceil(math.log2(max(1, len(lag)) * width * 4.0))
-    beyond = (distance_rad - lag.to(distance_rad.dtype) * width).double()
-    both = torch.bincount(lag, beyond.add_(unit), lags).cpu().numpy()
-    pairs = np.floor(both / unit + 0.25).astype(np.int64)
-    distances = both - pairs * unit + pairs * (np.arange(lags) * width)
+    """Sums over the given pairs, all tensors flat [P]; ``lag`` int64."""
     dissimilarity = dissimilarity.double()
-    gamma = torch.bincount(lag, dissimilarity, lags).cpu().numpy()
-    squares = torch.bincount(lag, dissimilarity.square_(), lags).cpu().numpy()
-    return EmpiricalSemivariogram(width, pairs, distances, gamma, squares)
+    sums = [torch.bincount(lag, weights, lags) for weights in (distance_rad, dissimilarity, dissimilarity**2)]
+    pairs = torch.bincount(lag, minlength=lags)
+    return EmpiricalSemivariogram(width, *(one.cpu().numpy() for one in (pairs, *sums)))
 
 
 def _lag_of(distance_rad: torch.Tensor, width: float, lags: int) -> torch.Tensor:
@@ -154,25 +143,25 @@ def _of_tile(
 
     Each pair once, where they are the same block.
 
-    Angles are taken in float32 from chords in float64. Those that could fall on the wrong side of a lag's edge, and those near the
-    antipode, where the arcsine is steep, are taken in float64, so that every pair is in the lag where float64 puts it.
+    Binned a strip of rows at a time, so that what is made on the way stays in the processor's cache.
     """
     lags, rows = lag_count(width), np.arange(second, min(second + block, len(points)))
     right = left if second == first else _checked(unit_rows(rows)).to(left.device)
     dissimilarity = (left @ right.T).neg_().add_(1.0)
-    chord = (points[first : first + len(left)] @ points[second : second + len(right)].T).mul_(-2.0).add_(2.0)
-    if second == first:
-        once = torch.ones_like(chord, dtype=torch.bool).triu_(1)
-        dissimilarity, chord = dissimilarity[once], chord[once]
-    dissimilarity, chord = dissimilarity.flatten(), chord.flatten()
-    distance = chord.float().clamp_(0.0, 4.0).sqrt_().mul_(0.5).arcsin_().mul_(2.0)
-    position = distance / width
-    lag = position.long()
-    doubtful = ((position - position.round()).abs_() < LAG_EDGE).logical_or_(distance > STEEP_RAD).nonzero().squeeze(1)
-    exact = chord_to_rad(chord[doubtful])
-    distance[doubtful] = exact.float()
-    lag[doubtful] = (exact / width).long()
-    return _accumulate(distance, lag.clamp_(max=lags - 1), dissimilarity, width, lags)
+    total, strip = EmpiricalSemivariogram.empty(width), max(1, PAIRS_OF_A_STRIP // len(right))
+    if left.device.type != "cpu":
+        strip = block
+    across = points[second : second + len(right)].T.contiguous()
+    for start in range(0, len(left), strip):
+        chosen = dissimilarity[start : start + strip]
+        distance = (points[first + start : first + start + len(chosen)] @ across).mul_(-2.0).add_(2.0)
+        distance = distance.clamp_(0.0, 4.0).sqrt_().mul_(0.5).arcsin_().mul_(2.0)
+        if second == first:
+            once = torch.ones_like(chosen, dtype=torch.bool).triu_(start + 1)
+            distance, chosen = distance[once], chosen[once]
+        distance = distance.flatten()
+        total = total + _accumulate(distance, _lag_of(distance, width, lags), chosen.flatten(), width, lags)
+    return total
 
 
 def lag_count(width_rad: float) -> int:

@@ -294,6 +294,17 @@ class Visit:
             f"(() => {{ const map = window[document.querySelector('.folium-map').id]; return {expression}; }})()"
         )
 
+    def until(self, expression: str) -> None:
+        """Waits until ``expression``, in which ``map`` is the Leaflet map, is true.
+
+        Asked from here, because the page's content security policy forbids the evaluation that ``wait_for_function`` repeats.
+        """
+        for _ in range(200):
+            if self.map(expression):
+                return
+            self.tab.wait_for_timeout(50)
+        raise AssertionError(f"{expression} is not true after ten seconds")
+
     def find(self, wanted: str) -> None:
         """Types ``wanted`` into the search field and presses Enter."""
         self.tab.locator(".search input").click()
@@ -322,9 +333,7 @@ class TestBrowser:
         home = desktop.map("map.getZoom()")
         desktop.find("dateline")
         desktop.tab.get_by_role("button", name="Whole world").click()
-        desktop.tab.wait_for_function(
-            f"Math.abs(window[document.querySelector('.folium-map').id].getZoom() - {home}) < 1e-6"
-        )
+        desktop.until(f"Math.abs(map.getZoom() - {home}) < 1e-6")
         desktop.tab.locator(".leaflet-popup").wait_for(state="detached")
 
     def test_a_click_on_a_mark_opens_its_photo(self, desktop: Visit, small: pd.DataFrame) -> None:
@@ -333,7 +342,7 @@ class TestBrowser:
         box = desktop.tab.locator(".folium-map").bounding_box()
         desktop.tab.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         desktop.tab.wait_for_selector(".leaflet-popup img")
-        assert desktop.tab.wait_for_function("document.querySelector('.leaflet-popup img').naturalWidth > 0")
+        desktop.until("document.querySelector('.leaflet-popup img').naturalWidth > 0")
         assert desktop.tab.locator(".leaflet-popup dd").first.text_content() == row.id
 
     def test_strategies_classes_and_overlays_switch(self, desktop: Visit, small: pd.DataFrame) -> None:
