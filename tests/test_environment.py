@@ -165,6 +165,7 @@ class Checkout:
         return subprocess.Popen(
             list(command) or script, cwd=cwd or self.root, env=seen | variables, text=True, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # under nohup and & it would be ignored
         )  # fmt: skip
 
     def run(self, *command: str, cwd: Path | None = None, **variables: str) -> tuple[int, str, str]:
