@@ -93,14 +93,25 @@ def row(size: int, ours: Measured, reference: Measured | None, difference: float
 
 def measure(call: Callable[[], Any], repeats: int = 1) -> Measured:
     """Call ``repeats`` times: the last value, the least seconds, the largest peak of memory (None where it cannot be read)."""
-    seconds, peaks = [], []
+    return in_turn(repeats, call)[0]
+
+
+def in_turn(repeats: int, *calls: Callable[[], Any]) -> list[Measured]:
+    """:func:`measure` each of ``calls``, round by round, so that a machine that slows down slows them all down."""
+    found: list[list[Measured]] = [[] for _ in calls]
     for _ in range(repeats):
-        with _Memory() as memory:
-            started = time.perf_counter()
-            value = call()
-            seconds.append(time.perf_counter() - started)
-        peaks.append(memory.peak)
-    return Measured(value, min(seconds), None if None in peaks else max(peaks))
+        for call, rounds in zip(calls, found, strict=True):
+            with _Memory() as memory:
+                started = time.perf_counter()
+                value = call()
+                seconds = time.perf_counter() - started
+            rounds.append(Measured(value, seconds, memory.peak))
+    return [_best(rounds) for rounds in found]
+
+
+def _best(rounds: list[Measured]) -> Measured:
+    peaks = [one.peak_bytes for one in rounds]
+    return Measured(rounds[-1].value, min(one.seconds for one in rounds), None if None in peaks else max(peaks))
 
 
 class _Memory:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import reference
-from benchmarks.harness import Result, measure, row
+from benchmarks.harness import Result, in_turn, measure, row
 from lib import gallery
 from lib.geodesy import distance_km, uniform_on_sphere
 
@@ -46,10 +46,10 @@ def run(sizes: Sequence[int], places: int = PLACES) -> Result:
         photos, truth = everyone[:count], truth_deg[:count]
 
         def found(photos: torch.Tensor = photos, truth: np.ndarray = truth) -> tuple[np.ndarray, np.ndarray]:
-            top = gallery.retrieve_top(Embedded(), photos, embedded, 5)
+            top = gallery.retrieve_top(Embedded(), photos, embedded, 5)[1].numpy()
             return top, distance_km(truth[:, None], gallery_deg[top])
 
-        ours, floor = measure(found, 2), measure(partial(products, photos, embedded), 2)
+        ours, floor = in_turn(2 if count > PLAIN_UP_TO else 5, found, partial(products, photos, embedded))
         plain, difference = None, None
         if count <= PLAIN_UP_TO:
             plain = measure(partial(reference.retrieve, photos.numpy(), embedded.numpy(), truth, gallery_deg))

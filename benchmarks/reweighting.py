@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks import reference
-from benchmarks.harness import Measured, Result, measure, row
+from benchmarks.harness import Result, in_turn, row
 from benchmarks.semivariogram import world
 from lib import features, negatives, semivariogram, settings, training
 from lib.model import Queue, initialise
@@ -63,11 +63,10 @@ def run(sizes: Sequence[int], batch: int = BATCH) -> Result:
     plain = replace(ours, reweight=partial(reference.reweighting, CURVE))
     rows = []
     for size in sizes:
-        found: list[Measured] = []
         calls = [step(own, photos, size, strategy) for strategy in (ours, plain, baseline)]
         for call in calls:
             call()  # the first one allocates
-            found.append(measure(call, 4))
+        found = in_turn(5, *calls)
         first = [step(own, photos, size, strategy)() for strategy in (ours, plain)]
         rows.append(row(size, found[0], found[1], abs(first[0] - first[1]), found[2]))
     goal = "a step with `semivariogram`, batch 512, queue 4,096: at most 5 % above `infonce` (floor_ratio 1.05); reference: weights in NumPy"

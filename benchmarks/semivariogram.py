@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import reference
-from benchmarks.harness import Result, measure, row
+from benchmarks.harness import Result, in_turn, measure, row
 from lib import semivariogram
 from lib.geodesy import uniform_on_sphere, unit_vectors
 
@@ -43,8 +43,8 @@ def run(sizes: Sequence[int]) -> Result:
         unit, coordinates = world(count)
         repeats = 3 if count <= 20_000 else 1
         plain, difference = None, None
-        floor = measure(partial(products, unit), repeats)
-        ours = measure(partial(semivariogram.estimate, unit.__getitem__, coordinates, WIDTH_RAD, max_pairs=10**12), repeats)
+        estimate = partial(semivariogram.estimate, unit.__getitem__, coordinates, WIDTH_RAD, max_pairs=10**12)
+        floor, ours = in_turn(repeats, partial(products, unit), estimate)
         if count <= PLAIN_UP_TO:
             plain = measure(partial(reference.semivariogram, unit.numpy(), coordinates, WIDTH_RAD))
             np.testing.assert_array_equal(np.isnan(plain.value), np.isnan(ours.value.gamma), "other lags have pairs")

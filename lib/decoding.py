@@ -51,15 +51,11 @@ class Candidates:
 
 
 @torch.inference_mode()
-def best(geoclip: GeoCLIP, photos: torch.Tensor, gallery_deg: np.ndarray, count: int = BEST, block: int = 1_024) -> Candidates:
-    """The ``count`` best places of ``gallery_deg`` [G, 2] for frozen features [N, D]; holds ``block`` x G scores at a time."""
-    device = geoclip.logit_scale.device
-    embedded, parts = gallery.embed(geoclip, gallery_deg, device), []
-    for some in photos.split(block):
-        logits = geoclip.logits(geoclip.embed_photos(some.to(device)), embedded)
-        parts.append([one.cpu() for one in logits.topk(min(count, len(gallery_deg)), 1)])
-    logits, rows = (torch.cat(one) for one in zip(*parts, strict=True))
-    return Candidates(logits, gallery_deg[rows.numpy()])
+def best(geoclip: GeoCLIP, photos: torch.Tensor, gallery_deg: np.ndarray, count: int = BEST) -> Candidates:
+    """The ``count`` best places of ``gallery_deg`` [G, 2] for frozen features [N, D]."""
+    embedded = gallery.embed(geoclip, gallery_deg, geoclip.logit_scale.device)
+    cosine, rows = gallery.retrieve_top(geoclip, photos, embedded, count)
+    return Candidates(geoclip.logit_scale.exp().cpu() * cosine, gallery_deg[rows.numpy()])
 
 
 def smoothed(found: Candidates, curve: semivariogram.Curve, temperature: float, power: float, block: int = 512) -> np.ndarray:

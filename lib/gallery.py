@@ -105,14 +105,14 @@ def retrieve(model: GeoCLIP, photos: torch.Tensor, gallery: torch.Tensor, block:
         photos: frozen features v [N, D].
         gallery: embeddings [G, 512].
     """
-    return retrieve_top(model, photos, gallery, 1, block)[:, 0]
+    return retrieve_top(model, photos, gallery, 1, block)[1][:, 0].numpy()
 
 
 @torch.inference_mode()
 def retrieve_top(
     model: GeoCLIP, photos: torch.Tensor, gallery: torch.Tensor, count: int, block: int = 1_024
-) -> np.ndarray:
-    """Rows of the gallery that are most similar to each photo, best first, int64 [N, min(count, G)].
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and rows of the places that are most similar to each photo, best first, both [N, min(count, G)], on the CPU.
 
     Holds ``block`` x ``GALLERY_BLOCK`` similarities at a time, whatever N and G. Arguments as in :func:`retrieve`.
     """
@@ -125,12 +125,13 @@ def retrieve_top(
             best, rows = torch.cat((best, values), 1), torch.cat((rows, places + start), 1)
             best, order = torch.sort(best, dim=1, descending=True, stable=True)
             best, rows = best[:, :count], rows.gather(1, order)[:, :count]
-        found.append(rows.cpu())
-    return torch.cat(found).numpy()
+        found.append((best.cpu(), rows.cpu()))
+    best, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return best, rows
 
 
 def largest(similarity: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ``count`` largest of each row [n, w], best first, and their columns; of a row's equal largest ones the first leads.
+    """The ``count`` largest of each row [n, w], best first, and their columns; where ``count`` is 1, the first of equals.
 
     Whole groups of columns are ruled out by their maxima, which are found at the speed of memory: the ``count`` largest values lie
     in the ``count`` groups with the largest maxima.
@@ -140,7 +141,6 @@ def largest(similarity: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.T
         return torch.sort(similarity, dim=1, descending=True, stable=True) if width <= count else _largest_few(similarity, count)
     groups = similarity.view(photos, width // GROUP, GROUP)
     _, chosen = _largest_few(groups.amax(2), count)
-    chosen = chosen.sort(1).values  # so that among equals the first column leads
     within = groups.gather(1, chosen[..., None].expand(-1, -1, GROUP)).flatten(1)
     values, position = _largest_few(within, count)
     return values, chosen.gather(1, position // GROUP) * GROUP + position % GROUP

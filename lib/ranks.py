@@ -84,7 +84,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
         """[k n, ...] -> [n, ...]."""
-        gradient = gradient.contiguous()
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # what arrives is autograd's own
         dist.all_reduce(gradient)
         return gradient.chunk(count())[rank()]
 

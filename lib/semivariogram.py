@@ -141,16 +141,13 @@ def _of_tile(
 ) -> EmpiricalSemivariogram:
     """Sums over the pairs of the block of photos from row ``first``, whose unit features are ``left``, with that from ``second``.
 
-    Each pair once, where they are the same block.
-
-    Binned a strip of rows at a time, so that what is made on the way stays in the processor's cache.
+    Each pair once, where they are the same block. Binned a strip of rows at a time, so that what is made on the way stays in the processor's cache.
     """
     lags, rows = lag_count(width), np.arange(second, min(second + block, len(points)))
     right = left if second == first else _checked(unit_rows(rows)).to(left.device)
     dissimilarity = (left @ right.T).neg_().add_(1.0)
-    total, strip = EmpiricalSemivariogram.empty(width), max(1, PAIRS_OF_A_STRIP // len(right))
-    if left.device.type != "cpu":
-        strip = block
+    strip = max(1, PAIRS_OF_A_STRIP // len(right)) if left.device.type == "cpu" else block
+    total = EmpiricalSemivariogram.empty(width)
     across = points[second : second + len(right)].T.contiguous()
     for start in range(0, len(left), strip):
         chosen = dissimilarity[start : start + strip]

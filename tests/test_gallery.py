@@ -88,3 +88,32 @@ class TestRetrieval:
         with torch.inference_mode():
             embedded[[20, 3, 11, 7]] = model.embed_photos(photos)
         assert gallery.retrieve(model, photos, embedded).tolist() == [20, 3, 11, 7]
+
+
+class TestLargest:
+    """The groups of neighbouring places rule out nothing that is among the best."""
+
+    @pytest.mark.parametrize("count", [1, 5, 63])
+    @pytest.mark.parametrize("width", [3, 64, 100, 4_096, 8_192])
+    def test_as_sorting_the_whole_row(self, width: int, count: int) -> None:
+        similarity = torch.rand(40, width, generator=torch.Generator().manual_seed(width), dtype=torch.float64)
+        values, columns = gallery.largest(similarity, count)
+        expected = similarity.sort(1, descending=True)
+        assert torch.equal(columns, expected.indices[:, :count])
+        assert torch.equal(values, expected.values[:, :count])
+
+    @pytest.mark.parametrize("width", [100, 4_096])
+    def test_of_equals_the_first_where_one_is_asked_for(self, width: int) -> None:
+        similarity = torch.randint(0, 3, (60, width), generator=torch.Generator().manual_seed(0)).float()
+        assert torch.equal(gallery.largest(similarity, 1)[1][:, 0], similarity.argmax(1))
+        assert (gallery.largest(similarity, 5)[0] == 2.0).all()
+
+    def test_over_several_blocks_of_a_gallery(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(gallery, "GALLERY_BLOCK", 256)
+        generator = torch.Generator().manual_seed(1)
+        photos, embedded = (torch.nn.functional.normalize(torch.randn(count, 16, generator=generator), dim=1) for count in (30, 1_100))
+        identity = type("Identity", (), {"embed_photos": staticmethod(lambda features: features)})()
+        cosine, rows = gallery.retrieve_top(identity, photos, embedded, 5, block=7)
+        expected = (photos @ embedded.T).sort(1, descending=True)
+        assert torch.equal(rows, expected.indices[:, :5])
+        torch.testing.assert_close(cosine, expected.values[:, :5])
