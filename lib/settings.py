@@ -137,6 +137,7 @@ class Semivariogram(_Group):
         "slope", description="slope: first h with d gamma/dh < 1e-2 per rad (author code); sill95: 95 % of the sill"
     )
     max_pairs: int = Field(200_000_000, ge=100, description="all pairs up to here, a stratified sample beyond")
+    sample_pairs: int = Field(20_000_000, ge=100, description="pairs of that sample")
     seed: int = Field(0, description="seed of the sample of pairs")
 
 
