@@ -149,6 +149,9 @@ class Training(_Group):
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(512, ge=2)
     queue_size: int = Field(4_096, ge=0, description="earlier places that serve as negatives; 0: the batch's only")
+    queue_embeddings: Literal["renewed", "kept"] = Field(
+        "renewed", description="renewed: the queue's places are encoded anew at each step (GeoCLIP); kept: as their own batch encoded them"
+    )
     learning_rate: float = Field(3e-5, gt=0)
     weight_decay: float = Field(1e-6, ge=0)
     optimizer: Literal["adam", "adamw"] = "adam"

@@ -432,11 +432,12 @@ def loss_of_batch(
     unit = data.looks(rows).to(device)
     photos = data.frozen.seen_in(batch.epoch, rows[own]).to(device)
     places = data.coordinates_deg[rows].float().to(device)
-    noisy = [geodesy.jitter(places, settings.batch_noise_m, draws.noise)]
-    if len(queue):
+    noisy, kept = [geodesy.jitter(places, settings.batch_noise_m, draws.noise)], settings.queue_embeddings == "kept"
+    if len(queue) and not kept:
         noisy.append(geodesy.jitter(queue.coordinates_deg, settings.queue_noise_m, draws.noise))
     with run.autocast(settings.precision):
-        logits = model.logits(*_encoded(model, encoder, photos, torch.cat(noisy)))
+        photos, embedded = _encoded(model, encoder, photos, torch.cat(noisy))
+        logits = model.logits(photos, torch.cat((embedded, queue.embeddings)) if kept else embedded)
     numbers = torch.from_numpy(rows).to(device)
     itself = torch.nn.functional.pad(numbers[own, None] == queue.rows, (len(rows), 0))
     logits = logits.masked_fill(itself, -math.inf)  # a photo that is still queued from the last epoch is no negative
@@ -455,13 +456,13 @@ def loss_of_batch(
                 all_places,
                 data.curve,
                 **{name: getattr(settings, name) for name in negatives.PARAMETERS},
-                scale=model.logit_scale.exp().item(),
+                scale=model.logit_scale.exp(),
                 local=data.local,
                 group=None if data.groups is None else data.groups[rows[own]].to(device),
                 draw=draws.weights,
             )
         )
-    queue.push(numbers, places, unit)
+    queue.push(numbers, places, unit, embedded if kept else None)
     loss = contrastive_loss(logits, reweighting)
     if settings.symmetric:
         loss = (loss + contrastive_loss(logits[:, : len(rows)].T, reweighting.transposed())) / 2

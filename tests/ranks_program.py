@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from conftest import NarrowLocationEncoder
 
-from lib import datasets, empirical, features, model, ranks, training
+from lib import datasets, empirical, evaluation, features, gallery, model, ranks, training
 from lib.runs import Run
 from lib.settings import load
 
@@ -27,6 +27,11 @@ def main(folder: Path, overrides: list[str]) -> None:
             np.savez(folder / f"{name}.npz", **asdict(sums))
     training.train_all(run, run.settings.training.strategies)
     ranks.wait()
+    evaluation.evaluate(run)
+    trained = model.load(run.checkpoint("infonce", 0))
+    found = gallery.search(trained, frozen, datasets.manifest.rows_of(manifest, "test"), np.array([[10.0, 20.0]]), among_ranks=True)
+    if ranks.rank() == 0:
+        np.save(folder / "few_places.npy", found)
     ranks.stop()
 
 
