@@ -94,7 +94,7 @@ class Candidates:
     @cached_property
     def residual(self) -> torch.Tensor:
         """r_ij = gamma(h_ij) - d_ij; positive: more alike than expected."""
-        return self.gamma - self.dissimilarity
+        return torch.addmm(self.gamma.to(self.photo_unit.dtype), self.photo_unit, self.place_unit.T).sub_(1.0)
 
     @cached_property
     def look_alike(self) -> torch.Tensor:

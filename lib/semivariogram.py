@@ -246,13 +246,21 @@ class Curve(torch.nn.Module):
         super().__init__()
         nodes = (np.linspace(0.0, 1.0, self.NODES) ** 2) * math.pi
         self.nugget, self.partial_sill, self.range_rad = fitted.nugget, fitted.partial_sill, fitted.range_rad
-        self.register_buffer("values", torch.from_numpy(fitted.gamma(nodes)).float())
+        values = fitted.gamma(nodes)
+        self.register_buffer("values", torch.from_numpy(values).float())
+        self.register_buffer("rise", torch.from_numpy(np.diff(values, append=values[-1])).float())
+
+    @classmethod
+    def position(cls, distance_rad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Node below each distance 0..pi, int64, and the share of the way to the next, float32; of any shape."""
+        position = distance_rad.float().sqrt().mul_((cls.NODES - 1) / math.sqrt(math.pi))
+        lower = position.long().clamp_(max=cls.NODES - 1)
+        return lower, position.frac_()
 
     def gamma(self, distance_rad: torch.Tensor) -> torch.Tensor:
         """gamma(h), float32, of distances 0..pi of any shape."""
-        position = (distance_rad / math.pi).clamp(0.0, 1.0).sqrt() * (self.NODES - 1)
-        lower = position.long().clamp_(max=self.NODES - 2)
-        return torch.lerp(self.values[lower], self.values[lower + 1], (position - lower).to(self.values.dtype))
+        lower, share = self.position(distance_rad)
+        return torch.addcmul(self.values[lower], self.rise[lower], share)
 
     def correlation(self, gamma: torch.Tensor) -> torch.Tensor:
         """C = 1 - (gamma - nugget) / partial_sill of ``gamma`` = gamma(h), any shape."""
@@ -264,16 +272,17 @@ class LocalCurves(torch.nn.Module):
 
     def __init__(self, fitted: Sequence[FittedSemivariogram]) -> None:
         super().__init__()
-        self.register_buffer("values", torch.stack([Curve(one).values for one in fitted]))
+        curves = [Curve(one) for one in fitted]
+        self.register_buffer("values", torch.stack([one.values for one in curves]))
+        self.register_buffer("rise", torch.stack([one.rise for one in curves]))
         self.register_buffer("nugget", torch.tensor([one.nugget for one in fitted]))
         self.register_buffer("partial_sill", torch.tensor([one.partial_sill for one in fitted]))
 
     def gamma(self, distance_rad: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
         """gamma_g(h), float32 [B, M], of distances [B, M] and the photos' groups, int64 [B]."""
-        position = (distance_rad / math.pi).clamp(0.0, 1.0).sqrt() * (Curve.NODES - 1)
-        lower = position.long().clamp_(max=Curve.NODES - 2)
-        flat, first = self.values.flatten(), lower + group[:, None] * Curve.NODES
-        return torch.lerp(flat[first], flat[first + 1], (position - lower).to(flat.dtype))
+        lower, share = Curve.position(distance_rad)
+        lower += group[:, None] * Curve.NODES
+        return torch.addcmul(self.values.flatten()[lower], self.rise.flatten()[lower], share)
 
     def correlation(self, gamma: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
         """C_g = 1 - (gamma - nugget) / partial_sill of ``gamma`` [B, M] and the photos' groups, int64 [B]."""
