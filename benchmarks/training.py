@@ -34,7 +34,7 @@ def run(sizes: Sequence[int]) -> Result:
 
     cached = np.concatenate([encode(part) for part in images.split(64)])
     frozen, numbers = features.Features(cached, torch.zeros(cached.shape[1])), np.arange(max(sizes))
-    of = TrainingData(frozen, numbers, numbers[:0], torch.from_numpy(places), places, Curve(CURVE), 1.0, frozen.unit)
+    of = TrainingData(frozen, numbers, numbers[:0], torch.from_numpy(places), places, Curve(CURVE), 1.0)
     rows = []
     for size in sizes:
         own = Run(settings.load("smoke", (*OVERRIDES, f"training.batch_size={size}")), Path("."))

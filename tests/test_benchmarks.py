@@ -9,7 +9,7 @@ import pytest
 from benchmarks import harness
 from benchmarks.__main__ import NAMES, main
 
-SMALL = {"semivariogram": ((40, 90), {}), "retrieval": ((3, 70), {"places": 900}), "reweighting": ((0, 24), {"batch": 16}),
+SMALL = {"semivariogram": ((40, 90), {}), "sampling": ((300, 600), {"photos": 300}), "scale": ((3_000, 6_000), {}), "retrieval": ((3, 70), {"places": 900}), "reweighting": ((0, 24), {"batch": 16}),
          "training": ((4, 8), {}), "features": ((3, 6), {})}  # fmt: skip
 
 
