@@ -59,8 +59,8 @@ def parts(folder: Path) -> dict[str, dict[str, Any]]:
     data: TrainingData = read.value
     places = data.coordinates_deg[data.train_rows].numpy()
     sums = measure(partial(empirical.sampled, lambda rows: data.frozen.unit(data.train_rows[rows]), places, pairs=PAIRS))
-    if not np.allclose(sums.value.gamma[sums.value.pairs > 0], 1.0) or sums.value.pairs.sum() < PAIRS // 3:
-        raise ValueError("features of zeros differ by 1 at every lag")
+    if not np.allclose(sums.value.gamma[sums.value.pairs > 0], 1.0) or sums.value.pairs.sum() < min(PAIRS, len(places) ** 2 // 2) // 3:
+        raise ValueError("features of zeros differ by 1 at every lag, and a million pairs are asked for")
 
     def epoch() -> int:
         steps = 0
