@@ -18,13 +18,15 @@ from lib.regions import LEAST_FOR_A_MEAN, LEAST_PHOTOS
 from lib.runs import Run
 
 ERROR_BOUNDS_KM = (30, 100, 300, 1_000, 3_000)
-ERROR_RAMP = ("#00224e", "#31446b", "#666970", "#958f78", "#cab969", "#fee838")
-"""Cividis, which those with and without colour blindness see alike (Nuñez, Anderton, Renslow, 2018)."""
+ERROR_RAMP = ("#2a0b54", "#65156e", "#9f2a63", "#d44842", "#f57d15", "#fac228")
+"""Inferno of matplotlib: evenly brighter from class to class, so that it reads without telling hues apart."""
+LISTED_PHOTOS = 10
+"""Photos of a cell that the list of the largest errors takes at least."""
 GAIN_BOUNDS = (5, 10, 20)
 GAIN_RAMP = ("#c6dbef", "#6baed6", "#2f7fc1", "#08519c")
 LOSS_RAMP = ("#fdd0a2", "#fd8d3c", "#e05a07", "#a63603")
 """Blue and orange of ColorBrewer, safe for the colour-blind; the numbers in the cells bear their sign besides."""
-SPLIT_NAMES = {"test": "test: drawn as the training photos", "test_blocked": "test_blocked: in cells held out whole"}
+SPLIT_NAMES = {"test": "random split", "test_blocked": "cells held out whole"}
 METRIC_NAMES = {"mean_km": "mean error", "median_km": "median error"}
 CELL_COLUMNS = ("n", "south", "west", "north", "east", "place")
 
@@ -49,7 +51,7 @@ def error_cell_map(cells: pd.DataFrame, title: str = "") -> folium.Map:
     data = {
         "kind": "error", "title": title or "How far off, by equal-area cell", "grids": _grids(cells, "cell"), "views": views,
         "choices": [_splits(cells), _choice("strategy", "Strategy", strategies), _choice("metric", "Error", list(METRIC_NAMES), METRIC_NAMES)],
-        "bounds": list(ERROR_BOUNDS_KM), "ramp": list(ERROR_RAMP), "least": LEAST_FOR_A_MEAN,
+        "bounds": list(ERROR_BOUNDS_KM), "ramp": list(ERROR_RAMP), "least": LEAST_FOR_A_MEAN, "listed": LISTED_PHOTOS,
         "notes": [
             f"Cells of {_side(cells):,.0f} km, all of the same area; a cell's errors are those of its photos over {_seeds(cells)}.",
             "The mean is drawn to the few photos that are placed on another continent; the median is not.",
