@@ -193,9 +193,9 @@ def _held_out(comparison: pd.DataFrame, lead: str) -> Row | None:
 
 
 def points(value: float, sign: bool = True) -> str:
-    """Percentage points with one decimal, with a true minus; "+" before what is not negative where ``sign``."""
+    """Percentage points with one decimal, with a true minus; "+" before what is positive where ``sign``; nought without either."""
     text = f"{value:+.1f}" if sign else f"{value:.1f}"
-    return text.replace("-", "\u2212")
+    return "0.0" if float(text) == 0.0 else text.replace("-", "\u2212")
 
 
 def interval(row: Row, before: str = "") -> str:

@@ -35,6 +35,8 @@ FIELD_SIDE = 200
 MERCATOR_LIMIT_DEG = 85.0511
 """Latitude at which a square Web Mercator map ends."""
 SMALLEST_ERROR_KM = 1.0
+TABLES = ("gain_by_continent", "gain_cells", "error_cells", "intervals")
+"""What :func:`make` writes."""
 VERDICTS = ("gains", "loses", "not shown", "too few photos")
 
 
@@ -293,19 +295,33 @@ def error_field(predictions: pd.DataFrame, reach_km: float = REACH_KM, side: int
 
 
 def make(run: Run, predictions: pd.DataFrame, manifest: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The run's tables of where the strategies gain and where they err, written and returned by name.
+    """The run's tables of where the strategies gain and where they err, made once or reused, by name.
 
     gain_by_continent, gain_cells, error_cells, and intervals: every accuracy with its own 95 % interval.
 
     Args:
-        predictions: of all strategies and splits. manifest: the photos, for their continents and countries.
+        predictions: of all strategies and splits, as predictions.parquet has them. manifest: the photos, for their continents and
+            countries.
     """
-    photos = manifest.set_index("id")
-    countries = photos.get("country")
-    tables = {
-        "gain_by_continent": continent_gains(predictions, photos["continent"]),
-        "gain_cells": cell_gains(predictions, countries),
-        "error_cells": cell_errors(predictions, countries),
-        "intervals": significance.final_table(aligned(predictions)),
-    }
-    return {name: save_table(table, run.table(name)) for name, table in tables.items()}
+
+    def produce() -> None:
+        photos = manifest.set_index("id")
+        countries = photos.get("country")
+        tables = {
+            "gain_by_continent": continent_gains(predictions, photos["continent"]),
+            "gain_cells": cell_gains(predictions, countries),
+            "error_cells": cell_errors(predictions, countries),
+            "intervals": significance.final_table(aligned(predictions)),
+        }
+        for name, table in tables.items():
+            save_table(table, run.table(name))
+
+    run.produce(
+        "regions",
+        make=produce,
+        inputs=[run.require(run.predictions, "05_error_at_granularity"), run.require(run.manifest, "01_data_preparation")],
+        outputs=[run.table(name) for name in TABLES],
+        code=["geodesy", "evaluation", "significance", "regions"],
+    )
+    tables = {name: pd.read_csv(run.table(name)) for name in TABLES}
+    return {name: table.fillna({"place": ""}) if "place" in table else table for name, table in tables.items()}
