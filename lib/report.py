@@ -365,7 +365,7 @@ def _difference_cell(found: pd.DataFrame, prefix: str) -> dict[str, str]:
     said = "gains" if low > 0 else "loses" if high < 0 else "not shown"
     return {
         "points": answer.points(100 * one["difference"]),
-        "interval": f"[{answer.points(100 * low)}, {answer.points(100 * high)}]",
+        "interval": "no photo differs" if low == high == 0.0 else f"[{answer.points(100 * low)}, {answer.points(100 * high)}]",
         "verdict": said,
     }
 
