@@ -20,6 +20,7 @@ PAPERS_OWN = "semivariogram"
 MOST_NAMED = 3
 """Strategies or continents that a sentence names one by one, with their intervals; the rest are named or counted without."""
 HELD_OUT = "test_blocked"
+TESTED = ("gains", "not shown", "loses")
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def answer(comparison: pd.DataFrame, by_continent: pd.DataFrame, gain_cells: pd.
     of_lead = by_continent[(by_continent["strategy"] == lead) & (by_continent["split"] == split)] if len(by_continent) else by_continent
     continents = continents_of(of_lead)
     return Answer(
-        verdict(world), does_it_help(world), where_on_earth(lead, continents, _cells(gain_cells, lead, split), _held_out(comparison, lead)),
-        lead, world, continents, int(of_lead["comparisons"].max()) if len(of_lead) else 0,
+        verdict(world), does_it_help(world), where_on_earth(world[0], continents, _cells(gain_cells, lead, split), _held_out(comparison, lead)),
+        lead, world, continents, int(of_lead["comparisons"].max()) if any(row.verdict in TESTED for row in continents) else 0,
     )  # fmt: skip
 
 
@@ -145,7 +146,7 @@ def _called(row: Row) -> str:
     return f"{row.label}, the control without geography," if row.label == CONTROL else row.label
 
 
-def where_on_earth(lead: str, continents: Sequence[Row], cells: tuple[int, int, int], held_out: Row | None) -> str:
+def where_on_earth(lead: Row, continents: Sequence[Row], cells: tuple[int, int, int], held_out: Row | None) -> str:
     """A sentence on the continents where the difference of the strategy ``lead`` is shown, the cells, and places held out whole.
 
     Args:
@@ -154,17 +155,24 @@ def where_on_earth(lead: str, continents: Sequence[Row], cells: tuple[int, int, 
     gained, unshown, lost, few = (
         [row for row in continents if row.verdict == word] for word in ("gains", "not shown", "loses", "too few photos")
     )
-    parts = []
+    is_gain, parts = lead.verdict == "gains", []
     if gained:
-        parts.append("is shown in " + listed(f"{row.label} ({points(row.difference)}, {interval(row)})" for row in gained))
+        parts.append(("is shown in " if is_gain else "is a gain in ") + listed(map(_named, gained)))
     if lost:
-        parts.append("turns into a loss in " + listed(f"{row.label} ({points(row.difference)}, {interval(row)})" for row in lost))
+        parts.append(("turns into a loss in " if is_gain else "is a loss in ") + listed(map(_named, lost)))
     if unshown:
-        parts.append("is not shown in " + listed(row.label for row in unshown) + (" taken alone" if gained or lost else ", each taken alone"))
-    if few:
+        parts.append("is not shown in " + listed(row.label for row in unshown) + " taken alone")
+    if few and len(few) < len(continents):
         parts.append(f"is not tested in {listed(row.label for row in few)} (fewer than {LEAST_PHOTOS} photos)")
-    said = f"By continent, {_possessive(lead)} gain " + (listed(parts) if parts else "has no table") + ("" if not cells[2] else _of_cells(cells))
-    return said + ("." if held_out is None else f"; on cells held out whole it {_on_held_out(held_out)}.")
+    if parts:
+        said = f"By continent, {lead.label}\u2019s {'gain' if is_gain else 'difference'} {listed(parts)}"
+    else:
+        said = f"No continent has the {LEAST_PHOTOS} photos that a test needs"
+    return said + ("" if not cells[2] else _of_cells(cells)) + ("" if held_out is None else _on_held_out(held_out)) + "."
+
+
+def _named(row: Row) -> str:
+    return f"{row.label} ({points(row.difference)}, {interval(row)})"
 
 
 def _of_cells(cells: tuple[int, int, int]) -> str:
@@ -173,9 +181,12 @@ def _of_cells(cells: tuple[int, int, int]) -> str:
 
 
 def _on_held_out(row: Row) -> str:
-    if row.verdict == "not shown":
-        return f"is not shown ({points(row.difference)}, {interval(row)})"
-    return f"is {points(row.difference)} ({interval(row)})"
+    """The end of the sentence: the same strategy where no training photo is near."""
+    if row.low == row.high == 0.0:
+        return "; on cells held out whole no photo differs"
+    is_shown = row.verdict != "not shown"
+    found = f"{points(row.difference)} ({interval(row)})" if is_shown else f"not shown ({points(row.difference)}, {interval(row)})"
+    return f"; on cells held out whole it is {found}"
 
 
 def _cells(gain_cells: pd.DataFrame, lead: str, split: str) -> tuple[int, int, int]:
@@ -207,7 +218,3 @@ def listed(parts: Iterable[str]) -> str:
     """``a, b and c``."""
     *first, last = parts
     return f"{', '.join(first)} and {last}" if first else last
-
-
-def _possessive(name: str) -> str:
-    return f"{name}\u2019s"

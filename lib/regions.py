@@ -294,6 +294,13 @@ def error_field(predictions: pd.DataFrame, reach_km: float = REACH_KM, side: int
     return ErrorField(typical, weight.reshape(side, side))
 
 
+def intervals(predictions: pd.DataFrame) -> pd.DataFrame:
+    """:func:`lib.significance.final_table`, GeoCLIP as published among the others; an interval of an accuracy ends at 0 and 1."""
+    table = significance.final_table(aligned(predictions))
+    upper = np.where(table["metric"].str.startswith("acc_"), 1.0, np.inf)
+    return table.assign(ci_low=table["ci_low"].clip(lower=0.0), ci_high=table["ci_high"].clip(upper=pd.Series(upper, index=table.index)))
+
+
 def make(run: Run, predictions: pd.DataFrame, manifest: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The run's tables of where the strategies gain and where they err, made once or reused, by name.
 
@@ -304,21 +311,21 @@ def make(run: Run, predictions: pd.DataFrame, manifest: pd.DataFrame) -> dict[st
             countries.
     """
 
-    def produce() -> None:
+    def _write() -> None:
         photos = manifest.set_index("id")
         countries = photos.get("country")
         tables = {
             "gain_by_continent": continent_gains(predictions, photos["continent"]),
             "gain_cells": cell_gains(predictions, countries),
             "error_cells": cell_errors(predictions, countries),
-            "intervals": significance.final_table(aligned(predictions)),
+            "intervals": intervals(predictions),
         }
         for name, table in tables.items():
             save_table(table, run.table(name))
 
     run.produce(
         "regions",
-        make=produce,
+        make=_write,
         inputs=[run.require(run.predictions, "05_error_at_granularity"), run.require(run.manifest, "01_data_preparation")],
         outputs=[run.table(name) for name in TABLES],
         code=["geodesy", "evaluation", "significance", "regions"],

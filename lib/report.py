@@ -85,7 +85,7 @@ MAPS = {
 """Title and description of each map."""
 SPLITS = {
     "test": "places drawn as the training photos' are",
-    "test_blocked": "10-degree cells held out whole: no training photo lies in them",
+    "test_blocked": "in 10-degree cells held out whole",
 }
 DATA = {
     "blue_marble": "satellite windows of NASA\u2019s Blue Marble",
@@ -280,17 +280,17 @@ def _chart(title: str, rows: list[answer.Row]) -> dict[str, Any]:
     step = next((one for one in (0.5, 1, 2, 5, 10, 20, 50) if (high - low) / one <= 6), 100)
     low, high = step * math.floor(low / step), step * max(math.ceil(high / step), math.floor(low / step) + 1)
 
-    def place(value: float) -> float:
+    def _place(value: float) -> float:
         return round(100.0 * (value - low) / (high - low), 2)
 
     drawn = [
-        {"row": row, "dot": place(row.difference), "left": place(row.low), "right": place(row.high)}
+        {"row": row, "dot": _place(row.difference), "left": _place(row.low), "right": _place(row.high)}
         if math.isfinite(row.low)
         else {"row": row, "dot": None, "left": None, "right": None}
         for row in rows
     ]
-    ticks = [(place(step * k), f"{step * k:+g}".replace("-", "\u2212") if k else "0") for k in range(round(low / step), round(high / step) + 1)]
-    return {"title": title, "rows": drawn, "ticks": ticks, "zero": place(0.0)}
+    ticks = [(_place(step * k), f"{step * k:+g}".replace("-", "\u2212") if k else "0") for k in range(round(low / step), round(high / step) + 1)]
+    return {"title": title, "rows": drawn, "ticks": ticks, "zero": _place(0.0)}
 
 
 def accuracy_cells(intervals: pd.DataFrame, bounds: pd.DataFrame) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ def main(run: Path) -> int:
                     visit.tab.wait_for_timeout(400)
                     wide = visit.tab.evaluate("document.documentElement.scrollWidth")
                     target = FOLDER / f"{page.stem}_{width}_{scheme}.png"
-                    visit.tab.screenshot(path=target, full_page=page.name == "index.html")
+                    visit.tab.screenshot(path=target, full_page=page.name == "index.html", timeout=60_000)
                     bad = [*visit.complaints, *visit.fetched, *([f"{wide} pixels wide"] if wide > width else [])]
                     visit.context.close()
                     print(f"{target.name:50} {seconds:5.2f} s  {page.stat().st_size / 1e6:5.2f} MB  {'; '.join(bad) or 'well'}")

@@ -83,5 +83,16 @@ class TestWhere:
         assert said.endswith("on cells held out whole it is not shown (+0.5, −1.0 to +2.0).")
 
 
+    def test_where_no_gain_is_shown_the_sentence_speaks_of_a_difference(self) -> None:
+        found = by_continent("decayed", Africa=(4.0, 1.0, 7.0, "gains"), Asia=(1.0, -1.0, 3.0, "not shown"))
+        said = answer(comparison(decayed=(0.5, -1.0, 2.0)), found, NOTHING).where
+        assert said == "By continent, decayed’s difference is a gain in Africa (+4.0, +1.0 to +7.0) and is not shown in Asia taken alone."
+
+    def test_with_few_photos_everywhere_nothing_is_said_of_any_continent(self) -> None:
+        found = by_continent("decayed", Asia=(1.0, float("nan"), float("nan"), "too few photos"))
+        given = answer(comparison(decayed=(0.5, -1.0, 2.0)), found, NOTHING)
+        assert given.where == "No continent has the 20 photos that a test needs." and given.comparisons == 0
+
+
 def test_points_have_a_true_minus_and_nought_has_no_sign() -> None:
     assert [points(value) for value in (3.44, -0.5, -0.04, 0.0)] == ["+3.4", "−0.5", "0.0", "0.0"]

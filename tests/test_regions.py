@@ -134,6 +134,14 @@ class TestErrors:
         assert row["mean_km"] == 20.0 and np.isnan(row["mean_low"]) and np.isnan(row["mean_high"])
 
 
+def test_an_interval_of_an_accuracy_ends_at_nought_and_one() -> None:
+    hits = np.random.default_rng(0).random((2, 8)) < np.array([[0.1], [0.9]])
+    table = regions.intervals(predictions({"infonce": errors_of(hits)}, np.zeros((8, 2))))
+    shares = table[table["metric"].str.startswith("acc_")]
+    assert shares["ci_low"].min() == 0.0 and shares["ci_high"].max() == 1.0
+    assert table.loc[table["metric"] == "median_km", "ci_high"].item() > 1.0
+
+
 class TestErrorField:
     def test_near_one_photo_it_is_that_photos_error_and_far_away_it_rests_on_none(self) -> None:
         field = error_field(predictions({"infonce": np.array([[500.0, 80.0]])}, np.array([[0.0, 0.0], [0.0, 90.0]])), side=60)
