@@ -259,7 +259,7 @@ def _maps(run: Run) -> list[tuple[str, str, str]]:
     """File, title and description of each map, those that answer the question first."""
     there = sorted(path.stem for path in (run.folder / "maps").glob("*.html"))
     known = [name for name in MAPS if name in there]
-    return [(f"{name}.html", *MAPS.get(name, (name.replace("_", " "), ""))) for name in [*known, *(set(there) - set(known))]]
+    return [(f"{name}.html", *MAPS.get(name, (name.replace("_", " "), ""))) for name in [*known, *sorted(set(there) - set(known))]]
 
 
 def _picture(path: Path) -> dict[str, Any]:
