@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from lib.evaluation import CONTROL
-from lib.regions import GAIN_CELL_KM, HEADLINE, LEAST_PHOTOS
+from lib.regions import HEADLINE, LEAST_PHOTOS
 
 BASELINE = "infonce"
 PAPERS_OWN = "semivariogram"
@@ -146,11 +146,11 @@ def _called(row: Row) -> str:
     return f"{row.label}, the control without geography," if row.label == CONTROL else row.label
 
 
-def where_on_earth(lead: Row, continents: Sequence[Row], cells: tuple[int, int, int], held_out: Row | None) -> str:
+def where_on_earth(lead: Row, continents: Sequence[Row], cells: Sequence[tuple[float, int, int, int]], held_out: Row | None) -> str:
     """A sentence on the continents where the difference of the strategy ``lead`` is shown, the cells, and places held out whole.
 
     Args:
-        cells: how many gain, how many lose, how many were tested.
+        cells: for each size its side in km, how many gain, how many lose, how many were tested.
     """
     gained, unshown, lost, few = (
         [row for row in continents if row.verdict == word] for word in ("gains", "not shown", "loses", "too few photos")
@@ -168,16 +168,18 @@ def where_on_earth(lead: Row, continents: Sequence[Row], cells: tuple[int, int, 
         said = f"By continent, {lead.label}\u2019s {'gain' if is_gain else 'difference'} {listed(parts)}"
     else:
         said = f"No continent has the {LEAST_PHOTOS} photos that a test needs"
-    return said + ("" if not cells[2] else _of_cells(cells)) + ("" if held_out is None else _on_held_out(held_out)) + "."
+    return said + _of_cells(cells) + ("" if held_out is None else _on_held_out(held_out)) + "."
 
 
 def _named(row: Row) -> str:
     return f"{row.label} ({points(row.difference)}, {interval(row)})"
 
 
-def _of_cells(cells: tuple[int, int, int]) -> str:
-    gained, lost, tested = cells
-    return f"; by cell of {GAIN_CELL_KM:,.0f} km it is shown in {gained} of {tested}" + (f", and a loss in {lost}" if lost else "")
+def _of_cells(cells: Sequence[tuple[float, int, int, int]]) -> str:
+    tested = [
+        f"{gained or 'none'} of {count} of {side_km:,.0f} km" + (f" (a loss in {lost})" if lost else "") for side_km, gained, lost, count in cells if count
+    ]
+    return f"; by cell it is shown in {listed(tested)}" if tested else ""
 
 
 def _on_held_out(row: Row) -> str:
@@ -189,12 +191,14 @@ def _on_held_out(row: Row) -> str:
     return f"; on cells held out whole it is {found}"
 
 
-def _cells(gain_cells: pd.DataFrame, lead: str, split: str) -> tuple[int, int, int]:
+def _cells(gain_cells: pd.DataFrame, lead: str, split: str) -> list[tuple[float, int, int, int]]:
     if gain_cells.empty:
-        return 0, 0, 0
+        return []
     of_lead = (gain_cells["strategy"] == lead) & (gain_cells["split"] == split) & (gain_cells["metric"] == HEADLINE)
-    said = gain_cells.loc[of_lead, "verdict"]
-    return int((said == "gains").sum()), int((said == "loses").sum()), int((said != "too few photos").sum())
+    return [
+        (float(side_km), int((said == "gains").sum()), int((said == "loses").sum()), int((said != "too few photos").sum()))
+        for side_km, said in gain_cells[of_lead].groupby("side_km", sort=False)["verdict"]
+    ]
 
 
 def _held_out(comparison: pd.DataFrame, lead: str) -> Row | None:

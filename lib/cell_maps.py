@@ -26,7 +26,7 @@ GAIN_BOUNDS = (5, 10, 20)
 GAIN_RAMP = ("#c6dbef", "#6baed6", "#2f7fc1", "#08519c")
 LOSS_RAMP = ("#fdd0a2", "#fd8d3c", "#e05a07", "#a63603")
 """Blue and orange of ColorBrewer, safe for the colour-blind; the numbers in the cells bear their sign besides."""
-SPLIT_NAMES = {"test": "random split", "test_blocked": "cells held out whole"}
+SPLIT_NAMES = {"test_blocked": "test_blocked: cells held out whole"}
 METRIC_NAMES = {"mean_km": "mean error", "median_km": "median error"}
 CELL_COLUMNS = ("n", "south", "west", "north", "east", "place")
 
@@ -45,11 +45,11 @@ def error_cell_map(cells: pd.DataFrame, title: str = "") -> folium.Map:
             "value": _numbers(frame[metric]),
             **({"low": _numbers(frame["mean_low"]), "high": _numbers(frame["mean_high"])} if metric == "mean_km" else {}),
         }
-        for (split, strategy), frame in _by_view(cells, "cell", ["split", "strategy"])
+        for (split, strategy), frame in _by_view(cells, "cell", ["split"], ["strategy"])
         for metric in METRIC_NAMES
     }
     data = {
-        "kind": "error", "title": title or "How far off, by equal-area cell", "grids": _grids(cells, "cell"), "views": views,
+        "kind": "error", "title": title or "How far off, by equal-area cell", "grids": _grids(cells, "cell", ["split"]), "grid_by": ["split"], "views": views,
         "choices": [_splits(cells), _choice("strategy", "Strategy", strategies), _choice("metric", "Error", list(METRIC_NAMES), METRIC_NAMES)],
         "bounds": list(ERROR_BOUNDS_KM), "ramp": list(ERROR_RAMP), "least": LEAST_FOR_A_MEAN, "listed": LISTED_PHOTOS,
         "notes": [
@@ -70,25 +70,27 @@ def gain_cell_map(cells: pd.DataFrame, title: str = "") -> folium.Map:
 
     Raises ValueError: no rows, or a column is missing; the message names it.
     """
-    needed = ("split", "strategy", "baseline", "metric", "group", "seeds", "difference", "corrected_low", "corrected_high", "verdict")
+    needed = ("split", "strategy", "baseline", "metric", "group", "side_km", "seeds", "difference", "corrected_low", "corrected_high", "verdict")
     _check(cells, (*needed, *CELL_COLUMNS))
+    cells = cells.assign(side=cells["side_km"].map("{:g}".format))
     views = {
-        "|".join((split, strategy, metric)): {
+        "|".join((split, side, strategy, metric)): {
             "value": _numbers(100.0 * frame["difference"]), "low": _numbers(100.0 * frame["corrected_low"]),
             "high": _numbers(100.0 * frame["corrected_high"]), "verdict": frame["verdict"].tolist(),
         }
-        for (split, strategy, metric), frame in _by_view(cells, "group", ["split", "strategy", "metric"])
+        for (split, side, strategy, metric), frame in _by_view(cells, "group", ["split", "side"], ["strategy", "metric"])
     }  # fmt: skip
     metrics = {name: f"within {int(name[4:-2]):,} km" for name in dict.fromkeys(cells["metric"])}
     order = sorted(metrics, key=lambda name: name != "acc_200km")
     strategies = _most_telling_first(cells)
+    sides = {side: f"{float(side):,.0f} km" for side in dict.fromkeys(cells["side"])}
     tested = int(cells["comparisons"].max()) if "comparisons" in cells else 0
     data = {
-        "kind": "gain", "title": title or "Where does it help?", "grids": _grids(cells, "group"), "views": views,
-        "choices": [_splits(cells), _choice("strategy", f"Strategy, against {cells['baseline'].iloc[0]}", strategies), _choice("metric", "Photos placed", order, metrics)],
+        "kind": "gain", "title": title or "Where does it help?", "grids": _grids(cells, "group", ["split", "side"]), "grid_by": ["split", "side"], "views": views,
+        "choices": [_splits(cells), _choice("side", "Cells", list(sides), sides), _choice("strategy", f"Strategy, against {cells['baseline'].iloc[0]}", strategies), _choice("metric", "Photos placed", order, metrics)],
         "bounds": list(GAIN_BOUNDS), "gains": list(GAIN_RAMP), "loses": list(LOSS_RAMP), "least": LEAST_PHOTOS,
         "notes": [
-            f"Difference in percentage points of the cell's photos, paired by photo and seed ({_seeds(cells)}). Cells of {_side(cells):,.0f} km, all of the same area.",
+            f"Difference in percentage points of the cell's photos, paired by photo and seed ({_seeds(cells)}). All cells have the same area: large ones show more, small ones say where.",
             f"Intervals hold for all cells of one map at once with 95 % (Bonferroni, up to {tested} cells); looking through many maps is not allowed for.",
             "Grey does not mean no difference: it means that these photos cannot show one.",
         ],
@@ -118,19 +120,19 @@ def _check(cells: pd.DataFrame, columns: tuple[str, ...]) -> None:
         raise ValueError("cell map: the cells have no rows; run the evaluation that writes them first.")
 
 
-def _by_view(cells: pd.DataFrame, cell: str, keys: list[str]) -> list[tuple[tuple, pd.DataFrame]]:
-    """The rows of each view, one a cell of its split, in the order of :func:`_grids`."""
-    order = {split: frame[cell].drop_duplicates().sort_values() for split, frame in cells.groupby("split", sort=False)}
-    return [(key, frame.set_index(cell).loc[order[key[0]]]) for key, frame in cells.groupby(keys, sort=False)]
+def _by_view(cells: pd.DataFrame, cell: str, grid: list[str], keys: list[str]) -> list[tuple[tuple, pd.DataFrame]]:
+    """The rows of each view, one a cell of its grid, in the order of :func:`_grids`."""
+    order = {key: frame[cell].drop_duplicates().sort_values() for key, frame in cells.groupby(grid, sort=False)}
+    return [(key, frame.set_index(cell).loc[order[key[: len(grid)]]]) for key, frame in cells.groupby([*grid, *keys], sort=False)]
 
 
-def _grids(cells: pd.DataFrame, cell: str) -> dict[str, dict[str, list]]:
-    """Edges in hundredths of a degree, number of photos and place of each split's cells."""
+def _grids(cells: pd.DataFrame, cell: str, grid: list[str]) -> dict[str, dict[str, list]]:
+    """Edges in hundredths of a degree, number of photos and place of the cells of each grid."""
     grids = {}
-    for split, frame in cells.groupby("split", sort=False):
-        of_split = frame.drop_duplicates(cell).sort_values(cell)
-        bounds = of_split[["south", "west", "north", "east"]].to_numpy(np.float64)
-        grids[split] = {"bounds": integers(bounds, 100), "photos": of_split["n"].tolist(), "places": of_split["place"].tolist()}
+    for key, frame in cells.groupby(grid, sort=False):
+        there = frame.drop_duplicates(cell).sort_values(cell)
+        bounds = there[["south", "west", "north", "east"]].to_numpy(np.float64)
+        grids["|".join(key)] = {"bounds": integers(bounds, 100), "photos": there["n"].tolist(), "places": there["place"].tolist()}
     return grids
 
 

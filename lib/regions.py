@@ -24,8 +24,8 @@ HEADLINE = "acc_200km"
 """The accuracy that the answer in short is about: region, the granularity at which the paper claims its gain."""
 CELL_METRICS = ("acc_25km", "acc_200km", "acc_750km", "acc_2500km")
 ERROR_CELL_KM = 1_000.0
-GAIN_CELL_KM = 2_000.0
-"""Sides of the cells: a mean error needs fewer photos than a difference of two accuracies."""
+GAIN_CELL_KM = (4_000.0, 2_000.0)
+"""Sides of the cells: a mean error needs fewer photos than a difference of two accuracies. Large cells show more, small ones say where."""
 LEAST_PHOTOS = 20
 """Photos below which no interval of a difference is given: Student's t of a few zeros and ones promises too much."""
 LEAST_FOR_A_MEAN = 5
@@ -200,15 +200,21 @@ def continent_gains(predictions: pd.DataFrame, continents: pd.Series) -> pd.Data
     return gains(predictions, continents, significance.RADII, ("split", "metric")).rename(columns={"group": "continent"})
 
 
-def cell_gains(predictions: pd.DataFrame, countries: pd.Series | None = None, side_km: float = GAIN_CELL_KM) -> pd.DataFrame:
-    """:func:`gains` by equal-area cell: group is the cell's index; with its south, west, north, east in degrees and its place.
+def cell_gains(
+    predictions: pd.DataFrame, countries: pd.Series | None = None, sides_km: Sequence[float] = GAIN_CELL_KM
+) -> pd.DataFrame:
+    """:func:`gains` by equal-area cell: group is the cell's index; with side_km, its south, west, north, east in degrees and its place.
 
     Args:
         countries: country code of each photo, indexed by id; names the cells.
+        sides_km: sides of the cells; each size is a map of its own, corrected by itself.
     """
-    grid, photos = EqualAreaGrid.of(side_km), _photos(predictions)
-    cells = pd.Series(grid.cell_of(photos[["latitude", "longitude"]].to_numpy()), index=photos.index)
-    return _placed(gains(predictions, cells), "group", grid, cells, countries)
+    photos, tables = _photos(predictions), []
+    for side_km in sides_km:
+        grid = EqualAreaGrid.of(side_km)
+        cells = pd.Series(grid.cell_of(photos[["latitude", "longitude"]].to_numpy()), index=photos.index)
+        tables.append(_placed(gains(predictions, cells).assign(side_km=side_km), "group", grid, cells, countries))
+    return pd.concat(tables, ignore_index=True)
 
 
 def cell_errors(predictions: pd.DataFrame, countries: pd.Series | None = None, side_km: float = ERROR_CELL_KM) -> pd.DataFrame:

@@ -84,9 +84,11 @@ MAPS = {
 }
 """Title and description of each map."""
 SPLITS = {
-    "test": "places drawn as the training photos' are",
-    "test_blocked": "in 10-degree cells held out whole",
+    ("blue_marble", "test"): "places drawn as the training photos\u2019 are",
+    ("osv5m", "test"): "the official test split",
+    ("blue_marble", "test_blocked"): "in 10-degree cells held out whole",
 }
+"""What a split of a data set is."""
 DATA = {
     "blue_marble": "satellite windows of NASA\u2019s Blue Marble",
     "osv5m": "OpenStreetView-5M, street photos",
@@ -225,7 +227,7 @@ def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, 
         differences=difference_cells(comparison),
         continents=continent_cells(_table(run, "gain_by_continent")),
         photos=dict(comparison.groupby("split", sort=False)["n"].max()) if len(comparison) else {},
-        splits=SPLITS,
+        splits={split: text for (dataset, split), text in SPLITS.items() if dataset == provenance["settings"]["dataset"]["name"]},
         fit=json.loads(run.semivariogram.read_text()) if run.semivariogram.exists() else None,
         figures=[(name, text, _picture(run.figure(name))) for name, text in FIGURES.items() if run.figure(name).exists()],
         maps=_maps(run),

@@ -76,10 +76,10 @@ class TestWhere:
         )
 
     def test_cells_are_counted_and_places_held_out_have_their_own_figure(self) -> None:
-        cells = pd.DataFrame({"split": "test", "strategy": "decayed", "metric": "acc_200km", "verdict": ["gains", "not shown", "loses", "too few photos"]})
+        cells = pd.DataFrame({"side_km": 2_000.0, "split": "test", "strategy": "decayed", "metric": "acc_200km", "verdict": ["gains", "not shown", "loses", "too few photos"]})
         both = pd.concat([comparison(decayed=(2.0, 1.0, 3.0)), comparison(decayed=(0.5, -1.0, 2.0)).assign(split="test_blocked")])
         said = answer(both, by_continent("decayed", Asia=(1.0, -1.0, 3.0, "not shown")), cells).where
-        assert "it is shown in 1 of 3, and a loss in 1" in said
+        assert "; by cell it is shown in 1 of 3 of 2,000 km (a loss in 1); " in said
         assert said.endswith("on cells held out whole it is not shown (+0.5, −1.0 to +2.0).")
 
 

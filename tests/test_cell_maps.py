@@ -25,7 +25,8 @@ def predictions() -> pd.DataFrame:
     """Two splits, three seeds; the second strategy places every second photo near Africa's that the first does not, the third nothing."""
     generator, rows = np.random.default_rng(0), []
     for split in ("test", "test_blocked"):
-        places = np.column_stack((generator.uniform(-2, 2, 240), np.repeat([-100.0, 10.0, 100.0, 170.0], 60) + generator.uniform(-2, 2, 240)))
+        meridians = np.resize([-100.0, 10.0, 100.0, 170.0] if split == "test" else [10.0, 100.0], 240)
+        places = np.column_stack((generator.uniform(-2, 2, 240), meridians + generator.uniform(-2, 2, 240)))
         base = generator.random((3, 240)) < 0.4
         helped = base | ((np.abs(places[:, 1] - 10.0) < 5.0) & (generator.random((3, 240)) < 0.6))
         for name, hits in (("infonce", base), (HOSTILE, base & (generator.random((3, 240)) < 0.9)), ("decayed", helped)):
@@ -62,12 +63,18 @@ class TestPage:
     def test_a_view_has_one_value_a_cell_of_its_split_in_the_grids_order(self, frame: pd.DataFrame, pages: dict[str, Path]) -> None:
         data, table = embedded(pages["gain"]), cell_gains(frame)
         for split in ("test", "test_blocked"):
-            rows = table[(table["split"] == split) & (table["strategy"] == "decayed") & (table["metric"] == "acc_200km")].sort_values("group")
-            view = data["views"][f"{split}|decayed|acc_200km"]
+            rows = table[(table["split"] == split) & (table["side_km"] == 2_000.0) & (table["strategy"] == "decayed") & (table["metric"] == "acc_200km")].sort_values("group")
+            view = data["views"][f"{split}|2000|decayed|acc_200km"]
             assert view["value"] == pytest.approx(100.0 * rows["difference"], rel=1e-3)
             assert view["verdict"] == rows["verdict"].tolist()
-            assert data["grids"][split]["photos"] == rows["n"].tolist()
-            assert len(data["grids"][split]["bounds"]) == 4 * len(rows)
+            assert data["grids"][f"{split}|2000"]["photos"] == rows["n"].tolist()
+            assert len(data["grids"][f"{split}|2000"]["bounds"]) == 4 * len(rows)
+
+    def test_the_order_of_the_tables_rows_does_not_matter(self, frame: pd.DataFrame, pages: dict[str, Path], tmp_path: Path) -> None:
+        shuffled = cell_gains(frame).sample(frac=1.0, random_state=0)
+        data, known = embedded(save_map(gain_cell_map(shuffled), tmp_path / "map.html")), embedded(pages["gain"])
+        assert data["views"] == known["views"]
+        assert {key: grid["bounds"] for key, grid in data["grids"].items()} == {key: grid["bounds"] for key, grid in known["grids"].items()}
 
     def test_it_opens_on_the_strategy_that_shows_most(self, pages: dict[str, Path]) -> None:
         (choice,) = [one for one in embedded(pages["gain"])["choices"] if one["key"] == "strategy"]
@@ -94,7 +101,7 @@ class TestBrowser:
     def test_only_cells_whose_interval_leaves_zero_out_have_a_colour(self, browser: object, pages: dict[str, Path]) -> None:
         with Visit(browser, pages["gain"]) as visit:
             data = embedded(pages["gain"])
-            verdicts = data["views"]["test|decayed|acc_200km"]["verdict"]
+            verdicts = data["views"]["test|4000|decayed|acc_200km"]["verdict"]
             fills = visit.tab.locator("path.cell").evaluate_all("cells => cells.map(cell => cell.getAttribute('fill'))")
             coloured = [fill in data["gains"] + data["loses"] for fill in fills]
             assert len(fills) == len(verdicts) and sum(coloured) == verdicts.count("gains") > 0
@@ -110,8 +117,9 @@ class TestBrowser:
             visit.tab.get_by_role("radio", name=HOSTILE).check()
             assert said.text_content().startswith(HOSTILE)
             visit.tab.get_by_label("cells held out whole").check()
-            cells = len(embedded(pages["gain"])["grids"]["test_blocked"]["photos"])
-            assert visit.tab.locator("path.cell").count() == cells
+            visit.tab.get_by_label("2,000 km").check()
+            cells = len(embedded(pages["gain"])["grids"]["test_blocked|2000"]["photos"])
+            assert visit.tab.locator("path.cell").count() == cells < len(embedded(pages["gain"])["grids"]["test|2000"]["photos"])
 
     @pytest.mark.parametrize("kind", ["gain", "error"])
     def test_a_keyboard_reaches_the_cells_and_opens_them(self, browser: object, pages: dict[str, Path], kind: str) -> None:

@@ -57,7 +57,7 @@ class TestGains:
         places = np.column_stack((np.zeros(600), np.repeat(np.arange(6) * 50.0 - 150.0, 100)))
         base = generator.random((3, 600)) < 0.5
         better = base | ((places[:, 1] == -50.0) & (generator.random((3, 600)) < 0.5))
-        table = cell_gains(predictions({"infonce": errors_of(base), "decayed": errors_of(better)}, places))
+        table = cell_gains(predictions({"infonce": errors_of(base), "decayed": errors_of(better)}, places), sides_km=[2_000.0])
         said = table[table["metric"] == "acc_200km"].set_index("west")["verdict"]
         assert (said == "gains").sum() == 1 and (said == "not shown").sum() == 5
         found = table[(table["verdict"] == "gains") & (table["metric"] == "acc_200km")].iloc[0]
@@ -82,7 +82,19 @@ class TestGains:
         generator = np.random.default_rng(2)
         calm = [generator.normal(size=(3, 50)) for _ in range(10)]
         torn = [group + np.array([[-3.0], [0.0], [3.0]]) for group in calm]
-        assert min(spread[1] for spread in regions._spreads(torn)) > 3.0 * max(spread[1] for spread in regions._spreads(calm))
+        spreads = regions._spreads(torn)
+        assert min(spread[1] for spread in spreads) > 3.0 * max(spread[1] for spread in regions._spreads(calm))
+        assert all(spread[2] == pytest.approx(10 * (3 - 1), rel=0.1) for spread in spreads)
+
+    def test_each_size_of_cell_is_a_map_of_its_own(self) -> None:
+        generator = np.random.default_rng(4)
+        places = uniform_on_sphere(2_000, generator)
+        hits = [errors_of(generator.random((2, 2_000)) < 0.5) for _ in range(2)]
+        table = cell_gains(predictions({"infonce": hits[0], "decayed": hits[1]}, places))
+        for side_km, of_size in table[table["metric"] == "acc_200km"].groupby("side_km"):
+            assert len(of_size) == EqualAreaGrid.of(side_km).counts.sum()
+            assert of_size["n"].sum() == 2_000
+            assert of_size["comparisons"].eq((of_size["n"] >= regions.LEAST_PHOTOS).sum()).all()
 
     def test_a_single_group_is_the_study_s_own_interval(self) -> None:
         gain = np.random.default_rng(3).normal(size=(3, 80))
@@ -91,7 +103,7 @@ class TestGains:
     def test_few_photos_have_a_difference_and_no_interval(self) -> None:
         places = np.column_stack((np.zeros(40), np.repeat([0.0, 90.0], [regions.LEAST_PHOTOS - 1, 41 - regions.LEAST_PHOTOS])))
         hits = np.random.default_rng(0).random((2, 2, 40)) < 0.5
-        table = cell_gains(predictions({"infonce": errors_of(hits[0]), "decayed": errors_of(hits[1])}, places))
+        table = cell_gains(predictions({"infonce": errors_of(hits[0]), "decayed": errors_of(hits[1])}, places), sides_km=[2_000.0])
         few = table[table["n"] < regions.LEAST_PHOTOS]
         assert len(few) and (few["verdict"] == "too few photos").all() and few["ci_low"].isna().all()
         assert table["comparisons"].eq(1).all()
