@@ -176,10 +176,13 @@ def _named(row: Row) -> str:
 
 
 def _of_cells(cells: Sequence[tuple[float, int, int, int]]) -> str:
-    tested = [
-        f"{gained or 'none'} of {count} of {side_km:,.0f} km" + (f" (a loss in {lost})" if lost else "") for side_km, gained, lost, count in cells if count
+    tested = [one for one in cells if one[3]]
+    if tested and not any(gained or lost for _, gained, lost, _ in tested):
+        return f"; in no single cell is it shown ({listed(f'{count} of {side_km:,.0f} km' for side_km, _, _, count in tested)} tested)"
+    said = [
+        f"{gained or 'none'} of {count} of {side_km:,.0f} km" + (f" (a loss in {lost})" if lost else "") for side_km, gained, lost, count in tested
     ]
-    return f"; by cell it is shown in {listed(tested)}" if tested else ""
+    return f"; by cell it is shown in {listed(said)}" if said else ""
 
 
 def _on_held_out(row: Row) -> str:

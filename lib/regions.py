@@ -24,8 +24,8 @@ HEADLINE = "acc_200km"
 """The accuracy that the answer in short is about: region, the granularity at which the paper claims its gain."""
 CELL_METRICS = ("acc_25km", "acc_200km", "acc_750km", "acc_2500km")
 ERROR_CELL_KM = 1_000.0
-GAIN_CELL_KM = (4_000.0, 2_000.0)
-"""Sides of the cells: a mean error needs fewer photos than a difference of two accuracies. Large cells show more, small ones say where."""
+GAIN_CELL_KM = (2_000.0, 4_000.0)
+"""Sides of the cells: a mean error needs fewer photos than a difference of two accuracies. Small cells say where, large ones show more."""
 LEAST_PHOTOS = 20
 """Photos below which no interval of a difference is given: Student's t of a few zeros and ones promises too much."""
 LEAST_FOR_A_MEAN = 5

@@ -83,6 +83,11 @@ class TestWhere:
         assert said.endswith("on cells held out whole it is not shown (+0.5, −1.0 to +2.0).")
 
 
+    def test_cells_of_which_none_shows_anything_are_counted_as_tested(self) -> None:
+        cells = pd.DataFrame({"side_km": [2_000.0, 2_000.0, 4_000.0], "split": "test", "strategy": "decayed", "metric": "acc_200km", "verdict": "not shown"})
+        said = answer(comparison(decayed=(2.0, 1.0, 3.0)), by_continent("decayed", Asia=(1.0, -1.0, 3.0, "not shown")), cells).where
+        assert said.endswith("; in no single cell is it shown (2 of 2,000 km and 1 of 4,000 km tested).")
+
     def test_where_no_gain_is_shown_the_sentence_speaks_of_a_difference(self) -> None:
         found = by_continent("decayed", Africa=(4.0, 1.0, 7.0, "gains"), Asia=(1.0, -1.0, 3.0, "not shown"))
         said = answer(comparison(decayed=(0.5, -1.0, 2.0)), found, NOTHING).where

@@ -101,7 +101,7 @@ class TestBrowser:
     def test_only_cells_whose_interval_leaves_zero_out_have_a_colour(self, browser: object, pages: dict[str, Path]) -> None:
         with Visit(browser, pages["gain"]) as visit:
             data = embedded(pages["gain"])
-            verdicts = data["views"]["test|4000|decayed|acc_200km"]["verdict"]
+            verdicts = data["views"]["test|2000|decayed|acc_200km"]["verdict"]
             fills = visit.tab.locator("path.cell").evaluate_all("cells => cells.map(cell => cell.getAttribute('fill'))")
             coloured = [fill in data["gains"] + data["loses"] for fill in fills]
             assert len(fills) == len(verdicts) and sum(coloured) == verdicts.count("gains") > 0
@@ -115,9 +115,11 @@ class TestBrowser:
             said = visit.tab.locator(".summary")
             assert "decayed gains in" in said.text_content()
             visit.tab.get_by_role("radio", name=HOSTILE).check()
-            assert said.text_content().startswith(HOSTILE)
-            visit.tab.get_by_label("cells held out whole").check()
+            assert HOSTILE in said.text_content()
+            visit.tab.get_by_label("4,000 km").check()
+            assert visit.tab.locator("path.cell").count() == len(embedded(pages["gain"])["grids"]["test|4000"]["photos"])
             visit.tab.get_by_label("2,000 km").check()
+            visit.tab.get_by_label("cells held out whole").check()
             cells = len(embedded(pages["gain"])["grids"]["test_blocked|2000"]["photos"])
             assert visit.tab.locator("path.cell").count() == cells < len(embedded(pages["gain"])["grids"]["test|2000"]["photos"])
 
