@@ -82,7 +82,7 @@ def gain_cell_map(cells: pd.DataFrame, title: str = "") -> folium.Map:
     }  # fmt: skip
     metrics = {name: f"within {int(name[4:-2]):,} km" for name in dict.fromkeys(cells["metric"])}
     order = sorted(metrics, key=lambda name: name != "acc_200km")
-    strategies = _most_telling_first(cells)
+    strategies = _most_gains_first(cells)
     sides = {side: f"{float(side):,.0f} km" for side in dict.fromkeys(cells["side"])}
     tested = int(cells["comparisons"].max()) if "comparisons" in cells else 0
     data = {
@@ -149,10 +149,10 @@ def _splits(cells: pd.DataFrame) -> dict[str, Any]:
     return _choice("split", "Photos", list(dict.fromkeys(cells["split"])), SPLIT_NAMES)
 
 
-def _most_telling_first(cells: pd.DataFrame) -> list[str]:
-    """Strategies, those with most cells that differ first, so that the map opens on something to see."""
-    differs = cells["verdict"].isin(["gains", "loses"]).groupby(cells["strategy"], sort=False).sum()
-    return differs.sort_values(ascending=False, kind="stable").index.tolist()
+def _most_gains_first(cells: pd.DataFrame) -> list[str]:
+    """Strategies, those that gain in the most cells first."""
+    gained = (cells["verdict"] == "gains").groupby(cells["strategy"], sort=False).sum()
+    return gained.sort_values(ascending=False, kind="stable").index.tolist()
 
 
 def _side(cells: pd.DataFrame) -> float:

@@ -46,6 +46,6 @@ def draw_pair(run: Run, predictions: pd.DataFrame, manifest: pd.DataFrame) -> fo
         return None
     split = predictions["split"].iloc[0]
     chosen, title = split_photos(predictions, manifest, run, split)
-    world = side_by_side_map(chosen, root_of(run), title=title)
+    world = side_by_side_map(chosen, root_of(run), title=f"{title}, two strategies side by side")
     save_map(world, run.map("side_by_side"))
     return world

@@ -76,7 +76,7 @@ class TestPage:
         assert data["views"] == known["views"]
         assert {key: grid["bounds"] for key, grid in data["grids"].items()} == {key: grid["bounds"] for key, grid in known["grids"].items()}
 
-    def test_it_opens_on_the_strategy_that_shows_most(self, pages: dict[str, Path]) -> None:
+    def test_it_opens_on_the_strategy_that_gains_in_most_cells(self, pages: dict[str, Path]) -> None:
         (choice,) = [one for one in embedded(pages["gain"])["choices"] if one["key"] == "strategy"]
         assert choice["options"][0][0] == "decayed"
 
