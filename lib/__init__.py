@@ -2,7 +2,8 @@
 
 Arrows run one way. From the bottom to the top: geodesy, settings, ranks, runs, places, photos, datasets, backbones, features,
 shells, binning, empirical, semivariogram, variography, negatives, batches, model, gallery, training, evaluation, decoding,
-significance, simulation, pairs, figures, curve_figures, study_figures, maps, candidate_maps, report, exchange, predictors, predict, study, stages, pipeline.
+significance, regions, simulation, pairs, figures, curve_figures, study_figures, maps, candidate_maps, cell_maps, side_by_side,
+answer, report, exchange, predictors, predict, study, stages, pipeline.
 A module imports only what stands before it.
 """
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import folium
 import jinja2
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from branca.element import Element, MacroElement
@@ -32,6 +33,7 @@ from PIL import Image
 from lib.datasets import root_of
 from lib.geodesy import chord_to_rad, coordinates_of, unit_vectors, wrap_longitude
 from lib.photos import UNREADABLE, open_photo
+from lib.regions import REACH_KM, ErrorField, error_field
 from lib.runs import Run, writing
 
 
@@ -65,12 +67,22 @@ LEAFLET = ("https://cdn.jsdelivr.net/npm/leaflet@1.9.3/dist/leaflet.js",
            "https://cdn.jsdelivr.net/npm/leaflet@1.9.3/dist/leaflet.css")  # fmt: skip
 """Names of the two resources in ``EMBEDDED_RESOURCES``, which is keyed by address; nothing is fetched from them."""
 
+CLUSTER_SCRIPT = "https://cdnjs.cloudflare.com/ajax/libs/leaflet.markercluster/1.1.0/leaflet.markercluster.js"
+"""Name of Leaflet.markercluster in ``EMBEDDED_RESOURCES``; nothing is fetched from it."""
+HEAT_KM = (30.0, 3_000.0)
+"""Errors at the two ends of the heat's logarithmic scale of colours."""
+
 COORDINATES = ("latitude", "longitude", "predicted_latitude", "predicted_longitude")
 COLUMNS = ("id", "split", "strategy", "seed", *COORDINATES, "error_km")
 
 
 def prediction_map(
-    predictions: pd.DataFrame, image_root: Path | None, *, web_tiles: bool = False, title: str = ""
+    predictions: pd.DataFrame,
+    image_root: Path | None,
+    *,
+    field: ErrorField | None = None,
+    web_tiles: bool = False,
+    title: str = "",
 ) -> folium.Map:
     """World map of photos: true place, predicted place, the great circle between them, one strategy at a time.
 
@@ -80,21 +92,39 @@ def prediction_map(
         than ``MAX_PHOTOS`` photos as many, evenly spaced in the table's order. The page says so in both cases.
     image_root: folder of the photos, or None for a map without thumbnails. Files that are missing or cannot be
         read are counted on the page and named in their popups.
+    field: heat of error to offer besides, of the same strategies (:func:`lib.regions.error_field`).
     web_tiles: offer OpenStreetMap as a second background. It is the only thing the page may ever fetch.
     title: plain text above the controls and of the browser's tab.
 
     Raises ValueError: no rows, a column is missing, a number is not finite or no place on Earth, a photo is twice in
     one strategy or has two true places; the message names the column or the id.
     """
+    drawn, shown = chosen_photos(predictions)
+    data = photo_data(predictions, drawn, shown, image_root) | {
+        "title": title or "True and predicted places",
+        "heat": _heat(field, list(dict.fromkeys(drawn["strategy"]))) if field else None,
+        "tiles": f"{TILE_HOST}/{{z}}/{{x}}/{{y}}.png" if web_tiles else None,
+    }
+    return world_page("prediction_map.j2", data, [CLUSTER_SCRIPT])
+
+
+def chosen_photos(predictions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of each strategy's smallest seed, and one row a photo that is drawn, see :func:`prediction_map`.
+
+    Raises ValueError: as :func:`prediction_map`.
+    """
     _check(predictions)
     drawn = predictions.loc[predictions["seed"] == predictions.groupby("strategy")["seed"].transform("min")]
     _check_unique(drawn)
     photos = drawn.drop_duplicates("id")
-    shown = photos.iloc[np.unique(np.linspace(0, len(photos) - 1, min(len(photos), MAX_PHOTOS)).round().astype(int))]
+    return drawn, photos.iloc[np.unique(np.linspace(0, len(photos) - 1, min(len(photos), MAX_PHOTOS)).round().astype(int))]
+
+
+def photo_data(predictions: pd.DataFrame, drawn: pd.DataFrame, shown: pd.DataFrame, image_root: Path | None) -> dict[str, Any]:
+    """What a page needs of the photos ``shown`` and of every strategy's prediction of them, JSON-like."""
     thumbnails, unreadable = _thumbnails(shown, image_root)
-    data = {
-        "title": title or "True and predicted places",
-        "notes": _notes(predictions, photos, shown, image_root, len(unreadable)),
+    return {
+        "notes": _notes(predictions, drawn["id"].nunique(), shown, image_root, len(unreadable)),
         "classes": [[name, None if math.isinf(upper) else upper, colour] for name, upper, colour in ERROR_CLASSES],
         "ids": shown["id"].astype(str).tolist(),
         "splits": shown["split"].astype(str).tolist(),
@@ -102,9 +132,7 @@ def prediction_map(
         "strategies": [_strategy(drawn, shown, name) for name in drawn["strategy"].unique()],
         "thumbnails": thumbnails,
         "unreadable": unreadable,
-        "tiles": f"{TILE_HOST}/{{z}}/{{x}}/{{y}}.png" if web_tiles else None,
     }
-    return world_page("prediction_map.j2", data)
 
 
 def world_page(template: str, data: dict[str, Any], scripts: Sequence[str] = ()) -> folium.Map:
@@ -134,16 +162,21 @@ def split_map(predictions: pd.DataFrame, manifest: pd.DataFrame, run: Run, split
     predictions: of all splits, as predictions.parquet has them; manifest: for the photos' paths. Of more than 2,000 photos so
     many are drawn at random, and the title says so: each carries its thumbnail.
     """
+    chosen, title = split_photos(predictions, manifest, run, split)
+    world = prediction_map(chosen, root_of(run), field=error_field(chosen), title=title)
+    is_first = split == predictions["split"].iloc[0]
+    save_map(world, run.map("predictions" if is_first else f"predictions_{split}"))
+    return world
+
+
+def split_photos(predictions: pd.DataFrame, manifest: pd.DataFrame, run: Run, split: str) -> tuple[pd.DataFrame, str]:
+    """The predictions of one split's photos that a map shows, at most ``MOST_PHOTOS``, with their paths; and the map's title."""
     of_split, title = predictions[predictions["split"] == split], f"{run.name}: split {split}"
     ids = of_split["id"].drop_duplicates()
     if len(ids) > MOST_PHOTOS:
         title += f", {MOST_PHOTOS:,} of {len(ids):,} photos"
         of_split = of_split[of_split["id"].isin(ids.sample(MOST_PHOTOS, random_state=0))]
-    chosen = of_split.merge(manifest[["id", "path"]], on="id", how="left")
-    world = prediction_map(chosen, root_of(run), title=title)
-    is_first = split == predictions["split"].iloc[0]
-    save_map(world, run.map("predictions" if is_first else f"predictions_{split}"))
-    return world
+    return of_split.merge(manifest[["id", "path"]], on="id", how="left"), title
 
 
 def great_circle(start_deg: np.ndarray, end_deg: np.ndarray, step_rad: float = LINE_STEP_RAD) -> list[np.ndarray]:
@@ -225,13 +258,13 @@ def _check_unique(drawn: pd.DataFrame) -> None:
 
 
 def _notes(
-    predictions: pd.DataFrame, photos: pd.DataFrame, shown: pd.DataFrame, image_root: Path | None, unreadable: int
+    predictions: pd.DataFrame, photos: int, shown: pd.DataFrame, image_root: Path | None, unreadable: int
 ) -> list[str]:
-    """Sentences for the page: what is drawn, and whatever was left out."""
-    splits = ", ".join(map(str, photos["split"].unique()))
+    """Sentences for the page: what is drawn of so many ``photos``, and whatever was left out."""
+    splits = ", ".join(map(str, predictions["split"].unique()))
     notes = [f"{len(shown):,} photos, split {splits}."]
-    if len(shown) < len(photos):
-        notes[0] = f"{len(shown):,} of {len(photos):,} photos, evenly spaced in the table, split {splits}."
+    if len(shown) < photos:
+        notes[0] = f"{len(shown):,} of {photos:,} photos, evenly spaced in the table, split {splits}."
     if predictions.groupby("strategy")["seed"].nunique().max() > 1:
         notes.append("Several seeds were trained; the smallest of each strategy is drawn.")
     if image_root is None or "path" not in shown.columns:
@@ -307,6 +340,23 @@ def _jpeg(image: Image.Image, quality: int) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, optimize=True)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _heat(field: ErrorField, strategies: list[str]) -> dict[str, Any]:
+    """A picture of the smooth field of error for each strategy, PNG in base64, fading out where no photo is near; and its scale."""
+    low, high = np.log(HEAT_KM)
+    scale = mpl.colormaps["inferno"]
+    opacity = np.clip(field.photos / 2.0, 0.0, 1.0) * 0.85
+    pictures = []
+    for name in strategies:
+        share = np.clip((np.log(field.typical_km[str(name)]) - low) / (high - low), 0.0, 1.0)
+        pixels = scale(0.15 + 0.85 * share)
+        pixels[..., 3] = opacity
+        buffer = io.BytesIO()
+        Image.fromarray(np.rint(255.0 * pixels).astype(np.uint8), "RGBA").save(buffer, "PNG", optimize=True)
+        pictures.append(base64.b64encode(buffer.getvalue()).decode("ascii"))
+    ramp = [mpl.colors.to_hex(scale(0.15 + 0.85 * share)) for share in np.linspace(0.0, 1.0, 9)]
+    return {"pictures": pictures, "ramp": ramp, "ends": [f"{value:,.0f} km" for value in HEAT_KM], "reach_km": REACH_KM}
 
 
 @functools.cache

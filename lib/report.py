@@ -1,19 +1,29 @@
-"""What a reader opens first: results/<run>/index.html, and the comparison with the run that the repository keeps."""
+"""What a reader opens first: results/<run>/index.html, and the comparison with the run that the repository keeps.
+
+The page is one file: figures are in it, nothing is fetched, and it runs no script. Beyond rounding it computes nothing.
+"""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
+from PIL import Image
 from pydantic import ValidationError
 
-from lib.evaluation import COLUMNS, mean_over_seeds
+from lib import answer
+from lib.evaluation import COLUMNS
+from lib.regions import HEADLINE
 from lib.runs import RESULTS, Run, writing
 from lib.settings import Settings
+from lib.significance import RADII
 
 REFERENCE = RESULTS / "reference"
 """Tables, figures and manifest of a run of ours, kept in git."""
@@ -63,6 +73,33 @@ FIGURES = {
     "baseline_training": "Training of the baseline.",
     "factor_effect": "Why multiplying logits is not weighting.",
 }
+
+MAPS = {
+    "gain_cells": ("Where it helps", "Gain of each strategy by equal-area cell; grey where it is not shown."),
+    "side_by_side": ("Two strategies side by side", "Two maps that move together; a photo opens on both."),
+    "error_cells": ("How far off", "Mean and median error by equal-area cell."),
+    "predictions": ("Every photo", "True and predicted place, clusters, heat of error, search by id."),
+    "predictions_test_blocked": ("Every held-out photo", "The same for cells held out whole."),
+    "candidates": ("Whole answers", "Candidates and probability of a few photos."),
+}
+"""Title and description of each map."""
+SPLITS = {
+    ("blue_marble", "test"): "places drawn as the training photos\u2019 are",
+    ("osv5m", "test"): "the official test split",
+    ("blue_marble", "test_blocked"): "in 10-degree cells held out whole",
+}
+"""What a split of a data set is."""
+DATA = {
+    "blue_marble": "satellite windows of NASA\u2019s Blue Marble",
+    "osv5m": "OpenStreetView-5M, street photos",
+    "folder": "a folder of photos",
+}
+"""What a reader calls a data set."""
+PAPER = {"GeoCLIP": ["19.8", "50.1", "–"], "GeoCLIP with the semivariogram": ["21.5", "52.1", "72.1"]}
+PAPER_METRICS = ("acc_25km", "acc_200km", "acc_750km")
+"""Percent of the photos of OSV5M's test split within 25, 200 and 750 km. Source: arXiv 2509.21573."""
+PICTURE_PX = 1_800
+"""Width of a figure on the page: sharp on a dense screen, a fifth of the PNG's bytes."""
 
 
 def compare_with_reference(run: Run) -> tuple[pd.DataFrame, str]:
@@ -166,7 +203,7 @@ def format_comparison(table: pd.DataFrame, sentence: str) -> str:
 
 
 def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, str]]) -> Path:
-    """Write results/<run>/index.html: claim, tables with intervals, figures, links, settings, provenance.
+    """Write results/<run>/index.html, one page with everything in it but maps, notebooks and tables, to which it links.
 
     Args:
         notebooks: title, ipynb and html (relative links) of each executed notebook.
@@ -179,21 +216,30 @@ def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, 
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    comparison, intervals = _table(run, "comparison"), _table(run, "intervals")
+    given = answer.answer(comparison, _table(run, "gain_by_continent"), _table(run, "gain_cells"))
     page = environment.get_template("index.html.j2").render(
         run=run,
+        answer=given,
+        charts=[_chart("By strategy", given.by_strategy), _chart(f"{given.lead}, by continent", given.by_continent)],
         claims=claims(run),
-        accuracy=_accuracy_rows_for_reading(run),
-        bounds=_records(run.table("bounds")),
-        comparison=_records(run.table("comparison")),
+        accuracy=accuracy_cells(intervals, _table(run, "bounds")),
+        differences=difference_cells(comparison),
+        continents=continent_cells(_table(run, "gain_by_continent")),
+        photos=dict(comparison.groupby("split", sort=False)["n"].max()) if len(comparison) else {},
+        splits={split: text for (dataset, split), text in SPLITS.items() if dataset == provenance["settings"]["dataset"]["name"]},
         fit=json.loads(run.semivariogram.read_text()) if run.semivariogram.exists() else None,
-        figures=[(name, text) for name, text in FIGURES.items() if run.figure(name).exists()],
-        maps=sorted(path.name for path in (run.folder / "maps").glob("*.html")),
+        figures=[(name, text, _picture(run.figure(name))) for name, text in FIGURES.items() if run.figure(name).exists()],
+        maps=_maps(run),
         tables=sorted(path.name for path in (run.folder / "tables").glob("*.csv")),
         notebooks=notebooks,
         provenance=provenance,
         settings=provenance["settings"],
+        data=DATA.get(provenance["settings"]["dataset"]["name"], provenance["settings"]["dataset"]["name"]),
+        paper=beside_the_paper(intervals),
         reference=reference.to_dict("records"),
         reference_sentence=sentence,
+        points=answer.points,
     )
     path = run.folder / "index.html"
     with writing(path) as aside:
@@ -201,14 +247,143 @@ def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, 
     return path
 
 
+def _table(run: Run, name: str) -> pd.DataFrame:
+    """The run's table ``name``; empty where it has not been made, or where there was nothing to put in it."""
+    path = run.table(name)
+    return pd.read_csv(path) if path.exists() else pd.DataFrame()
+
+
 def _records(path: Path) -> list[dict[str, Any]]:
     return pd.read_csv(path).to_dict("records") if path.exists() else []
 
 
-def _accuracy_rows_for_reading(run: Run) -> list[dict[str, Any]]:
-    if not run.table("accuracy").exists():
+def _maps(run: Run) -> list[tuple[str, str, str]]:
+    """File, title and description of each map, those that answer the question first."""
+    there = sorted(path.stem for path in (run.folder / "maps").glob("*.html"))
+    known = [name for name in MAPS if name in there]
+    return [(f"{name}.html", *MAPS.get(name, (name.replace("_", " "), ""))) for name in [*known, *sorted(set(there) - set(known))]]
+
+
+def _picture(path: Path) -> dict[str, Any]:
+    """The figure at ``path`` for the page itself: WebP in base64 and its size in pixels."""
+    with Image.open(path) as image:
+        small = image.convert("RGB")
+    if small.width > PICTURE_PX:
+        small = small.resize((PICTURE_PX, round(small.height * PICTURE_PX / small.width)), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=84, method=4)
+    return {"data": base64.b64encode(buffer.getvalue()).decode("ascii"), "width": small.width, "height": small.height}
+
+
+def _chart(title: str, rows: list[answer.Row]) -> dict[str, Any]:
+    """Rows with dot and interval as percent of a common scale that holds zero and every interval, and the scale's ticks."""
+    ends = [value for row in rows for value in (row.low, row.difference, row.high) if math.isfinite(value)]
+    low, high = min([0.0, *ends]), max([0.0, *ends])
+    step = next((one for one in (0.5, 1, 2, 5, 10, 20, 50) if (high - low) / one <= 6), 100)
+    low, high = step * math.floor(low / step), step * max(math.ceil(high / step), math.floor(low / step) + 1)
+
+    def _place(value: float) -> float:
+        return round(100.0 * (value - low) / (high - low), 2)
+
+    drawn = [
+        {"row": row, "dot": _place(row.difference), "left": _place(row.low), "right": _place(row.high)}
+        if math.isfinite(row.low)
+        else {"row": row, "dot": None, "left": None, "right": None}
+        for row in rows
+    ]
+    ticks = [(_place(step * k), f"{step * k:+g}".replace("-", "\u2212") if k else "0") for k in range(round(low / step), round(high / step) + 1)]
+    return {"title": title, "rows": drawn, "ticks": ticks, "zero": _place(0.0)}
+
+
+def accuracy_cells(intervals: pd.DataFrame, bounds: pd.DataFrame) -> list[dict[str, Any]]:
+    """The accuracy table for reading: one entry a split, with its rows; values with their 95 % intervals as text.
+
+    Args:
+        intervals: of :func:`lib.significance.final_table`. bounds: rows ceiling and chance, without intervals.
+    """
+    if intervals.empty:
         return []
-    return mean_over_seeds(pd.read_csv(run.table("accuracy"))).reset_index().to_dict("records")
+    metrics, entries = list(dict.fromkeys(intervals["metric"])), []
+    for split, of_split in intervals.groupby("split", sort=False):
+        rows = []
+        for strategy, frame in of_split.groupby("strategy", sort=False):
+            by_metric = frame.set_index("metric")
+            cells = [
+                (_amount(metric, by_metric.loc[metric, "value"]), "–".join(_amount(metric, by_metric.loc[metric, end]) for end in ("ci_low", "ci_high")))
+                for metric in metrics
+            ]
+            rows.append({"strategy": strategy, "cells": cells, "is_bound": False})
+        for limit in bounds[bounds["split"] == split].to_dict("records") if len(bounds) else []:
+            rows.append({"strategy": limit["strategy"], "cells": [(_amount(metric, limit[metric]), "") for metric in metrics], "is_bound": True})
+        entries.append({"split": split, "metrics": [_heading(metric) for metric in metrics], "rows": rows})
+    return entries
+
+
+def _amount(metric: str, value: float) -> str:
+    return f"{100 * value:.1f}" if metric.startswith("acc_") else f"{value:,.0f}"
+
+
+def _heading(metric: str) -> str:
+    return f"{int(metric[4:-2]):,} km" if metric.startswith("acc_") else metric.replace("_km", ", km")
+
+
+def difference_cells(comparison: pd.DataFrame) -> list[dict[str, Any]]:
+    """Paired differences for reading: one entry a split and baseline, with its rows; points, interval and verdict."""
+    if comparison.empty:
+        return []
+    chosen = comparison[comparison["metric"].isin(RADII)]
+    return [
+        {"split": split, "baseline": baseline, "metrics": [_heading(metric) for metric in RADII], "rows": [
+            {"strategy": strategy, "cells": [_difference_cell(frame[frame["metric"] == metric], "ci") for metric in RADII]}
+            for strategy, frame in rows.groupby("strategy", sort=False)
+        ]}
+        for (split, baseline), rows in chosen.groupby(["split", "baseline"], sort=False)
+    ]  # fmt: skip
+
+
+def continent_cells(by_continent: pd.DataFrame) -> list[dict[str, Any]]:
+    """Differences within 200 km by continent for reading: one entry a split, with a column a strategy; corrected intervals."""
+    if by_continent.empty:
+        return []
+    chosen = by_continent[by_continent["metric"] == HEADLINE]
+    entries = []
+    for split, of_split in chosen.groupby("split", sort=False):
+        strategies = list(dict.fromkeys(of_split["strategy"]))
+        rows = [
+            {"continent": continent, "photos": int(frame["n"].max()),
+             "cells": [_difference_cell(frame[frame["strategy"] == name], "corrected") for name in strategies]}
+            for continent, frame in of_split.groupby("continent", sort=True)
+        ]  # fmt: skip
+        entries.append({"split": split, "strategies": strategies, "rows": rows, "comparisons": int(of_split["comparisons"].max())})
+    return entries
+
+
+def _difference_cell(found: pd.DataFrame, prefix: str) -> dict[str, str]:
+    """Points, interval and what they say of the one row of ``found``; a dash where there is none or too few photos."""
+    if found.empty or not math.isfinite(found[f"{prefix}_low"].iloc[0]):
+        return {"points": "–", "interval": "", "verdict": "too few photos"}
+    one = found.iloc[0]
+    low, high = one[f"{prefix}_low"], one[f"{prefix}_high"]
+    said = "gains" if low > 0 else "loses" if high < 0 else "not shown"
+    return {
+        "points": answer.points(100 * one["difference"]),
+        "interval": "no photo differs" if low == high == 0.0 else f"[{answer.points(100 * low)}, {answer.points(100 * high)}]",
+        "verdict": said,
+    }
+
+
+def beside_the_paper(intervals: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of the paper's table and the same two strategies of this run, percent of the photos; empty without a table."""
+    if intervals.empty:
+        return []
+    first = intervals[intervals["split"] == intervals["split"].iloc[0]]
+    rows = [{"source": "paper, OSV5M", "strategy": name, "cells": cells} for name, cells in PAPER.items()]
+    for name in (answer.BASELINE, "semivariogram"):
+        found = first[first["strategy"] == name].set_index("metric")
+        if len(found):
+            cells = [_amount(metric, found.loc[metric, "value"]) for metric in PAPER_METRICS]
+            rows.append({"source": f"this run, {first['split'].iloc[0]}", "strategy": name, "cells": cells})
+    return rows
 
 
 def claims(run: Run) -> list[str]:

@@ -131,3 +131,17 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    """A real Chromium, headless; skips where there is none. Of one module: its event loop would be in the notebooks' way."""
+    import browsing
+
+    if browsing.CHROMIUM is None:
+        pytest.skip(browsing.MISSING)
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as engine:
+        running = engine.chromium.launch(executable_path=browsing.CHROMIUM, args=browsing.SWITCHES)
+        yield running
+        running.close()

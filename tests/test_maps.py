@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-import shutil
 from pathlib import Path
 
 import folium
@@ -14,11 +13,13 @@ import numpy as np
 import pandas as pd
 import pyproj
 import pytest
+from browsing import Visit
 from PIL import Image
 
 from lib import maps
 from lib.geodesy import EARTH_RADIUS_KM, destination, distance_km, uniform_on_sphere
 from lib.maps import ERROR_CLASSES, great_circle, prediction_map, save_map
+from lib.regions import error_field
 
 STRATEGIES = ("infonce", "semivariogram", "decayed", "similarity")
 HOSTILE = [
@@ -27,7 +28,6 @@ HOSTILE = [
     "<!-- <script>",
     "{{ 7 * 7 }}{% raw %}{#",
 ]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def photo_folder(folder: Path, count: int, px: int = 128) -> list[str]:
@@ -84,7 +84,7 @@ def small(photos: tuple[Path, list[str]]) -> pd.DataFrame:
 def page(small: pd.DataFrame, photos: tuple[Path, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small map as a file."""
     path = tmp_path_factory.mktemp("page") / "new" / "map.html"
-    return save_map(prediction_map(small, photos[0], title="a <b>title</b> & more"), path)
+    return save_map(prediction_map(small, photos[0], field=error_field(small, side=40), title="a <b>title</b> & more"), path)
 
 
 def embedded(path: Path) -> dict:
@@ -137,7 +137,9 @@ class TestPage:
     def test_two_thousand_photos_of_four_strategies_stay_below_ten_megabytes(
         self, photos: tuple[Path, list[str]], tmp_path: Path
     ) -> None:
-        path = save_map(prediction_map(table(2_000, photos[1]), photos[0]), tmp_path / "map.html")
+        path = save_map(
+            prediction_map(predictions := table(2_000, photos[1]), photos[0], field=error_field(predictions)), tmp_path / "map.html"
+        )
         assert path.stat().st_size < 10e6
         data = embedded(path)
         assert len(data["thumbnails"]) == len(data["ids"]) == 2_000
@@ -251,76 +253,11 @@ class TestErrors:
             prediction_map(small.assign(latitude=small["latitude"].where(small.index != 6, 1.0)), None)
 
 
-@pytest.fixture(scope="module")
-def browser() -> object:
-    """A real Chromium; skips where there is none."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
-    playwright = pytest.importorskip("playwright.sync_api")
-    switches = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-                "--disable-component-update", "--disable-sync"]  # fmt: skip
-    with playwright.sync_playwright() as engine:
-        running = engine.chromium.launch(executable_path=CHROMIUM, args=switches)
-        yield running
-        running.close()
-
-
-class Visit:
-    """A page in the browser, with whatever it complained about or tried to fetch."""
-
-    def __init__(self, browser: object, page: Path, width: int, height: int) -> None:
-        self.complaints: list[str] = []
-        self.fetched: list[str] = []
-        self.context = browser.new_context(viewport={"width": width, "height": height})
-        self.context.route("**/*", self._answer)
-        self.tab = self.context.new_page()
-        self.tab.set_default_timeout(5_000)
-        self.tab.on("console", lambda message: self.complaints.append(message.text))
-        self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.tab.on("dialog", lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()))
-        self.tab.goto(page.as_uri())
-        self.tab.wait_for_selector(".panel summary:not(:empty)")
-
-    def _answer(self, route: object) -> None:
-        if route.request.url.startswith(("file:", "data:", "blob:")):
-            route.continue_()
-        else:
-            self.fetched.append(route.request.url)
-            route.abort()
-
-    def map(self, expression: str) -> object:
-        """Value of a script expression in which ``map`` is the Leaflet map."""
-        return self.tab.evaluate(
-            f"(() => {{ const map = window[document.querySelector('.folium-map').id]; return {expression}; }})()"
-        )
-
-    def until(self, expression: str) -> None:
-        """Waits until ``expression``, in which ``map`` is the Leaflet map, is true.
-
-        Asked from here, because the page's content security policy forbids the evaluation that ``wait_for_function`` repeats.
-        """
-        for _ in range(200):
-            if self.map(expression):
-                return
-            self.tab.wait_for_timeout(50)
-        raise AssertionError(f"{expression} is not true after ten seconds")
-
-    def find(self, wanted: str) -> None:
-        """Types ``wanted`` into the search field and presses Enter."""
-        self.tab.locator(".search input").click()
-        self.tab.keyboard.press("Control+A")
-        self.tab.keyboard.insert_text(wanted)
-        self.tab.keyboard.press("Enter")
-
-
 @pytest.fixture
 def desktop(browser: object, page: Path) -> Visit:
     """The small map on a screen of 1280 x 800, which must have stayed silent and offline to the end."""
-    visit = Visit(browser, page, 1280, 800)
-    yield visit
-    visit.context.close()
-    assert visit.complaints == []
-    assert visit.fetched == []
+    with Visit(browser, page) as visit:
+        yield visit
 
 
 class TestBrowser:
@@ -386,12 +323,49 @@ class TestBrowser:
         )
         assert drawn == [[179.0, 180.0], [-180.0, -178.0]]
 
-    def test_on_a_phone_the_controls_are_folded_and_fit(self, browser: object, page: Path) -> None:
-        visit = Visit(browser, page, 360, 740)
-        assert not visit.tab.locator(".search input").is_visible()
-        assert visit.tab.locator(".strip").is_visible()
-        visit.tab.locator(".panel summary").click()
-        assert visit.tab.locator(".search input").is_visible()
-        assert visit.tab.evaluate("document.documentElement.scrollWidth") <= 360
-        visit.context.close()
-        assert visit.complaints + visit.fetched == []
+    def test_on_a_phone_the_map_is_above_its_controls_and_nothing_sticks_out(self, browser: object, page: Path) -> None:
+        with Visit(browser, page, 390, 844) as visit:
+            above, below = (visit.tab.locator(one).bounding_box() for one in (".folium-map", ".panel"))
+            assert above["height"] > 300 and above["y"] + above["height"] <= below["y"] + 1
+            assert visit.tab.locator(".strip").is_visible()
+            visit.tab.locator(".search input").scroll_into_view_if_needed()
+            assert visit.tab.locator(".search input").is_visible()
+            assert visit.tab.evaluate("document.documentElement.scrollWidth") <= 390
+            visit.tab.locator(".panel summary").click()
+            assert not visit.tab.locator(".search input").is_visible()
+            visit.until("document.querySelector('.folium-map').clientHeight > 750")
+
+    def test_clusters_hold_every_true_place_and_open_into_photos(self, browser: object, tmp_path: Path) -> None:
+        crowd = table(40, ["a"], ("infonce",)).assign(latitude=lambda rows: 40.0 + rows["latitude"] / 100.0, longitude=lambda rows: 10.0 + rows["longitude"] / 100.0)
+        with Visit(browser, save_map(prediction_map(crowd, None), tmp_path / "crowd.html")) as visit:
+            visit.tab.get_by_label("true places in clusters").check()
+            counts = [int(text) for text in visit.tab.locator(".ring").all_text_contents()]
+            assert 1 <= len(counts) < 10
+            visit.tab.get_by_label("predicted places").uncheck()
+            single = visit.map("Object.values(map._layers).filter((layer) => layer.photo !== undefined).length")
+            assert sum(counts) + single == 40
+            before = visit.map("map.getZoom()")
+            visit.tab.locator(".leaflet-marker-icon").first.focus()
+            visit.tab.keyboard.press("Enter")
+            visit.until(f"map.getZoom() > {before}")
+            visit.tab.get_by_label("true places in clusters").uncheck()
+            assert visit.tab.locator(".ring").count() == 0
+
+    def test_the_heat_of_error_is_a_picture_of_the_chosen_strategy_with_a_scale(self, desktop: Visit) -> None:
+        assert not desktop.tab.locator(".heat-key").is_visible()
+        desktop.tab.get_by_label("heat of error").check()
+        assert desktop.tab.locator(".heat-key").is_visible()
+        desktop.until("document.querySelector('img.heat').naturalWidth > 0")
+        before = desktop.tab.locator("img.heat").get_attribute("src")
+        desktop.tab.get_by_label(STRATEGIES[1]).check()
+        assert desktop.tab.locator("img.heat").get_attribute("src") != before
+
+    def test_a_keyboard_walks_through_the_photos_the_largest_error_first(self, desktop: Visit, small: pd.DataFrame) -> None:
+        errors = small[small["strategy"] == STRATEGIES[0]].sort_values("error_km", ascending=False)
+        desktop.tab.locator(".steps .next").focus()
+        for expected in errors["id"][:3]:
+            desktop.tab.keyboard.press("Enter")
+            assert desktop.tab.locator(".leaflet-popup dd").first.text_content() == expected
+        desktop.tab.locator(".steps .previous").focus()
+        desktop.tab.keyboard.press("Enter")
+        assert desktop.tab.locator(".leaflet-popup dd").first.text_content() == errors["id"].iloc[1]

@@ -1,0 +1,69 @@
+"""A page in a real Chromium without a network: what the tests of maps and report look at."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+"""The browser of this machine, or None."""
+MISSING = "no Chromium on this machine (Debian: apt-get install chromium)"
+SWITCHES = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+class Visit:
+    """A page in the browser, with whatever it complained about or tried to fetch; shown once the selector ``ready`` is there."""
+
+    def __init__(self, browser: object, page: Path, width: int = 1280, height: int = 800, *, ready: str = ".panel summary:not(:empty)", scheme: str = "light") -> None:
+        self.complaints: list[str] = []
+        self.fetched: list[str] = []
+        self.context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        self.context.route("**/*", self._answer)
+        self.tab = self.context.new_page()
+        self.tab.set_default_timeout(5_000)
+        self.tab.on("console", lambda message: self.complaints.append(message.text))
+        self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.tab.on("dialog", lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()))
+        self.tab.goto(page.as_uri())
+        self.tab.wait_for_selector(ready)
+
+    def __enter__(self) -> Visit:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Leaves the page, which must have stayed silent and offline to the end."""
+        self.context.close()
+        if kind is None:
+            assert self.complaints == []
+            assert self.fetched == []
+
+    def _answer(self, route: object) -> None:
+        if route.request.url.startswith(("file:", "data:", "blob:")):
+            route.continue_()
+        else:
+            self.fetched.append(route.request.url)
+            route.abort()
+
+    def map(self, expression: str) -> object:
+        """Value of a script expression in which ``map`` is the Leaflet map."""
+        return self.tab.evaluate(
+            f"(() => {{ const map = window[document.querySelector('.folium-map').id]; return {expression}; }})()"
+        )
+
+    def until(self, expression: str) -> None:
+        """Waits until ``expression``, in which ``map`` is the Leaflet map, is true.
+
+        Asked from here, because the page's content security policy forbids the evaluation that ``wait_for_function`` repeats.
+        """
+        for _ in range(200):
+            if self.map(expression):
+                return
+            self.tab.wait_for_timeout(50)
+        raise AssertionError(f"{expression} is not true after ten seconds")
+
+    def find(self, wanted: str) -> None:
+        """Types ``wanted`` into the search field and presses Enter."""
+        self.tab.locator(".search input").click()
+        self.tab.keyboard.press("Control+A")
+        self.tab.keyboard.insert_text(wanted)
+        self.tab.keyboard.press("Enter")

@@ -1,0 +1,172 @@
+"""Statements about where on Earth: cells of one area, honest intervals of many small groups, a field of error without seams."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from lib import regions, significance
+from lib.evaluation import PUBLISHED
+from lib.geodesy import EARTH_AREA_KM2, uniform_on_sphere
+from lib.regions import EqualAreaGrid, aligned, cell_errors, cell_gains, continent_gains, error_field, gains
+
+
+def predictions(errors: dict[str, np.ndarray], places: np.ndarray, split: str = "test") -> pd.DataFrame:
+    """Rows as predictions.parquet has them, of errors [S, N] in kilometres at ``places`` [N, 2]."""
+    rows = []
+    for strategy, matrix in errors.items():
+        for seed, of_seed in enumerate(matrix):
+            frame = pd.DataFrame({"id": [f"p{k}" for k in range(len(places))], "split": split, "strategy": strategy, "seed": seed, "error_km": of_seed})
+            rows.append(frame.assign(latitude=places[:, 0], longitude=places[:, 1], predicted_latitude=0.0, predicted_longitude=0.0))
+    return pd.concat(rows, ignore_index=True)
+
+
+def errors_of(hits: np.ndarray) -> np.ndarray:
+    """10 km where it hits, 5,000 km elsewhere."""
+    return np.where(hits, 10.0, 5_000.0)
+
+
+class TestEqualAreaGrid:
+    @pytest.mark.parametrize("side_km", [500.0, 1_000.0, 2_000.0, 30_000.0])
+    def test_every_cell_has_the_same_area_and_together_they_are_the_earth(self, side_km: float) -> None:
+        grid = EqualAreaGrid.of(side_km)
+        south, west, north, east = np.deg2rad(grid.bounds_of(np.arange(grid.counts.sum()))).T
+        area = (east - west) * (np.sin(north) - np.sin(south)) / (4.0 * np.pi)
+        assert area == pytest.approx(np.full(len(area), 1.0 / len(area)), rel=1e-9)
+        if side_km < 10_000.0:
+            assert EARTH_AREA_KM2 / len(area) == pytest.approx(side_km**2, rel=0.05)
+
+    def test_a_place_lies_within_the_bounds_of_its_cell(self) -> None:
+        grid, places = EqualAreaGrid.of(1_000.0), uniform_on_sphere(3_000, np.random.default_rng(0))
+        south, west, north, east = grid.bounds_of(grid.cell_of(places)).T
+        assert ((south <= places[:, 0] + 1e-9) & (places[:, 0] <= north + 1e-9)).all()
+        assert ((west <= places[:, 1] + 1e-9) & (places[:, 1] <= east + 1e-9)).all()
+
+    def test_poles_and_the_180th_meridian_have_a_cell(self) -> None:
+        grid = EqualAreaGrid.of(1_000.0)
+        corners = grid.cell_of(np.array([[-90.0, 0.0], [90.0, 179.999999], [0.0, 180.0], [0.0, -180.0]]))
+        assert corners[0] >= 0 and corners[1] == grid.counts.sum() - 1
+        assert corners[2] == corners[3]
+
+
+class TestGains:
+    def test_a_gain_is_found_where_it_is_and_nowhere_else(self) -> None:
+        generator = np.random.default_rng(0)
+        places = np.column_stack((np.zeros(600), np.repeat(np.arange(6) * 50.0 - 150.0, 100)))
+        base = generator.random((3, 600)) < 0.5
+        better = base | ((places[:, 1] == -50.0) & (generator.random((3, 600)) < 0.5))
+        table = cell_gains(predictions({"infonce": errors_of(base), "decayed": errors_of(better)}, places), sides_km=[2_000.0])
+        said = table[table["metric"] == "acc_200km"].set_index("west")["verdict"]
+        assert (said == "gains").sum() == 1 and (said == "not shown").sum() == 5
+        found = table[(table["verdict"] == "gains") & (table["metric"] == "acc_200km")].iloc[0]
+        assert found["west"] <= -50.0 <= found["east"] and found["n"] == 100
+        assert found["corrected_low"] < found["ci_low"] < found["difference"] < found["ci_high"] < found["corrected_high"]
+
+    def test_where_nothing_differs_a_map_of_forty_cells_is_rarely_wrong(self) -> None:
+        """Of 120 maps at most a twelfth names a cell, though seeds differ and photos differ much."""
+        generator, wrong = np.random.default_rng(1), 0
+        for _ in range(120):
+            seeds = 0.05 * generator.normal(size=(2, 3, 1))
+            groups = []
+            for count in generator.integers(20, 60, 40):
+                photo = np.sqrt(0.7) * generator.normal(size=count)
+                hits = 0.6 + photo + seeds + np.sqrt(0.3) * generator.normal(size=(2, 3, count)) > 0.0
+                groups.append(hits[0].astype(float) - hits[1])
+            mean, error, freedom = np.array(regions._spreads(groups)).T
+            wrong += (np.abs(mean) > error * stats.t.ppf(1.0 - 0.05 / 80.0, freedom)).any()
+        assert wrong <= 10
+
+    def test_seeds_that_disagree_widen_every_interval(self) -> None:
+        generator = np.random.default_rng(2)
+        calm = [generator.normal(size=(3, 50)) for _ in range(10)]
+        torn = [group + np.array([[-3.0], [0.0], [3.0]]) for group in calm]
+        spreads = regions._spreads(torn)
+        assert min(spread[1] for spread in spreads) > 3.0 * max(spread[1] for spread in regions._spreads(calm))
+        assert all(spread[2] == pytest.approx(10 * (3 - 1), rel=0.1) for spread in spreads)
+
+    def test_each_size_of_cell_is_a_map_of_its_own(self) -> None:
+        generator = np.random.default_rng(4)
+        places = uniform_on_sphere(2_000, generator)
+        hits = [errors_of(generator.random((2, 2_000)) < 0.5) for _ in range(2)]
+        table = cell_gains(predictions({"infonce": hits[0], "decayed": hits[1]}, places))
+        for side_km, of_size in table[table["metric"] == "acc_200km"].groupby("side_km"):
+            assert len(of_size) == EqualAreaGrid.of(side_km).counts.sum()
+            assert of_size["n"].sum() == 2_000
+            assert of_size["comparisons"].eq((of_size["n"] >= regions.LEAST_PHOTOS).sum()).all()
+
+    def test_a_single_group_is_the_study_s_own_interval(self) -> None:
+        gain = np.random.default_rng(3).normal(size=(3, 80))
+        assert regions._spreads([gain]) == [significance.mean_of(gain)]
+
+    def test_few_photos_have_a_difference_and_no_interval(self) -> None:
+        places = np.column_stack((np.zeros(40), np.repeat([0.0, 90.0], [regions.LEAST_PHOTOS - 1, 41 - regions.LEAST_PHOTOS])))
+        hits = np.random.default_rng(0).random((2, 2, 40)) < 0.5
+        table = cell_gains(predictions({"infonce": errors_of(hits[0]), "decayed": errors_of(hits[1])}, places), sides_km=[2_000.0])
+        few = table[table["n"] < regions.LEAST_PHOTOS]
+        assert len(few) and (few["verdict"] == "too few photos").all() and few["ci_low"].isna().all()
+        assert table["comparisons"].eq(1).all()
+
+    def test_continents_are_corrected_for_strategies_too(self) -> None:
+        places, generator = uniform_on_sphere(200, np.random.default_rng(0)), np.random.default_rng(1)
+        continents = pd.Series(np.repeat(["Africa", "Asia"], 100), index=[f"p{k}" for k in range(200)])
+        hits = {name: errors_of(generator.random((2, 200)) < 0.5) for name in ("infonce", "a", "b", "c")}
+        assert continent_gains(predictions(hits, places), continents)["comparisons"].eq(6).all()
+
+    def test_without_the_baseline_there_is_nothing_to_compare(self) -> None:
+        assert cell_gains(predictions({"decayed": np.ones((1, 5))}, np.zeros((5, 2)))).empty
+
+    def test_a_cell_is_named_by_the_country_of_most_of_its_photos(self) -> None:
+        frame = predictions({"infonce": np.ones((1, 3)), "decayed": np.ones((1, 3))}, np.full((3, 2), 1.0))
+        countries = pd.Series(["BR", "BR", "PE"], index=["p0", "p1", "p2"])
+        assert set(cell_gains(frame, countries)["place"]) == {"Brazil"}
+        assert set(cell_gains(frame)["place"]) == {""}
+
+    def test_the_published_model_stands_against_every_seed(self) -> None:
+        frame = predictions({"infonce": np.ones((3, 25)), "decayed": np.ones((3, 25))}, np.zeros((25, 2)))
+        published = frame[(frame["strategy"] == "infonce") & (frame["seed"] == 0)].assign(strategy=PUBLISHED)
+        both = pd.concat([frame, published])
+        assert aligned(both).groupby("strategy")["seed"].nunique().eq(3).all()
+        assert PUBLISHED in set(gains(both, pd.Series("x", index=published["id"]))["strategy"])
+
+
+class TestErrors:
+    def test_a_cells_figures_are_those_of_its_photos_over_seeds(self) -> None:
+        errors = np.array([[10.0, 20, 30, 40, 400], [10.0, 20, 30, 40, 200]])
+        (row,) = cell_errors(predictions({"infonce": errors}, np.zeros((5, 2)))).to_dict("records")
+        assert (row["n"], row["seeds"]) == (5, 2)
+        assert row["mean_km"] == pytest.approx(errors.mean())
+        assert row["median_km"] == pytest.approx(np.median(errors))
+        low, high = stats.ttest_1samp(errors.mean(0), 0.0).confidence_interval()
+        assert (row["mean_low"], row["mean_high"]) == (pytest.approx(max(0.0, low)), pytest.approx(high))
+
+    def test_few_photos_have_a_mean_and_no_interval(self) -> None:
+        (row,) = cell_errors(predictions({"infonce": np.array([[10.0, 30.0]])}, np.zeros((2, 2)))).to_dict("records")
+        assert row["mean_km"] == 20.0 and np.isnan(row["mean_low"]) and np.isnan(row["mean_high"])
+
+
+def test_an_interval_of_an_accuracy_ends_at_nought_and_one() -> None:
+    hits = np.random.default_rng(0).random((2, 8)) < np.array([[0.1], [0.9]])
+    table = regions.intervals(predictions({"infonce": errors_of(hits)}, np.zeros((8, 2))))
+    shares = table[table["metric"].str.startswith("acc_")]
+    assert shares["ci_low"].min() == 0.0 and shares["ci_high"].max() == 1.0
+    assert table.loc[table["metric"] == "median_km", "ci_high"].item() > 1.0
+
+
+class TestErrorField:
+    def test_near_one_photo_it_is_that_photos_error_and_far_away_it_rests_on_none(self) -> None:
+        field = error_field(predictions({"infonce": np.array([[500.0, 80.0]])}, np.array([[0.0, 0.0], [0.0, 90.0]])), side=60)
+        assert field.typical_km["infonce"][30, 30] == pytest.approx(500.0)
+        assert field.typical_km["infonce"][30, 45] == pytest.approx(80.0)
+        assert field.photos[30, 30] == pytest.approx(np.exp(-0.5 * (471.7 / 300.0) ** 2), rel=0.02)
+        assert field.photos[30, 5] == 0.0
+
+    def test_it_has_no_seam_at_the_180th_meridian(self) -> None:
+        field = error_field(predictions({"infonce": np.array([[500.0]])}, np.array([[0.0, 180.0]])), side=80)
+        assert field.photos[:, 0] == pytest.approx(field.photos[:, -1], rel=1e-9)
+        assert field.photos[40, 0] > 0.3
+
+    def test_it_is_a_geometric_mean_over_seeds(self) -> None:
+        field = error_field(predictions({"infonce": np.array([[10.0], [1_000.0]])}, np.zeros((1, 2))), side=40)
+        assert field.typical_km["infonce"][20, 20] == pytest.approx(100.0)
