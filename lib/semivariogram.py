@@ -593,6 +593,7 @@ def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
         settings=used,
         code=["geodesy", "semivariogram", "features"],
         by="all ranks",
+        group="semivariogram",
     )
     return load_empirical(sums), load(run.semivariogram)
 

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lib import batches, datasets, features, gallery, geodesy, negatives, ranks, semivariogram
 from lib.model import GeoCLIP, Queue, initialise
 from lib.negatives import Candidates, Strategy, contrastive_loss
-from lib.runs import Run, generator, progress, writing
+from lib.runs import Run, generator, progress, write_json, writing
 from lib.settings import Training
 
 VALIDATION_RADII_KM = (25, 100, 200, 750, 2500)
@@ -207,8 +207,7 @@ def make(job: Job) -> None:
         StrategyError: its strategy is unknown.
         TrainingError: see :func:`train`.
     """
-    strategy, run = negatives.get(job.strategy), job.run
-    used = _used(run, strategy) | {"strategy": strategy.name, "seed": job.seed}
+    strategy, run, depends = negatives.get(job.strategy), job.run, depends_on(job)
     path, shared = run.checkpoint(job.label, job.seed), _is_shared(run.settings.training)
 
     def make() -> None:
@@ -216,19 +215,37 @@ def make(job: Job) -> None:
         model, history = train(run, data, strategy, job.seed)
         if shared and ranks.rank() > 0:
             return
-        model.save(path, **used)
+        model.save(path, **depends["settings"])
         with writing(run.history(job.label, job.seed)) as aside:
             history.to_csv(aside, index=False)
 
     run.produce(
         f"training-{path.stem}",
         make=make,
-        inputs=_inputs(run, strategy),
         outputs=[path, run.history(job.label, job.seed)],
-        settings=used,
-        code=[*CODE, *(CODE_OF_LEARNED_CURVES if _looks_at_embeddings(run.settings.training) else [])],
         by="all ranks" if shared else "this rank",
+        **depends,
     )
+
+
+def depends_on(job: Job) -> dict[str, Any]:
+    """What the outcome of ``job`` depends on, as :meth:`lib.runs.Run.produce` takes it: inputs, settings, code."""
+    strategy, run = negatives.get(job.strategy), job.run
+    return {
+        "inputs": _inputs(run, strategy),
+        "settings": _used(run, strategy) | {"strategy": strategy.name, "seed": job.seed},
+        "code": [*CODE, *(CODE_OF_LEARNED_CURVES if _looks_at_embeddings(run.settings.training) else [])],
+    }
+
+
+def refuse_outdated(run: Run, names: Sequence[str]) -> None:
+    """Nothing, where the checkpoints of ``names`` are those that the run's settings and today's code would make.
+
+    Raises:
+        ArtefactError: one was made by other settings, inputs or code; the message names them. One without a receipt passes.
+    """
+    for job in (Job.of(run, name, seed) for name in names for seed in run.settings.training.seeds):
+        run.refuse_outdated(f"training-{run.checkpoint(job.label, job.seed).stem}", **depends_on(job))
 
 
 def _looks_at_embeddings(settings: Training) -> bool:
@@ -288,10 +305,7 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
         for step, rows in enumerate(_batches(data, batch_size, order)):
             loss, effect = loss_of_batch(model, queue, data, Batch(epoch, rows), strategy, run, draws, encoder)
             if not torch.isfinite(loss):
-                raise TrainingError(
-                    f"{strategy.name}, seed {seed}: the loss is {loss.item()} at epoch {epoch}, step {step}; "
-                    "lower training.learning_rate or training.beta"
-                )
+                raise _not_finite(run, f"{strategy.name}_seed{seed}", Batch(epoch, rows), step, loss.item())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -313,6 +327,17 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
             "lower training.learning_rate"
         )
     return model.eval(), pd.DataFrame(history)
+
+
+def _not_finite(run: Run, training: str, batch: Batch, step: int, loss: float) -> TrainingError:
+    """An error that names the step, after the batch was written to failures/ of the run: a photo of it may be the cause."""
+    path, photos = run.folder / "failures" / f"{training}.json", datasets.read(run).iloc[batch.rows]
+    about = {"training": training, "epoch": batch.epoch, "step": step, "loss": str(loss)}
+    write_json(path, about | {"rows": batch.rows.tolist(), "ids": photos["id"].astype(str).tolist()})
+    return TrainingError(
+        f"{training.replace('_seed', ', seed ')}: the loss is {loss} at epoch {batch.epoch}, step {step}; the ids of the batch are in {path}; "
+        "look at these photos' features, or lower training.learning_rate or training.beta"
+    )
 
 
 def _shared_encoder(model: GeoCLIP, settings: Training, batch_size: int) -> DistributedDataParallel | None:

@@ -861,6 +861,7 @@ def fit_local(run: Run, by: str = "continent") -> dict[str, FittedSemivariogram]
         settings=settings.model_dump()
         | {"by": by, "centred": run.settings.backbone.centred, "device": run.device.type},
         code=["geodesy", "features", "semivariogram", "variography"],
+        group="semivariogram",
     )
     return load_local(run.semivariogram_local)
 

@@ -26,6 +26,17 @@ from lib.settings import load
 hypothesis_settings.register_profile("project", deadline=None, max_examples=80, derandomize=True, database=None)
 hypothesis_settings.load_profile("project")
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="also the tests marked `thorough`, which take minutes each")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--thorough"):
+        for item in items:
+            if "thorough" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="takes minutes: ./run_tests.sh --thorough"))
+
+
 SIZES = {"train": 96, "validation": 24, "test": 24, "test_blocked": 16}
 DIMENSION = 16
 
