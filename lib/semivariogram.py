@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -192,7 +193,7 @@ def estimate(
 
     Raises:
         SemivariogramError: fewer than two photos.
-        ValueError: a coordinate or feature is not finite.
+        SemivariogramError: a coordinate or feature is not finite.
 
     Source: equation of method.md, section 3; the author code builds N x N matrices and masks them lag by lag.
     """
@@ -200,7 +201,7 @@ def estimate(
     if count < 2:
         raise SemivariogramError(f"a semivariogram needs at least two photos; there are {count}")
     if not np.isfinite(coordinates_deg).all():
-        raise ValueError("a coordinate is not finite; check the manifest")
+        raise SemivariogramError("a coordinate is not finite; check the manifest")
     if count * (count - 1) // 2 > max_pairs:
         return _estimate_sampled(unit_rows, coordinates_deg, lag_width_rad, max_pairs, seed, device, among_ranks)
     points = unit_vectors(torch.tensor(coordinates_deg)).to(device)
@@ -246,7 +247,7 @@ def _ahead(pool: ThreadPoolExecutor, function: Callable, items: Sequence, ahead:
 
 def _checked(rows: torch.Tensor) -> torch.Tensor:
     if not torch.isfinite(rows).all():
-        raise ValueError("a feature is not finite; extract the features again (notebook 01, --fresh)")
+        raise SemivariogramError("a feature is not finite; extract the features again (notebook 01, --fresh)")
     return rows
 
 
@@ -386,9 +387,17 @@ def load(path: Path) -> FittedSemivariogram:
         SemivariogramError: the file is no saved semivariogram.
     """
     try:
-        return FittedSemivariogram(**json.loads(path.read_text(encoding="utf-8")))
+        return _possible(FittedSemivariogram(**json.loads(path.read_text(encoding="utf-8"))))
     except (OSError, ValueError, TypeError) as error:
         raise SemivariogramError(f"{path}: not a saved semivariogram ({error}); run notebook 03") from error
+
+
+def _possible(fitted: FittedSemivariogram) -> FittedSemivariogram:
+    """``fitted``, if its numbers can be a curve's: one that is not would end as a loss that is not a number."""
+    numbers = (fitted.nugget, fitted.partial_sill, fitted.length_scale_rad, fitted.range_rad, fitted.exponent or 0.0)
+    if not all(map(math.isfinite, numbers)) or fitted.nugget < 0 or min(fitted.partial_sill, fitted.length_scale_rad) <= 0:
+        raise ValueError(f"no curve has nugget, partial sill, length scale, range, exponent {numbers}")
+    return fitted
 
 
 def fit(
@@ -599,9 +608,16 @@ def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
 
 
 def load_empirical(path: Path) -> EmpiricalSemivariogram:
-    """The sums saved at ``path`` (npz)."""
-    with np.load(path, allow_pickle=False) as stored:
-        return EmpiricalSemivariogram(**{name: value[()] for name, value in stored.items()})
+    """The sums saved at ``path`` (npz).
+
+    Raises:
+        SemivariogramError: the file is none.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return EmpiricalSemivariogram(**{name: value[()] for name, value in stored.items()})
+    except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise SemivariogramError(f"{path}: not the sums of a semivariogram ({error}); run notebook 03") from error
 
 
 def of_embeddings(
@@ -628,7 +644,7 @@ def load_local(path: Path) -> dict[str, FittedSemivariogram]:
         SemivariogramError: the file is none.
     """
     try:
-        return {name: FittedSemivariogram(**values) for name, values in json.loads(path.read_text("utf-8")).items()}
+        return {name: _possible(FittedSemivariogram(**values)) for name, values in json.loads(path.read_text("utf-8")).items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise SemivariogramError(f"{path}: not saved semivariograms of groups ({error}); run notebook 03") from error
 

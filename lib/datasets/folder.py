@@ -55,7 +55,11 @@ def build(settings: Folder, root: Path) -> Built:
     """
     if not root.is_dir():
         raise ManifestError(f"{root}: no such folder; set dataset.root to the folder that holds the photos")
-    sizes = photo_sizes(root)
+    sizes, unnameable = photo_sizes(root), []
+    for name in [name for name in sizes if not _is_text(name)]:
+        del sizes[name]
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        unnameable.append((shown, shown, "its name is not UTF-8: rename it"))
     if not sizes:
         raise ManifestError(f"{root}: no photos in it ({', '.join(sorted(ENDINGS))}); check dataset.root")
     relative = list(sizes)
@@ -67,13 +71,22 @@ def build(settings: Folder, root: Path) -> Built:
         photos, left_out = _match(_read_table(source), relative, source)
     photos, without = _with_exif(photos, root)
     photos = _with_splits(photos.reset_index(drop=True), settings).assign(bytes=photos["path"].map(sizes).to_numpy())
-    return Built(photos, pd.DataFrame([*left_out, *without], columns=["id", "path", "reason"]))
+    return Built(photos, pd.DataFrame([*left_out, *unnameable, *without], columns=["id", "path", "reason"]))
 
 
 def photo_sizes(root: Path) -> dict[str, int]:
     """Path below ``root`` and size in bytes of every photo, in order of the paths: by these a changed folder is noticed."""
     files = (path for path in root.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
     return {path.relative_to(root).as_posix(): path.stat().st_size for path in sorted(files)}
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name can be written into a table: on Linux it may be any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_table(path: Path) -> pd.DataFrame:

@@ -97,8 +97,15 @@ def write(manifest: pd.DataFrame, path: Path) -> None:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """The checked manifest at ``path``."""
-    manifest = pd.read_parquet(path)
+    """The checked manifest at ``path``.
+
+    Raises:
+        ManifestError: it cannot be read, or not be used.
+    """
+    try:
+        manifest = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path}: cannot be read as a manifest ({str(error).splitlines()[0]}); run notebook 01 again") from error
     check(manifest, str(path))
     return manifest
 
