@@ -1,7 +1,7 @@
 """What tests/test_kills.py lets die: the stages of a small run, each in a fork of one process that has imported everything.
 
 ``kills_program.py FOLDER SEED MOMENTS POINTS``: an undisturbed run; then, for each stage, MOMENTS kills (SIGKILL) at random times and
-POINTS kills at chosen calls of ``fsync`` and ``rename`` (0: at every one), each followed by a restart of this stage and all after it.
+POINTS kills at chosen calls of ``fsync`` and ``rename`` (0: at every one; -1: nobody is killed), each followed by a restart of this stage and all after it.
 Prints one JSON line a kill.
 """
 
@@ -143,7 +143,7 @@ def main(folder: Path, seed: int, moments: int, points: int) -> None:
             sys.exit(f"the undisturbed run fails at {stage}")
         seconds[stage], calls[stage] = time.perf_counter() - started, int((folder / "calls").read_text())
     whole, draw = contents(run.folder), random.Random(seed)  # noqa: S311
-    for stage in STAGES:
+    for stage in STAGES if points >= 0 else ():
         done, longest = 0, seconds[stage]
         while done < moments:
             found = attempt(folder, run, stage, whole, draw.uniform(0.0, longest), None)

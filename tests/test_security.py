@@ -6,6 +6,7 @@ import ast
 import html.parser
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -218,12 +219,16 @@ def test_a_run_writes_down_no_variable_of_its_environment(tmp_path: Path, monkey
     assert "of-the-environment-and-secret" not in json.dumps(runs.provenance(Run.open("smoke", str(tmp_path / "run")), {}), default=str)
 
 
+OPENED = re.compile(r"0\.0\.0\.0|\bip['\"]?\s*[=:]\s*['\"]?\*|(token|password)['\"]?\s*[=:]\s*(''|\"\"|\s-)|allow_remote_access['\"]?\s*[=:]\s*[Tt]rue")
+
+
 def test_jupyter_is_never_opened_to_a_network_nor_without_a_token() -> None:
     """Its own defaults are loopback and a token; nothing here may change them. The pipeline's kernels have no port at all."""
+    careless = ["c.ServerApp.ip = '*'", "jupyter lab --ip=0.0.0.0", "--ServerApp.token=''", "c.ServerApp.allow_remote_access = True"]
+    assert all(map(OPENED.search, careless))
     for path in tracked():
-        if path.suffix in {".py", ".sh", ".md", ".ipynb", ".yaml", ".yml", ".toml", ""} and path.name != Path(__file__).name:
-            text = path.read_text(encoding="utf-8", errors="replace")
-            assert not re.search(r"--ip[= ]|ServerApp\.(ip|token|password)|allow_remote_access|--NotebookApp|0\.0\.0\.0", text), path
+        if path.suffix in {".py", ".sh", ".md", ".ipynb", ".yaml", ".yml", ".toml", ""} and "tests" not in path.parts:
+            assert not OPENED.search(path.read_text(encoding="utf-8", errors="replace")), path
     assert '"transport": "ipc"' in (PROJECT / "lib" / "pipeline.py").read_text()
 
 
@@ -275,3 +280,19 @@ def test_conda_reads_the_same_pins() -> None:
     assert "-r requirements.txt" in environment["dependencies"][-1]["pip"]
     versions = [entry for entry in environment["dependencies"][:-1] if not re.fullmatch(r"python=3\.\d+|pip", entry)]
     assert versions == []
+
+
+@pytest.mark.thorough
+def test_no_pinned_package_has_a_known_vulnerability() -> None:
+    """By pip-audit, where it is installed (it is no pin of ours) and its service answers."""
+    if (program := shutil.which("pip-audit")) is None:
+        pytest.skip("pip-audit is not installed: pip install pip-audit")
+    command = [program, "-r", str(PROJECT / "requirements.txt"), "--no-deps", "--format", "json", "--progress-spinner", "off"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    try:
+        audited = [entry for entry in json.loads(done.stdout)["dependencies"] if "skip_reason" not in entry]
+    except (ValueError, KeyError):
+        pytest.skip(f"the service of known vulnerabilities cannot be reached: {(done.stderr.strip().splitlines() or ['no answer'])[-1][:200]}")
+    if not audited:
+        pytest.skip("the service of known vulnerabilities knows none of the packages: it cannot be reached from here")
+    assert {entry["name"]: [one["id"] for one in entry["vulns"]] for entry in audited if entry["vulns"]} == {}

@@ -102,7 +102,7 @@ def _read_table(path: Path) -> pd.DataFrame:
                 as_text = {"sep": _delimiter(path), "encoding": "utf-8-sig", "dtype": str, "keep_default_na": False}
                 table["country"] = pd.read_csv(path, usecols=["country"], **as_text)["country"].replace("", None)
     except (OSError, ValueError) as error:
-        raise ManifestError(f"{path}: cannot be read as a table ({error}); save it as UTF-8 CSV or parquet") from error
+        raise ManifestError(f"{path}: cannot be read as a table ({' '.join(str(error).split())}); save it as UTF-8 CSV or parquet") from error
     table = _renamed(table, path)
     for name, limit in (("latitude", 90.0), ("longitude", 180.0)):
         if name not in table:
