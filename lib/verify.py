@@ -59,13 +59,13 @@ def derivations(run: Run) -> dict[str, Callable[[], pd.DataFrame]]:
     predictions = pd.read_parquet(run.predictions)
     manifest = datasets.manifest.read(run.manifest)
 
-    def bounds() -> pd.DataFrame:
+    def _bounds() -> pd.DataFrame:
         return pd.concat([evaluation.bounds(run, split) for split in predictions["split"].unique()], ignore_index=True)
 
     found: dict[str, Callable[[], pd.DataFrame]] = {
         "accuracy": lambda: evaluation.accuracy(predictions),
         "comparison": lambda: evaluation.comparisons(predictions, run.settings.evaluation),
-        "bounds": bounds,
+        "bounds": _bounds,
         "by_continent": lambda: evaluation.by_group(predictions, manifest.set_index("id")["continent"], "continent"),
         "by_latitude": lambda: evaluation.by_group(predictions, evaluation.latitude_band(manifest), "latitude_band"),
         "semivariogram": lambda: semivariogram.load_empirical(run.empirical).table(),
@@ -76,7 +76,7 @@ def derivations(run: Run) -> dict[str, Callable[[], pd.DataFrame]]:
 def _of_the_study(run: Run, predictions: pd.DataFrame) -> dict[str, Callable[[], pd.DataFrame]]:
     """The tables of notebook 07 that follow from the predictions."""
 
-    def against() -> pd.DataFrame:
+    def _against() -> pd.DataFrame:
         searched = pd.read_csv(run.table("search"))
         chosen = [study.best_of(searched, "family"), "decayed", study.best_of(searched, "control")]
         others = [name for name in run.settings.training.strategies if study_figures.kind_of(name) in {"peer", "control"}]
@@ -86,7 +86,7 @@ def _of_the_study(run: Run, predictions: pd.DataFrame) -> dict[str, Callable[[],
     return {
         "final": lambda: significance.final_table(predictions),
         "ablations": lambda: significance.corrected(significance.paired(predictions, "infonce"), margin=margin),
-        "against_controls": against,
+        "against_controls": _against,
     }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
@@ -58,7 +59,7 @@ def build(settings: Folder, root: Path) -> Built:
     sizes, unnameable = photo_sizes(root), []
     for name in [name for name in sizes if not _is_text(name)]:
         del sizes[name]
-        shown = name.encode("utf-8", "backslashreplace").decode()
+        shown = os.fsencode(name).decode("utf-8", "backslashreplace")
         unnameable.append((shown, shown, "its name is not UTF-8: rename it"))
     if not sizes:
         raise ManifestError(f"{root}: no photos in it ({', '.join(sorted(ENDINGS))}); check dataset.root")
