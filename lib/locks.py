@@ -123,7 +123,7 @@ def _sign(descriptor: int, path: Path) -> None:
         print(f"took over {path.parent} from a run that died: {_described(former)}")
     mine = {
         "run": _run(), "process": os.getpid(), "machine": platform.node(),
-        "since": datetime.now().astimezone().isoformat(" ", "seconds"), "command": shlex.join(sys.orig_argv)[:200],
+        "since": datetime.now().astimezone().isoformat(" ", "seconds"), "command": " ".join(shlex.join(sys.orig_argv).split())[:120],
     }  # fmt: skip
     with refusals_named(path):
         os.ftruncate(descriptor, 0)

@@ -305,7 +305,7 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
         for step, rows in enumerate(_batches(data, batch_size, order)):
             loss, effect = loss_of_batch(model, queue, data, Batch(epoch, rows), strategy, run, draws, encoder)
             if not torch.isfinite(loss):
-                raise _not_finite(run, f"{strategy.name}_seed{seed}", Batch(epoch, rows), step, loss.item())
+                raise _not_finite(run, data, f"{strategy.name}_seed{seed}", Batch(epoch, rows), step, loss.item())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -329,11 +329,16 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
     return model.eval(), pd.DataFrame(history)
 
 
-def _not_finite(run: Run, training: str, batch: Batch, step: int, loss: float) -> TrainingError:
-    """An error that names the step, after the batch was written to failures/ of the run: a photo of it may be the cause."""
-    path, photos = run.folder / "failures" / f"{training}.json", datasets.read(run).iloc[batch.rows]
-    about = {"training": training, "epoch": batch.epoch, "step": step, "loss": str(loss)}
-    write_json(path, about | {"rows": batch.rows.tolist(), "ids": photos["id"].astype(str).tolist()})
+def _not_finite(run: Run, data: TrainingData, training: str, batch: Batch, step: int, loss: float) -> TrainingError:
+    """An error that names the step, after failures/ of the run got the batch's ids, and those of all features that are not finite.
+
+    One such feature spoils every batch where features are centred: it is in their mean.
+    """
+    path, ids = run.folder / "failures" / f"{training}.json", datasets.read(run)["id"].astype(str)
+    blocks = np.array_split(data.train_rows, max(1, len(data.train_rows) // 4_096))
+    wrong = np.concatenate([rows[~np.isfinite(data.frozen.stored[rows]).all(1)] for rows in blocks])
+    about = {"training": training, "epoch": batch.epoch, "step": step, "loss": str(loss), "rows": batch.rows.tolist()}
+    write_json(path, about | {"ids": ids.iloc[batch.rows].tolist(), "features_not_finite": ids.iloc[wrong].tolist()})
     return TrainingError(
         f"{training.replace('_seed', ', seed ')}: the loss is {loss} at epoch {batch.epoch}, step {step}; the ids of the batch are in {path}; "
         "look at these photos' features, or lower training.learning_rate or training.beta"

@@ -196,7 +196,7 @@ class TestShards:
 
 class TestNaNLoss:
     def test_it_stops_the_run_and_leaves_the_ids_of_its_batch(self, make_run: Runs) -> None:
-        run = make_run("training.epochs=2", "training.batch_size=24")
+        run = make_run("training.epochs=2", "training.batch_size=24", "backbone.centred=false")
         stored = np.load(run.features)
         stored[7] = np.nan
         np.save(run.features, stored)
@@ -206,6 +206,7 @@ class TestNaNLoss:
         found = json.loads(path.read_text())
         assert "p0007" in found["ids"] and len(found["ids"]) == 24 and found["epoch"] == 1
         assert datasets.read(run).iloc[found["rows"]]["id"].tolist() == found["ids"]
+        assert found["features_not_finite"] == ["p0007"]
         assert not run.checkpoint("infonce", 0).exists() and not list(run.folder.glob("receipts/training*"))
 
 

@@ -71,15 +71,11 @@ def test_predictions_that_cannot_be_read_are_a_fault_and_no_traceback(finished: 
     assert "no table can be derived" in faults(finished)["predictions.parquet"]
 
 
-def test_on_the_command_line(finished: Run, tmp_path: Path) -> None:
-    def ask(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-W", "ignore", "-m", "lib.runs", *words]
-        return subprocess.run(command, cwd=PROJECT, env=os.environ | {"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True)
-
-    done = ask("verify", str(finished.folder))
-    assert done.returncode == 0 and "6 tables, 0 faults" in done.stdout, done.stderr[-2_000:]
+def test_on_the_command_line(finished: Run, capsys: pytest.CaptureFixture) -> None:
+    assert verify.main([str(finished.folder)]) == 0 and "6 tables, 0 faults" in capsys.readouterr().out
     finished.features.write_bytes(finished.features.read_bytes()[:-1])
-    done = ask("verify", str(finished.folder))
+    command = [sys.executable, "-W", "ignore", "-m", "lib.runs", "verify", str(finished.folder)]
+    done = subprocess.run(command, cwd=PROJECT, env=os.environ | {"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True)
     assert done.returncode == 1 and "FAULT  features/features.npy is not what was written: its checksum differs" in done.stderr
     assert "Traceback" not in done.stderr
 
