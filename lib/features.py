@@ -131,7 +131,10 @@ def _extract(run: Run, manifest: pd.DataFrame, folder: Path) -> None:
         photos = Photos(datasets.root_of(run), paths, backbone, views, (manifest["split"] == "train").to_numpy())
         made = encode(photos, backbone, settings, run.device, list(missing.values()))
         for shard, (plain, views) in zip(missing, made, strict=True):
-            _save(shard, plain, views if settings.views > 1 else None)
+            if settings.views > 1:
+                _save(shard.with_suffix(".views.npy"), views)
+            _save(shard, plain)
+            _note(shard)
     ranks.wait()
     if ranks.rank() > 0:
         return
@@ -202,12 +205,14 @@ def _refuse_infinite(encoded: np.ndarray, counts: np.ndarray, paths: list[str], 
         raise FeatureError(f"{photo}: its feature is not finite as {settings.storage}; try backbone.storage=float32")
 
 
-def _save(shard: Path, plain: np.ndarray, views: np.ndarray | None) -> None:
-    """Write a shard, that of its photos' views beside it, and last the checksums of both."""
-    arrays = {shard: plain} | ({} if views is None else {shard.with_suffix(".views.npy"): views})
-    for path, array in arrays.items():
-        write_rows(path, [array], array.dtype, array.shape)
-    write_json(shard.with_suffix(".json"), {path.name: checksum(path) for path in arrays})
+def _save(path: Path, array: np.ndarray) -> None:
+    write_rows(path, [array], array.dtype, array.shape)
+
+
+def _note(shard: Path) -> None:
+    """Write beside a shard, as the last of its files, the checksums of them."""
+    of_shard = [path for path in (shard, shard.with_suffix(".views.npy")) if path.exists()]
+    write_json(shard.with_suffix(".json"), {path.name: checksum(path) for path in of_shard})
 
 
 def _is_whole(shard: Path) -> bool:

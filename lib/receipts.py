@@ -6,13 +6,14 @@ that was damaged, replaced, or made by other settings or older code is told from
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lib.files import ArtefactError, checksum
+from lib.files import ArtefactError, checksum, write_json
 
 NOTEBOOKS = {
     "manifest": "01_data_preparation", "features": "01_data_preparation", "semivariogram": "03_semivariogram",
@@ -36,8 +37,20 @@ def read(path: Path) -> dict[str, Any] | None:
 @lru_cache(maxsize=4_096)
 def _read(path: Path, size: int, changed_ns: int, inode: int) -> dict[str, Any] | None:
     content = json.loads(path.read_text(encoding="utf-8"))
-    whole = isinstance(content, dict) and isinstance(content.get("key"), str) and isinstance(content.get("outputs"), dict)
-    return content if whole else None
+    if not (isinstance(content, dict) and isinstance(content.get("key"), str) and isinstance(content.get("outputs"), dict)):
+        return None
+    noted = content.pop("checksum", None)  # receipts of earlier versions have none
+    return content if noted in (None, _digest(content)) else None
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a receipt, with a checksum of itself: a damaged one would call good files damaged."""
+    plain = json.loads(json.dumps(content, default=str))
+    write_json(path, plain | {"checksum": _digest(plain)})
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def relative(path: Path, folder: Path) -> str:

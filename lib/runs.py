@@ -233,8 +233,8 @@ class Run:
                 made = receipts.read(self.receipt(stage))
                 self._say(f"reused  {stage} (made {made['made'] if made else 'by the first rank'}, same settings and code)")
                 return True
-            if anew != receipts.NOT_MADE:
-                self._say(f"again   {stage}: {anew}")
+            if anew != receipts.NOT_MADE and ranks.rank() == 0:
+                print(f"again   {stage}: {anew}", flush=True)
             self._make(stage, make, writes, by, {"key": key, "group": group} | parts, outputs)
         if together:
             ranks.wait()
@@ -258,18 +258,18 @@ class Run:
         seconds = round(time.perf_counter() - started, 1)
         made = {"stage": stage, "made": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
         sums = {receipts.relative(path, self.folder): checksum(path) for path in outputs}
-        write_json(self.receipt(stage), made | known | {"outputs": sums})
+        receipts.write(self.receipt(stage), made | known | {"outputs": sums})
         self._say(f"made    {stage} in {seconds:.1f} s")
 
     def refuse_outdated(self, stage: str, inputs: Iterable[Path], settings: Mapping[str, Any], code: Iterable[str]) -> None:
-        """Nothing, where ``stage`` was made from just these, or has no receipt.
+        """Nothing, where ``stage`` was made from these, whatever else it was made from, or has no receipt.
 
         Raises:
             ArtefactError: it was made from others; the message names them and the notebook that makes it again.
         """
-        parts, known = self._parts(inputs, settings, code), receipts.read(self.receipt(stage))
-        if known and known["key"] != _key(parts):
-            why = "; ".join(receipts.differences(known, parts)) or "other inputs"
+        parts, known = self._parts(inputs, settings, code), receipts.read(self.receipt(stage)) or {}
+        asked = {kind: {name: known[kind].get(name) for name in of} for kind, of in parts.items() if known.get(kind)}
+        if known and (why := "; ".join(receipts.differences({"settings": settings} | asked, parts))):
             raise ArtefactError(f"{self.folder}: {stage} was made with {why}; run {receipts.made_by(stage)} again")
 
     def _why_anew(self, stage: str, key: str, parts: Mapping[str, Any], outputs: Sequence[Path]) -> str:

@@ -241,11 +241,16 @@ def depends_on(job: Job) -> dict[str, Any]:
 def refuse_outdated(run: Run, names: Sequence[str]) -> None:
     """Nothing, where the checkpoints of ``names`` are those that the run's settings and today's code would make.
 
+    The gallery apart: in a training it only validates, and other galleries may be evaluated with the same weights.
+
     Raises:
         ArtefactError: one was made by other settings, inputs or code; the message names them. One without a receipt passes.
     """
     for job in (Job.of(run, name, seed) for name in names for seed in run.settings.training.seeds):
-        run.refuse_outdated(f"training-{run.checkpoint(job.label, job.seed).stem}", **depends_on(job))
+        depends = depends_on(job)
+        depends["settings"].pop("gallery")
+        depends["inputs"] = [path for path in depends["inputs"] if path not in gallery.input_files(run)]
+        run.refuse_outdated(f"training-{run.checkpoint(job.label, job.seed).stem}", **depends)
 
 
 def _looks_at_embeddings(settings: Training) -> bool:

@@ -67,11 +67,11 @@ def test_an_extraction_that_was_stopped_and_went_on_gives_the_same_features(phot
     whole = features.extract(over(photos, tmp_path / "whole")).read_bytes()
     stopped, real, saved = over(photos, tmp_path / "stopped"), features._save, []
 
-    def save(shard: Path, *arrays: np.ndarray | None) -> None:
+    def save(shard: Path, array: np.ndarray) -> None:
         if len(saved) == 2:
             raise KeyboardInterrupt
         saved.append(shard)
-        real(shard, *arrays)
+        real(shard, array)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(features, "_save", save)
