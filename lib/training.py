@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from lib import batches, datasets, features, gallery, geodesy, negatives, ranks, semivariogram
+from lib import batches, datasets, empirical, features, gallery, geodesy, negatives, ranks, semivariogram
 from lib.model import GeoCLIP, Queue, initialise
 from lib.negatives import Candidates, Strategy, contrastive_loss
 from lib.runs import Run, generator, progress, write_json, writing
@@ -28,7 +28,7 @@ CODE = [
     "semivariogram:_covariance_model", "semivariogram:_evaluate", "negatives", "batches", "model", "gallery", "training",
     "runs:generator",
 ]  # fmt: skip
-CODE_OF_LEARNED_CURVES = ["semivariogram:of_embeddings", "semivariogram:estimate", "semivariogram:fit"]
+CODE_OF_LEARNED_CURVES = ["shells", "binning", "empirical", "semivariogram:of_embeddings", "semivariogram:fit"]
 LEARNED = ("nugget", "partial_sill", "length_scale_km", "exponent", "range_km", "r2")
 """What of the learned embeddings' semivariogram stands in a history, as ``learned_nugget`` and so on."""
 
@@ -65,7 +65,7 @@ class TrainingData:
     gallery_deg: np.ndarray
     curve: semivariogram.Curve | None
     scale: float
-    looks: semivariogram.UnitRows
+    looks: empirical.UnitRows
     partners: batches.Partners | None = None
     local: semivariogram.LocalCurves | None = None
     groups: torch.Tensor | None = None
@@ -409,7 +409,7 @@ def _refitted(model: GeoCLIP, queue: Queue, data: TrainingData, epoch: int) -> T
     """
     try:
         _, fitted = _learned_semivariogram(model, data)
-    except semivariogram.SemivariogramError as error:
+    except empirical.SemivariogramError as error:
         raise TrainingError(f"training.refit_every, before epoch {epoch}: {error}") from error
     data = data.learned(model, semivariogram.Curve(fitted).to(model.logit_scale.device))
     queue.unit_features = data.looks(queue.rows.cpu().numpy())
@@ -418,7 +418,7 @@ def _refitted(model: GeoCLIP, queue: Queue, data: TrainingData, epoch: int) -> T
 
 def _learned_semivariogram(
     model: GeoCLIP, data: TrainingData
-) -> tuple[semivariogram.EmpiricalSemivariogram, semivariogram.FittedSemivariogram]:
+) -> tuple[empirical.EmpiricalSemivariogram, semivariogram.FittedSemivariogram]:
     places = data.coordinates_deg[data.train_rows].numpy()
     return semivariogram.of_embeddings(embed_training_photos(model, data), places)
 
@@ -427,7 +427,7 @@ def _traced(model: GeoCLIP, data: TrainingData) -> dict[str, float]:
     """Parameters of the learned embeddings' semivariogram; NaN while their dissimilarity does not rise with distance."""
     try:
         _, fitted = _learned_semivariogram(model, data)
-    except semivariogram.SemivariogramError:
+    except empirical.SemivariogramError:
         return {f"learned_{name}": math.nan for name in LEARNED}
     return {f"learned_{name}": getattr(fitted, name) for name in LEARNED}
 
@@ -467,11 +467,12 @@ def loss_of_batch(
     unit = data.looks(rows).to(device)
     photos = data.frozen.seen_in(batch.epoch, rows[own]).to(device)
     places = data.coordinates_deg[rows].float().to(device)
-    noisy = [geodesy.jitter(places, settings.batch_noise_m, draws.noise)]
-    if len(queue):
+    noisy, kept = [geodesy.jitter(places, settings.batch_noise_m, draws.noise)], settings.queue_embeddings == "kept"
+    if len(queue) and not kept:
         noisy.append(geodesy.jitter(queue.coordinates_deg, settings.queue_noise_m, draws.noise))
     with run.autocast(settings.precision):
-        logits = model.logits(*_encoded(model, encoder, photos, torch.cat(noisy)))
+        photos, embedded = _encoded(model, encoder, photos, torch.cat(noisy))
+        logits = model.logits(photos, torch.cat((embedded, queue.embeddings)) if kept else embedded)
     numbers = torch.from_numpy(rows).to(device)
     itself = torch.nn.functional.pad(numbers[own, None] == queue.rows, (len(rows), 0))
     logits = logits.masked_fill(itself, -math.inf)  # a photo that is still queued from the last epoch is no negative
@@ -490,13 +491,13 @@ def loss_of_batch(
                 all_places,
                 data.curve,
                 **{name: getattr(settings, name) for name in negatives.PARAMETERS},
-                scale=model.logit_scale.exp().item(),
+                scale=model.logit_scale.exp(),
                 local=data.local,
                 group=None if data.groups is None else data.groups[rows[own]].to(device),
                 draw=draws.weights,
             )
         )
-    queue.push(numbers, places, unit)
+    queue.push(numbers, places, unit, embedded if kept else None)
     loss = contrastive_loss(logits, reweighting)
     if settings.symmetric:
         loss = (loss + contrastive_loss(logits[:, : len(rows)].T, reweighting.transposed())) / 2

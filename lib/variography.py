@@ -22,17 +22,14 @@ from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
 from lib import datasets, features
+from lib.empirical import EmpiricalSemivariogram, SemivariogramError, UnitRows, lag_count
 from lib.geodesy import cell_of, chord_to_rad, distance_km, km_to_rad, rad_to_km, unit_vectors
 from lib.runs import Run, progress, write_json, writing
 from lib.semivariogram import (
     RANGE_RULES,
     SHAPE_PARAMETERS,
-    EmpiricalSemivariogram,
     FittedSemivariogram,
-    SemivariogramError,
-    UnitRows,
     fit,
-    lag_count,
     load_empirical,
     load_local,
     range_by_sill,
@@ -120,7 +117,7 @@ def candidates_table(
     """Every family, metric and weighting fitted to the same coarse lags, judged alike.
 
     Args:
-        empirical: of even lags, as :func:`lib.semivariogram.estimate` gives it; merged here into about ``lags`` lags.
+        empirical: of even lags, as :func:`lib.empirical.estimate` gives it; merged here into about ``lags`` lags.
         folds: contiguous blocks of the lags, alike in log distance, of which each is left out once.
 
     Returns:
@@ -847,7 +844,7 @@ def fit_local(run: Run, by: str = "continent") -> dict[str, FittedSemivariogram]
         edges = np.minimum(np.arange(lag_count(settings.lag_width_rad) + 1) * settings.lag_width_rad, math.pi)
         names, groups = np.unique(labels[kept], return_inverse=True)
         places = datasets.manifest.coordinates(manifest)[rows][kept]
-        sums = place_sums(lambda chosen: frozen.unit(rows[kept][chosen]), places, groups, edges, device=run.device)
+        sums = place_sums(lambda chosen: frozen.unit(rows[kept][chosen]), places, groups, edges, device=run.adding_device)
         curves, left_out = _local_fits(run, sums, names, counts)
         if left_out:
             print(f"left out {'; '.join(left_out)}")
@@ -859,8 +856,8 @@ def fit_local(run: Run, by: str = "continent") -> dict[str, FittedSemivariogram]
         inputs=[run.require(run.manifest, "01_data_preparation"), run.require(run.features, "01_data_preparation")],
         outputs=[run.semivariogram_local],
         settings=settings.model_dump()
-        | {"by": by, "centred": run.settings.backbone.centred, "device": run.device.type},
-        code=["geodesy", "features", "semivariogram", "variography"],
+        | {"by": by, "centred": run.settings.backbone.centred, "device": run.adding_device.type},
+        code=["geodesy", "features", "shells", "binning", "empirical", "semivariogram", "variography"],
         group="semivariogram",
     )
     return load_local(run.semivariogram_local)
@@ -961,7 +958,7 @@ def examine(run: Run, resamples: int = 500) -> Findings:
         inputs=[run.require(path, "03_semivariogram") for path in (run.manifest, run.features, run.empirical)],
         outputs=[kept, *map(run.table, TABLES.values())],
         settings=used,
-        code=["geodesy", "features", "semivariogram", "variography"],
+        code=["geodesy", "features", "shells", "binning", "empirical", "semivariogram", "variography"],
     )
     return Findings(_load_bands(kept), **{name: pd.read_csv(run.table(table)) for name, table in TABLES.items()})
 
@@ -975,7 +972,7 @@ def _findings(run: Run, resamples: int) -> Findings:
     }  # fmt: skip
 
     def _sums(groups: np.ndarray) -> PlaceSums:
-        return place_sums(lambda chosen: frozen.unit(rows[chosen]), places, groups, device=run.device)
+        return place_sums(lambda chosen: frozen.unit(rows[chosen]), places, groups, device=run.adding_device)
 
     found = {
         kind: bands(_sums(place_groups(places, name)), resamples=resamples, **fitting)

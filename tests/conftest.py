@@ -26,21 +26,27 @@ from lib.settings import load
 hypothesis_settings.register_profile("project", deadline=None, max_examples=80, derandomize=True, database=None)
 hypothesis_settings.load_profile("project")
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--thorough", action="store_true", help="also the tests marked `thorough`, which take minutes each")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--thorough"):
-        for item in items:
-            if "thorough" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="takes minutes: ./run_tests.sh --thorough"))
-
-
 SIZES = {"train": 96, "validation": 24, "test": 24, "test_blocked": 16}
 DIMENSION = 16
 
 Runs = Callable[..., Run]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--thorough``: also what takes over a minute."""
+    parser.addoption("--thorough", action="store_true", help="also run the tests that take over a minute each")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The marker that such tests have."""
+    config.addinivalue_line("markers", "thorough: takes over a minute; runs with --thorough only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip them without the option, and say so."""
+    for item in items if not config.getoption("--thorough") else []:
+        if item.get_closest_marker("thorough"):
+            item.add_marker(pytest.mark.skip(reason="takes over a minute; ./run_tests.sh --thorough runs it"))
 
 
 def world(sizes: dict[str, int] = SIZES, dimension: int = DIMENSION, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
@@ -61,6 +67,17 @@ def world(sizes: dict[str, int] = SIZES, dimension: int = DIMENSION, seed: int =
     phase = 3.0 * unit_vectors(coordinates) @ generator.normal(size=(3, dimension)) + generator.uniform(0, 6, dimension)
     features = np.cos(phase) + 0.2 * generator.normal(size=(count, dimension)) + 0.5
     return manifest, features.astype(np.float32)
+
+
+def unit_rows(features: np.ndarray) -> Callable[[np.ndarray], torch.Tensor]:
+    """What ``estimate`` reads: features of the given rows at unit length."""
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    return lambda rows: torch.from_numpy(unit[rows]).float()
+
+
+def small_world(count: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    manifest, features = world({"train": count})
+    return features.astype(np.float64), manifest[["latitude", "longitude"]].to_numpy(copy=True)
 
 
 def fitted(**changes: object) -> FittedSemivariogram:

@@ -170,6 +170,29 @@ class TestQueue:
             assert torch.equal(hidden, same)
         assert np.isfinite(history["loss"]).all()
 
+    STILL = (*SHORT, "training.queue_size=30", "training.batch_noise_m=0", "training.queue_noise_m=0", "training.learning_rate=1e-12")
+
+    def test_kept_embeddings_of_a_model_that_stands_still_are_renewed_ones(self, make_run: Runs) -> None:
+        losses = [
+            trained(make_run(*self.STILL, f"training.queue_embeddings={how}"), "decayed")[1]["loss"].item() for how in ("renewed", "kept")
+        ]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+    def test_kept_embeddings_of_a_model_that_learns_lag_behind(self, make_run: Runs) -> None:
+        renewed, kept = (
+            trained(make_run(*SHORT, "training.queue_size=30", "training.learning_rate=0.01", f"training.queue_embeddings={how}"))[1]["loss"].item()
+            for how in ("renewed", "kept")
+        )
+        assert renewed != pytest.approx(kept, rel=1e-4)
+
+    def test_only_renewed_ones_are_encoded_at_each_step(self, make_run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+        encode, counts = GeoCLIP.embed_places, []
+        monkeypatch.setattr(GeoCLIP, "embed_places", lambda self, places: counts.append(len(places)) or encode(self, places))
+        for how, expected in (("renewed", [24, 48, 54, 54]), ("kept", [24, 24, 24, 24])):
+            counts.clear()
+            trained(make_run(*SHORT, "training.queue_size=30", f"training.queue_embeddings={how}"))
+            assert counts[:4] == expected
+
     def test_it_changes_what_is_learned(self, make_run: Runs) -> None:
         with_queue, without = make_run(*SHORT, "training.queue_size=24"), make_run(*SHORT)
         assert not same(trained(with_queue)[0], trained(without)[0])
