@@ -193,8 +193,7 @@ def estimate(
         among_ranks: share the pairs out among the ranks, all of which call this and get the same sums.
 
     Raises:
-        SemivariogramError: fewer than two photos.
-        ValueError: a coordinate or feature is not finite.
+        SemivariogramError: fewer than two photos, or a coordinate or feature that is not finite.
     """
     count = len(coordinates_deg)
     if count * (count - 1) // 2 <= max_pairs:

@@ -150,7 +150,7 @@ def test_a_semivariogram_counts_each_pair_once_whatever_the_shape(photos: int, d
     draw = torch.Generator().manual_seed(seed)
     unit = F.normalize(torch.randn(photos, dimension, generator=draw), dim=1)
     places = PLACES[torch.randint(len(PLACES), (photos,), generator=draw)].double().numpy()
-    sums = estimate(lambda rows: unit[rows], places, width, block=16)
+    sums = estimate(lambda rows: unit[rows], places, width)
     assert sums.pairs.sum() == photos * (photos - 1) // 2
     there = sums.pairs > 0
     assert np.isfinite(sums.gamma[there]).all() and np.isnan(sums.gamma[~there]).all()
