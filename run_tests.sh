@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests, in the pinned environment: ./run_tests.sh [pytest arguments]
+# The tests, in the pinned environment: ./run_tests.sh [--thorough] [pytest arguments]; --thorough adds those that take minutes
 set -euo pipefail
 
 # By hand: macOS had no `readlink -f` for long.

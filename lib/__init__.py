@@ -1,9 +1,9 @@
 """Semivariogram-regularized GeoCLIP: the code behind the numbered notebooks.
 
-Arrows run one way. From the bottom to the top: geodesy, settings, ranks, runs, places, photos, datasets, backbones, features,
-shells, binning, empirical, semivariogram, variography, negatives, batches, model, gallery, training, evaluation, decoding,
-significance, regions, simulation, pairs, figures, curve_figures, study_figures, maps, candidate_maps, cell_maps, side_by_side,
-answer, report, exchange, predictors, predict, study, stages, pipeline.
+Arrows run one way. From the bottom to the top: geodesy, settings, ranks, files, locks, receipts, runs, places, photos,
+datasets, backbones, features, shells, binning, empirical, semivariogram, variography, negatives, batches, model, gallery,
+training, evaluation, decoding, significance, regions, simulation, pairs, figures, curve_figures, study_figures, maps,
+candidate_maps, cell_maps, side_by_side, answer, report, exchange, predictors, predict, study, stages, verify, pipeline.
 A module imports only what stands before it.
 """
 

@@ -195,8 +195,7 @@ def estimate(
         among_ranks: share the pairs out among the ranks, all of which call this and get the same sums.
 
     Raises:
-        SemivariogramError: fewer than two photos.
-        ValueError: a coordinate or feature is not finite.
+        SemivariogramError: fewer than two photos, or a coordinate or feature that is not finite.
     """
     count = len(coordinates_deg)
     if count * (count - 1) // 2 <= max_pairs:
@@ -288,7 +287,7 @@ def _points(coordinates_deg: np.ndarray) -> np.ndarray:
     if len(coordinates_deg) < 2:
         raise SemivariogramError(f"a semivariogram needs at least two photos; there are {len(coordinates_deg)}")
     if not np.isfinite(coordinates_deg).all():
-        raise ValueError("a coordinate is not finite; check the manifest")
+        raise SemivariogramError("a coordinate is not finite; check the manifest")
     return unit_vectors(coordinates_deg)
 
 
@@ -322,5 +321,5 @@ def _ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, ahead:
 
 def _finite(rows: torch.Tensor) -> torch.Tensor:
     if not torch.isfinite(rows).all():
-        raise ValueError("a feature is not finite; extract the features again (notebook 01, --fresh)")
+        raise SemivariogramError("a feature is not finite; extract the features again (notebook 01, --fresh)")
     return rows

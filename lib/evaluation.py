@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lib import backbones, datasets, features, gallery, model, ranks
+from lib import backbones, datasets, features, gallery, model, ranks, training
 from lib.datasets.blue_marble import photo_places
 from lib.geodesy import distance_km, nearest
 from lib.runs import Run, progress, writing
@@ -241,7 +241,7 @@ def latitude_band(manifest: pd.DataFrame, width_deg: float = 15.0) -> pd.Series:
     return pd.Series(bands.to_numpy(), index=manifest["id"], dtype=pd.CategoricalDtype(labels, ordered=True))
 
 
-def _comparisons(predictions: pd.DataFrame, settings: Evaluation) -> pd.DataFrame:
+def comparisons(predictions: pd.DataFrame, settings: Evaluation) -> pd.DataFrame:
     """Every strategy against ``infonce``, and those that use geography against the control without it."""
     against = [compare(predictions, "infonce", settings.bootstrap, settings.seed)]
     if CONTROL in set(predictions["strategy"]):
@@ -271,7 +271,7 @@ def evaluate(run: Run) -> dict[str, pd.DataFrame]:
             predictions.to_parquet(aside, index=False)
         made = {
             "accuracy": accuracy(predictions),
-            "comparison": _comparisons(predictions, settings),
+            "comparison": comparisons(predictions, settings),
             "bounds": pd.concat([bounds(run, split) for split in predictions["split"].unique()], ignore_index=True),
             "by_continent": by_group(predictions, manifest.set_index("id")["continent"], "continent"),
             "by_latitude": by_group(predictions, latitude_band(manifest), "latitude_band"),
@@ -280,6 +280,7 @@ def evaluate(run: Run) -> dict[str, pd.DataFrame]:
             save_table(table, run.table(name))
 
     checkpoints = [run.checkpoint(name, seed) for name in strategies for seed in run.settings.training.seeds]
+    training.refuse_outdated(run, strategies)
     run.produce(
         "evaluation",
         make=make,

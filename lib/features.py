@@ -1,7 +1,7 @@
 """Photos to frozen features, once, into a memory-mapped file; and what is read back from it.
 
-Extraction writes shards of ``backbone.shard_size`` photos, each whole or not at all; a run that is stopped goes on at the
-first missing shard. Finished shards are joined into features.npy [N, D], row i of the manifest's row i.
+Extraction writes shards of ``backbone.shard_size`` photos, each whole or not at all and with its checksum; a run that is stopped
+goes on at the first shard that is missing or damaged. Finished shards are joined into features.npy [N, D], row i of the manifest's row i.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from lib import datasets, ranks
 from lib.backbones import Backbone, build, weights
+from lib.files import write_json, write_rows
 from lib.geodesy import distance_km
 from lib.photos import UNREADABLE, open_photo
-from lib.runs import Run, autocast, checksum, code_digest, generator, progress, writing
+from lib.runs import Run, autocast, checksum, code_digest, generator, progress
 from lib.settings import Backbone as BackboneSettings
 
 CODE = ["photos", "backbones", "features"]
@@ -103,7 +104,7 @@ def extract(run: Run) -> Path:
         _extract(run, manifest, run.features.parent / f"shards-{key[:12]}")
 
     run.produce(
-        "features", make=make, inputs=[run.manifest], outputs=outputs, settings=used, code=CODE, by="all ranks"
+        "features", make=make, inputs=[run.manifest], outputs=outputs, settings=used, code=CODE, by="all ranks", group="backbone"
     )
     return run.features
 
@@ -122,7 +123,7 @@ def _extract(run: Run, manifest: pd.DataFrame, folder: Path) -> None:
         folder / f"{start:09d}.npy": range(start, min(start + settings.shard_size, len(manifest)))
         for start in range(0, len(manifest), settings.shard_size)
     }
-    missing = ranks.said_by_first([shard for shard in shards if not shard.exists()])
+    missing = ranks.said_by_first([shard for shard in shards if not _is_whole(shard)])
     missing = {shard: shards[shard] for shard in missing[ranks.rank() :: ranks.count()]}
     if missing:
         backbone, paths = build(settings, run.device), manifest["path"].tolist()
@@ -133,6 +134,7 @@ def _extract(run: Run, manifest: pd.DataFrame, folder: Path) -> None:
             if settings.views > 1:
                 _save(shard.with_suffix(".views.npy"), views)
             _save(shard, plain)
+            _note(shard)
     ranks.wait()
     if ranks.rank() > 0:
         return
@@ -204,19 +206,30 @@ def _refuse_infinite(encoded: np.ndarray, counts: np.ndarray, paths: list[str], 
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    with writing(path) as aside:
-        np.save(aside, array)
+    write_rows(path, [array], array.dtype, array.shape)
+
+
+def _note(shard: Path) -> None:
+    """Write beside a shard, as the last of its files, the checksums of them."""
+    of_shard = [path for path in (shard, shard.with_suffix(".views.npy")) if path.exists()]
+    write_json(shard.with_suffix(".json"), {path.name: checksum(path) for path in of_shard})
+
+
+def _is_whole(shard: Path) -> bool:
+    """Whether the shard, and what belongs to it, is there as it was written; one that is damaged is named."""
+    try:
+        noted = json.loads(shard.with_suffix(".json").read_text())
+        damaged = [name for name, sum_ in noted.items() if checksum(shard.with_name(name)) != sum_]
+    except (OSError, ValueError, AttributeError):
+        return False
+    if damaged:
+        print(f"again   {shard.with_name(damaged[0])} is damaged, its checksum is not the one that was noted", flush=True)
+    return not damaged
 
 
 def _join(shards: list[Path], path: Path) -> None:
     parts = [np.load(shard, mmap_mode="r") for shard in shards]
-    with writing(path) as aside:
-        joined = np.lib.format.open_memmap(aside, "w+", parts[0].dtype, (sum(map(len, parts)), *parts[0].shape[1:]))
-        row = 0
-        for part in parts:
-            joined[row : row + len(part)] = part
-            row += len(part)
-        joined.flush()
+    write_rows(path, parts, parts[0].dtype, (sum(map(len, parts)), *parts[0].shape[1:]))
 
 
 @dataclass(frozen=True)
@@ -272,7 +285,7 @@ def read(run: Run) -> Features:
         FeatureError: the file has other rows than the manifest.
     """
     manifest = datasets.read(run, ["split"])
-    stored = np.load(run.require(run.features, "01_data_preparation"), mmap_mode="r")
+    stored = _mapped(run.require(run.features, "01_data_preparation"))
     if stored.ndim != 2 or len(stored) != len(manifest):
         raise FeatureError(
             f"{run.features}: shape {stored.shape} does not fit the manifest's {len(manifest)} rows; run notebook 01"
@@ -280,11 +293,26 @@ def read(run: Run) -> Features:
     mean, wanted = _training_mean(run, stored, manifest), run.settings.backbone.views
     if wanted == 1:
         return Features(stored, mean)
-    views = np.load(run.require(run.views, "01_data_preparation"), mmap_mode="r")
+    views = _mapped(run.require(run.views, "01_data_preparation"))
     rows = datasets.manifest.rows_of(manifest, "train")
     if views.shape != (len(rows), wanted, stored.shape[1]):
         raise FeatureError(f"{run.views}: shape {views.shape} does not fit the settings; run notebook 01 again")
     return Features(stored, mean, views, rows)
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """The array at ``path``, mapped; never unpickled.
+
+    Raises:
+        FeatureError: it is no array of numbers.
+    """
+    try:
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise FeatureError(f"{path}: not an array of features ({error}); run notebook 01 again") from error
+    if not np.issubdtype(stored.dtype, np.floating):
+        raise FeatureError(f"{path}: holds {stored.dtype}, not float16 or float32; run notebook 01 again")
+    return stored
 
 
 def _training_mean(run: Run, stored: np.ndarray, manifest: pd.DataFrame) -> torch.Tensor:

@@ -161,7 +161,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> GeoCLIP:
         weights = load_file(path, device=str(device))
         model = GeoCLIP(len(weights["feature_mean"]))
         model.load_state_dict(weights)
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        if broken := [name for name, value in weights.items() if not torch.isfinite(value).all()]:
+            raise ValueError(f"{broken[0]} is not finite")
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{path}: not a checkpoint of this model ({error}); train it again (notebooks 02, 04)"
         ) from error

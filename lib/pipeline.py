@@ -17,8 +17,9 @@ from pathlib import Path
 import nbformat
 from traitlets.config import Config
 
-from lib import backbones, datasets, gallery, negatives, report, settings
+from lib import backbones, datasets, gallery, locks, negatives, report, settings
 from lib.backbones import BackboneError
+from lib.files import refusals_named
 from lib.gallery import GalleryError
 from lib.negatives import StrategyError
 from lib.runs import ArtefactError, Run, provenance, write_json, writing
@@ -256,13 +257,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.list:
             return _list(run, chosen)
         check_before_computing(run)
-        if options.fresh:
-            datasets.forget(run)
-            for name in ("receipts", "features"):
-                shutil.rmtree(run.folder / name, ignore_errors=True)
-        if (count := os.environ.get("NPROC", "1")) != "1" and not options.only:
-            make_in_parallel(run, profile, overrides, count)
-        _execute_all(run, chosen, profile, overrides)
+        with locks.holding(run.folder), refusals_named(run.folder):
+            if options.fresh:
+                datasets.forget(run)
+                for name in ("receipts", "features"):
+                    shutil.rmtree(run.folder / name, ignore_errors=True)
+            if (count := os.environ.get("NPROC", "1")) != "1" and not options.only:
+                make_in_parallel(run, profile, overrides, count)
+            _execute_all(run, chosen, profile, overrides)
     except EXPECTED as error:
         print(f"run_all.sh: {error}", file=sys.stderr)
         return 1
@@ -334,7 +336,7 @@ def _stage_lines(executed: Path) -> list[str]:
                 lines += [
                     line
                     for line in output.text.splitlines()
-                    if line.startswith(("made ", "reused ", "left out ", "not evaluated"))
+                    if line.startswith(("made ", "reused ", "again ", "left out ", "not evaluated"))
                 ]
     return lines
 

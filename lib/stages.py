@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from lib import datasets, evaluation, features, ranks, semivariogram, study, training, variography
+from lib import datasets, evaluation, features, locks, ranks, semivariogram, study, training, variography
 from lib.backbones import BackboneError
 from lib.datasets.manifest import ManifestError
 from lib.features import FeatureError
@@ -24,7 +24,7 @@ from lib.settings import SettingsError
 
 EXPECTED = (
     SettingsError, ArtefactError, ManifestError, BackboneError, FeatureError, StrategyError, GalleryError, ModelError,
-    training.TrainingError, study.StudyError,
+    training.TrainingError, study.StudyError, semivariogram.SemivariogramError, variography.VariographyError,
 )  # fmt: skip
 
 
@@ -46,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     profile, folder, *overrides = sys.argv[1:] if arguments is None else arguments
     ranks.start()
     try:
-        make(Run.open(profile, folder, overrides))
+        run = Run.open(profile, folder, overrides)
+        with ranks.first_enters(locks.holding(run.folder)):
+            make(run)
     except EXPECTED as error:
         print(f"lib.stages, rank {ranks.rank()}: {error}", file=sys.stderr)
         return 1

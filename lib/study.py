@@ -21,6 +21,7 @@ from lib import (
     datasets,
     evaluation,
     features,
+    locks,
     negatives,
     ranks,
     semivariogram,
@@ -29,6 +30,7 @@ from lib import (
     training,
     variography,
 )
+from lib.files import write_rows
 from lib.runs import Run, generator, writing
 from lib.settings import Study
 from lib.training import VALIDATION_RADII_KM, Job
@@ -304,15 +306,12 @@ def _add_noise(run: Run, world: Run, level: float) -> None:
     """Features of ``run`` with Gaussian noise of ``level`` standard deviations of theirs, the same for head and weights."""
 
     def make() -> None:
-        stored = np.load(run.features, mmap_mode="r")
+        stored = np.load(run.features, mmap_mode="r", allow_pickle=False)
         spread = float(np.std(stored[:: max(1, len(stored) // 2_000)].astype(np.float32), axis=0).mean())
         draw = np.random.default_rng(generator(0, "feature noise").initial_seed())
-        with writing(world.features) as aside:
-            noisy = np.lib.format.open_memmap(aside, "w+", stored.dtype, stored.shape)
-            for start in range(0, len(stored), 1_024):
-                block = stored[start : start + 1_024].astype(np.float32)
-                noisy[start : start + 1_024] = block + level * spread * draw.standard_normal(block.shape, np.float32)
-            noisy.flush()
+        blocks = (stored[start : start + 1_024].astype(np.float32) for start in range(0, len(stored), 1_024))
+        noisy = (block + level * spread * draw.standard_normal(block.shape, np.float32) for block in blocks)
+        write_rows(world.features, noisy, stored.dtype, stored.shape)
 
     world.produce("features", make=make, inputs=[run.features], outputs=[world.features], settings={"noise": level}, code=["study"])
 
@@ -396,8 +395,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     profile, folder, parts, *overrides = sys.argv[1:] if arguments is None else arguments
     ranks.start()
     run = Run.open(profile, folder, overrides)
-    for part in parts.split(","):
-        make(run, part)
+    with ranks.first_enters(locks.holding(run.folder)):
+        for part in parts.split(","):
+            make(run, part)
     ranks.stop()
     return 0
 

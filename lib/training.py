@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lib import batches, datasets, empirical, features, gallery, geodesy, negatives, ranks, semivariogram
 from lib.model import GeoCLIP, Queue, initialise
 from lib.negatives import Candidates, Strategy, contrastive_loss
-from lib.runs import Run, generator, progress, writing
+from lib.runs import Run, generator, progress, write_json, writing
 from lib.settings import Training
 
 VALIDATION_RADII_KM = (25, 100, 200, 750, 2500)
@@ -218,8 +218,7 @@ def make(job: Job) -> None:
         StrategyError: its strategy is unknown.
         TrainingError: see :func:`train`.
     """
-    strategy, run = negatives.get(job.strategy), job.run
-    used = _used(run, strategy) | {"strategy": strategy.name, "seed": job.seed}
+    strategy, run, depends = negatives.get(job.strategy), job.run, depends_on(job)
     path, shared = run.checkpoint(job.label, job.seed), _is_shared(run.settings.training)
 
     def make() -> None:
@@ -227,19 +226,42 @@ def make(job: Job) -> None:
         model, history = train(run, data, strategy, job.seed)
         if shared and ranks.rank() > 0:
             return
-        model.save(path, **used)
+        model.save(path, **depends["settings"])
         with writing(run.history(job.label, job.seed)) as aside:
             history.to_csv(aside, index=False)
 
     run.produce(
         f"training-{path.stem}",
         make=make,
-        inputs=_inputs(run, strategy),
         outputs=[path, run.history(job.label, job.seed)],
-        settings=used,
-        code=[*CODE, *(CODE_OF_LEARNED_CURVES if _looks_at_embeddings(run.settings.training) else [])],
         by="all ranks" if shared else "this rank",
+        **depends,
     )
+
+
+def depends_on(job: Job) -> dict[str, Any]:
+    """What the outcome of ``job`` depends on, as :meth:`lib.runs.Run.produce` takes it: inputs, settings, code."""
+    strategy, run = negatives.get(job.strategy), job.run
+    return {
+        "inputs": _inputs(run, strategy),
+        "settings": _used(run, strategy) | {"strategy": strategy.name, "seed": job.seed},
+        "code": [*CODE, *(CODE_OF_LEARNED_CURVES if _looks_at_embeddings(run.settings.training) else [])],
+    }
+
+
+def refuse_outdated(run: Run, names: Sequence[str]) -> None:
+    """Nothing, where the checkpoints of ``names`` are those that the run's settings and today's code would make.
+
+    The gallery apart: in a training it only validates, and other galleries may be evaluated with the same weights.
+
+    Raises:
+        ArtefactError: one was made by other settings, inputs or code; the message names them. One without a receipt passes.
+    """
+    for job in (Job.of(run, name, seed) for name in names for seed in run.settings.training.seeds):
+        depends = depends_on(job)
+        depends["settings"].pop("gallery")
+        depends["inputs"] = [path for path in depends["inputs"] if path not in gallery.input_files(run)]
+        run.refuse_outdated(f"training-{run.checkpoint(job.label, job.seed).stem}", **depends)
 
 
 def _looks_at_embeddings(settings: Training) -> bool:
@@ -299,10 +321,7 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
         for step, rows in enumerate(_batches(data, batch_size, order)):
             loss, effect = loss_of_batch(model, queue, data, Batch(epoch, rows), strategy, run, draws, encoder)
             if not torch.isfinite(loss):
-                raise TrainingError(
-                    f"{strategy.name}, seed {seed}: the loss is {loss.item()} at epoch {epoch}, step {step}; "
-                    "lower training.learning_rate or training.beta"
-                )
+                raise _not_finite(run, data, f"{strategy.name}_seed{seed}", Batch(epoch, rows), step, loss.item())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -324,6 +343,22 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
             "lower training.learning_rate"
         )
     return model.eval(), pd.DataFrame(history)
+
+
+def _not_finite(run: Run, data: TrainingData, training: str, batch: Batch, step: int, loss: float) -> TrainingError:
+    """An error that names the step, after failures/ of the run got the batch's ids, and those of all features that are not finite.
+
+    One such feature spoils every batch where features are centred: it is in their mean.
+    """
+    path, ids = run.folder / "failures" / f"{training}.json", datasets.read(run)["id"].astype(str)
+    blocks = np.array_split(data.train_rows, max(1, len(data.train_rows) // 4_096))
+    wrong = np.concatenate([rows[~np.isfinite(data.frozen.stored[rows]).all(1)] for rows in blocks])
+    about = {"training": training, "epoch": batch.epoch, "step": step, "loss": str(loss), "rows": batch.rows.tolist()}
+    write_json(path, about | {"ids": ids.iloc[batch.rows].tolist(), "features_not_finite": ids.iloc[wrong].tolist()})
+    return TrainingError(
+        f"{training.replace('_seed', ', seed ')}: the loss is {loss} at epoch {batch.epoch}, step {step}; the ids of the batch are in {path}; "
+        "look at these photos' features, or lower training.learning_rate or training.beta"
+    )
 
 
 def _shared_encoder(model: GeoCLIP, settings: Training, batch_size: int) -> DistributedDataParallel | None:

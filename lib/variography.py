@@ -844,7 +844,7 @@ def fit_local(run: Run, by: str = "continent") -> dict[str, FittedSemivariogram]
         edges = np.minimum(np.arange(lag_count(settings.lag_width_rad) + 1) * settings.lag_width_rad, math.pi)
         names, groups = np.unique(labels[kept], return_inverse=True)
         places = datasets.manifest.coordinates(manifest)[rows][kept]
-        sums = place_sums(lambda chosen: frozen.unit(rows[kept][chosen]), places, groups, edges, device=run.device)
+        sums = place_sums(lambda chosen: frozen.unit(rows[kept][chosen]), places, groups, edges, device=run.adding_device)
         curves, left_out = _local_fits(run, sums, names, counts)
         if left_out:
             print(f"left out {'; '.join(left_out)}")
@@ -856,8 +856,9 @@ def fit_local(run: Run, by: str = "continent") -> dict[str, FittedSemivariogram]
         inputs=[run.require(run.manifest, "01_data_preparation"), run.require(run.features, "01_data_preparation")],
         outputs=[run.semivariogram_local],
         settings=settings.model_dump()
-        | {"by": by, "centred": run.settings.backbone.centred, "device": run.device.type},
+        | {"by": by, "centred": run.settings.backbone.centred, "device": run.adding_device.type},
         code=["geodesy", "features", "shells", "binning", "empirical", "semivariogram", "variography"],
+        group="semivariogram",
     )
     return load_local(run.semivariogram_local)
 
@@ -971,7 +972,7 @@ def _findings(run: Run, resamples: int) -> Findings:
     }  # fmt: skip
 
     def _sums(groups: np.ndarray) -> PlaceSums:
-        return place_sums(lambda chosen: frozen.unit(rows[chosen]), places, groups, device=run.device)
+        return place_sums(lambda chosen: frozen.unit(rows[chosen]), places, groups, device=run.adding_device)
 
     found = {
         kind: bands(_sums(place_groups(places, name)), resamples=resamples, **fitting)

@@ -202,6 +202,7 @@ class TestRun:
 
         evaluate(run)
         assert run.reports[-1].startswith("reused  evaluation")
+        run.receipt("training-residual_seed1").unlink()  # else it would be called damaged
         run.checkpoint("residual", 1).write_bytes(run.checkpoint("residual", 0).read_bytes())
         again = predict_all(run, ["residual"], split_names=["validation"])
         assert len(again) == 2 * SIZES["validation"]

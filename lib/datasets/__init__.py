@@ -12,6 +12,7 @@ import pandas as pd
 
 from lib import places, ranks
 from lib.datasets import blue_marble, folder, manifest, osv5m
+from lib.files import refusals_named
 from lib.runs import Run, writing
 from lib.settings import PROJECT, BlueMarble
 
@@ -57,7 +58,8 @@ def prepare(run: Run) -> pd.DataFrame:
 
     source = [PROJECT / path for path in [getattr(settings, "csv", None)] if path and (PROJECT / path).exists()]
     if isinstance(settings, BlueMarble) and run.manifest.exists() and not _photos_exist(run):
-        run.receipt("manifest").unlink(missing_ok=True)
+        with refusals_named(run.receipt("manifest")):
+            run.receipt("manifest").unlink(missing_ok=True)
     run.produce(
         "manifest",
         make=make,
@@ -65,6 +67,7 @@ def prepare(run: Run) -> pd.DataFrame:
         outputs=[run.manifest, run.table("left_out")],
         settings=json.loads(settings.model_dump_json(exclude={"download"})) | {"photos": module.listing(settings, root)},
         code=["geodesy", "places", "photos", "datasets", f"datasets.{settings.name}", "datasets.manifest"],
+        group="dataset",
     )
     return read(run)
 

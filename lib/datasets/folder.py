@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
@@ -55,7 +56,11 @@ def build(settings: Folder, root: Path) -> Built:
     """
     if not root.is_dir():
         raise ManifestError(f"{root}: no such folder; set dataset.root to the folder that holds the photos")
-    sizes = photo_sizes(root)
+    sizes, unnameable = photo_sizes(root), []
+    for name in [name for name in sizes if not _is_text(name)]:
+        del sizes[name]
+        shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+        unnameable.append((shown, shown, "its name is not UTF-8: rename it"))
     if not sizes:
         raise ManifestError(f"{root}: no photos in it ({', '.join(sorted(ENDINGS))}); check dataset.root")
     relative = list(sizes)
@@ -67,13 +72,22 @@ def build(settings: Folder, root: Path) -> Built:
         photos, left_out = _match(_read_table(source), relative, source)
     photos, without = _with_exif(photos, root)
     photos = _with_splits(photos.reset_index(drop=True), settings).assign(bytes=photos["path"].map(sizes).to_numpy())
-    return Built(photos, pd.DataFrame([*left_out, *without], columns=["id", "path", "reason"]))
+    return Built(photos, pd.DataFrame([*left_out, *unnameable, *without], columns=["id", "path", "reason"]))
 
 
 def photo_sizes(root: Path) -> dict[str, int]:
     """Path below ``root`` and size in bytes of every photo, in order of the paths: by these a changed folder is noticed."""
     files = (path for path in root.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
     return {path.relative_to(root).as_posix(): path.stat().st_size for path in sorted(files)}
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name can be written into a table: on Linux it may be any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_table(path: Path) -> pd.DataFrame:
@@ -89,7 +103,7 @@ def _read_table(path: Path) -> pd.DataFrame:
                 as_text = {"sep": _delimiter(path), "encoding": "utf-8-sig", "dtype": str, "keep_default_na": False}
                 table["country"] = pd.read_csv(path, usecols=["country"], **as_text)["country"].replace("", None)
     except (OSError, ValueError) as error:
-        raise ManifestError(f"{path}: cannot be read as a table ({error}); save it as UTF-8 CSV or parquet") from error
+        raise ManifestError(f"{path}: cannot be read as a table ({' '.join(str(error).split())}); save it as UTF-8 CSV or parquet") from error
     table = _renamed(table, path)
     for name, limit in (("latitude", 90.0), ("longitude", 180.0)):
         if name not in table:

@@ -104,9 +104,16 @@ def write(manifest: pd.DataFrame, path: Path) -> None:
 
 
 def read(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """The checked manifest at ``path``, or ``columns`` of it."""
-    wanted = None if columns is None else [name for name in columns if name in parquet.read_schema(path).names]
-    manifest = pd.read_parquet(path, columns=wanted)
+    """The checked manifest at ``path``, or ``columns`` of it.
+
+    Raises:
+        ManifestError: it cannot be read, or not be used.
+    """
+    try:
+        wanted = None if columns is None else [name for name in columns if name in parquet.read_schema(path).names]
+        manifest = pd.read_parquet(path, columns=wanted)
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path}: cannot be read as a manifest ({str(error).splitlines()[0]}); run notebook 01 again") from error
     check(manifest, str(path), columns or REQUIRED)
     return manifest
 

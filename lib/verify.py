@@ -1,0 +1,165 @@
+"""Whether a finished run's files are what its manifest.json says, and whether its tables follow from its predictions.
+
+``python -m lib.runs verify results/quick`` (or ``python -m lib.verify results/quick``): exit status 0 where all is well, 1 with a line
+a fault. Every checksum of manifest.json is taken anew; then every table that follows from predictions.parquet, manifest.parquet or
+the semivariogram's sums is derived anew and compared byte for byte. Tables that need a training to be derived are named; their
+checksums alone speak for them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from lib import datasets, evaluation, semivariogram, significance, study, study_figures
+from lib.files import ArtefactError, checksum
+from lib.runs import Run
+
+READING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError)
+"""What reading a damaged file, or computing with what it says, raises."""
+
+
+class Finding(NamedTuple):
+    """A file of the run, what was found about it, and whether that is a fault."""
+
+    name: str
+    what: str
+    is_fault: bool
+
+
+def checksums(folder: Path) -> Iterator[Finding]:
+    """Files that are missing, or differ from what manifest.json says, or came later.
+
+    Raises:
+        ArtefactError: there is no manifest.json, or it names no outputs.
+    """
+    path = folder / "manifest.json"
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))["outputs"]
+        names = dict(noted.items())
+    except FileNotFoundError as error:
+        raise ArtefactError(f"{path} is not there: give the folder of a run that run_all.sh has finished") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtefactError(f"{path}: damaged, or not a run's manifest ({error}); run run_all.sh again") from error
+    for name, sum_ in names.items():
+        if not (folder / name).is_file():
+            yield Finding(name, "is missing", True)
+        elif checksum(folder / name) != sum_:
+            yield Finding(name, "is not what was written: its checksum differs", True)
+
+
+def derivations(run: Run) -> dict[str, Callable[[], pd.DataFrame]]:
+    """Table -> how it follows from the run's predictions, manifest and sums."""
+    predictions = pd.read_parquet(run.predictions)
+    manifest = datasets.manifest.read(run.manifest)
+
+    def _bounds() -> pd.DataFrame:
+        return pd.concat([evaluation.bounds(run, split) for split in predictions["split"].unique()], ignore_index=True)
+
+    found: dict[str, Callable[[], pd.DataFrame]] = {
+        "accuracy": lambda: evaluation.accuracy(predictions),
+        "comparison": lambda: evaluation.comparisons(predictions, run.settings.evaluation),
+        "bounds": _bounds,
+        "by_continent": lambda: evaluation.by_group(predictions, manifest.set_index("id")["continent"], "continent"),
+        "by_latitude": lambda: evaluation.by_group(predictions, evaluation.latitude_band(manifest), "latitude_band"),
+        "semivariogram": lambda: semivariogram.load_empirical(run.empirical).table(),
+    }
+    return found if run.settings.study is None else found | _of_the_study(run, predictions)
+
+
+def _of_the_study(run: Run, predictions: pd.DataFrame) -> dict[str, Callable[[], pd.DataFrame]]:
+    """The tables of notebook 07 that follow from the predictions."""
+
+    def _against() -> pd.DataFrame:
+        searched = pd.read_csv(run.table("search"))
+        chosen = [study.best_of(searched, "family"), "decayed", study.best_of(searched, "control")]
+        others = [name for name in run.settings.training.strategies if study_figures.kind_of(name) in {"peer", "control"}]
+        return significance.beats_each(predictions, list(dict.fromkeys(chosen)), others)
+
+    margin = study.settings_of(run).margin_points / 100
+    return {
+        "final": lambda: significance.final_table(predictions),
+        "ablations": lambda: significance.corrected(significance.paired(predictions, "infonce"), margin=margin),
+        "against_controls": _against,
+    }
+
+
+def tables(run: Run) -> Iterator[Finding]:
+    """For each table of the run: whether it is what its sources give, or that it is checked by its checksum alone."""
+    try:
+        known = derivations(run)
+    except READING_ERRORS as error:
+        yield Finding("predictions.parquet", f"no table can be derived from it: {_first_line(error)}", True)
+        return
+    for path in sorted((run.folder / "tables").glob("*.csv")):
+        name = f"tables/{path.name}"
+        if path.stem not in known:
+            yield Finding(name, "does not follow from the predictions alone: checked by its checksum", False)
+            continue
+        try:
+            derived = known[path.stem]()
+        except READING_ERRORS as error:
+            yield Finding(name, f"cannot be derived: {_first_line(error)}", True)
+            continue
+        if path.read_bytes() == derived.to_csv(index=False).encode():
+            yield Finding(name, "follows from its sources, byte for byte", False)
+        else:
+            yield Finding(name, f"does not follow from its sources: {_difference(path, derived)}", True)
+
+
+def _difference(path: Path, derived: pd.DataFrame) -> str:
+    """The first line of the table at ``path`` that is not the derived one's."""
+    there, now = path.read_text(encoding="utf-8", errors="replace").splitlines(), derived.to_csv(index=False).splitlines()
+    for number, (one, other) in enumerate(zip(there, now, strict=False), 1):
+        if one != other:
+            return f"line {number} is {one[:80]!r} and should be {other[:80]!r}"
+    return f"it has {len(there)} lines and should have {len(now)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+def verify(folder: Path) -> list[Finding]:
+    """Everything that can be said about the run in ``folder``; that it is as it was finished, where no finding is a fault.
+
+    Raises:
+        ArtefactError: there is no finished run.
+    """
+    found = list(checksums(folder))
+    return found + list(tables(Run.finished(folder)))
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; ``verify`` before the folder may be left out."""
+    parser = argparse.ArgumentParser("python -m lib.runs", description="Check a finished run.")
+    parser.add_argument("verify", nargs="?", choices=["verify"], help="the one thing that there is to do")
+    parser.add_argument("run", type=Path, help="folder of a finished run, such as results/quick")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    return parser.parse_args(given if given[:1] == ["verify"] or given[:1] in (["-h"], ["--help"]) else ["verify", *given])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0 where every checksum and every table is right, 1 with a line a fault."""
+    options = parse(arguments)
+    try:
+        found = verify(options.run)
+    except ArtefactError as error:
+        print(f"lib.runs verify: {error}", file=sys.stderr)
+        return 1
+    faults = [one for one in found if one.is_fault]
+    for one in found:
+        print(f"{'FAULT' if one.is_fault else 'ok   '}  {one.name} {one.what}", file=sys.stderr if one.is_fault else sys.stdout)
+    noted: dict[str, Any] = json.loads((options.run / "manifest.json").read_text(encoding="utf-8"))["outputs"]
+    print(f"{len(noted)} checksums, {sum(one.name.startswith('tables/') for one in found)} tables, {len(faults)} faults")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

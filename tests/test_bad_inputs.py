@@ -1,0 +1,355 @@
+"""Whatever is put in, the right result or one sentence comes out: a table of bad inputs, a line each.
+
+Each case is a function of a :class:`Desk`. It returns something true where the right result came, or raises one of the errors of which
+the command line shows the sentence alone; the table says which.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import Runs, world
+from PIL import Image
+
+from lib import datasets, evaluation, features, gallery, model, semivariogram, training
+from lib.datasets import folder, manifest
+from lib.geodesy import distance_km
+from lib.photos import UNREADABLE, open_photo
+from lib.runs import Run
+from lib.settings import Folder, load
+from lib.stages import EXPECTED
+
+pytestmark = pytest.mark.usefixtures("narrow")
+
+
+@dataclass
+class Desk:
+    """A folder of three good photos, and runs over the tests' synthetic world."""
+
+    path: Path
+    make_run: Runs
+
+    @property
+    def root(self) -> Path:
+        return self.path / "photos"
+
+    def photo(self, name: str | bytes, content: bytes | None = None) -> None:
+        (self.root / os.fsdecode(name)).write_bytes(jpeg() if content is None else content)
+
+    def built(self, table: str | bytes) -> datasets.manifest.Built:
+        (self.path / "table.csv").write_bytes(table if isinstance(table, bytes) else table.encode())
+        return folder.build(Folder(root=self.root, csv=self.path / "table.csv"), self.root)
+
+    def prepared(self, table: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The manifest, and what was left out, of a run over the photos."""
+        (self.path / "table.csv").write_text(table)
+        run = Run(load("smoke", ["dataset=folder", f"data.root={self.root}", f"data.csv={self.path / 'table.csv'}"]), self.path / "run")
+        return datasets.prepare(run), pd.read_csv(run.table("left_out"))
+
+    def left_out(self, name: str | bytes, content: bytes | None = None) -> str:
+        """Why one more photo is left out, beside a good one."""
+        (self.root / "b.jpg").unlink()
+        self.photo(name, content)
+        shown = (name.encode() if isinstance(name, str) else name).decode("utf-8", "backslashreplace")
+        kept, out = self.prepared("path,lat,lon\na.jpg,1,2\n" + (f"{name},3,4\n" if isinstance(name, str) else ""))
+        assert kept["path"].tolist() == ["a.jpg"]
+        return out.set_index("path").at[shown, "reason"]
+
+    def gallery(self, text: str | bytes) -> np.ndarray:
+        (self.path / "places.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+        return gallery.read_csv(self.path / "places.csv")
+
+    def features(self, array: np.ndarray | bytes) -> features.Features:
+        run = self.make_run()
+        if isinstance(array, bytes):
+            run.features.write_bytes(array)
+        else:
+            np.save(run.features, array)
+        return features.read(run)
+
+    def trained_on(self, places: np.ndarray) -> bool:
+        """A training, and its evaluation, of the world with other places."""
+        run = self.make_run("training.epochs=1", "training.strategies=infonce,decayed", "evaluation.bootstrap=100", "evaluation.splits=test", "study=null")
+        frame = pd.read_parquet(run.manifest)
+        frame[["latitude", "longitude"]] = np.resize(places, (len(frame), 2))
+        frame.to_parquet(run.manifest)
+        training.train_all(run, ["infonce", "decayed"])
+        return np.isfinite(evaluation.evaluate(run)["accuracy"]["median_km"]).all()
+
+    def estimated(self, gamma: Callable[[np.ndarray], np.ndarray], photos: int = 60) -> semivariogram.FittedSemivariogram:
+        """A fit to a curve over 60 lags, of 50 pairs each."""
+        lag = (np.arange(60) + 0.5) * 0.05
+        values, pairs = gamma(lag), np.full(60, 50)
+        sums = semivariogram.EmpiricalSemivariogram(0.05, pairs, 50 * lag, 50 * values, 50 * (values**2 + 0.01))
+        return semivariogram.fit(sums, photos=photos)
+
+
+def jpeg(size: tuple[int, int] = (24, 16), mode: str = "RGB", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise(size, 60).convert(mode).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header says it is huge."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")]
+    packed = (struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def small(**changes: object) -> pd.DataFrame:
+    return world({"train": 3, "validation": 1, "test": 1, "test_blocked": 1})[0].assign(**changes)
+
+
+def checked(**changes: object) -> bool:
+    manifest.check(small(**changes), "given.parquet")
+    return True
+
+
+def with_row(column: str, value: object) -> dict[str, list[object]]:
+    return {column: [*small()[column].tolist()[:3], value, *small()[column].tolist()[4:]]}
+
+
+def saved(desk: Desk, image: Image.Image, name: str, **options: object) -> Image.Image:
+    image.save(desk.root / name, **options)
+    return open_photo(desk.root, name)
+
+
+def turned(desk: Desk) -> bool:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return saved(desk, Image.new("RGB", (20, 10)), "turned.jpg", exif=exif).size == (10, 20)
+
+
+def animated(desk: Desk) -> bool:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    return saved(desk, frames[0], "moving.webp", save_all=True, append_images=frames[1:], lossless=True).getpixel((3, 3)) == (255, 0, 0)
+
+
+def sixteen_bits(desk: Desk) -> bool:
+    ramp = np.linspace(0, 65_535, 64, dtype=np.uint16).repeat(8).reshape(64, 8)
+    return len(np.unique(np.asarray(saved(desk, Image.fromarray(ramp), "deep.png")))) > 60
+
+
+def one_photo(desk: Desk) -> object:
+    kept, _ = desk.prepared("path,lat,lon,continent\na.jpg,1,2,Africa\n")
+    assert kept["split"].tolist() == ["train"]
+    return manifest.rows_of(kept, "validation")
+
+
+def one_photo_curve(desk: Desk) -> object:
+    return semivariogram.estimate(lambda rows: torch.ones(len(rows), 4), np.array([[1.0, 2.0]]))
+
+
+def at_one_place(desk: Desk) -> object:
+    unit = torch.nn.functional.normalize(torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    return semivariogram.fit(semivariogram.estimate(lambda rows: unit[rows], np.full((50, 2), 10.0), 0.05))
+
+
+def member_outside(desk: Desk) -> object:
+    """Out of an archive whose member's name climbs: what it names is read from the archive, never from the disk."""
+    (desk.path / "secret.jpg").write_bytes(jpeg())
+    with zipfile.ZipFile(desk.root / "00.zip", "w") as archive:
+        archive.writestr("../../secret.jpg", b"not the one on the disk")
+    return open_photo(desk.root, "00.zip/../../secret.jpg")
+
+
+def climbing_row(desk: Desk) -> object:
+    (desk.path / "secret.jpg").write_bytes(jpeg())
+    kept, out = desk.prepared("path,lat,lon,continent\na.jpg,1,2,Africa\n../secret.jpg,3,4,Africa\n")
+    return kept["path"].tolist() == ["a.jpg"] and "no such photo" in out.set_index("id").at["../secret.jpg", "reason"]
+
+
+def damaged_run_file(of: Callable[[Run], Path], read: Callable[[Run], object], content: bytes = b"neither this nor that") -> Callable[[Desk], object]:
+    def case(desk: Desk) -> object:
+        run = desk.make_run()
+        of(run).parent.mkdir(exist_ok=True)
+        of(run).write_bytes(content)
+        return read(run)
+
+    return case
+
+
+def curve_of(**changes: float) -> Callable[[Desk], object]:
+    def case(desk: Desk) -> object:
+        run = desk.make_run()
+        run.semivariogram.write_text(json.dumps(json.loads(run.semivariogram.read_text()) | changes))
+        return semivariogram.load(run.semivariogram)
+
+    return case
+
+
+def weights_of_nan(desk: Desk) -> object:
+    trained = model.GeoCLIP(8)
+    with torch.no_grad():
+        trained.logit_scale.fill_(float("nan"))
+    trained.save(desk.path / "weights.safetensors")
+    return model.load(desk.path / "weights.safetensors")
+
+
+def profile(text: str) -> Callable[[Desk], object]:
+    def case(desk: Desk) -> object:
+        (desk.path / "own.yaml").write_text(text)
+        return load(desk.path / "own.yaml")
+
+    return case
+
+
+def nan_features(desk: Desk) -> object:
+    unit = torch.ones(50, 8)
+    unit[7] = float("nan")
+    return semivariogram.estimate(lambda rows: unit[rows], world()[0][["latitude", "longitude"]].to_numpy()[:50])
+
+
+POLES = np.array([[90.0, 0.0], [-90.0, 0.0], [90.0, 120.0], [89.9999999, -180.0]])
+MERIDIAN = np.array([[10.0, 180.0], [10.0, -180.0], [-10.0, 179.9999999], [20.0, -179.9999999]])
+GOOD = "path,lat,lon,continent\na.jpg,1,2,Africa\nb.jpg,3,4,Africa\n"
+
+CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
+    # the manifest
+    "empty manifest": (lambda _: manifest.check(small().iloc[:0], "given.parquet"), r"given\.parquet: no photos; check"),
+    "latitude NaN": (lambda _: checked(**with_row("latitude", np.nan)), "row 4: latitude is not a number"),
+    "longitude inf": (lambda _: checked(**with_row("longitude", np.inf)), "row 4: longitude is not a number"),
+    "latitude text": (lambda _: checked(**with_row("latitude", "north")), "row 4: latitude is not a number"),
+    "latitude 91": (lambda _: checked(**with_row("latitude", 91.0)), "row 4: latitude is not within"),
+    "longitude 181": (lambda _: checked(**with_row("longitude", 181.0)), "row 4: longitude is not within"),
+    "columns swapped": (lambda _: checked(latitude=[100.0] * 6), r"row 1: latitude .*columns swapped\?.*6 such rows"),
+    "ids twice": (lambda _: checked(id=["a"] * 6), "row 2: id is missing or used twice"),
+    "id missing": (lambda _: checked(**with_row("id", None)), "row 4: id is missing or used twice"),
+    "split unknown": (lambda _: checked(**with_row("split", "tset?")), "row 4: split is none of train, validation, test"),
+    "path absolute": (lambda _: checked(**with_row("path", "/etc/passwd")), "row 4: path leaves the data set's folder"),
+    "path climbs": (lambda _: checked(**with_row("path", "a/../../b.jpg")), "row 4: path leaves the data set's folder"),
+    "path of Windows": (lambda _: checked(**with_row("path", "C:\\b.jpg")), "row 4: path leaves the data set's folder"),
+    "path empty": (lambda _: checked(**with_row("path", "")), "row 4: path is missing"),
+    "path a number": (lambda _: checked(**with_row("path", 7)), "row 4: path is missing"),
+    "column gone": (lambda _: manifest.check(small().drop(columns="split"), "given.parquet"), "column 'split' is missing; there are"),
+    "poles and meridian": (lambda _: checked(latitude=[90.0, -90.0, 0, 0, 0, 0], longitude=[0, 0, 180.0, -180.0, 0, 0]), ""),
+    "manifest no parquet": (damaged_run_file(lambda run: run.manifest, datasets.read), "cannot be read as a manifest .*; run notebook 01 again"),
+    # photos and where they were taken
+    "one photo": (one_photo, "split 'validation' has no photos; the manifest has train"),
+    "a curve of one photo": (one_photo_curve, "needs at least two photos; there are 1"),
+    "a curve at one place": (at_one_place, "1 lags with pairs are too few for a fit"),
+    "training at one place": (lambda desk: desk.trained_on(np.array([[10.0, 20.0]])), ""),
+    "training at the poles": (lambda desk: desk.trained_on(POLES), ""),
+    "training on the 180th meridian": (lambda desk: desk.trained_on(MERIDIAN), ""),
+    "distance over the 180th meridian": (lambda _: distance_km(MERIDIAN[:1], MERIDIAN[1:2])[0] < 1e-6, ""),
+    "distance at the pole": (lambda _: distance_km(POLES[:1], POLES[2:3])[0] < 1e-6, ""),
+    # images
+    "image missing": (lambda desk: open_photo(desk.root, "nowhere.jpg"), "No such file"),
+    "image of no bytes": (lambda desk: "cannot identify" in desk.left_out("x.jpg", b""), ""),
+    "image truncated": (lambda desk: "truncated" in desk.left_out("x.jpg", jpeg((200, 200))[:2_000]), ""),
+    "image is text": (lambda desk: "cannot identify" in desk.left_out("x.jpg", b"<html>not found</html>"), ""),
+    "image is a folder": (lambda desk: (desk.root / "c.jpg").mkdir() or desk.built(GOOD).photos["path"].tolist() == ["a.jpg", "b.jpg"], ""),
+    "decompression bomb": (lambda desk: "DecompressionBomb" in desk.left_out("x.png", png_that_claims(60_000, 60_000)), ""),
+    "image of negative size": (lambda desk: bool(desk.left_out("x.png", png_that_claims(0, 5))), ""),
+    "image huge but honest": (lambda desk: saved(desk, Image.new("L", (9_000, 4_000)), "huge.png").size == (9_000, 4_000), ""),
+    "image animated": (animated, ""),
+    "image CMYK": (lambda desk: saved(desk, Image.new("CMYK", (8, 8)), "ink.jpg").mode == "RGB", ""),
+    "image of 16 bits": (sixteen_bits, ""),
+    "image turned by EXIF": (turned, ""),
+    "PNG called JPG": (lambda desk: desk.photo("c.jpg", png()) or open_photo(desk.root, "c.jpg").size == (5, 5), ""),
+    "name not UTF-8": (lambda desk: "not UTF-8: rename it" in desk.left_out(b"caf\xe9.jpg"), ""),
+    "name is markup": (lambda desk: desk.photo("<img src=x onerror=alert(1)>.jpg") or desk.built(GOOD).left_out["id"].tolist() == ["<img src=x onerror=alert(1)>.jpg"], ""),
+    "row that climbs": (climbing_row, ""),
+    "member that climbs": (member_outside, "cannot identify image file"),
+    # tables
+    "byte-order mark": (lambda desk: len(desk.built(b"\xef\xbb\xbf" + GOOD.encode()).photos) == 2, ""),
+    "semicolons": (lambda desk: len(desk.built(GOOD.replace(",", ";")).photos) == 2, ""),
+    "semicolons, decimal commas": (lambda desk: desk.built("path;lat;lon\na.jpg;1,5;2,5\n").photos["latitude"].tolist() == [1.5], ""),
+    "table empty": (lambda desk: desk.built(""), r"table\.csv: cannot be read as a table"),
+    "table of a header": (lambda desk: desk.built("path,lat,lon\n"), "none of its 0 rows names a photo"),
+    "table in Latin-1": (lambda desk: desk.built("path,lat,lon\ncafé.jpg,1,2\n".encode("latin-1")), "cannot be read as a table .*UTF-8"),
+    "table with ragged rows": (lambda desk: desk.built("path,lat,lon\na.jpg,1,2\nb.jpg,1,2,3,4,5\n"), "cannot be read as a table"),
+    "table swapped": (lambda desk: desk.built("path,lat,lon\na.jpg,120.5,30\n"), r"line 2: latitude '120\.5' .*look swapped"),
+    "table with words": (lambda desk: desk.built("path,lat,lon\na.jpg,1,east\n"), "line 2: longitude 'east'"),
+    "table without place": (lambda desk: desk.built("path,lat\na.jpg,1\n"), "column longitude is missing"),
+    "table names a photo twice": (lambda desk: desk.prepared("path,lat,lon\na.jpg,1,2\na.jpg,3,4\n"), "row 2: id is missing or used twice"),
+    "table is a folder": (lambda desk: folder.build(Folder(root=desk.root, csv=desk.path), desk.root), "no such table"),
+    # features
+    "features of other photos": (lambda desk: desk.features(np.ones((7, 16), np.float32)), r"shape \(7, 16\) does not fit the manifest's 160 rows"),
+    "features of one dimension": (lambda desk: desk.features(np.ones(160, np.float32)), r"shape \(160,\) does not fit"),
+    "features that are pickled": (lambda desk: desk.features(np.array([{"a": 1}] * 160, dtype=object)), "not an array of features"),
+    "features of integers": (lambda desk: desk.features(np.ones((160, 16), int)), "holds int64, not float16 or float32"),
+    "features torn": (lambda desk: desk.features(b"\x93NUMPY\x01\x00v\x00{'descr'"), "not an array of features .*; run notebook 01 again"),
+    "features of no bytes": (lambda desk: desk.features(b""), "not an array of features"),
+    "features not finite": (nan_features, "a feature is not finite; extract"),
+    # the gallery
+    "gallery with NaN": (lambda desk: desk.gallery("LAT,LON\n1,2\nnan,3\n"), r"places\.csv: row 3 is no coordinate; mend or drop it"),
+    "gallery with words": (lambda desk: desk.gallery("LAT,LON\nnorth,2\n"), "row 2 is no coordinate"),
+    "gallery beyond the poles": (lambda desk: desk.gallery("LAT,LON\n1,2\n-90.5,2\n"), "row 3 is no coordinate"),
+    "gallery without rows": (lambda desk: desk.gallery("LAT,LON\n"), "it has no rows"),
+    "gallery with semicolons": (lambda desk: desk.gallery("LAT;LON\n1;2\n"), "not a gallery, a CSV with columns LAT and LON"),
+    "gallery with a byte-order mark": (lambda desk: desk.gallery(b"\xef\xbb\xbfLAT,LON\n1,2\n").tolist() == [[1.0, 2.0]], ""),
+    "gallery that is no text": (lambda desk: desk.gallery(b"\xff\xfe\x00\x01"), "not a gallery"),
+    "gallery that is not there": (lambda desk: gallery.find(desk.make_run("evaluation.gallery=/nowhere/g.csv").settings.evaluation), "is not there"),
+    # semivariograms and weights
+    "curve flat": (lambda desk: desk.estimated(lambda lag: np.full_like(lag, 0.5)), "do not rise with distance"),
+    "curve falling": (lambda desk: desk.estimated(lambda lag: 1.0 - 0.2 * lag), "do not rise with distance"),
+    "curve of noise": (lambda desk: desk.estimated(lambda lag: 0.5 + 0.1 * np.random.default_rng(0).normal(size=len(lag))), "do not rise with distance"),
+    "lags without pairs": (lambda _: semivariogram.fit(semivariogram.EmpiricalSemivariogram.empty(0.05)), "0 lags with pairs are too few"),
+    "coordinates not finite": (lambda _: semivariogram.estimate(lambda rows: torch.ones(len(rows), 2), np.array([[1.0, np.nan], [1.0, 2.0]])), "coordinate is not finite"),
+    "curve's file torn": (damaged_run_file(lambda run: run.semivariogram, lambda run: semivariogram.load(run.semivariogram)), "not a saved semivariogram"),
+    "curve's nugget NaN": (curve_of(nugget=float("nan")), "not a saved semivariogram .no curve has nugget"),
+    "curve without rise": (curve_of(partial_sill=0.0), "not a saved semivariogram .no curve has nugget"),
+    "sums torn": (damaged_run_file(lambda run: run.empirical, lambda run: semivariogram.load_empirical(run.empirical)), "not the sums of a semivariogram"),
+    "weights torn": (damaged_run_file(lambda run: run.checkpoint("infonce", 0), lambda run: model.load(run.checkpoint("infonce", 0))), "not a checkpoint of this model"),
+    "weights not finite": (weights_of_nan, "not a checkpoint of this model .logit_scale is not finite"),
+    # profiles
+    "profile is a list": (profile("- a\n- b\n"), "must hold groups"),
+    "profile that would run code": (profile("training: !!python/object/apply:os.system ['true']\n"), "cannot be read as YAML"),
+    "profile not UTF-8": (lambda desk: (desk.path / "own.yaml").write_bytes(b"\xff\xfe") and load(desk.path / "own.yaml"), "cannot be read as YAML"),
+    "setting out of range": (profile("training: {epochs: -1}\n"), r"training\.epochs: .*greater than or equal to 1"),
+    "setting not a number": (profile("training: {learning_rate: .nan}\n"), r"training\.learning_rate: "),
+}
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (5, 5)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def desk(tmp_path: Path, make_run: Runs) -> Desk:
+    made = Desk(tmp_path / "desk", make_run)
+    made.root.mkdir(parents=True)
+    for name in ("a.jpg", "b.jpg"):
+        made.photo(name)
+    return made
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_bad_input_gives_its_sentence_or_the_right_result(desk: Desk, name: str) -> None:
+    case, sentence = CASES[name]
+    if name == "name not UTF-8":
+        try:
+            desk.photo(b"\xe9.jpg")
+            (desk.root / os.fsdecode(b"\xe9.jpg")).unlink()
+        except OSError:
+            pytest.skip("this file system takes no such name")
+    if not sentence:
+        assert case(desk)
+        return
+    known = (*EXPECTED, *UNREADABLE) if "image" in name or "member" in name else EXPECTED
+    with pytest.raises(known) as raised:
+        case(desk)
+    message = str(raised.value)
+    assert re.search(sentence, message), message
+    assert "\n" not in message.strip() and "Traceback" not in message
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(CASES) >= 40

@@ -1,0 +1,106 @@
+"""The same numbers twice: same seed, same machine, same bits; after a resume, and whatever number of processes decodes the photos."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Runs
+from kills_program import SETTINGS, contents, write_photos
+
+from lib import datasets, evaluation, features, figures, semivariogram, training
+from lib.runs import Run
+from lib.settings import PROJECT, load
+
+pytestmark = pytest.mark.usefixtures("narrow")
+SEEDS = (0, 1, 2)
+
+
+def computed(run: Run) -> dict[str, bytes]:
+    semivariogram.fit_run(run)
+    training.train_all(run, run.settings.training.strategies)
+    evaluation.evaluate(run)
+    return contents(run.folder)
+
+
+def test_two_runs_with_the_same_seeds_are_the_same_files(make_run: Runs) -> None:
+    """Tables, semivariogram.json, checkpoints, histories, predictions."""
+    settings = ("training.epochs=2", f"training.seeds={','.join(map(str, SEEDS))}", "training.strategies=infonce,decayed,shuffled", "training.queue_size=40",
+                "semivariogram.lag_width_rad=0.1", "evaluation.bootstrap=100", "evaluation.splits=test,test_blocked", "study=null")  # fmt: skip
+    first = computed(make_run(*settings))
+    torch.rand(5)
+    np.random.default_rng().normal()
+    second = computed(make_run(*settings))
+    assert first.keys() == second.keys() and len([name for name in first if name.startswith("checkpoints")]) == 9
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    write_photos(folder)
+    return folder
+
+
+def over(photos: Path, folder: Path, *more: str) -> Run:
+    named = [f"dataset.root={photos / 'photos'}", f"data.csv={photos / 'places.csv'}"]
+    run = Run(load("smoke", [*SETTINGS[:1], *named, *SETTINGS[1:], *more]), folder)
+    datasets.prepare(run)
+    return run
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_any_number_of_processes_that_decode_gives_the_same_features(photos: Path, tmp_path: Path, views: int) -> None:
+    found = []
+    for workers in (0, 1, 3):
+        run = over(photos, tmp_path / f"{workers}", f"backbone.workers={workers}", f"backbone.views={views}")
+        found.append((features.extract(run).read_bytes(), run.views.read_bytes() if views > 1 else b""))
+    assert found[0] == found[1] == found[2]
+
+
+def test_an_extraction_that_was_stopped_and_went_on_gives_the_same_features(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = features.extract(over(photos, tmp_path / "whole")).read_bytes()
+    stopped, real, saved = over(photos, tmp_path / "stopped"), features._save, []
+
+    def save(shard: Path, array: np.ndarray) -> None:
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        saved.append(shard)
+        real(shard, array)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(features, "_save", save)
+        features.extract(stopped)
+    content = bytearray(saved[0].read_bytes())  # of what had been done one half is damaged meanwhile
+    content[-1] ^= 1
+    saved[0].write_bytes(content)
+    assert features.extract(stopped).read_bytes() == whole
+
+
+def test_a_figure_of_the_same_data_is_the_same_file(make_run: Runs, tmp_path: Path) -> None:
+    run = make_run("semivariogram.lag_width_rad=0.1")
+    empirical, fitted = semivariogram.fit_run(run)
+    drawn = [tmp_path / name for name in ("a.png", "b.png")]
+    for path in drawn:
+        figures.save(figures.semivariogram(empirical, fitted), path)
+    for ending in (".png", ".pdf"):
+        one, other = (path.with_suffix(ending).read_bytes() for path in drawn)
+        assert one == other, ending
+
+
+@pytest.mark.thorough
+def test_the_order_of_pythons_sets_has_no_part_in_it(tmp_path: Path) -> None:
+    """Whole processes, from photos to tables, each with another seed of Python's own hashes."""
+    found = []
+    for hashes in ("1", "2"):
+        program = [sys.executable, str(Path(__file__).with_name("kills_program.py")), str(tmp_path / "same"), "0", "0", "-1"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT), "PYTHONHASHSEED": hashes}
+        subprocess.run(program, cwd=PROJECT, env=environment, check=True, capture_output=True)
+        found.append(contents(tmp_path / "same" / "run"))
+        (tmp_path / "same").rename(tmp_path / hashes)
+    assert found[0].keys() == found[1].keys() and [name for name in found[0] if found[0][name] != found[1][name]] == []

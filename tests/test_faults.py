@@ -1,0 +1,80 @@
+"""What ends a whole run of run_all.sh's program ends it with one sentence and exit status 1, and leaves what was there as it was."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from kills_program import contents
+from test_files import without_privilege
+from test_locks import OWNER, start
+
+from lib import pipeline
+from lib.settings import PROJECT
+
+
+def asked(folder: Path, capsys: pytest.CaptureFixture) -> str:
+    """What the pipeline says on standard error, where it ends with status 1."""
+    assert pipeline.main(["--profile", "smoke", "--device", "cpu", "--run", str(folder)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("run_all.sh: ") and said.count("\n") == 1, said
+    return said
+
+
+def test_a_second_run_in_the_same_folder_is_told_of_the_first(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    owner = start(OWNER, tmp_path / "run")
+    try:
+        assert owner.stdout.readline() == "held\n"
+        (tmp_path / "run" / "kept.csv").write_text("kept")
+        assert f"{tmp_path / 'run'}: another run writes here, process {owner.pid} on" in asked(tmp_path / "run", capsys)
+    finally:
+        owner.kill()
+        owner.wait()
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "kept.csv"}
+
+
+def test_a_file_where_the_results_should_go_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "results").write_text("a file")
+    assert "cannot be written" in asked(tmp_path / "results" / "run", capsys)
+    assert (tmp_path / "results").read_text() == "a file"
+
+
+def stages(folder: Path, *before: str) -> subprocess.Popen[str]:
+    """lib.stages over a small run, in a group of its own."""
+    small = ["device=cpu", "dataset.train=96", "dataset.validation=24", "dataset.test=24", "dataset.test_blocked=16", "training.epochs=1", "study=null",
+             "backbone.shard_size=32", "training.strategies=infonce,decayed", "training.seeds=0", f"dataset.root={folder / 'photos'}"]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    command = [*before, sys.executable, "-W", "ignore", "-m", "lib.stages", "smoke", str(folder / "run"), *small]
+    return subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@pytest.mark.thorough
+def test_a_results_folder_without_permission_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir(mode=0o555)
+    said = stages(tmp_path, *without_privilege()).communicate(timeout=600)[1]
+    sentences = [line for line in said.splitlines() if line.startswith("lib.stages")]
+    assert len(sentences) == 1 and "cannot be written: permission is missing" in sentences[0] and "Traceback" not in said
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.thorough
+def test_whole_programs_killed_at_ten_random_moments_end_as_one_that_was_not(tmp_path: Path) -> None:
+    """Real processes with the real encoder: imports, photos, features, curve, trainings."""
+    started = time.perf_counter()
+    assert (undisturbed := stages(tmp_path / "whole")).communicate()[0] and undisturbed.returncode == 0
+    seconds, draw = time.perf_counter() - started, random.Random(int.from_bytes(os.urandom(4)))  # noqa: S311
+    for _ in range(10):
+        process = stages(tmp_path / "killed")
+        time.sleep(draw.uniform(0.3 * seconds, seconds))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    last = stages(tmp_path / "killed")
+    assert last.communicate()[0] and last.returncode == 0
+    whole, killed = (contents(tmp_path / name / "run") for name in ("whole", "killed"))
+    assert whole.keys() == killed.keys() and [name for name in whole if name.endswith((".csv", ".npy", ".json", ".safetensors")) and whole[name] != killed[name]] == []

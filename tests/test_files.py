@@ -1,0 +1,166 @@
+"""Files appear whole or not at all, whatever the disk does; what it refuses is one sentence with the file and the mend."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lib import files
+from lib.files import ArtefactError, writing
+from lib.settings import PROJECT
+
+WRITERS = {
+    "text": "path.write_text('x' * 3_000_000)",
+    "array": "import numpy; files.write_rows(target, [numpy.ones(400_000)], numpy.dtype('f8'), (400_000,))",
+    "npz": "import numpy; numpy.savez(path, a=numpy.random.rand(400_000))",
+    "table": "import pandas, numpy; pandas.DataFrame({'a': numpy.random.rand(200_000)}).to_csv(path)",
+    "parquet": "import pandas, numpy; pandas.DataFrame({'a': numpy.random.rand(400_000)}).to_parquet(path)",
+    "photo": "from PIL import Image; Image.effect_noise((3000, 3000), 90).save(path, 'JPEG', quality=100)",
+}
+PROGRAM = """
+import resource, sys
+from contextlib import nullcontext
+from pathlib import Path
+from lib import files
+target = Path(sys.argv[1])
+if sys.argv[3]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
+try:
+    if "write_rows" in sys.argv[2]:
+        exec(sys.argv[2])
+    else:
+        with files.writing(target) as path:
+            exec(sys.argv[2])
+except files.ArtefactError as error:
+    sys.exit(str(error))
+"""
+
+
+def write(target: Path, statement: str, limit: str = "", *before: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own that writes ``target``, in which no file grows beyond ``limit`` bytes."""
+    command = [*before, sys.executable, "-c", PROGRAM, str(target), statement, limit]
+    return subprocess.run(command, cwd=PROJECT, env=os.environ | {"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A disk of one megabyte."""
+    folder = tmp_path_factory.mktemp("small")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if sys.platform != "linux" or os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root on Linux, and not in every container, may mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(small_disk: Path, kind: str) -> None:
+    target = small_disk / ("file.npz" if kind == "npz" else "file.bin")  # numpy would append its ending
+    target.write_text("old")
+    done = write(target, WRITERS[kind])
+    assert done.returncode == 1 and done.stderr == f"{target}: cannot be written: the disk is full; make room and run it again\n"
+    assert {path.name: path.read_text() for path in small_disk.iterdir()} == {target.name: "old"}
+    target.unlink()
+
+
+@pytest.mark.parametrize("kind", ["text", "array"])
+def test_a_limit_on_the_size_of_files_is_one_sentence(tmp_path: Path, kind: str) -> None:
+    done = write(tmp_path / "file.bin", WRITERS[kind], "100000")
+    assert done.returncode == 1 and done.stderr.startswith(f"{tmp_path / 'file.bin'}: cannot be written: files may not grow so large here")
+    assert list(tmp_path.iterdir()) == []
+
+
+def without_privilege() -> list[str]:
+    """What a command begins with, for permissions to hold for it, root's too."""
+    if os.geteuid():
+        return []
+    prefix = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    try:
+        subprocess.run([*prefix, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("root, and no setpriv to give its privileges up")
+    return prefix
+
+
+def test_a_folder_without_permission_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o555)
+    done = write(tmp_path / "closed" / "file.txt", WRITERS["text"], "", *without_privilege())
+    assert done.returncode == 1 and done.stderr.startswith(f"{tmp_path}/closed/file.txt: cannot be written: permission is missing; change")
+
+
+def test_a_read_only_file_system_is_one_sentence(small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    try:
+        done = write(small_disk / "new" / "file.txt", WRITERS["text"])
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    assert done.returncode == 1 and done.stderr.endswith("file.txt: cannot be written: the file system is read-only; take another folder\n")
+
+
+def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(ArtefactError, match=r"run/tables/a\.csv: cannot be written: .*file"), writing(tmp_path / "run" / "tables" / "a.csv"):
+        pass
+
+
+def test_an_error_about_another_file_is_not_taken_for_one_of_writing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), writing(tmp_path / "a"):
+        (tmp_path / "nowhere").read_text()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError), writing(tmp_path / "a"):
+        (tmp_path / "folder").read_text()
+
+
+def test_file_and_folder_are_on_the_disk_before_anybody_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file before its name appears, the name before the call returns."""
+    forced, real = [], os.fsync
+
+    def fsync(descriptor: int) -> None:
+        forced.append((os.readlink(f"/proc/self/fd/{descriptor}"), (tmp_path / "new" / "a").exists()))
+        real(descriptor)
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("no /proc to ask which file a descriptor is of")
+    monkeypatch.setattr(os, "fsync", fsync)
+    with writing(tmp_path / "new" / "a") as aside:
+        aside.write_text("whole")
+    assert forced == [(str(tmp_path), False), (str(aside), False), (str(tmp_path / "new"), True)]
+
+
+def test_rows_are_the_bytes_of_numpys_own_file(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float16)
+    files.write_rows(tmp_path / "ours.npy", [array[:2], array[2:]], array.dtype, array.shape)
+    np.save(tmp_path / "numpys.npy", array)
+    assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "numpys.npy").read_bytes()
+    with pytest.raises(ValueError, match=r"more\.npy: the blocks do not add up"):
+        files.write_rows(tmp_path / "more.npy", [array], array.dtype, (8, 3))
+    assert not (tmp_path / "more.npy").exists()
+
+
+def test_what_the_dead_have_left_is_removed_and_what_the_living_write_is_not(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    with writing(tmp_path / "deep" / "mine.csv") as aside:
+        aside.write_text("half")
+        aside.with_name(aside.name.replace(f".{os.getpid()}@", f".{dead.pid}@")).write_text("half")
+        aside.with_name(aside.name.replace(f".{os.getpid()}@", f".{dead.pid}@elsewhere-")).write_text("half")
+        (tmp_path / ".holiday.part1.txt").write_text("a person's own")
+        files.remove_leftovers(tmp_path)
+        left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+        assert aside.name in left and ".holiday.part1.txt" in left and len(left) == 3
+
+
+def test_a_file_replaced_by_one_of_the_same_size_and_time_has_its_own_checksum(tmp_path: Path) -> None:
+    sums = []
+    for text in ("one", "two"):
+        (tmp_path / "new").write_text(text)
+        os.utime(tmp_path / "new", ns=(1, 1))
+        os.replace(tmp_path / "new", tmp_path / "a")
+        sums.append(files.checksum(tmp_path / "a"))
+    assert sums[0] != sums[1]

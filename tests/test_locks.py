@@ -1,0 +1,118 @@
+"""One run at a time writes to a results folder, the second is told who does, and a dead owner stops nobody."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from lib import locks
+from lib.locks import LockedError, holding
+from lib.settings import PROJECT
+
+OWNER = """
+import os, sys, time
+from pathlib import Path
+from lib import locks
+with locks.holding(Path(sys.argv[1])):
+    if len(sys.argv) > 2 and os.fork() == 0:  # as a loader of photos would: it outlives its parent
+        os.close(1)
+        time.sleep(60)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+ASKER = "import sys; from pathlib import Path; from lib import locks\nwith locks.holding(Path(sys.argv[1])): print('held')"
+
+
+def start(program: str, folder: Path, *more: str, **environment: str) -> subprocess.Popen[str]:
+    own = {name: value for name, value in os.environ.items() if name not in {locks.VARIABLE, "TORCHELASTIC_RUN_ID"}}
+    command = [sys.executable, "-c", program, str(folder), *more]
+    surroundings = own | {"PYTHONPATH": str(PROJECT)} | environment
+    return subprocess.Popen(command, cwd=PROJECT, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@pytest.fixture
+def another(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a process that holds the lock of a folder; all are gone in the end."""
+    started = []
+
+    def hold(folder: Path = tmp_path / "run", *more: str, **environment: str) -> subprocess.Popen[str]:
+        started.append(start(OWNER, folder, *more, **environment))
+        assert started[-1].stdout.readline() == "held\n", started[-1].stderr.read()
+        return started[-1]
+
+    yield hold
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_the_second_is_told_who_holds_it_and_damages_nothing(tmp_path: Path, another: Callable) -> None:
+    process = another()
+    with pytest.raises(LockedError, match=rf"run: another run writes here, process {process.pid} on .* since .*python.*; wait for its end"), holding(tmp_path / "run"):
+        pass
+    assert json.loads((tmp_path / "run" / ".lock").read_text())["process"] == process.pid
+
+
+@pytest.mark.parametrize("with_child", [False, True])
+def test_a_dead_owners_lock_is_taken_over_though_a_child_of_it_lives(tmp_path: Path, another: Callable, capsys: pytest.CaptureFixture, with_child: bool) -> None:
+    process = another(tmp_path / "run", *(["fork"] if with_child else []))
+    process.kill()
+    process.wait()
+    with holding(tmp_path / "run"):
+        assert f"took over {tmp_path / 'run'} from a run that died: process {process.pid}" in capsys.readouterr().out
+
+
+def test_one_that_ended_leaves_nothing_to_take_over(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for _ in range(2):
+        with holding(tmp_path / "run"):
+            assert locks.owner(tmp_path / "run" / ".lock")["process"] == os.getpid()
+    assert capsys.readouterr().out == "" and locks.VARIABLE not in os.environ
+
+
+def test_it_is_given_back_when_what_it_was_held_for_fails(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), holding(tmp_path / "run"):
+        _ = 1 / 0
+    assert start(ASKER, tmp_path / "run").communicate(timeout=60)[0] == "held\n"
+
+
+def test_what_a_run_starts_belongs_to_it(tmp_path: Path) -> None:
+    """The kernel of a notebook, which inherits the run's environment; also for runs inside its folder."""
+    with holding(tmp_path / "run"), holding(tmp_path / "run" / "worlds" / "noise=1"):
+        for folder in (tmp_path / "run", tmp_path / "run" / "worlds" / "noise=2"):
+            inside, outside = start(ASKER, folder, **{locks.VARIABLE: os.environ[locks.VARIABLE]}), start(ASKER, tmp_path / "run")
+            assert inside.communicate(timeout=60)[0] == "held\n"
+            assert "another run writes here" in outside.communicate(timeout=60)[1]
+
+
+def test_ranks_that_torchrun_has_started_are_one_run(tmp_path: Path, another: Callable) -> None:
+    group = {"TORCHELASTIC_RUN_ID": "7", "MASTER_ADDR": "here", "MASTER_PORT": "29500"}
+    another(tmp_path / "run", **group)
+    assert start(ASKER, tmp_path / "run", **group).communicate(timeout=60)[0] == "held\n"
+    assert "another run writes here" in start(ASKER, tmp_path / "run", **(group | {"TORCHELASTIC_RUN_ID": "8"})).communicate(timeout=60)[1]
+
+
+def test_a_kernel_whose_run_has_died_is_a_run_of_its_own(tmp_path: Path, another: Callable) -> None:
+    another()
+    with pytest.raises(LockedError), pytest.MonkeyPatch.context() as patch:
+        patch.setenv(locks.VARIABLE, "of a run that is gone")
+        with holding(tmp_path / "run"):
+            pass
+
+
+def test_a_lock_that_is_held_only_for_a_moment_is_waited_for(tmp_path: Path, another: Callable) -> None:
+    process = another()
+    os.kill(process.pid, signal.SIGSTOP)
+    asker = start(ASKER, tmp_path / "run")
+    time.sleep(0.1)
+    process.kill()
+    assert asker.communicate(timeout=60)[0].endswith("held\n")

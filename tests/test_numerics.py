@@ -1,0 +1,171 @@
+"""Losses, gradients, distances and curves stay finite and right where numbers are extreme; float32 within a stated error of float64."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import fitted
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib import geodesy, negatives
+from lib.negatives import REGISTRY, Candidates, Reweighting, contrastive_loss
+from lib.semivariogram import Curve, EmpiricalSemivariogram, LocalCurves, SemivariogramError, estimate, fit
+
+CURVE = fitted()
+PLACES = torch.tensor([[90.0, 0.0], [-90.0, 0.0], [0.0, 0.0], [0.0, 180.0], [0.0, -180.0], [0.0, 0.0], [45.0, 30.0], [-45.0, -150.0]])
+"""Poles, antipodes, the 180th meridian from both sides, one place twice."""
+
+
+def candidates(rows: int, columns: int, scale: float, seed: int = 0, **changes: object) -> Candidates:
+    """Photos against places: logits up to ``scale``, looks at random, places among ``PLACES``."""
+    draw = torch.Generator().manual_seed(seed)
+    unit = F.normalize(torch.randn(columns, 8, generator=draw), dim=1)
+    unit[columns // 2] = unit[0]  # the very same look
+    places = PLACES[torch.randint(len(PLACES), (columns,), generator=draw)]
+    logits = scale * (2.0 * torch.rand(rows, columns, generator=draw) - 1.0)
+    values = {
+        "logits": logits, "photo_unit": unit[:rows], "place_unit": unit, "photo_deg": places[:rows], "place_deg": places, "curve": Curve(CURVE),
+        "alpha": 2.0, "beta": 2.0, "scale": scale, "local": LocalCurves([CURVE, CURVE]), "group": torch.arange(rows) % 2, "draw": draw,
+    }  # fmt: skip
+    return Candidates(**(values | changes))
+
+
+def loss_and_gradient(logits: torch.Tensor, reweighting: Reweighting) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = logits.clone().requires_grad_()
+    loss = contrastive_loss(logits, reweighting)
+    loss.backward()
+    return loss.detach(), logits.grad
+
+
+def exact_loss(logits: torch.Tensor, reweighting: Reweighting) -> float:
+    """The loss by its definition, in float64."""
+    z, positive = logits.double(), torch.eye(*logits.shape, dtype=torch.bool)
+    if reweighting.factor is not None:
+        z = z * reweighting.factor.double().masked_fill(positive, 1.0)
+    if reweighting.log_weight is not None:
+        z = z + reweighting.log_weight.double().masked_fill(positive, 0.0)
+    if reweighting.prior:
+        largest, count = z.amax(1, keepdim=True), logits.shape[1] - 1
+        terms = (z - largest).exp()
+        own, others = terms.diagonal(), terms.masked_fill(positive, 0.0).sum(1)
+        corrected = (others - reweighting.prior * count * own) / (1.0 - reweighting.prior)
+        least = count * (reweighting.floor - largest.squeeze(1)).exp()
+        return float(((own + torch.maximum(corrected, least)).log() - (z - largest).diagonal()).mean())
+    target = torch.eye(*logits.shape, dtype=torch.float64) if reweighting.targets is None else reweighting.targets.double()
+    return float(-(target / target.sum(1, keepdim=True) * torch.log_softmax(z, 1)).sum(1).mean())
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 100.0, 1e4])
+@pytest.mark.parametrize("strength", [0.0, 2.0, 1e3])
+def test_loss_and_gradient_are_finite_and_float32_is_within_1e_5_of_float64(name: str, scale: float, strength: float) -> None:
+    """Relative to the largest logit, which is what float32 rounds."""
+    seen = candidates(6, 10, scale, alpha=strength, beta=strength)
+    reweighting = negatives.get(name).reweight(seen)
+    loss, gradient = loss_and_gradient(seen.logits, reweighting)
+    assert torch.isfinite(loss) and torch.isfinite(gradient).all()
+    assert abs(float(loss) - exact_loss(seen.logits, reweighting)) <= 1e-5 * max(1.0, scale, 2 * strength, scale * float((reweighting.factor if reweighting.factor is not None else torch.ones(1)).max()))
+
+
+@settings(max_examples=60)
+@given(rows=st.integers(2, 9), more=st.integers(0, 9), scale=st.floats(1e-3, 1e3), seed=st.integers(0, 2**31), name=st.sampled_from(sorted(REGISTRY)))
+def test_every_strategy_is_finite_for_every_shape_and_scale(rows: int, more: int, scale: float, seed: int, name: str) -> None:
+    seen = candidates(rows, rows + more, scale, seed)
+    loss, gradient = loss_and_gradient(seen.logits, negatives.get(name).reweight(seen))
+    assert torch.isfinite(loss) and torch.isfinite(gradient).all() and loss > -1e-3 * max(1.0, scale)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_all_photos_alike_at_one_place_is_no_division_by_nought(name: str) -> None:
+    unit = torch.zeros(5, 8)
+    unit[:, 0] = 1.0
+    here = torch.full((5, 2), 45.0)
+    seen = replace(candidates(5, 5, 14.0), photo_unit=unit, place_unit=unit, photo_deg=here, place_deg=here)
+    loss, gradient = loss_and_gradient(torch.zeros(5, 5), negatives.get(name).reweight(seen))
+    assert torch.isfinite(loss) and torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", ["infonce", "decayed", "distance_soft", "hcl"])
+def test_masked_candidates_take_no_part(name: str) -> None:
+    """A photo that is still queued is no negative: -inf among the logits."""
+    seen = candidates(4, 8, 14.0)
+    logits = seen.logits.clone()
+    logits[:, 6] = -math.inf
+    loss, gradient = loss_and_gradient(logits, negatives.get(name).reweight(replace(seen, logits=logits)))
+    assert torch.isfinite(loss) and torch.isfinite(gradient).all() and not gradient[:, 6].any()
+
+
+coordinates = st.tuples(st.floats(-90, 90), st.floats(-180, 180))
+
+
+@given(coordinates, coordinates)
+def test_distances_are_symmetric_bounded_and_nought_to_itself(a: tuple[float, float], b: tuple[float, float]) -> None:
+    one, other = np.array([a]), np.array([b])
+    there, back = geodesy.distance_km(one, other)[0], geodesy.distance_km(other, one)[0]
+    assert there == pytest.approx(back, abs=1e-6) and 0.0 <= there <= math.pi * geodesy.EARTH_RADIUS_KM + 1e-6
+    assert geodesy.distance_km(one, one)[0] < 1e-3
+
+
+@given(coordinates)
+def test_the_antipode_is_half_a_great_circle_away(a: tuple[float, float]) -> None:
+    antipode = np.array([[-a[0], a[1] - 180.0 if a[1] > 0 else a[1] + 180.0]])
+    assert geodesy.distance_km(np.array([a]), antipode)[0] == pytest.approx(math.pi * geodesy.EARTH_RADIUS_KM, abs=0.2)
+
+
+@given(st.lists(coordinates, min_size=2, max_size=12))
+def test_a_strategys_distances_are_within_a_metre_of_float64(places: list[tuple[float, float]]) -> None:
+    """In float32 as the training has them; half a kilometre at the antipode, where the arc sine is steep."""
+    there = torch.tensor(places, dtype=torch.float32)
+    seen = replace(candidates(2, len(places), 1.0), photo_deg=there[:2], place_deg=there)
+    exact = geodesy.pairwise_distance_rad(there[:2].double().numpy(), there.double().numpy())
+    error_km = np.abs(seen.distance_rad.double().numpy() - exact) * geodesy.EARTH_RADIUS_KM
+    assert (error_km <= np.where(exact < 3.1, 0.005, 0.5)).all(), error_km.max()
+
+
+def test_noise_at_the_poles_and_the_180th_meridian_stays_on_the_globe() -> None:
+    moved = geodesy.jitter(PLACES.repeat(200, 1), 1_000.0, torch.Generator().manual_seed(0))
+    assert torch.isfinite(moved).all() and moved[:, 0].abs().max() <= 90.0 and moved[:, 1].abs().max() <= 180.0
+    error = geodesy.distance_km(moved.double().numpy(), PLACES.repeat(200, 1).double().numpy())
+    assert error.max() < 6.0
+
+
+@given(st.lists(st.floats(0.0, 3.1415), min_size=1, max_size=30))
+def test_the_curve_of_the_training_is_within_1e_4_of_the_models_own(distances: list[float]) -> None:
+    lag = np.array(distances)
+    ours = Curve(CURVE).gamma(torch.tensor(distances)).double().numpy()
+    from_6_m = lag >= 1e-6
+    assert np.isfinite(ours).all()
+    assert (np.abs(ours - CURVE.gamma(lag))[from_6_m] <= 1e-4 * CURVE.partial_sill + 1e-6).all()
+
+
+@settings(max_examples=40)
+@given(st.integers(2, 40), st.integers(1, 6), st.sampled_from([1e-3, 0.05, 0.5, math.pi]), st.integers(0, 2**31))
+def test_a_semivariogram_counts_each_pair_once_whatever_the_shape(photos: int, dimension: int, width: float, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    unit = F.normalize(torch.randn(photos, dimension, generator=draw), dim=1)
+    places = PLACES[torch.randint(len(PLACES), (photos,), generator=draw)].double().numpy()
+    sums = estimate(lambda rows: unit[rows], places, width)
+    assert sums.pairs.sum() == photos * (photos - 1) // 2
+    there = sums.pairs > 0
+    assert np.isfinite(sums.gamma[there]).all() and np.isnan(sums.gamma[~there]).all()
+    assert (sums.gamma[there] >= -1e-6).all() and (sums.gamma[there] <= 2.0 + 1e-6).all()
+
+
+@settings(max_examples=15)
+@given(st.lists(st.floats(0.0, 2.0), min_size=5, max_size=25), st.sampled_from(["none", "pairs", "cressie"]))
+def test_a_fit_to_anything_is_a_finite_curve_or_a_sentence(values: list[float], weights: str) -> None:
+    lag, pairs, gamma = (np.arange(len(values)) + 0.5) * 0.1, np.full(len(values), 9), np.array(values)
+    sums = EmpiricalSemivariogram(0.1, pairs, 9 * lag, 9 * gamma, 9 * gamma**2)
+    try:
+        found = fit(sums, weights=weights)
+    except SemivariogramError as error:
+        assert "\n" not in str(error)
+        return
+    numbers = [found.nugget, found.partial_sill, found.length_scale_rad, found.exponent, found.range_rad]
+    assert np.isfinite(numbers).all() and found.partial_sill > 0 and np.isfinite(found.gamma(np.linspace(0, math.pi, 50))).all()

@@ -1,0 +1,97 @@
+"""A finished run can be asked whether it is as it was finished, and whether its tables follow from its predictions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import Runs
+
+from lib import evaluation, semivariogram, training, verify
+from lib.runs import Run, provenance, write_json
+from lib.settings import PROJECT
+
+pytestmark = pytest.mark.usefixtures("narrow")
+
+
+@pytest.fixture
+def finished(make_run: Runs) -> Run:
+    run = make_run("training.epochs=1", "training.strategies=infonce,similarity", "semivariogram.lag_width_rad=0.1", "evaluation.bootstrap=100",
+                   "evaluation.splits=test,test_blocked", "study=null")  # fmt: skip
+    semivariogram.fit_run(run)
+    training.train_all(run, run.settings.training.strategies)
+    evaluation.evaluate(run)
+    finish(run)
+    return run
+
+
+def finish(run: Run) -> None:
+    write_json(run.folder / "manifest.json", provenance(run, {}))
+
+
+def faults(run: Run) -> dict[str, str]:
+    return {one.name: one.what for one in verify.verify(run.folder) if one.is_fault}
+
+
+def test_a_finished_run_is_whole_and_every_table_follows(finished: Run) -> None:
+    found = verify.verify(finished.folder)
+    assert not [one for one in found if one.is_fault]
+    derived = {one.name for one in found if "byte for byte" in one.what}
+    assert derived == {f"tables/{name}.csv" for name in ("accuracy", "comparison", "bounds", "by_continent", "by_latitude", "semivariogram")}
+
+
+def test_what_was_changed_removed_or_does_not_follow_is_named(finished: Run) -> None:
+    table = pd.read_csv(finished.table("accuracy"))
+    table.loc[0, "acc_200km"] += 0.01  # a table that somebody has improved
+    table.to_csv(finished.table("accuracy"), index=False)
+    finished.history("infonce", 0).unlink()
+    found = faults(finished)
+    assert set(found) == {"tables/accuracy.csv", "history/infonce_seed0.csv"}
+    assert found["history/infonce_seed0.csv"] == "is missing"
+    finish(finished)  # the checksums of a forger are right
+    found = faults(finished)
+    assert set(found) == {"tables/accuracy.csv"} and "does not follow from its sources: line 2 is 'infonce,0,test" in found["tables/accuracy.csv"]
+
+
+def test_predictions_that_were_changed_contradict_every_table_of_theirs(finished: Run) -> None:
+    predictions = pd.read_parquet(finished.predictions)
+    predictions["error_km"] *= 0.5
+    predictions.to_parquet(finished.predictions, index=False)
+    finish(finished)
+    assert set(faults(finished)) == {f"tables/{name}.csv" for name in ("accuracy", "comparison", "by_continent", "by_latitude")}
+
+
+def test_predictions_that_cannot_be_read_are_a_fault_and_no_traceback(finished: Run) -> None:
+    finished.predictions.write_bytes(b"torn")
+    assert "no table can be derived" in faults(finished)["predictions.parquet"]
+
+
+def test_on_the_command_line(finished: Run, capsys: pytest.CaptureFixture) -> None:
+    assert verify.main([str(finished.folder)]) == 0 and "6 tables, 0 faults" in capsys.readouterr().out
+    finished.features.write_bytes(finished.features.read_bytes()[:-1])
+    command = [sys.executable, "-W", "ignore", "-m", "lib.runs", "verify", str(finished.folder)]
+    done = subprocess.run(command, cwd=PROJECT, env=os.environ | {"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True)
+    assert done.returncode == 1 and "FAULT  features/features.npy is not what was written: its checksum differs" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("content", "sentence"), [(None, "is not there"), ("{ half", "damaged, or not a run's manifest"), ("[]", "damaged"), ('{"outputs": {}}', "settings are not of this version")])
+def test_a_folder_that_is_no_finished_run_is_one_sentence(tmp_path: Path, content: str | None, sentence: str, capsys: pytest.CaptureFixture) -> None:
+    if content is not None:
+        (tmp_path / "manifest.json").write_text(content)
+    assert verify.main(["verify", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("lib.runs verify: ") and sentence in said and said.count("\n") == 1
+
+
+def test_manifest_json_says_what_it_takes_to_build_the_run_again(finished: Run) -> None:
+    known = json.loads((finished.folder / "manifest.json").read_text())
+    again = Run.finished(finished.folder)
+    assert again.settings == finished.settings
+    assert {"git", "machine", "packages", "threads", "inputs", "outputs", "keys_by_stage", "seeds"} <= set(known)
+    assert set(known["keys_by_stage"]) == {"semivariogram", "evaluation", "training-infonce_seed0", "training-similarity_seed0"}
