@@ -146,10 +146,12 @@ def _box(scene: Scene) -> Any:
     said = ipywidgets.Output()  # what goes wrong in a callback would otherwise be said nowhere
 
     def redraw(_: Any = None) -> None:
+        """The picture at the controls' values."""
         with said:
             picture.value = scene.png({name: control.value for name, control in made.items()})
 
     def press(change: Callable[[dict[str, Any]], dict[str, Any]], _: Any) -> None:
+        """Set the controls to what a button says."""
         with said:
             for name, value in change({name: control.value for name, control in made.items()}).items():
                 made[name].value = value
@@ -493,6 +495,7 @@ class LearningExplorer(Explorer):
             button = ipywidgets.Button(description="train it once more and follow the curve", layout={"width": "auto"})
 
             def follow(_: Any) -> None:
+                """Train, and show what was traced."""
                 button.disabled = True
                 with said:
                     inner.children = (_box(_traced_scene(self.run, trace(self.run, which.value))),)

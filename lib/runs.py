@@ -232,6 +232,18 @@ class Run:
             ranks.wait()
         return False
 
+    def has_made(
+        self,
+        stage: str,
+        *,
+        outputs: Iterable[Path],
+        inputs: Iterable[Path] = (),
+        settings: Mapping[str, Any] | None = None,
+        code: Iterable[str] = (),
+    ) -> bool:
+        """Whether :meth:`produce` would reuse the stage; nothing is made, and nothing written."""
+        return _is_valid(self.receipt(stage), self._key(inputs, settings or {}, code), list(outputs), self.folder)
+
     def _record(self, stage: str, key: str, outputs: list[Path], settings: Mapping[str, Any], seconds: float) -> None:
         """Write the receipt of a stage that was made."""
         if missing := [str(path) for path in outputs if not path.exists()]:
@@ -243,6 +255,7 @@ class Run:
                 "key": key,
                 "made": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": seconds,
+                "machine": machine(),
                 "settings": settings,
                 "outputs": {_relative(path, self.folder): checksum(path) for path in outputs},
             },
@@ -387,7 +400,7 @@ def provenance(run: Run, seconds: Mapping[str, float]) -> dict[str, Any]:
 
 def _is_output(path: Path, folder: Path) -> bool:
     relative = path.relative_to(folder)
-    return relative.parts[0] not in {"receipts", "manifest.json", "index.html"} and not path.name.startswith(".")
+    return relative.parts[0] not in {"receipts", "logs", "manifest.json", "index.html"} and not path.name.startswith(".")
 
 
 def _source_files(run: Run) -> dict[str, Path]:

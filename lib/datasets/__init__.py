@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pandas as pd
 
@@ -54,18 +55,23 @@ def prepare(run: Run) -> pd.DataFrame:
         if len(left_out):
             print(f"left out {len(left_out):,} photos or rows, each with its reason in {run.table('left_out')}")
 
-    source = [PROJECT / path for path in [getattr(settings, "csv", None)] if path and (PROJECT / path).exists()]
     if isinstance(settings, BlueMarble) and run.manifest.exists() and not _photos_exist(run):
         run.receipt("manifest").unlink(missing_ok=True)
-    run.produce(
-        "manifest",
-        make=make,
-        inputs=source,
-        outputs=[run.manifest, run.table("left_out")],
-        settings=json.loads(settings.model_dump_json(exclude={"download"})) | {"photos": module.listing(settings, root)},
-        code=["geodesy", "places", "photos", "datasets", f"datasets.{settings.name}", "datasets.manifest"],
-    )
+    run.produce("manifest", make=make, **stage_of(run))
     return read(run)
+
+
+def stage_of(run: Run) -> dict[str, Any]:
+    """What the stage ``manifest`` is made from and writes: of the arguments of :meth:`lib.runs.Run.produce`."""
+    settings, root = run.settings.dataset, root_of(run)
+    files = [PROJECT / path for path in (getattr(settings, "csv", None), getattr(settings, "file", None)) if path]
+    listing = MODULES[settings.name].listing(settings, root)
+    return {
+        "inputs": [path for path in files if path.exists()],
+        "outputs": [run.manifest, run.table("left_out")],
+        "settings": json.loads(settings.model_dump_json(exclude={"download"})) | {"photos": listing},
+        "code": ["geodesy", "places", "photos", "datasets", f"datasets.{settings.name}", "datasets.manifest"],
+    }
 
 
 def forget(run: Run) -> None:
