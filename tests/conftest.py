@@ -32,6 +32,23 @@ DIMENSION = 16
 Runs = Callable[..., Run]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--thorough``: also what takes over a minute."""
+    parser.addoption("--thorough", action="store_true", help="also run the tests that take over a minute each")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The marker that such tests have."""
+    config.addinivalue_line("markers", "thorough: takes over a minute; runs with --thorough only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip them without the option, and say so."""
+    for item in items if not config.getoption("--thorough") else []:
+        if item.get_closest_marker("thorough"):
+            item.add_marker(pytest.mark.skip(reason="takes over a minute; ./run_tests.sh --thorough runs it"))
+
+
 def world(sizes: dict[str, int] = SIZES, dimension: int = DIMENSION, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
     """A manifest, and features [N, dimension] that vary smoothly over the sphere, with noise and a common mean."""
     generator = np.random.default_rng(seed)
