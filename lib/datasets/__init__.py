@@ -11,11 +11,11 @@ from typing import Any
 import pandas as pd
 
 from lib import places, ranks
-from lib.datasets import blue_marble, folder, manifest, osv5m
+from lib.datasets import blue_marble, folder, manifest, osv5m, script
 from lib.runs import Run, writing
 from lib.settings import PROJECT, BlueMarble
 
-MODULES: dict[str, ModuleType] = {"blue_marble": blue_marble, "folder": folder, "osv5m": osv5m}
+MODULES: dict[str, ModuleType] = {"blue_marble": blue_marble, "folder": folder, "osv5m": osv5m, "script": script}
 """Data set name -> its module, which has three functions of (its settings, its root folder):
 
 * ``obtain``: get what is not there, by downloading;
