@@ -106,7 +106,7 @@ def commands_page() -> str:
     """The help of run_all.sh as it stands in the script."""
     script = (HERE.parent / "run_all.sh").read_text(encoding="utf-8")
     text = re.search(r"cat <<'TEXT'\n(.*?)TEXT\n", script, re.DOTALL)[1]
-    return f"# Commands\n\n```text\n{text}```\n\n`./run_tests.sh [pytest arguments]` runs the tests, `./run_benchmarks.sh [NAME…]` the benchmarks, `python -m lib.predict --help` places photos.\n"
+    return f"# Commands\n\n```text\n{text}```\n\n`./run_tests.sh [pytest arguments]` runs the tests, with `--thorough` also those that take over a minute; `./run_benchmarks.sh [NAME…]` the benchmarks, `python -m lib.predict --help` places photos.\n"
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -76,8 +76,24 @@ def test_weights_of_pairs_are_those_of_the_strategy_in_a_training(run, rule):
         "distance_km": candidates.distance_rad[first, second].numpy() * 6371.0088,
         "dissimilarity": candidates.dissimilarity[first, second].numpy(),
     })  # fmt: skip
-    outside = explore.log_weights(frame, fitted(), rule, 1.5, 2.5)
+    outside = explore.log_weights(frame, sv.Curve(fitted()), rule, 1.5, 2.5)
     assert outside == pytest.approx(inside[first, second].numpy(), abs=1e-4)
+
+
+def test_pairs_shown_are_of_their_kind_and_step_among_the_most_telling_and_no_photo_twice(run):
+    seen = pairs.classify(pairs.sample(run, fitted(), 4_000), fitted())
+    rows = explore.telling_rows(seen, fitted().range_km)
+    steps = pairs.steps_of_distance(fitted().range_km)
+    assert len(rows) == len(steps) == 8 and sum(row is not None for row in rows) >= 6
+    photos = []
+    for row, (kind, low, high) in zip(rows, steps, strict=True):
+        if row is not None:
+            pair = seen.iloc[row]
+            assert pair["kind"] == kind and low <= pair["distance_km"] <= high
+            inside = seen[(seen["kind"] == kind) & seen["distance_km"].between(low, high)]
+            assert (inside["residual"] > pair["residual"]).mean() < 0.3
+            photos += [pair["first"], pair["second"]]
+    assert len(set(photos)) == len(photos)
 
 
 def test_look_alikes_are_the_most_alike_and_of_the_kind_that_the_curve_gives_them(run):
