@@ -170,7 +170,7 @@ def _control(control: Slider | Choice) -> Any:
     """The widget of one control."""
     import ipywidgets
 
-    common = {"description": control.label, "style": {"description_width": "initial"}, "layout": {"width": "19em"}}
+    common = {"description": control.label, "style": {"description_width": "initial"}, "layout": {"width": "25em"}}
     if isinstance(control, Choice):
         return ipywidgets.Dropdown(options=control.options, value=control.value, **common)
     if control.is_log:
@@ -390,7 +390,7 @@ class LookAlikeScene(Scene):
         self.unit = features.read(run).unit(rows)
         self.photos, self.places = manifest.iloc[rows], datasets.manifest.coordinates(manifest)[rows]
         self.controls = {
-            "photo": Slider("photo, from south to north", len(rows) // 2, 0, len(rows) - 1),
+            "photo": Slider("photo, south to north", len(rows) // 2, 0, len(rows) - 1),
             "count": Slider("look-alikes", min(50, len(rows) - 1), 6, min(500, len(rows) - 1)),
         }
         self.buttons = {"another photo": lambda values: {"photo": (values["photo"] + 5_003) % len(self.photos)}}

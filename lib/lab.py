@@ -22,6 +22,8 @@ from lib.settings import PROJECT
 NOTEBOOKS = PROJECT / "notebooks"
 LOOPBACK = "127.0.0.1"
 PORTS = range(8_888, 8_988)
+QUIET = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
+"""Settings of JupyterLab: it asks no network for news and newer versions, and nobody whether it may."""
 
 
 class LabError(RuntimeError):
@@ -69,7 +71,10 @@ def environment(private: Path, token: str, inherited: Mapping[str, str]) -> dict
     The environment's own kernels go before those of the user, so that ``python3`` is this Python.
     """
     private.chmod(0o700)
-    (private / "jupyter_server_config.json").write_text(json.dumps({"IdentityProvider": {"token": token}, "ServerApp": {"token": token}}))
+    configuration = {"IdentityProvider": {"token": token}}
+    (private / "jupyter_server_config.json").write_text(json.dumps(configuration))
+    (private / "labconfig").mkdir()
+    (private / "labconfig" / "default_setting_overrides.json").write_text(json.dumps(QUIET))
     before = [path for path in (inherited.get("JUPYTER_CONFIG_PATH"),) if path]
     ours = {"JUPYTER_CONFIG_PATH": os.pathsep.join([str(private), *before]), "JUPYTER_PREFER_ENV_PATH": "1"}
     return {**inherited, **ours}
