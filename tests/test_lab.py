@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -151,7 +150,6 @@ def test_notebook_03_runs_in_jupyterlab_and_its_sliders_redraw(server, tab, tmp_
     picture = pictures.last
     picture.scroll_into_view_if_needed()
     before = picture.get_attribute("src")
-    kept = os.environ.get("SEMIVARIOGRAM_SCREENSHOTS")
     handle = tab.locator(".widget-slider .noUi-handle").last
     handle.focus()
     for _ in range(5):
@@ -162,6 +160,4 @@ def test_notebook_03_runs_in_jupyterlab_and_its_sliders_redraw(server, tab, tmp_
         tab.wait_for_timeout(250)
     assert picture.get_attribute("src") != before
     assert picture.evaluate("one => one.naturalWidth") > 500
-    if kept:
-        shutil.os.makedirs(kept, exist_ok=True)
-        tab.screenshot(path=f"{kept}/lab.png")
+    tab.screenshot(path=PROJECT / "results" / "screenshots" / "jupyterlab.png")
