@@ -40,7 +40,7 @@ PICTURES_ONLY = "SEMIVARIOGRAM_PICTURES_ONLY"
 """Environment variable that :mod:`lib.pipeline` sets for its kernels: pictures instead of widgets."""
 MOST_PHOTOS = 20_000
 """Training photos among which look-alikes are sought: their unit features are held in memory, 5 kB each."""
-MOST_PAIRS = 8_000
+MOST_PAIRS = 5_000
 """Pairs that are classified and weighed at every move."""
 SHARPNESS_DPI = 100
 TILE_PX = 96

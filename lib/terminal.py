@@ -156,11 +156,13 @@ class Progress:
         return f"[{self.names.index(self.current) + 1}/{len(self.names)}]" if self.current else ""
 
     def _tick(self) -> None:
+        drawn = ""
         while not self._stop.wait(PAUSE_S):
             with self._lock:
-                if self.current and self.current not in self.finished:
-                    columns = shutil.get_terminal_size().columns
-                    self.stream.write(f"\r\033[K{self.line()[: columns - 1]}")
+                line = self.line()[: shutil.get_terminal_size().columns - 1] if self.current else ""
+                if line != drawn and self.current not in self.finished:
+                    drawn = line
+                    self.stream.write(f"\r\033[K{line}")
                     self.stream.flush()
 
     def _clear(self) -> None:

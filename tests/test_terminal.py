@@ -54,16 +54,18 @@ def test_without_a_terminal_a_notebook_is_two_plain_lines(tmp_path):
 
 def test_at_a_terminal_one_line_is_drawn_again_and_cut_to_its_width(tmp_path, monkeypatch):
     monkeypatch.setattr(terminal, "PAUSE_S", 0.01)
-    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("COLUMNS", "50")
     stream = Terminal()
     with Progress(["01_a"], {}, True, tmp_path, stream) as progress:
-        progress.begin("01_a").write("\rfitting:  10%|#")
-        while stream.getvalue().count("\r") < 3:
-            pass
+        listener = progress.begin("01_a")
+        for share in (10, 20, 30):
+            listener.write(f"\rfitting:  {share}%|#")
+            while f"fitting {share} %" not in stream.getvalue():
+                pass
         progress.end(LINES)
     drawn = [piece.removeprefix("\033[K") for piece in stream.getvalue().split("\r")]
     assert any("[1/1] 01_a" in piece for piece in drawn)
-    assert all(len(piece) < 40 for piece in drawn if piece.startswith("|"))
+    assert all(len(piece) < 50 for piece in drawn if piece.startswith("|"))
     assert stream.getvalue().count("\n") == 1
 
 
