@@ -89,7 +89,8 @@ class Rehearsal(Run):
 def steps(run: Run, numbers: Iterable[str]) -> list[Step]:
     """The stages of the notebooks ``numbers``, in order, each under the first of them that asks for it.
 
-    Of notebook 08 the noisy and other worlds and the simulation are not looked into: they are runs of their own.
+    A stage that reads what is made anew counts as computed, although the same bits may come out, which it would then reuse. Of
+    notebook 08 the noisy and other worlds and the simulation are not looked into: they are runs of their own.
     """
     earlier = [path for path in sorted(RESULTS.glob("*")) if (path / "receipts").is_dir() and path != run.folder]
     rehearsal, numbers = Rehearsal(run.settings, run.folder, earlier=earlier), set(numbers)
