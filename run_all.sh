@@ -14,7 +14,8 @@ What an earlier run of the same name has made from the same inputs, settings and
   --device auto|cpu|cuda     default: auto, CUDA where there is one
   --only 03,05               run only the notebooks with these numbers
   --set group.key=value      one setting instead of the profile's; may be given several times
-  --list                     say what would be executed, and how long it took last time; run nothing
+  --list                     say what would be computed, what reused, and how long it takes here; run nothing
+  --lab                      open JupyterLab on the notebooks (with --only 03: on that one) instead of executing them
   --fresh                    make everything again, reuse nothing
   -h, --help                 this text
 

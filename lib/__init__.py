@@ -3,7 +3,8 @@
 Arrows run one way. From the bottom to the top: geodesy, settings, ranks, files, locks, receipts, runs, places, photos,
 datasets, backbones, features, shells, binning, empirical, semivariogram, variography, negatives, batches, model, gallery,
 training, evaluation, decoding, significance, regions, simulation, pairs, figures, curve_figures, study_figures, maps,
-candidate_maps, cell_maps, side_by_side, answer, report, exchange, predictors, predict, study, stages, verify, pipeline.
+candidate_maps, cell_maps, side_by_side, answer, explore, report, exchange, predictors, predict, study, stages, verify, plan,
+terminal, lab, pipeline.
 A module imports only what stands before it.
 """
 

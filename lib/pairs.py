@@ -80,21 +80,25 @@ def telling_pair(frame: pd.DataFrame, used: set[int], share: float = 0.02, seed:
 
 
 def examples(frame: pd.DataFrame, fitted: FittedSemivariogram, count: int = 4) -> pd.DataFrame:
-    """Telling false negatives and hard negatives, one in each of ``count`` steps of distance, no photo twice.
-
-    Steps are even in log distance from 20 km to the range, and even in distance from there to the antipode.
-    """
-    edges = {
-        FALSE_NEGATIVE: np.geomspace(20.0, fitted.range_km, count + 1),
-        HARD_NEGATIVE: np.linspace(fitted.range_km, 20_016.0, count + 1),
-    }
+    """Telling false negatives and hard negatives, one in each of ``count`` steps of distance, no photo twice."""
     used: set[int] = set()
     found = [
         telling_pair(frame[(frame["kind"] == kind) & frame["distance_km"].between(low, high)], used)
-        for kind, steps in edges.items()
-        for low, high in itertools.pairwise(steps)
+        for kind, low, high in steps_of_distance(fitted.range_km, count)
     ]
     return pd.concat(found, ignore_index=True)
+
+
+def steps_of_distance(range_km: float, count: int = 4) -> list[tuple[str, float, float]]:
+    """(kind, from, to) of the distances, km, of which :func:`examples` has one pair each.
+
+    Even in log distance from 20 km to the range, and even in distance from there to the antipode.
+    """
+    edges = {
+        FALSE_NEGATIVE: np.geomspace(20.0, range_km, count + 1),
+        HARD_NEGATIVE: np.linspace(range_km, 20_016.0, count + 1),
+    }
+    return [(kind, low, high) for kind, steps in edges.items() for low, high in itertools.pairwise(steps)]
 
 
 def shares(run: Run, fitted: FittedSemivariogram, count: int = 200_000, seed: int = 1) -> pd.DataFrame:

@@ -9,21 +9,23 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import nbformat
+import pandas as pd
 from traitlets.config import Config
 
-from lib import backbones, datasets, gallery, locks, negatives, report, settings
+from lib import backbones, datasets, explore, gallery, lab, locks, negatives, plan, report, settings
 from lib.backbones import BackboneError
 from lib.files import refusals_named
 from lib.gallery import GalleryError
 from lib.negatives import StrategyError
 from lib.runs import ArtefactError, Run, provenance, write_json, writing
 from lib.settings import PROJECT, SettingsError
+from lib.terminal import Progress
 
 NOTEBOOKS = PROJECT / "notebooks"
 PARAMETERS = ["profile", "run_name", "overrides"]
@@ -35,7 +37,7 @@ class PipelineError(RuntimeError):
     """The pipeline cannot go on; the message names notebook, cell and error."""
 
 
-EXPECTED = (SettingsError, PipelineError, ArtefactError, BackboneError, StrategyError, GalleryError)
+EXPECTED = (SettingsError, PipelineError, ArtefactError, BackboneError, StrategyError, GalleryError, lab.LabError)
 """Errors of which a user wants the sentence, and no traceback."""
 
 
@@ -102,8 +104,13 @@ def check_parameters(notebook: Notebook) -> None:
         )
 
 
-def execute(notebook: Notebook, run: Run, profile: str, overrides: Sequence[str]) -> Path:
+def execute(
+    notebook: Notebook, run: Run, profile: str, overrides: Sequence[str], said: TextIO | None = None
+) -> Path:
     """Execute ``notebook`` into the run's folder, also where it fails half-way; return the executed copy.
+
+    Args:
+        said: gets what the notebook prints, as it prints it.
 
     Raises:
         PipelineError: a cell failed; the message names notebook and cell and ends with the error's last line.
@@ -113,6 +120,7 @@ def execute(notebook: Notebook, run: Run, profile: str, overrides: Sequence[str]
     check_parameters(notebook)
     target = run.folder / "notebooks" / notebook.path.name
     target.parent.mkdir(parents=True, exist_ok=True)
+    os.environ[explore.PICTURES_ONLY] = "1"  # the kernel inherits it: nobody is there to move a slider
     given = {"profile": profile, "run_name": str(run.folder), "overrides": list(overrides)}
     try:
         papermill.execute_notebook(
@@ -122,6 +130,8 @@ def execute(notebook: Notebook, run: Run, profile: str, overrides: Sequence[str]
             kernel_name="python3",
             cwd=str(NOTEBOOKS),
             progress_bar=False,
+            stdout_file=said,
+            stderr_file=said,
             config=Config(KernelManager={"transport": "ipc"}),
         )
     except papermill.PapermillExecutionError as error:
@@ -215,8 +225,19 @@ def finish(run: Run, seconds: dict[str, float]) -> None:
     write_json(run.folder / "manifest.json", written)
     index = report.write_index(run, written, links)
     if run.table("accuracy").exists():
-        print(report.format_comparison(*report.compare_with_reference(run)))
+        _say_comparison(run, *report.compare_with_reference(run))
     print(f"open {index}")
+
+
+def _say_comparison(run: Run, compared: pd.DataFrame, sentence: str) -> None:
+    """Print what the comparison with the reference came to, and what was missed; every figure goes to a file."""
+    if len(compared):
+        path = run.folder / "logs" / "comparison.txt"
+        with writing(path) as aside:
+            aside.write_text(report.format_comparison(compared, sentence) + "\n", encoding="utf-8")
+        sentence += f" Every figure: {path}"
+    missed = compared[~compared["reproduced"].astype(bool)].head(20)
+    print(report.format_comparison(missed, sentence))
 
 
 def earlier_seconds(run: Run) -> dict[str, float]:
@@ -240,8 +261,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", help="numbers of the notebooks to execute, such as 03,05")
     parser.add_argument("--set", action="append", default=[], metavar="GROUP.KEY=VALUE", help="override a setting")
     parser.add_argument(
-        "--list", action="store_true", help="say what would be executed, and how long it took last time"
+        "--list", action="store_true", help="say what would be computed, what reused, how long it takes here; do nothing"
     )
+    parser.add_argument("--lab", action="store_true", help="open JupyterLab on the notebooks instead of executing them")
     parser.add_argument("--fresh", action="store_true", help="make everything anew, reuse nothing")
     return parser.parse_args(arguments)
 
@@ -256,6 +278,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = choose(options.only, run.settings.study is not None)
         if options.list:
             return _list(run, chosen)
+        if options.lab:
+            return lab.start(chosen[0].path.name)
         check_before_computing(run)
         with locks.holding(run.folder), refusals_named(run.folder):
             if options.fresh:
@@ -303,42 +327,34 @@ def check_before_computing(run: Run) -> None:
 
 
 def _list(run: Run, chosen: list[Notebook]) -> int:
-    known = earlier_seconds(run)
     print(run.describe())
-    for notebook in chosen:
-        last = f"{known[notebook.path.stem]:,.0f} s last time" if notebook.path.stem in known else "not executed yet"
-        print(f"{notebook.number}  {notebook.title}  ({last})")
+    print(plan.table(run, [(notebook.path.stem, notebook.title) for notebook in chosen]))
     print(f"profiles: {', '.join(settings.profiles())}; results go to {run.folder}")
     return 0
 
 
 def _execute_all(run: Run, chosen: list[Notebook], profile: str, overrides: list[str]) -> None:
     print(run.describe())
-    seconds = earlier_seconds(run)
-    for position, notebook in enumerate(chosen, 1):
-        print(f"[{position}/{len(chosen)}] {notebook.path.stem} …", flush=True)
-        started = time.perf_counter()
-        executed = execute(notebook, run, profile, overrides)
-        render(executed)
-        seconds[notebook.path.stem] = round(time.perf_counter() - started, 1)
-        for line in _stage_lines(executed):
-            print(f"      {line}")
-        print(f"      {seconds[notebook.path.stem]:,.0f} s", flush=True)
+    seconds, names = earlier_seconds(run), [notebook.path.stem for notebook in chosen]
+    with Progress(names, *_expected(run, names), run.folder / "logs", sys.stdout) as progress:
+        for notebook in chosen:
+            executed = execute(notebook, run, profile, overrides, progress.begin(notebook.path.stem))
+            render(executed)
+            seconds[notebook.path.stem] = round(progress.end(plan.stage_lines(executed)), 1)
     finish(run, dict(sorted(seconds.items())))
 
 
-def _stage_lines(executed: Path) -> list[str]:
-    """What the notebook's stages said: made or reused, and what was left out."""
-    lines = []
-    for cell in nbformat.read(executed, as_version=4).cells:
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream" and output.name == "stdout":
-                lines += [
-                    line
-                    for line in output.text.splitlines()
-                    if line.startswith(("made ", "reused ", "again ", "left out ", "not evaluated"))
-                ]
-    return lines
+def _expected(run: Run, names: list[str]) -> tuple[dict[str, float], bool]:
+    """Seconds of the notebooks, and whether they are of this machine; else those of the reference run, where one is kept."""
+    found = plan.steps(run, [name[:2] for name in names])
+    here = {name: plan.estimate(run, found, name) for name in names}
+    if all(one.is_whole for one in here.values()):
+        return {name: one.seconds for name, one in here.items()}, True
+    try:
+        kept = json.loads((report.REFERENCE / run.settings.profile / "manifest.json").read_text())["seconds_by_notebook"]
+        return {name: kept[name] for name in names if name in kept}, False
+    except (OSError, ValueError, KeyError):
+        return {}, False
 
 
 if __name__ == "__main__":

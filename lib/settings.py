@@ -97,7 +97,16 @@ class Folder(_Group):
         return self
 
 
-Dataset = Annotated[BlueMarble | Folder | OSV5M, Field(discriminator="name")]
+class Script(_Group):
+    """A data set of one's own, in one Python file; see lib.datasets.script."""
+
+    name: Literal["script"] = "script"
+    file: Path = Field(description="Python file with a function build(settings, root)")
+    root: Path = Field(Path("data/script"), description="folder that the photos' paths are relative to")
+    options: dict[str, Any] = Field({}, description="what the file wants to be told: data.options.key=value")
+
+
+Dataset = Annotated[BlueMarble | Folder | OSV5M | Script, Field(discriminator="name")]
 
 
 class Backbone(_Group):
@@ -389,7 +398,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _sentence(path: Path, item: Mapping[str, Any]) -> str:
     """One sentence of a pydantic error: file, key, what is wrong, what would be right."""
     place = [str(part) for part in item["loc"]]
-    if len(place) > 1 and place[0] == "dataset" and place[1] in {"blue_marble", "folder", "osv5m"}:
+    if len(place) > 1 and place[0] == "dataset" and place[1] in {"blue_marble", "folder", "osv5m", "script"}:
         del place[1]  # pydantic puts the union's tag into the path
     key = ".".join(place) or "settings"
     if item["type"] == "extra_forbidden":
@@ -404,7 +413,7 @@ def _sentence(path: Path, item: Mapping[str, Any]) -> str:
 def _keys_beside(location: Sequence[str | int]) -> list[str]:
     """Names of the settings in the group that ``location`` points into."""
     groups = {
-        "blue_marble": BlueMarble, "folder": Folder, "osv5m": OSV5M, "backbone": Backbone, "semivariogram": Semivariogram,
+        "blue_marble": BlueMarble, "folder": Folder, "osv5m": OSV5M, "script": Script, "backbone": Backbone, "semivariogram": Semivariogram,
         "training": Training, "evaluation": Evaluation, "study": Study, "simulation": Simulation,
     }  # fmt: skip
     model: type[BaseModel] = Settings

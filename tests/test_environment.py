@@ -26,7 +26,7 @@ SCRIPTS = ["run_all.sh", "run_tests.sh", "setup_environment.sh", ".ci/run"]
 FIXED = {
     "jupyterlab", "torch", "torchvision", "transformers", "numpy", "pandas", "scipy", "seaborn", "folium", "papermill"
 }  # fmt: skip
-OPTIONS = ["--profile", "--run", "--device", "--only", "--set", "--list", "--fresh", "--help"]
+OPTIONS = ["--profile", "--run", "--device", "--only", "--set", "--list", "--lab", "--fresh", "--help"]
 TOOLS = [
     "sh", "bash", "env", "cat", "chmod", "cksum", "cp", "dirname", "find", "id", "ln", "ls", "mkdir", "mktemp", "mv", "ps",
     "readlink", "rm", "rmdir", "sleep", "tail", "timeout", "uname",

@@ -86,7 +86,7 @@ def test_executed_notebooks_show_their_figures(smoke):
         shown = [
             output for cell in cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
         ]
-        asked = [cell for cell in cells if cell.cell_type == "code" and "figures.save(" in cell.source]
+        asked = [cell for cell in cells if cell.cell_type == "code" and re.search(r"figures\.save\(|explore\.\w+\(", cell.source)]
         assert len(shown) == len(asked) > 0, path.name
 
 
@@ -147,9 +147,28 @@ def test_a_second_call_reuses_everything_and_says_so(smoke):
     _, command, _ = smoke
     done = run_pipeline([*command, "--only", "04,5"])
     assert done.returncode == 0, done.stderr[-3_000:]
-    assert "reused  training-thesis_seed1" in done.stdout
-    assert "reused  evaluation" in done.stdout
-    assert "made  " not in done.stdout
+    folder = Path(command[command.index("--run") + 1])
+    said = (folder / "logs" / "04_regularized_training.log").read_text()
+    assert "reused  training-thesis_seed1" in said and "made  " not in said
+    assert "reused 1;" in done.stdout and "made " not in done.stdout  # notebook 05: evaluation
+
+
+def test_a_finished_run_would_reuse_everything_and_looking_changes_nothing(smoke, capsys, monkeypatch):
+    folder, command, _ = smoke
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    receipt = folder / "receipts" / "training-decayed_seed0.json"
+    for broken, sentence in ((False, "in all 0 of"), (True, "in all 2 of")):  # a training, and the evaluation that reads it
+        kept = receipt.read_text()
+        try:
+            receipt.write_text("{}" if broken else kept)
+            assert pipeline.main([*command[3:], "--list"]) == 0
+        finally:
+            receipt.write_text(kept)
+        said = capsys.readouterr().out
+        assert sentence in said
+        assert ("training decayed (2)              1 of 2 computed" in said) == broken
+    before.pop(receipt)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path != receipt} == before
 
 
 def test_reused_or_not_the_run_and_its_copy_agree_bit_by_bit(smoke, tmp_path):
@@ -158,7 +177,7 @@ def test_reused_or_not_the_run_and_its_copy_agree_bit_by_bit(smoke, tmp_path):
     before = (folder / "checkpoints" / "decayed_seed0.safetensors").read_bytes()
     (folder / "checkpoints" / "decayed_seed0.safetensors").unlink()
     done = run_pipeline([*command, "--only", "04"])
-    assert "made    training-decayed_seed0" in done.stdout, done.stderr[-3_000:]
+    assert "made 1 (training-decayed_seed0), reused 17" in done.stdout, done.stderr[-3_000:]
     assert (folder / "checkpoints" / "decayed_seed0.safetensors").read_bytes() == before
 
 
@@ -226,7 +245,8 @@ def test_a_mistake_on_the_command_line_is_answered_with_one_sentence_and_status_
 
 def test_list_executes_nothing(tmp_path, capsys):
     assert pipeline.main(["--list", "--run", f"{tmp_path}/run"]) == 0
-    assert "03  3 The semivariogram" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "03  3 The semivariogram" in said
     assert not (tmp_path / "run").exists()
 
 

@@ -7,16 +7,17 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pandas as pd
 
 from lib import places, ranks
-from lib.datasets import blue_marble, folder, manifest, osv5m
+from lib.datasets import blue_marble, folder, manifest, osv5m, script
 from lib.files import refusals_named
 from lib.runs import Run, writing
 from lib.settings import PROJECT, BlueMarble
 
-MODULES: dict[str, ModuleType] = {"blue_marble": blue_marble, "folder": folder, "osv5m": osv5m}
+MODULES: dict[str, ModuleType] = {"blue_marble": blue_marble, "folder": folder, "osv5m": osv5m, "script": script}
 """Data set name -> its module, which has three functions of (its settings, its root folder):
 
 * ``obtain``: get what is not there, by downloading;
@@ -56,20 +57,25 @@ def prepare(run: Run) -> pd.DataFrame:
         if len(left_out):
             print(f"left out {len(left_out):,} photos or rows, each with its reason in {run.table('left_out')}")
 
-    source = [PROJECT / path for path in [getattr(settings, "csv", None)] if path and (PROJECT / path).exists()]
     if isinstance(settings, BlueMarble) and run.manifest.exists() and not _photos_exist(run):
         with refusals_named(run.receipt("manifest")):
             run.receipt("manifest").unlink(missing_ok=True)
-    run.produce(
-        "manifest",
-        make=make,
-        inputs=source,
-        outputs=[run.manifest, run.table("left_out")],
-        settings=json.loads(settings.model_dump_json(exclude={"download"})) | {"photos": module.listing(settings, root)},
-        code=["geodesy", "places", "photos", "datasets", f"datasets.{settings.name}", "datasets.manifest"],
-        group="dataset",
-    )
+    run.produce("manifest", make=make, **stage_of(run))
     return read(run)
+
+
+def stage_of(run: Run) -> dict[str, Any]:
+    """What the stage ``manifest`` is made from and writes: of the arguments of :meth:`lib.runs.Run.produce`."""
+    settings, root = run.settings.dataset, root_of(run)
+    files = [PROJECT / path for path in (getattr(settings, "csv", None), getattr(settings, "file", None)) if path]
+    listing = MODULES[settings.name].listing(settings, root)
+    return {
+        "inputs": [path for path in files if path.exists()],
+        "outputs": [run.manifest, run.table("left_out")],
+        "settings": json.loads(settings.model_dump_json(exclude={"download"})) | {"photos": listing},
+        "code": ["geodesy", "places", "photos", "datasets", f"datasets.{settings.name}", "datasets.manifest"],
+        "group": "dataset",
+    }
 
 
 def forget(run: Run) -> None:
