@@ -87,7 +87,7 @@ def test_a_plan_writes_nothing_and_trains_nothing(make_run, monkeypatch):
     found = plan.steps(run, ["01", "02", "03", "04", "05", "06"])
     assert [one.stage for one in found] == [
         "manifest", "features", "training-infonce_seed0", "training-infonce_seed1", "semivariogram", "semivariogram_local",
-        "training-decayed_seed0", "training-decayed_seed1", "evaluation",
+        "training-decayed_seed0", "training-decayed_seed1", "evaluation", "regions",
     ]  # fmt: skip
     assert not any(one.is_reused for one in found) and all(one.seconds is None for one in found)
     assert snapshot(run.folder) == before
