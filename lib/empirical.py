@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +29,8 @@ from lib.shells import Shell
 
 NEAR_RAD = 0.064
 """Up to here a sample's shells double in width, so that the shortest lags, where the nugget is read off, are not left empty."""
+PAIRS_AT_A_TIME = 1_024
+"""Pairs of a sample whose features are brought together at a time."""
 BLOCKS_AT_A_TIME = 8
 """Blocks of photos that are held while the others pass by them one at a time."""
 
@@ -250,26 +252,34 @@ def sampled(
     pair, in ascending order within some thousand pairs, and holds no more at a time.
     """
     points, total = _points(coordinates_deg), EmpiricalSemivariogram.empty(lag_width_rad)
-    shells = _shells(points, lag_width_rad, pairs, seed)
-    parts = [(shell, chunk) for shell in shells for chunk in range(shell.chunks)]
-    mine = parts[ranks.rank() :: ranks.count()] if among_ranks else parts
-    for shell, chunk in progress(mine, "semivariogram", len(mine)):
-        left, right, distance = shell.pairs(chunk)
-        rows, place = np.unique(np.concatenate((left, right)), return_inverse=True)
-        unit = _finite(unit_rows(rows)).to(device)
-        first, second = (unit[torch.from_numpy(some).to(device)] for some in np.split(place, 2))
-        total = total + _of_pairs(torch.from_numpy(distance).to(device), 1.0 - (first * second).sum(1), lag_width_rad)
+    parts = ((shell, chunk) for shell in _shells(points, lag_width_rad, pairs, seed) for chunk in range(shell.chunks))
+    mine = itertools.islice(parts, ranks.rank(), None, ranks.count()) if among_ranks else parts
+    with _one_thread_each(device) as pool:
+        for part in progress(pool(partial(_of_chunk, unit_rows, lag_width_rad, device), mine), "semivariogram"):
+            total = total + part
     return total.over_ranks() if among_ranks else total
 
 
-def _shells(points: np.ndarray, width: float, pairs: int, seed: int) -> list[Shell]:
-    """Shells of lags from 0 to pi: as long as they are near, each as wide as all before it; then one of the rest."""
+def _of_chunk(unit_rows: UnitRows, width: float, device: torch.device | str, part: tuple[Shell, int]) -> EmpiricalSemivariogram:
+    """Sums over the pairs of a shell's chunk; their products are made some at a time, in the cache."""
+    shell, chunk = part
+    left, right, distance = shell.pairs(chunk)
+    rows, place = np.unique(np.concatenate((left, right)), return_inverse=True)
+    unit = _finite(unit_rows(rows)).to(device)
+    pairs = torch.from_numpy(place).view(2, len(left)).to(device).split(PAIRS_AT_A_TIME, 1)
+    products = torch.cat([torch.linalg.vecdot(unit[first], unit[second]) for first, second in pairs])
+    return _of_pairs(torch.from_numpy(distance).to(device), 1.0 - products, width)
+
+
+def _shells(points: np.ndarray, width: float, pairs: int, seed: int) -> Iterator[Shell]:
+    """Shells of lags from 0 to pi: as long as they are near, each as wide as all before it; then one of the rest. Made one by one."""
     lags = lag_count(width)
     edges = [0, 1] if lags > 1 else [0]
     while edges[-1] and 2 * edges[-1] * width <= NEAR_RAD:
         edges.append(2 * edges[-1])
-    near = [Shell.of(points, width, range(*ends), pairs // (2 * len(edges) - 2), seed) for ends in itertools.pairwise(edges)]
-    return [*near, Shell.of(points, width, range(edges[-1], lags), pairs // 2, seed)]
+    for ends in itertools.pairwise(edges):
+        yield Shell.of(points, width, range(*ends), pairs // (2 * len(edges) - 2), seed)
+    yield Shell.of(points, width, range(edges[-1], lags), pairs // 2, seed)
 
 
 def _points(coordinates_deg: np.ndarray) -> np.ndarray:
@@ -298,7 +308,7 @@ def _one_thread_each(device: torch.device | str) -> Iterator[Callable]:
         torch.set_num_threads(threads)  # its matrix products' threads are the process's, not the thread's
 
 
-def _ahead(pool: ThreadPoolExecutor, function: Callable, items: Sequence, ahead: int) -> Iterator:
+def _ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, ahead: int) -> Iterator:
     """``pool.map`` that is at most ``ahead`` results ahead of whoever reads them."""
     waiting: deque = deque()
     for item in items:

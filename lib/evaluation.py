@@ -51,7 +51,7 @@ def splits_of(run: Run) -> list[str]:
     Raises:
         ManifestError: it has none of them.
     """
-    there = set(datasets.read(run)["split"])
+    there = set(datasets.read(run, ["split"])["split"])
     wanted = run.settings.evaluation.splits
     if not there & set(wanted):
         raise datasets.manifest.ManifestError(
@@ -74,7 +74,8 @@ def predict_all(
     Returns:
         id, split, strategy, seed, latitude, longitude, predicted_latitude, predicted_longitude, error_km.
     """
-    manifest, frozen, candidates = datasets.read(run), features.read(run), gallery.coordinates(run)
+    manifest = datasets.read(run, [*datasets.manifest.PLACES, "id"])
+    frozen, candidates = features.read(run), gallery.coordinates(run)
     splits = split_names or splits_of(run)
     rows = np.concatenate([datasets.manifest.rows_of(manifest, split) for split in splits])
     photos, truth = manifest.iloc[rows], datasets.manifest.coordinates(manifest)[rows]
@@ -126,7 +127,7 @@ def bounds(run: Run, split: str, seed: int = 0) -> pd.DataFrame:
 
     ceiling: each photo is given its nearest gallery point; chance: a gallery point drawn at random.
     """
-    manifest, candidates = datasets.read(run), gallery.coordinates(run)
+    manifest, candidates = datasets.read(run, [*datasets.manifest.PLACES, "id"]), gallery.coordinates(run)
     rows = datasets.manifest.rows_of(manifest, split)
     truth = datasets.manifest.coordinates(manifest)[rows]
     drawn = np.random.default_rng(seed).integers(len(candidates), size=len(rows))

@@ -37,7 +37,7 @@ def coordinates(run: Run) -> np.ndarray:
         GalleryError: unknown name, or a CSV without usable LAT and LON.
     """
     name = find(run.settings.evaluation)
-    manifest = datasets.read(run)
+    manifest = datasets.read(run, datasets.manifest.PLACES)
     if name == "train":
         return datasets.manifest.coordinates(manifest)[datasets.manifest.rows_of(manifest, "train")]
     if name == "lattice":

@@ -308,7 +308,7 @@ def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
     used = settings.model_dump() | {"centred": run.settings.backbone.centred, "device": run.adding_device.type}
 
     def make() -> None:
-        manifest, frozen = datasets.read(run), features.read(run)
+        manifest, frozen = datasets.read(run, datasets.manifest.PLACES), features.read(run)
         rows = datasets.manifest.rows_of(manifest, "train")
         empirical = estimate(
             lambda chosen: frozen.unit(rows[chosen]),

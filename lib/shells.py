@@ -57,15 +57,15 @@ class Candidates:
         key = (np.floor((points + 1.0) / side).astype(np.int64) + 1) @ weight
         order = np.argsort(key, kind="stable")
         cells, start, size = np.unique(key[order], return_index=True, return_counts=True)
-        first, second = [np.arange(len(cells))], [np.arange(len(cells))]
+        first, second = [np.arange(len(cells), dtype=np.int32)], [np.arange(len(cells), dtype=np.int32)]
         for step in itertools.product((-1, 0, 1), repeat=3):
             if step <= (0, 0, 0):
                 continue  # of two cells that touch, the one with the smaller number is the first
             wanted = cells + np.array(step) @ weight
             place = np.minimum(np.searchsorted(cells, wanted), len(cells) - 1)
             touching = np.flatnonzero(cells[place] == wanted)
-            first.append(touching)
-            second.append(place[touching])
+            first.append(touching.astype(np.int32))
+            second.append(place[touching].astype(np.int32))
         first, second = np.concatenate(first), np.concatenate(second)
         return cls(order, start, size, first, second, np.cumsum(size[first] * size[second]))
 

@@ -55,7 +55,7 @@ class Draws(NamedTuple):
 class TrainingData:
     """What a training reads: rows, coordinates, features, gallery, curves.
 
-    ``looks`` gives the unit features of which dissimilarities are made: the frozen ones, unless they are refitted.
+    ``refitted`` gives the unit features of which dissimilarities are made, where they are no longer the frozen ones.
     """
 
     frozen: features.Features
@@ -65,10 +65,10 @@ class TrainingData:
     gallery_deg: np.ndarray
     curve: semivariogram.Curve | None
     scale: float
-    looks: empirical.UnitRows
     partners: batches.Partners | None = None
     local: semivariogram.LocalCurves | None = None
     groups: torch.Tensor | None = None
+    refitted: empirical.UnitRows | None = None
 
     @classmethod
     def read(cls, run: Run, with_curve: bool, with_local: bool = False) -> TrainingData:
@@ -77,7 +77,8 @@ class TrainingData:
         Raises:
             ArtefactError: notebook 01, or 03 where a curve is needed, has not run.
         """
-        manifest, frozen = datasets.read(run), features.read(run)
+        wanted = [*datasets.manifest.PLACES, *(["continent"] if with_local else [])]
+        manifest, frozen = datasets.read(run, wanted), features.read(run)
         every_row, settings = datasets.manifest.rows_of(manifest, "train"), run.settings.training
         train_rows, places = _some(every_row, settings.photos), datasets.manifest.coordinates(manifest)
         curve, partners, local = None, None, (None, None)
@@ -97,15 +98,25 @@ class TrainingData:
             gallery.coordinates(run),
             curve,
             _input_scale(run, frozen, every_row),
-            frozen.unit,
             partners,
             *local,
         )
 
+    def looks(self, rows: np.ndarray, device: torch.device) -> torch.Tensor:
+        """Unit features [n, D] of which dissimilarities are made, of the manifest's ``rows`` [n]."""
+        return self.frozen.unit(rows, device) if self.refitted is None else self.refitted(rows)
+
+    def of_batch(self, batch: Batch, own: slice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the head sees of the photos ``own`` of a batch, and the looks of all of it; read once where both are the plain view."""
+        if self.frozen.views is not None or self.refitted is not None:
+            return self.frozen.seen_in(batch.epoch, batch.rows[own], device), self.looks(batch.rows, device)
+        photos = self.frozen.rows(batch.rows, device)
+        return photos[own], self.frozen.directions(photos)
+
     def learned(self, model: GeoCLIP, curve: semivariogram.Curve) -> TrainingData:
         """The same, but for looks and curve: those of the photos' embeddings as ``model`` now has them."""
         embedded = embed_training_photos(model, self)
-        return replace(self, looks=lambda rows: embedded[np.searchsorted(self.train_rows, rows)], curve=curve)
+        return replace(self, refitted=lambda rows: embedded[np.searchsorted(self.train_rows, rows)], curve=curve)
 
 
 def _some(rows: np.ndarray, count: int | None) -> np.ndarray:
@@ -412,7 +423,7 @@ def _refitted(model: GeoCLIP, queue: Queue, data: TrainingData, epoch: int) -> T
     except empirical.SemivariogramError as error:
         raise TrainingError(f"training.refit_every, before epoch {epoch}: {error}") from error
     data = data.learned(model, semivariogram.Curve(fitted).to(model.logit_scale.device))
-    queue.unit_features = data.looks(queue.rows.cpu().numpy())
+    queue.unit_features = data.looks(queue.rows.cpu().numpy(), model.logit_scale.device)
     return data
 
 
@@ -464,8 +475,7 @@ def loss_of_batch(
     settings, device, rows = run.settings.training, run.device, batch.rows
     part = len(rows) if encoder is None else len(rows) // ranks.count()
     own = slice(0, part) if encoder is None else slice(ranks.rank() * part, (ranks.rank() + 1) * part)
-    unit = data.looks(rows).to(device)
-    photos = data.frozen.seen_in(batch.epoch, rows[own]).to(device)
+    photos, unit = data.of_batch(batch, own, device)
     places = data.coordinates_deg[rows].float().to(device)
     noisy, kept = [geodesy.jitter(places, settings.batch_noise_m, draws.noise)], settings.queue_embeddings == "kept"
     if len(queue) and not kept:

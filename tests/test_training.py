@@ -14,6 +14,7 @@ from conftest import Runs, fitted, world
 from geoclip.model.location_encoder import LocationEncoder
 
 from lib import model, negatives, training
+from lib.features import Features
 from lib.model import GeoCLIP, load
 from lib.negatives import REGISTRY, Candidates, Reweighting, Strategy, StrategyError
 from lib.runs import ArtefactError, Run
@@ -141,6 +142,21 @@ class TestBatches:
         watch = Watch()
         trained(make_run("training.epochs=1", "training.batch_size=5000"), watch.strategy)
         assert [len(one.logits) for one in watch.seen] == [96]
+
+
+class TestData:
+    """What a step reads of the features, and how often."""
+
+    def test_where_head_and_looks_see_the_plain_view_its_rows_are_read_once(self, make_run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+        run = make_run(*SHORT)
+        data, read, rows = TrainingData.read(run, with_curve=False), [], Features.rows
+        monkeypatch.setattr(Features, "rows", lambda self, *asked: read.append(len(asked[0])) or rows(self, *asked))
+        chosen = data.train_rows[[5, 3, 9, 1]]
+        photos, looks = data.of_batch(training.Batch(1, chosen), slice(1, 3), run.device)
+        assert read == [4]
+        assert torch.equal(photos, data.frozen.rows(chosen[1:3]))
+        assert torch.equal(looks, data.frozen.unit(chosen))
+        assert torch.equal(looks, data.looks(chosen, run.device))
 
 
 class TestQueue:
