@@ -35,7 +35,8 @@ class Measured(NamedTuple):
 class Row:
     """One size. ``ratio`` is reference over ours; None: the reference would take too long at this size, and was not run.
 
-    ``floor_seconds``: the work that cannot be avoided, measured in the same run; ``floor_ratio`` is ours over that.
+    ``floor_seconds``: the work that cannot be avoided, measured in the same run; ``floor_ratio`` is ours over that. ``part``: what of
+    several things the row is about. ``coverage``: share of the 95 % intervals that hold the truth.
     """
 
     size: int
@@ -47,6 +48,8 @@ class Row:
     max_difference: float | None
     floor_seconds: float | None = None
     floor_ratio: float | None = None
+    part: str = ""
+    coverage: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,21 @@ class Result:
 
     def table(self) -> str:
         """The rows, for reading."""
-        frame = pd.DataFrame([asdict(row) for row in self.rows])
-        for name in ("ours_peak_bytes", "reference_peak_bytes"):
+        frame = pd.DataFrame([asdict(row) for row in self.rows]).replace("", None).dropna(axis=1, how="all")
+        for name in frame.columns.intersection(["ours_peak_bytes", "reference_peak_bytes"]):
             frame[name.replace("bytes", "mb")] = pd.to_numeric(frame.pop(name)).div(1e6).round(0)
         return frame.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.4g}")
 
 
-def row(size: int, ours: Measured, reference: Measured | None, difference: float | None, floor: Measured | None = None) -> Row:
+def row(
+    size: int,
+    ours: Measured,
+    reference: Measured | None,
+    difference: float | None,
+    floor: Measured | None = None,
+    part: str = "",
+    coverage: float | None = None,
+) -> Row:
     """A :class:`Row` of measured calls."""
     return Row(
         size,
@@ -88,6 +99,8 @@ def row(size: int, ours: Measured, reference: Measured | None, difference: float
         difference,
         floor and floor.seconds,
         floor and ours.seconds / floor.seconds,
+        part,
+        coverage,
     )
 
 
@@ -142,8 +155,10 @@ class _Memory:
 
 
 def _resident() -> int | None:
+    """Bytes of this process's own; pages of mapped files, which the system takes back as it needs them, do not count."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+        return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
     except OSError:  # only Linux has it
         return None
 

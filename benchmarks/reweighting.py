@@ -31,7 +31,7 @@ def data(count: int) -> training.TrainingData:
     unit, coordinates = world(count)
     rows, frozen = np.arange(count), features.Features(unit.numpy(), torch.zeros(unit.shape[1]))
     curve = semivariogram.Curve(CURVE)
-    return training.TrainingData(frozen, rows, rows[:0], torch.from_numpy(coordinates), coordinates, curve, 1.0, frozen.unit)
+    return training.TrainingData(frozen, rows, rows[:0], torch.from_numpy(coordinates), coordinates, curve, 1.0)
 
 
 def step(run: Run, of: training.TrainingData, queue_size: int, strategy: Strategy) -> Callable[[], float]:
@@ -41,7 +41,10 @@ def step(run: Run, of: training.TrainingData, queue_size: int, strategy: Strateg
     queue = Queue.empty(queue_size, of.frozen.dimension, device)
     batch = run.settings.training.batch_size
     queued = torch.arange(batch, batch + queue_size)
-    queue.push(queued.to(device), of.coordinates_deg[queued].float().to(device), of.looks(queued.numpy()).to(device))
+    places, kept = of.coordinates_deg[queued].float().to(device), run.settings.training.queue_embeddings == "kept"
+    with torch.no_grad():
+        embedded = model.embed_places(places) if kept else None
+    queue.push(queued.to(device), places, of.looks(queued.numpy(), device), embedded)
     draws = training.Draws(generator(0, "noise"), generator(0, "shuffled weights"))
     of = replace(of, curve=of.curve.to(device))
 

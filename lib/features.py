@@ -240,24 +240,28 @@ class Features:
         """D."""
         return self.stored.shape[1]
 
-    def rows(self, indices: np.ndarray | torch.Tensor) -> torch.Tensor:
-        """Features v of the rows ``indices`` [n], float32 [n, D], as stored."""
-        return torch.from_numpy(self.stored[np.asarray(indices)]).float()
+    def rows(self, indices: np.ndarray | torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Features v of the rows ``indices`` [n], float32 [n, D]; they travel to ``device`` as they are stored."""
+        return torch.from_numpy(self.stored[np.asarray(indices)]).to(device).float()
 
-    def unit(self, indices: np.ndarray | torch.Tensor) -> torch.Tensor:
-        """Unit features u = (v - mean) / ||v - mean|| of the rows ``indices`` [n], float32 [n, D]."""
-        return F.normalize(self.rows(indices) - self.mean, dim=1)
+    def directions(self, photos: torch.Tensor) -> torch.Tensor:
+        """Unit features u = (v - mean) / ||v - mean|| of features v [n, D]."""
+        return F.normalize(photos - self.mean.to(photos.device), dim=1)
 
-    def seen_in(self, epoch: int, indices: np.ndarray) -> torch.Tensor:
+    def unit(self, indices: np.ndarray | torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Unit features of the rows ``indices`` [n], float32 [n, D]."""
+        return self.directions(self.rows(indices, device))
+
+    def seen_in(self, epoch: int, indices: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
         """What the image head sees of the training photos ``indices`` [n] in ``epoch`` (from 1), float32 [n, D].
 
         The plain view where there is no other; else each photo's V views in turn, beginning at one of its own, so that with as
         many views as epochs no view is seen twice.
         """
         if self.views is None:
-            return self.rows(indices)
+            return self.rows(indices, device)
         number = (epoch + np.asarray(indices) * 2_654_435_761) % self.views.shape[1]  # Knuth's multiplicative hash
-        return torch.from_numpy(self.views[np.searchsorted(self.view_rows, indices), number]).float()
+        return torch.from_numpy(self.views[np.searchsorted(self.view_rows, indices), number]).to(device).float()
 
 
 def read(run: Run) -> Features:
@@ -267,7 +271,7 @@ def read(run: Run) -> Features:
         ArtefactError: notebook 01 has not made them yet.
         FeatureError: the file has other rows than the manifest.
     """
-    manifest = datasets.read(run)
+    manifest = datasets.read(run, ["split"])
     stored = np.load(run.require(run.features, "01_data_preparation"), mmap_mode="r")
     if stored.ndim != 2 or len(stored) != len(manifest):
         raise FeatureError(

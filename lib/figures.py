@@ -15,11 +15,12 @@ from matplotlib.figure import Figure
 
 from lib import pairs as pair_kinds
 from lib import places
+from lib.empirical import EmpiricalSemivariogram
 from lib.evaluation import EXTRA_RADIUS_KM, RADII_KM
 from lib.geodesy import EARTH_AREA_KM2, EARTH_RADIUS_KM
 from lib.photos import open_photo
 from lib.runs import writing
-from lib.semivariogram import EmpiricalSemivariogram, FittedSemivariogram
+from lib.semivariogram import FittedSemivariogram
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 INK, MUTED, LAND, WATER = "#1b1f24", "#6b7280", "#dfe3e6", "#ffffff"

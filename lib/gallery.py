@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lib import datasets, geodesy, places
+from lib import datasets, geodesy, places, ranks
 from lib.datasets.blue_marble import photo_places
+from lib.features import Features
 from lib.model import GeoCLIP
 from lib.runs import Run
 from lib.settings import PROJECT, Evaluation
@@ -36,7 +37,7 @@ def coordinates(run: Run) -> np.ndarray:
         GalleryError: unknown name, or a CSV without usable LAT and LON.
     """
     name = find(run.settings.evaluation)
-    manifest = datasets.read(run)
+    manifest = datasets.read(run, datasets.manifest.PLACES)
     if name == "train":
         return datasets.manifest.coordinates(manifest)[datasets.manifest.rows_of(manifest, "train")]
     if name == "lattice":
@@ -95,6 +96,33 @@ def embed(model: GeoCLIP, coordinates_deg: np.ndarray, device: torch.device, blo
     """Unit embeddings [G, 512] of a gallery, ``block`` places at a time."""
     tensor = torch.tensor(coordinates_deg, dtype=torch.float32)
     return torch.cat([model.embed_places(part.to(device)) for part in tensor.split(block)])
+
+
+@torch.inference_mode()
+def search(
+    model: GeoCLIP, frozen: Features, rows: np.ndarray, gallery_deg: np.ndarray, *, among_ranks: bool = False, block: int = 4_096
+) -> np.ndarray:
+    """Row of the gallery that ``model`` finds most similar to each photo, int64 [n]; of equals the first.
+
+    Holds the gallery's embeddings and ``block`` photos' features at a time.
+
+    Args:
+        rows: the photos' rows of ``frozen``, int64 [n].
+        gallery_deg: [G, 2].
+        among_ranks: each rank embeds and searches its part of the gallery; all call this, and all get the whole answer.
+    """
+    parts = np.array_split(np.arange(len(gallery_deg)), ranks.count()) if among_ranks else [np.arange(len(gallery_deg))]
+    mine = parts[ranks.rank() if among_ranks else 0]
+    best, found = torch.full((len(rows),), -torch.inf), torch.zeros(len(rows), dtype=torch.long)
+    if len(mine):
+        embedded = embed(model, gallery_deg[mine], model.logit_scale.device)
+        blocks = np.array_split(rows, max(1, -(-len(rows) // block)))
+        some = [retrieve_top(model, frozen.rows(part), embedded, 1) for part in blocks]
+        best, found = (torch.cat(one)[:, 0] for one in zip(*some, strict=True))
+    if among_ranks:
+        best, found = (ranks.stacked(one) for one in (best, found + (mine[0] if len(mine) else 0)))
+        found = found.gather(0, best.argmax(0, keepdim=True))[0]  # of equal ones that of the first rank
+    return found.numpy()
 
 
 @torch.inference_mode()

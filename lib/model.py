@@ -172,6 +172,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> GeoCLIP:
 class Queue:
     """The latest ``size`` places and the unit features of the photos taken there: negatives beyond the batch.
 
+    Their embeddings, as their own batch encoded them, without gradient, are held where they are to be kept (``training.queue_embeddings``).
     Starts empty and grows. Upstream fills it with random unit vectors instead, which are not coordinates but places
     within a degree of (0, 0). The manifest's rows tell a photo from itself when it comes back in the next epoch.
     """
@@ -180,21 +181,26 @@ class Queue:
     rows: torch.Tensor
     coordinates_deg: torch.Tensor
     unit_features: torch.Tensor
+    embeddings: torch.Tensor
 
     @classmethod
     def empty(cls, size: int, dimension: int, device: torch.device | str = "cpu") -> Queue:
         """A queue for ``size`` places and features of ``dimension``."""
         rows = torch.empty(0, dtype=torch.long, device=device)
-        return cls(size, rows, torch.empty(0, 2, device=device), torch.empty(0, dimension, device=device))
+        return cls(size, rows, *(torch.empty(0, width, device=device) for width in (2, dimension, EMBEDDING)))
 
     def __len__(self) -> int:
         return len(self.coordinates_deg)
 
     @torch.no_grad()
-    def push(self, rows: torch.Tensor, coordinates_deg: torch.Tensor, unit_features: torch.Tensor) -> None:
-        """Add rows [B], coordinates [B, 2] and unit features [B, D]; the oldest beyond ``size`` leave."""
+    def push(
+        self, rows: torch.Tensor, coordinates_deg: torch.Tensor, unit_features: torch.Tensor, embeddings: torch.Tensor | None = None
+    ) -> None:
+        """Add rows [B], coordinates [B, 2], unit features [B, D], and embeddings [B, 512] where they are kept; the oldest beyond ``size`` leave."""
         if self.size == 0:
             return
         self.rows = torch.cat((self.rows, rows))[-self.size :]
         self.coordinates_deg = torch.cat((self.coordinates_deg, coordinates_deg))[-self.size :]
         self.unit_features = torch.cat((self.unit_features, unit_features))[-self.size :]
+        if embeddings is not None:
+            self.embeddings = torch.cat((self.embeddings, embeddings))[-self.size :]

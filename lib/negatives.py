@@ -65,7 +65,7 @@ class Candidates:
     sharpness: float = 20.0
     concentration: float = 0.1
     prior: float = 0.01
-    scale: float = math.inf
+    scale: torch.Tensor | float = math.inf
     local: LocalCurves | None = None
     group: torch.Tensor | None = None
     draw: torch.Generator | None = None
@@ -94,7 +94,7 @@ class Candidates:
     @cached_property
     def residual(self) -> torch.Tensor:
         """r_ij = gamma(h_ij) - d_ij; positive: more alike than expected."""
-        return self.gamma - self.dissimilarity
+        return torch.addmm(self.gamma.to(self.photo_unit.dtype), self.photo_unit, self.place_unit.T).sub_(1.0)
 
     @cached_property
     def look_alike(self) -> torch.Tensor:
@@ -129,7 +129,7 @@ class Reweighting:
     factor: torch.Tensor | None = None
     targets: torch.Tensor | None = None
     prior: float = 0.0
-    floor: float = -math.inf
+    floor: torch.Tensor | float = -math.inf
 
     def transposed(self) -> Reweighting:
         """The same for places against photos: the first B columns, turned round."""
@@ -299,7 +299,7 @@ def debiased(candidates: Candidates) -> Reweighting:
 
     Source: Chuang et al. 2020, arXiv 2007.00224.
     """
-    return Reweighting(prior=candidates.prior, floor=-float(candidates.scale))
+    return Reweighting(prior=candidates.prior, floor=-candidates.scale)
 
 
 @strategy("similarity", "look alone, no geography", "beta", needs_curve=False, kind="control")

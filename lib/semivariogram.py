@@ -1,20 +1,11 @@
-"""The semivariogram of frozen features over great-circle distance: estimate, fit, evaluate.
-
-Convention: gamma, not 2 gamma. With unit features u the cosine distance d_ij = 1 - u_i . u_j equals half of
-||u_i - u_j||^2, so its mean over the pairs of a lag is Matheron's classical semivariogram of the feature field, summed
-over its dimensions (method.md, section 3). Lags and length scales are in radians; an empty lag is NaN, not 0.
-"""
+"""The theoretical semivariogram: fitted to an empirical one (:mod:`lib.empirical`), saved, evaluated. Lags and length scales in radians."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import gstools
@@ -23,8 +14,9 @@ import pandas as pd
 import torch
 
 from lib import datasets, features, ranks
-from lib.geodesy import EARTH_RADIUS_KM, chord_to_rad, rad_to_km, unit_vectors
-from lib.runs import Run, progress, write_json, writing
+from lib.empirical import EmpiricalSemivariogram, SemivariogramError, estimate
+from lib.geodesy import EARTH_RADIUS_KM, rad_to_km
+from lib.runs import Run, write_json, writing
 
 SLOPE_LIMIT_PER_RAD = 1e-2
 """The range is where d gamma / dh falls below this, per radian (author code)."""
@@ -42,265 +34,8 @@ CRESSIE_ROUNDS = 6
 CRESSIE_FLOOR = 1e-3
 """Smallest gamma that divides a weight: a curve without nugget would give its first lag all the weight there is."""
 
-PAIRS_OF_A_STRIP = 131_072
-"""Pairs that are binned at a time on a processor: a megabyte an array, which its cache holds."""
-
 SHAPE_PARAMETERS = {"Stable": "alpha", "Matern": "nu", "Rational": "alpha"}
 """GSTools' name of the shape parameter of the families that have one; called exponent here."""
-
-
-class SemivariogramError(ValueError):
-    """A semivariogram cannot be estimated, fitted or read; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class EmpiricalSemivariogram:
-    """Sums over the pairs of each lag; the sums of parts, blocks or machines add up.
-
-    Attributes:
-        lag_width_rad: width of a lag; lag k holds the pairs with k width <= h < (k + 1) width.
-        pairs: [K] number of pairs.
-        distance_sum_rad: [K] sum of the pairs' distances h.
-        gamma_sum: [K] sum of the dissimilarities d.
-        square_sum: [K] sum of d**2.
-    """
-
-    lag_width_rad: float
-    pairs: np.ndarray
-    distance_sum_rad: np.ndarray
-    gamma_sum: np.ndarray
-    square_sum: np.ndarray
-
-    @classmethod
-    def empty(cls, lag_width_rad: float) -> EmpiricalSemivariogram:
-        """No pairs, in the lags from 0 to pi."""
-        lags = lag_count(lag_width_rad)
-        return cls(lag_width_rad, np.zeros(lags, dtype=np.int64), *(np.zeros(lags) for _ in range(3)))
-
-    def over_ranks(self) -> EmpiricalSemivariogram:
-        """The sum of what the ranks have."""
-        sums = ranks.total(np.stack((self.pairs, self.distance_sum_rad, self.gamma_sum, self.square_sum)))
-        return EmpiricalSemivariogram(self.lag_width_rad, sums[0].astype(np.int64), *sums[1:])
-
-    def __add__(self, other: EmpiricalSemivariogram) -> EmpiricalSemivariogram:
-        if self.lag_width_rad != other.lag_width_rad or len(self.pairs) != len(other.pairs):
-            raise SemivariogramError("two semivariograms add up only over the same lags")
-        names = ("pairs", "distance_sum_rad", "gamma_sum", "square_sum")
-        return EmpiricalSemivariogram(
-            self.lag_width_rad, *(getattr(self, name) + getattr(other, name) for name in names)
-        )
-
-    @property
-    def lag_rad(self) -> np.ndarray:
-        """[K] mean distance of each lag's pairs, radians; NaN where there are none."""
-        return self._mean(self.distance_sum_rad)
-
-    @property
-    def gamma(self) -> np.ndarray:
-        """[K] mean dissimilarity of each lag, 0..2; NaN where there are no pairs."""
-        return self._mean(self.gamma_sum)
-
-    @property
-    def variance(self) -> np.ndarray:
-        """[K] variance of the dissimilarity within each lag; NaN where there are no pairs."""
-        return np.maximum(self._mean(self.square_sum) - self.gamma**2, 0.0)
-
-    def _mean(self, total: np.ndarray) -> np.ndarray:
-        return np.divide(total, self.pairs, out=np.full(len(total), np.nan), where=self.pairs > 0)
-
-    def coarsened(self, factor: int) -> EmpiricalSemivariogram:
-        """The same sums over lags ``factor`` times as wide, for drawing."""
-        starts = np.arange(0, len(self.pairs), factor)
-        sums = (self.pairs, self.distance_sum_rad, self.gamma_sum, self.square_sum)
-        return EmpiricalSemivariogram(self.lag_width_rad * factor, *(np.add.reduceat(total, starts) for total in sums))
-
-    def table(self) -> pd.DataFrame:
-        """Columns lag_km, gamma, variance, pairs; lags without pairs are left out."""
-        frame = pd.DataFrame(
-            {"lag_km": rad_to_km(self.lag_rad), "gamma": self.gamma, "variance": self.variance, "pairs": self.pairs}
-        )
-        return frame[frame["pairs"] > 0].reset_index(drop=True)
-
-
-def _accumulate(
-    distance_rad: torch.Tensor, lag: torch.Tensor, dissimilarity: torch.Tensor, width: float, lags: int
-) -> EmpiricalSemivariogram:
-    """Sums over the given pairs, all tensors flat [P]; ``lag`` int64."""
-    dissimilarity = dissimilarity.double()
-    sums = [torch.bincount(lag, weights, lags) for weights in (distance_rad, dissimilarity, dissimilarity**2)]
-    pairs = torch.bincount(lag, minlength=lags)
-    return EmpiricalSemivariogram(width, *(one.cpu().numpy() for one in (pairs, *sums)))
-
-
-def _lag_of(distance_rad: torch.Tensor, width: float, lags: int) -> torch.Tensor:
-    return (distance_rad / width).long().clamp_(max=lags - 1)
-
-
-def _of_tile(
-    unit_rows: UnitRows, points: torch.Tensor, width: float, first: int, left: torch.Tensor, block: int, second: int
-) -> EmpiricalSemivariogram:
-    """Sums over the pairs of the block of photos from row ``first``, whose unit features are ``left``, with that from ``second``.
-
-    Each pair once, where they are the same block. Binned a strip of rows at a time, so that what is made on the way stays in the processor's cache.
-    """
-    lags, rows = lag_count(width), np.arange(second, min(second + block, len(points)))
-    right = left if second == first else _checked(unit_rows(rows)).to(left.device)
-    dissimilarity = (left @ right.T).neg_().add_(1.0)
-    strip = max(1, PAIRS_OF_A_STRIP // len(right)) if left.device.type == "cpu" else block
-    total = EmpiricalSemivariogram.empty(width)
-    across = points[second : second + len(right)].T.contiguous()
-    for start in range(0, len(left), strip):
-        chosen = dissimilarity[start : start + strip]
-        distance = (points[first + start : first + start + len(chosen)] @ across).mul_(-2.0).add_(2.0)
-        distance = distance.clamp_(0.0, 4.0).sqrt_().mul_(0.5).arcsin_().mul_(2.0)
-        if second == first:
-            once = torch.ones_like(chosen, dtype=torch.bool).triu_(start + 1)
-            distance, chosen = distance[once], chosen[once]
-        distance = distance.flatten()
-        total = total + _accumulate(distance, _lag_of(distance, width, lags), chosen.flatten(), width, lags)
-    return total
-
-
-def lag_count(width_rad: float) -> int:
-    """Number of lags of ``width_rad`` from 0 to pi."""
-    return max(1, math.ceil(math.pi / width_rad - 1e-9))
-
-
-UnitRows = Callable[[np.ndarray], torch.Tensor]
-"""Row numbers [n] -> unit features, float32 [n, D]."""
-
-
-def estimate(
-    unit_rows: UnitRows,
-    coordinates_deg: np.ndarray,
-    lag_width_rad: float = 0.001,
-    *,
-    max_pairs: int = 200_000_000,
-    seed: int = 0,
-    block: int = 1_024,
-    device: torch.device | str = "cpu",
-    among_ranks: bool = False,
-) -> EmpiricalSemivariogram:
-    """Empirical semivariogram of N photos: exact while there are at most ``max_pairs`` pairs, else from a sample.
-
-    Args:
-        unit_rows: reads unit features of rows 0..N-1.
-        coordinates_deg: [N, 2] latitude and longitude.
-        block: rows of a block; the exact estimate works in about 60 bytes x ``block``**2 beyond two blocks of features,
-            the sampled one holds the row numbers of its pairs, up to about 40 bytes x ``max_pairs``.
-        among_ranks: share the pairs out among the ranks, all of which call this and get the same sums.
-
-    Raises:
-        SemivariogramError: fewer than two photos.
-        ValueError: a coordinate or feature is not finite.
-
-    Source: equation of method.md, section 3; the author code builds N x N matrices and masks them lag by lag.
-    """
-    count = len(coordinates_deg)
-    if count < 2:
-        raise SemivariogramError(f"a semivariogram needs at least two photos; there are {count}")
-    if not np.isfinite(coordinates_deg).all():
-        raise ValueError("a coordinate is not finite; check the manifest")
-    if count * (count - 1) // 2 > max_pairs:
-        return _estimate_sampled(unit_rows, coordinates_deg, lag_width_rad, max_pairs, seed, device, among_ranks)
-    points = unit_vectors(torch.tensor(coordinates_deg)).to(device)
-    starts = range(0, count, block)
-    total = EmpiricalSemivariogram.empty(lag_width_rad)
-    mine = starts[ranks.rank() :: ranks.count()] if among_ranks else starts
-    with _one_thread_each(device) as pool:
-        for first in progress(mine, "semivariogram", len(mine)):
-            left = _checked(unit_rows(np.arange(first, min(first + block, count)))).to(device)
-            tile = partial(_of_tile, unit_rows, points, lag_width_rad, first, left, block)
-            for part in pool(tile, starts[first // block :]):
-                total = total + part
-    return total.over_ranks() if among_ranks else total
-
-
-@contextmanager
-def _one_thread_each(device: torch.device | str) -> Iterator[Callable]:
-    """``map`` over as many threads as torch has, each with one of them; a GPU needs only one.
-
-    Binning does not use several threads by itself, so a second block is worked on meanwhile. Results come in order.
-    """
-    threads = torch.get_num_threads()
-    if torch.device(device).type != "cpu" or threads == 1:
-        yield map
-        return
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield lambda function, items: _ahead(pool, function, items, 2 * threads)
-    finally:
-        torch.set_num_threads(threads)  # its matrix products' threads are the process's, not the thread's
-
-
-def _ahead(pool: ThreadPoolExecutor, function: Callable, items: Sequence, ahead: int) -> Iterator:
-    """``pool.map`` that is at most ``ahead`` results ahead of whoever reads them."""
-    waiting: deque = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _checked(rows: torch.Tensor) -> torch.Tensor:
-    if not torch.isfinite(rows).all():
-        raise ValueError("a feature is not finite; extract the features again (notebook 01, --fresh)")
-    return rows
-
-
-def _estimate_sampled(
-    unit_rows: UnitRows,
-    coordinates_deg: np.ndarray,
-    width: float,
-    max_pairs: int,
-    seed: int,
-    device: torch.device | str,
-    among_ranks: bool,
-) -> EmpiricalSemivariogram:
-    """A stratified sample of pairs: all near pairs of random photos, and uniform random pairs beyond.
-
-    Within a lag every pair has the same chance, so each lag's mean is unbiased. Uniform pairs alone would leave the short
-    lags, where the nugget is read off, nearly empty: they hold a share of the pairs that grows with h only. Pairs of one
-    anchor share a photo, so variance / pairs understates the error of a near lag's mean.
-    """
-    generator = np.random.default_rng(seed)
-    lags, count = lag_count(width), len(coordinates_deg)
-    split_lag = max(1, round(0.05 / width)) if lags > 1 else 0
-    near_rad = split_lag * width
-    near = _near_pairs(np.deg2rad(coordinates_deg), near_rad, max_pairs // 2, generator)
-    far = generator.integers(count, size=(2, max_pairs // 2))
-    points = unit_vectors(torch.tensor(coordinates_deg))
-    total, share = EmpiricalSemivariogram.empty(width), (ranks.rank(), ranks.count()) if among_ranks else (0, 1)
-    for pairs, is_near in ((near, True), (far[:, far[0] != far[1]], False)):
-        for start in range(0, pairs.shape[1], 65_536)[share[0] :: share[1]]:
-            left, right = pairs[:, start : start + 65_536]
-            distance = chord_to_rad(((points[left] - points[right]) ** 2).sum(1)).to(device)
-            keep = (distance < near_rad) == is_near
-            first, second = (_checked(unit_rows(rows)).to(device) for rows in (left, right))
-            lag = _lag_of(distance[keep], width, lags)
-            total = total + _accumulate(distance[keep], lag, (1.0 - (first * second).sum(1))[keep], width, lags)
-    return total.over_ranks() if among_ranks else total
-
-
-def _near_pairs(
-    coordinates_rad: np.ndarray, near_rad: float, wanted: int, generator: np.random.Generator
-) -> np.ndarray:
-    """Pairs [2, P] nearer than ``near_rad``: all those of photos drawn at random until there are about ``wanted``."""
-    from sklearn.neighbors import BallTree
-
-    tree = BallTree(coordinates_rad, metric="haversine")
-    found, total = [np.empty((2, 0), dtype=np.int64)], 0
-    for chunk in np.array_split(generator.permutation(len(coordinates_rad)), max(1, len(coordinates_rad) // 256)):
-        if total >= wanted or near_rad == 0.0:
-            break
-        neighbours = tree.query_radius(coordinates_rad[chunk], near_rad)
-        left = np.repeat(chunk, [len(rows) for rows in neighbours])
-        right = np.concatenate(neighbours)
-        found.append(np.stack((left, right))[:, left != right])
-        total += found[-1].shape[1]
-    return np.concatenate(found, 1)
 
 
 @dataclass(frozen=True)
@@ -511,13 +246,21 @@ class Curve(torch.nn.Module):
         super().__init__()
         nodes = (np.linspace(0.0, 1.0, self.NODES) ** 2) * math.pi
         self.nugget, self.partial_sill, self.range_rad = fitted.nugget, fitted.partial_sill, fitted.range_rad
-        self.register_buffer("values", torch.from_numpy(fitted.gamma(nodes)).float())
+        values = fitted.gamma(nodes)
+        self.register_buffer("values", torch.from_numpy(values).float())
+        self.register_buffer("rise", torch.from_numpy(np.diff(values, append=values[-1])).float())
+
+    @classmethod
+    def position(cls, distance_rad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Node below each distance 0..pi, int64, and the share of the way to the next, float32; of any shape."""
+        position = distance_rad.float().sqrt().mul_((cls.NODES - 1) / math.sqrt(math.pi))
+        lower = position.long().clamp_(max=cls.NODES - 1)
+        return lower, position.frac_()
 
     def gamma(self, distance_rad: torch.Tensor) -> torch.Tensor:
         """gamma(h), float32, of distances 0..pi of any shape."""
-        position = (distance_rad / math.pi).clamp(0.0, 1.0).sqrt() * (self.NODES - 1)
-        lower = position.long().clamp_(max=self.NODES - 2)
-        return torch.lerp(self.values[lower], self.values[lower + 1], (position - lower).to(self.values.dtype))
+        lower, share = self.position(distance_rad)
+        return torch.addcmul(self.values[lower], self.rise[lower], share)
 
     def correlation(self, gamma: torch.Tensor) -> torch.Tensor:
         """C = 1 - (gamma - nugget) / partial_sill of ``gamma`` = gamma(h), any shape."""
@@ -529,16 +272,17 @@ class LocalCurves(torch.nn.Module):
 
     def __init__(self, fitted: Sequence[FittedSemivariogram]) -> None:
         super().__init__()
-        self.register_buffer("values", torch.stack([Curve(one).values for one in fitted]))
+        curves = [Curve(one) for one in fitted]
+        self.register_buffer("values", torch.stack([one.values for one in curves]))
+        self.register_buffer("rise", torch.stack([one.rise for one in curves]))
         self.register_buffer("nugget", torch.tensor([one.nugget for one in fitted]))
         self.register_buffer("partial_sill", torch.tensor([one.partial_sill for one in fitted]))
 
     def gamma(self, distance_rad: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
         """gamma_g(h), float32 [B, M], of distances [B, M] and the photos' groups, int64 [B]."""
-        position = (distance_rad / math.pi).clamp(0.0, 1.0).sqrt() * (Curve.NODES - 1)
-        lower = position.long().clamp_(max=Curve.NODES - 2)
-        flat, first = self.values.flatten(), lower + group[:, None] * Curve.NODES
-        return torch.lerp(flat[first], flat[first + 1], (position - lower).to(flat.dtype))
+        lower, share = Curve.position(distance_rad)
+        lower += group[:, None] * Curve.NODES
+        return torch.addcmul(self.values.flatten()[lower], self.rise.flatten()[lower], share)
 
     def correlation(self, gamma: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
         """C_g = 1 - (gamma - nugget) / partial_sill of ``gamma`` [B, M] and the photos' groups, int64 [B]."""
@@ -555,13 +299,14 @@ def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
     used = settings.model_dump() | {"centred": run.settings.backbone.centred, "device": run.device.type}
 
     def make() -> None:
-        manifest, frozen = datasets.read(run), features.read(run)
+        manifest, frozen = datasets.read(run, datasets.manifest.PLACES), features.read(run)
         rows = datasets.manifest.rows_of(manifest, "train")
         empirical = estimate(
             lambda chosen: frozen.unit(rows[chosen]),
             datasets.manifest.coordinates(manifest)[rows],
             settings.lag_width_rad,
             max_pairs=settings.max_pairs,
+            sample_pairs=settings.sample_pairs,
             seed=settings.seed,
             device=run.device,
             among_ranks=True,
@@ -591,7 +336,7 @@ def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
         inputs=[run.require(run.manifest, "01_data_preparation"), run.require(run.features, "01_data_preparation")],
         outputs=[sums, run.table("semivariogram"), run.semivariogram],
         settings=used,
-        code=["geodesy", "semivariogram", "features"],
+        code=["geodesy", "shells", "binning", "empirical", "semivariogram", "features"],
         by="all ranks",
     )
     return load_empirical(sums), load(run.semivariogram)

@@ -146,6 +146,7 @@ class Semivariogram(_Group):
         "slope", description="slope: first h with d gamma/dh < 1e-2 per rad (author code); sill95: 95 % of the sill"
     )
     max_pairs: int = Field(200_000_000, ge=100, description="all pairs up to here, a stratified sample beyond")
+    sample_pairs: int = Field(20_000_000, ge=100, description="pairs of that sample")
     seed: int = Field(0, description="seed of the sample of pairs")
 
 
@@ -157,6 +158,9 @@ class Training(_Group):
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(512, ge=2)
     queue_size: int = Field(4_096, ge=0, description="earlier places that serve as negatives; 0: the batch's only")
+    queue_embeddings: Literal["renewed", "kept"] = Field(
+        "renewed", description="renewed: the queue's places are encoded anew at each step (GeoCLIP); kept: as their own batch encoded them"
+    )
     learning_rate: float = Field(3e-5, gt=0)
     weight_decay: float = Field(1e-6, ge=0)
     optimizer: Literal["adam", "adamw"] = "adam"

@@ -1,8 +1,9 @@
 """The stages that take long, without notebooks, by as many processes as torchrun starts: ``torchrun -m lib.stages --profile …``.
 
 The photos are made ready by one process; features are extracted by all, each taking every k-th shard; the semivariogram is
-fitted by one; each training is done by one, all at the same time, those of a study (:mod:`lib.study`) too. The notebooks then
-find what has been made.
+estimated by all, each on a share of the pairs; each training is done by one, all at the same time, those of a study
+(:mod:`lib.study`) too, or all work on each (``training.parallel``); then each searches a part of the gallery for all photos. The
+notebooks find what has been made.
 ``NPROC=8 ./run_all.sh …`` does both. Every process needs the same results folder, so one machine, or a shared disk.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from lib import datasets, features, ranks, semivariogram, study, training, variography
+from lib import datasets, evaluation, features, ranks, semivariogram, study, training, variography
 from lib.backbones import BackboneError
 from lib.datasets.manifest import ManifestError
 from lib.features import FeatureError
@@ -28,7 +29,7 @@ EXPECTED = (
 
 
 def make(run: Run) -> None:
-    """Manifest, features, semivariogram and trainings of ``run``, made together or reused."""
+    """Manifest, features, semivariogram, trainings and predictions of ``run``, made together or reused."""
     datasets.prepare(run)
     features.extract(run)
     semivariogram.fit_run(run)
@@ -37,6 +38,7 @@ def make(run: Run) -> None:
     for part in study.PARTS if run.settings.study is not None else ():
         study.make(run, part)
     ranks.wait()
+    evaluation.evaluate(run)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from lib import batches, datasets, features, gallery, geodesy, negatives, ranks, semivariogram
+from lib import batches, datasets, empirical, features, gallery, geodesy, negatives, ranks, semivariogram
 from lib.model import GeoCLIP, Queue, initialise
 from lib.negatives import Candidates, Strategy, contrastive_loss
 from lib.runs import Run, generator, progress, writing
@@ -28,7 +28,7 @@ CODE = [
     "semivariogram:_covariance_model", "semivariogram:_evaluate", "negatives", "batches", "model", "gallery", "training",
     "runs:generator",
 ]  # fmt: skip
-CODE_OF_LEARNED_CURVES = ["semivariogram:of_embeddings", "semivariogram:estimate", "semivariogram:fit"]
+CODE_OF_LEARNED_CURVES = ["shells", "binning", "empirical", "semivariogram:of_embeddings", "semivariogram:fit"]
 LEARNED = ("nugget", "partial_sill", "length_scale_km", "exponent", "range_km", "r2")
 """What of the learned embeddings' semivariogram stands in a history, as ``learned_nugget`` and so on."""
 
@@ -55,7 +55,7 @@ class Draws(NamedTuple):
 class TrainingData:
     """What a training reads: rows, coordinates, features, gallery, curves.
 
-    ``looks`` gives the unit features of which dissimilarities are made: the frozen ones, unless they are refitted.
+    ``refitted`` gives the unit features of which dissimilarities are made, where they are no longer the frozen ones.
     """
 
     frozen: features.Features
@@ -65,10 +65,10 @@ class TrainingData:
     gallery_deg: np.ndarray
     curve: semivariogram.Curve | None
     scale: float
-    looks: semivariogram.UnitRows
     partners: batches.Partners | None = None
     local: semivariogram.LocalCurves | None = None
     groups: torch.Tensor | None = None
+    refitted: empirical.UnitRows | None = None
 
     @classmethod
     def read(cls, run: Run, with_curve: bool, with_local: bool = False) -> TrainingData:
@@ -77,7 +77,8 @@ class TrainingData:
         Raises:
             ArtefactError: notebook 01, or 03 where a curve is needed, has not run.
         """
-        manifest, frozen = datasets.read(run), features.read(run)
+        wanted = [*datasets.manifest.PLACES, *(["continent"] if with_local else [])]
+        manifest, frozen = datasets.read(run, wanted), features.read(run)
         every_row, settings = datasets.manifest.rows_of(manifest, "train"), run.settings.training
         train_rows, places = _some(every_row, settings.photos), datasets.manifest.coordinates(manifest)
         curve, partners, local = None, None, (None, None)
@@ -97,15 +98,25 @@ class TrainingData:
             gallery.coordinates(run),
             curve,
             _input_scale(run, frozen, every_row),
-            frozen.unit,
             partners,
             *local,
         )
 
+    def looks(self, rows: np.ndarray, device: torch.device) -> torch.Tensor:
+        """Unit features [n, D] of which dissimilarities are made, of the manifest's ``rows`` [n]."""
+        return self.frozen.unit(rows, device) if self.refitted is None else self.refitted(rows)
+
+    def of_batch(self, batch: Batch, own: slice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the head sees of the photos ``own`` of a batch, and the looks of all of it; read once where both are the plain view."""
+        if self.frozen.views is not None or self.refitted is not None:
+            return self.frozen.seen_in(batch.epoch, batch.rows[own], device), self.looks(batch.rows, device)
+        photos = self.frozen.rows(batch.rows, device)
+        return photos[own], self.frozen.directions(photos)
+
     def learned(self, model: GeoCLIP, curve: semivariogram.Curve) -> TrainingData:
         """The same, but for looks and curve: those of the photos' embeddings as ``model`` now has them."""
         embedded = embed_training_photos(model, self)
-        return replace(self, looks=lambda rows: embedded[np.searchsorted(self.train_rows, rows)], curve=curve)
+        return replace(self, refitted=lambda rows: embedded[np.searchsorted(self.train_rows, rows)], curve=curve)
 
 
 def _some(rows: np.ndarray, count: int | None) -> np.ndarray:
@@ -374,16 +385,16 @@ def _refitted(model: GeoCLIP, queue: Queue, data: TrainingData, epoch: int) -> T
     """
     try:
         _, fitted = _learned_semivariogram(model, data)
-    except semivariogram.SemivariogramError as error:
+    except empirical.SemivariogramError as error:
         raise TrainingError(f"training.refit_every, before epoch {epoch}: {error}") from error
     data = data.learned(model, semivariogram.Curve(fitted).to(model.logit_scale.device))
-    queue.unit_features = data.looks(queue.rows.cpu().numpy())
+    queue.unit_features = data.looks(queue.rows.cpu().numpy(), model.logit_scale.device)
     return data
 
 
 def _learned_semivariogram(
     model: GeoCLIP, data: TrainingData
-) -> tuple[semivariogram.EmpiricalSemivariogram, semivariogram.FittedSemivariogram]:
+) -> tuple[empirical.EmpiricalSemivariogram, semivariogram.FittedSemivariogram]:
     places = data.coordinates_deg[data.train_rows].numpy()
     return semivariogram.of_embeddings(embed_training_photos(model, data), places)
 
@@ -392,7 +403,7 @@ def _traced(model: GeoCLIP, data: TrainingData) -> dict[str, float]:
     """Parameters of the learned embeddings' semivariogram; NaN while their dissimilarity does not rise with distance."""
     try:
         _, fitted = _learned_semivariogram(model, data)
-    except semivariogram.SemivariogramError:
+    except empirical.SemivariogramError:
         return {f"learned_{name}": math.nan for name in LEARNED}
     return {f"learned_{name}": getattr(fitted, name) for name in LEARNED}
 
@@ -429,14 +440,14 @@ def loss_of_batch(
     settings, device, rows = run.settings.training, run.device, batch.rows
     part = len(rows) if encoder is None else len(rows) // ranks.count()
     own = slice(0, part) if encoder is None else slice(ranks.rank() * part, (ranks.rank() + 1) * part)
-    unit = data.looks(rows).to(device)
-    photos = data.frozen.seen_in(batch.epoch, rows[own]).to(device)
+    photos, unit = data.of_batch(batch, own, device)
     places = data.coordinates_deg[rows].float().to(device)
-    noisy = [geodesy.jitter(places, settings.batch_noise_m, draws.noise)]
-    if len(queue):
+    noisy, kept = [geodesy.jitter(places, settings.batch_noise_m, draws.noise)], settings.queue_embeddings == "kept"
+    if len(queue) and not kept:
         noisy.append(geodesy.jitter(queue.coordinates_deg, settings.queue_noise_m, draws.noise))
     with run.autocast(settings.precision):
-        logits = model.logits(*_encoded(model, encoder, photos, torch.cat(noisy)))
+        photos, embedded = _encoded(model, encoder, photos, torch.cat(noisy))
+        logits = model.logits(photos, torch.cat((embedded, queue.embeddings)) if kept else embedded)
     numbers = torch.from_numpy(rows).to(device)
     itself = torch.nn.functional.pad(numbers[own, None] == queue.rows, (len(rows), 0))
     logits = logits.masked_fill(itself, -math.inf)  # a photo that is still queued from the last epoch is no negative
@@ -455,13 +466,13 @@ def loss_of_batch(
                 all_places,
                 data.curve,
                 **{name: getattr(settings, name) for name in negatives.PARAMETERS},
-                scale=model.logit_scale.exp().item(),
+                scale=model.logit_scale.exp(),
                 local=data.local,
                 group=None if data.groups is None else data.groups[rows[own]].to(device),
                 draw=draws.weights,
             )
         )
-    queue.push(numbers, places, unit)
+    queue.push(numbers, places, unit, embedded if kept else None)
     loss = contrastive_loss(logits, reweighting)
     if settings.symmetric:
         loss = (loss + contrastive_loss(logits[:, : len(rows)].T, reweighting.transposed())) / 2

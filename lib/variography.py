@@ -22,17 +22,14 @@ from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
 from lib import datasets, features
+from lib.empirical import EmpiricalSemivariogram, SemivariogramError, UnitRows, lag_count
 from lib.geodesy import cell_of, chord_to_rad, distance_km, km_to_rad, rad_to_km, unit_vectors
 from lib.runs import Run, progress, write_json, writing
 from lib.semivariogram import (
     RANGE_RULES,
     SHAPE_PARAMETERS,
-    EmpiricalSemivariogram,
     FittedSemivariogram,
-    SemivariogramError,
-    UnitRows,
     fit,
-    lag_count,
     load_empirical,
     load_local,
     range_by_sill,
@@ -120,7 +117,7 @@ def candidates_table(
     """Every family, metric and weighting fitted to the same coarse lags, judged alike.
 
     Args:
-        empirical: of even lags, as :func:`lib.semivariogram.estimate` gives it; merged here into about ``lags`` lags.
+        empirical: of even lags, as :func:`lib.empirical.estimate` gives it; merged here into about ``lags`` lags.
         folds: contiguous blocks of the lags, alike in log distance, of which each is left out once.
 
     Returns:
@@ -860,7 +857,7 @@ def fit_local(run: Run, by: str = "continent") -> dict[str, FittedSemivariogram]
         outputs=[run.semivariogram_local],
         settings=settings.model_dump()
         | {"by": by, "centred": run.settings.backbone.centred, "device": run.device.type},
-        code=["geodesy", "features", "semivariogram", "variography"],
+        code=["geodesy", "features", "shells", "binning", "empirical", "semivariogram", "variography"],
     )
     return load_local(run.semivariogram_local)
 
@@ -960,7 +957,7 @@ def examine(run: Run, resamples: int = 500) -> Findings:
         inputs=[run.require(path, "03_semivariogram") for path in (run.manifest, run.features, run.empirical)],
         outputs=[kept, *map(run.table, TABLES.values())],
         settings=used,
-        code=["geodesy", "features", "semivariogram", "variography"],
+        code=["geodesy", "features", "shells", "binning", "empirical", "semivariogram", "variography"],
     )
     return Findings(_load_bands(kept), **{name: pd.read_csv(run.table(table)) for name, table in TABLES.items()})
 

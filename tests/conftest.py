@@ -69,6 +69,17 @@ def world(sizes: dict[str, int] = SIZES, dimension: int = DIMENSION, seed: int =
     return manifest, features.astype(np.float32)
 
 
+def unit_rows(features: np.ndarray) -> Callable[[np.ndarray], torch.Tensor]:
+    """What ``estimate`` reads: features of the given rows at unit length."""
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    return lambda rows: torch.from_numpy(unit[rows]).float()
+
+
+def small_world(count: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    manifest, features = world({"train": count})
+    return features.astype(np.float64), manifest[["latitude", "longitude"]].to_numpy(copy=True)
+
+
 def fitted(**changes: object) -> FittedSemivariogram:
     """A fitted curve with the shape that real imagery has."""
     values = {

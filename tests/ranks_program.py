@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from conftest import NarrowLocationEncoder
 
-from lib import datasets, features, model, ranks, semivariogram, training
+from lib import datasets, empirical, evaluation, features, gallery, model, ranks, training
 from lib.runs import Run
 from lib.settings import load
 
@@ -20,13 +20,18 @@ def main(folder: Path, overrides: list[str]) -> None:
     run = Run(load("smoke", overrides), folder)
     manifest, frozen = datasets.read(run), features.read(run)
     for name, most in (("exact", 10**9), ("sampled", 4_000)):
-        sums = semivariogram.estimate(
-            lambda rows: frozen.unit(rows), datasets.manifest.coordinates(manifest), 0.05, max_pairs=most, block=32, among_ranks=True
+        sums = empirical.estimate(
+            lambda rows: frozen.unit(rows), datasets.manifest.coordinates(manifest), 0.05, max_pairs=most, sample_pairs=4_000, among_ranks=True
         )
         if ranks.rank() == 0:
             np.savez(folder / f"{name}.npz", **asdict(sums))
     training.train_all(run, run.settings.training.strategies)
     ranks.wait()
+    evaluation.evaluate(run)
+    trained = model.load(run.checkpoint("infonce", 0))
+    found = gallery.search(trained, frozen, datasets.manifest.rows_of(manifest, "test"), np.array([[10.0, 20.0]]), among_ranks=True)
+    if ranks.rank() == 0:
+        np.save(folder / "few_places.npy", found)
     ranks.stop()
 
 

@@ -9,8 +9,8 @@ from conftest import fitted
 from scipy import integrate, stats
 
 from lib.batches import Partners, at_random, by_curve, look_alike_density
+from lib.empirical import EmpiricalSemivariogram
 from lib.geodesy import distance_km, km_to_rad, uniform_on_sphere
-from lib.semivariogram import EmpiricalSemivariogram
 
 ROWS = np.arange(100, 3_100)
 PLACES = uniform_on_sphere(len(ROWS), np.random.default_rng(0))

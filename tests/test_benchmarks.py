@@ -9,8 +9,13 @@ import pytest
 from benchmarks import harness
 from benchmarks.__main__ import NAMES, main
 
-SMALL = {"semivariogram": ((40, 90), {}), "retrieval": ((3, 70), {"places": 900}), "reweighting": ((0, 24), {"batch": 16}),
+SMALL = {"semivariogram": ((40, 90), {}), "sampling": ((300, 600), {"photos": 300}), "scale": ((300,), {}), "pipeline": ((90,), {}),
+         "retrieval": ((3, 70), {"places": 900}), "reweighting": ((0, 24), {"batch": 16}),
          "training": ((4, 8), {}), "features": ((3, 6), {})}  # fmt: skip
+
+
+LARGEST_DIFFERENCE = {"sampling": 0.5, "bfloat16": 0.05, "kept embeddings": 1e-4}
+"""Where ours is not the reference's answer: a sample of the pairs, a coarser arithmetic."""
 
 
 def test_every_benchmark_is_tried() -> None:
@@ -23,10 +28,11 @@ def test_ours_and_the_reference_give_the_same_answer(name: str, tmp_path: Path) 
     result = import_module(f"benchmarks.{name}").run(sizes, **more)
     stored = json.loads(result.save(tmp_path).read_text())
     assert {"name", "unit", "goal", "met", "rows", "machine", "versions"} <= stored.keys() and isinstance(stored["met"], bool)
-    assert {"cores", "processor", "accelerator"} <= stored["machine"].keys() and [row["size"] for row in stored["rows"]] == list(sizes)
+    assert {"cores", "processor", "accelerator"} <= stored["machine"].keys() and set(sizes) <= {row["size"] for row in stored["rows"]}
     for row in stored["rows"]:
         assert {"ours_seconds", "reference_seconds", "ratio", "ours_peak_bytes", "reference_peak_bytes"} <= row.keys()
-        assert row["max_difference"] < 2e-5 and row["ratio"] == pytest.approx(row["reference_seconds"] / row["ours_seconds"])
+        assert row["max_difference"] is None or row["max_difference"] < LARGEST_DIFFERENCE.get(row["part"] or name, 2e-5)
+        assert row["ratio"] is None or row["ratio"] == pytest.approx(row["reference_seconds"] / row["ours_seconds"])
     assert "ours_seconds" in result.table()
 
 
@@ -39,4 +45,4 @@ def test_the_memory_that_a_call_holds_is_seen() -> None:
 
 def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture) -> None:
     assert main(["retrieval", "nonsense"]) == 1
-    assert "there is no benchmark nonsense; there are features, retrieval," in capsys.readouterr().err
+    assert "there is no benchmark nonsense; there are features, pipeline, retrieval," in capsys.readouterr().err

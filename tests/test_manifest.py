@@ -167,3 +167,27 @@ class TestPrepare:
     def test_reading_before_it_is_made_names_the_notebook(self, bare: Run) -> None:
         with pytest.raises(ArtefactError, match="01_data_preparation"):
             datasets.read(bare)
+
+
+class TestSomeColumns:
+    """What needs places only does not read a gigabyte of ids and paths."""
+
+    def test_they_are_those_of_the_whole(self, tmp_path: Path) -> None:
+        whole, _ = world()
+        manifest.write(whole, tmp_path / "manifest.parquet")
+        some = manifest.read(tmp_path / "manifest.parquet", manifest.PLACES)
+        assert list(some) == list(manifest.PLACES)
+        pd.testing.assert_frame_equal(some, whole[list(manifest.PLACES)], check_dtype=False)
+
+    def test_one_that_is_not_there_is_named(self, tmp_path: Path) -> None:
+        whole, _ = world()
+        whole.drop(columns="split").to_parquet(tmp_path / "manifest.parquet")
+        with pytest.raises(ManifestError, match="manifest.parquet: column 'split' is missing; there are latitude, longitude"):
+            manifest.read(tmp_path / "manifest.parquet", manifest.PLACES)
+
+    def test_they_are_checked_as_the_whole_is(self, tmp_path: Path) -> None:
+        whole, _ = world()
+        whole.loc[3, "latitude"] = 91.0
+        whole.to_parquet(tmp_path / "manifest.parquet")
+        with pytest.raises(ManifestError, match="row 4: latitude is not within"):
+            manifest.read(tmp_path / "manifest.parquet", manifest.PLACES)

@@ -408,3 +408,18 @@ class TestRegistry:
             factor, log_weight = FORMULAS[name](d, h)
             if i != j:
                 assert effect[i, j].item() == pytest.approx(math.log(factor) + log_weight, abs=5e-5)
+
+
+@pytest.mark.parametrize("name", sorted(set(REGISTRY) - {"shuffled"}))  # shuffled draws on the processor, as a control may
+def test_weights_and_loss_never_leave_the_device(name: str) -> None:
+    """On the device ``meta`` tensors have a shape and no values: whatever asked for a number, or went through NumPy, would fail."""
+    with torch.device("meta"):
+        logits = torch.empty(PHOTOS, PLACES, requires_grad=True)
+        unit = [torch.empty(count, 8) for count in (PHOTOS, PLACES)]
+        places = [torch.empty(count, 2) for count in (PHOTOS, PLACES)]
+        group, scale = torch.empty(PHOTOS, dtype=torch.long), torch.empty(())
+    curve, local = Curve(MODEL).to("meta"), LocalCurves([MODEL, OTHER_MODEL]).to("meta")
+    seen = Candidates(logits.detach(), *unit, *places, curve, ALPHA, BETA, prior=PRIOR, scale=scale, local=local, group=group)
+    loss = contrastive_loss(logits, get(name).reweight(seen))
+    loss.backward()
+    assert loss.device.type == logits.grad.device.type == "meta" and loss.shape == ()

@@ -14,9 +14,10 @@ from safetensors.numpy import load_file
 from lib.settings import PROJECT
 
 SETTINGS = ["device=cpu", "training.precision=float32", "backbone.precision=float32", "training.batch_size=32", "training.seeds=0",
-            "training.queue_size=40", "training.epochs=3", "training.strategies=infonce,decayed,semivariogram,hcl,distance_soft",
+            "training.queue_size=40", "training.epochs=3", "training.strategies=infonce,decayed,semivariogram,hcl,distance_soft,kept",
+            "training.variants.kept.strategy=decayed", "training.variants.kept.queue_embeddings=kept",
             "training.validate_every=10", "training.parallel=batches"]  # fmt: skip
-LABELS = ["infonce", "decayed", "semivariogram", "hcl", "distance_soft"]
+LABELS = ["infonce", "decayed", "semivariogram", "hcl", "distance_soft", "kept"]
 
 
 def work(folder: Path, processes: int, *more: str) -> subprocess.CompletedProcess[str]:
@@ -63,6 +64,19 @@ def test_two_ranks_with_half_a_batch_each_train_what_one_trains_with_the_whole(b
         np.testing.assert_allclose(value, two[name], rtol=1e-4, atol=2e-5, err_msg=name)
     losses = [pd.read_csv(folder / "history" / f"{label}_seed0.csv")["loss"] for folder in both]
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_two_ranks_with_half_the_gallery_each_predict_what_one_does(both: list[Path]) -> None:
+    one, two = (pd.read_parquet(folder / "predictions.parquet") for folder in both)
+    assert len(one) == len(LABELS) * 40 and one["error_km"].std() > 100.0
+    pd.testing.assert_frame_equal(one, two)
+    for name in ("accuracy", "comparison", "bounds", "by_continent", "by_latitude"):
+        assert (both[0] / "tables" / f"{name}.csv").read_text() == (both[1] / "tables" / f"{name}.csv").read_text()
+
+
+def test_a_gallery_of_fewer_places_than_ranks_is_searched(both: list[Path]) -> None:
+    one, two = (np.load(folder / "few_places.npy") for folder in both)
+    assert one.tolist() == two.tolist() == [0] * 24
 
 
 def test_one_rank_more_or_less_makes_no_training_anew(both: list[Path], tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,50 +12,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Runs, fitted, world
+from conftest import Runs, fitted, unit_rows, world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import least_squares
 from sklearn.metrics.pairwise import haversine_distances
 
 from lib import semivariogram
+from lib.empirical import EmpiricalSemivariogram, SemivariogramError, estimate
 from lib.geodesy import EARTH_RADIUS_KM, uniform_on_sphere
-from lib.semivariogram import Curve, EmpiricalSemivariogram, SemivariogramError, estimate, fit, load
+from lib.semivariogram import Curve, fit, load
 
 FAMILIES = ["Stable", "Exponential", "Gaussian", "Spherical", "Matern", "Rational"]
 SHAPE = {"Stable": ("alpha", 0.8), "Matern": ("nu", 0.8), "Rational": ("alpha", 1.5)}
-
-
-def unit_rows(features: np.ndarray) -> Callable[[np.ndarray], torch.Tensor]:
-    """What ``estimate`` reads: features of the given rows at unit length."""
-    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    return lambda rows: torch.from_numpy(unit[rows]).float()
-
-
-def brute_force(features: np.ndarray, coordinates: np.ndarray, width: float) -> dict[str, np.ndarray]:
-    """Count, mean distance, mean and variance of 1 - cosine in each lag: a double loop over the pairs."""
-    lags = math.ceil(math.pi / width)
-    distances, values = [[] for _ in range(lags)], [[] for _ in range(lags)]
-    for i in range(len(features)):
-        for j in range(i + 1, len(features)):
-            (la, lo), (lb, lp) = np.deg2rad(coordinates[i]), np.deg2rad(coordinates[j])
-            cosine = math.sin(la) * math.sin(lb) + math.cos(la) * math.cos(lb) * math.cos(lo - lp)
-            h = math.acos(min(1.0, max(-1.0, cosine)))
-            norm = math.sqrt(float(features[i] @ features[i])) * math.sqrt(float(features[j] @ features[j]))
-            distances[min(int(h / width), lags - 1)].append(h)
-            values[min(int(h / width), lags - 1)].append(1.0 - float(features[i] @ features[j]) / norm)
-    mean = [np.mean(found) if found else np.nan for found in values]
-    return {
-        "pairs": np.array([len(found) for found in values]),
-        "lag_rad": np.array([np.mean(found) if found else np.nan for found in distances]),
-        "gamma": np.array(mean),
-        "variance": np.array([np.var(found) if found else np.nan for found in values]),
-    }
-
-
-def small_world(count: int = 60) -> tuple[np.ndarray, np.ndarray]:
-    manifest, features = world({"train": count})
-    return features.astype(np.float64), manifest[["latitude", "longitude"]].to_numpy(copy=True)
 
 
 def measured(gamma: np.ndarray, lag: np.ndarray, pairs: np.ndarray | int = 1_000) -> EmpiricalSemivariogram:
@@ -66,141 +34,6 @@ def measured(gamma: np.ndarray, lag: np.ndarray, pairs: np.ndarray | int = 1_000
 
 
 LAG = (np.arange(157) + 0.5) * 0.02
-
-
-class TestEstimate:
-    @pytest.mark.parametrize("width", [0.05, 0.31, 1.0])
-    def test_it_is_the_mean_over_the_pairs_of_each_lag(self, width: float) -> None:
-        features, coordinates = small_world()
-        found = estimate(unit_rows(features), coordinates, width)
-        expected = brute_force(features, coordinates, width)
-        assert np.array_equal(found.pairs, expected["pairs"])
-        for name in ("lag_rad", "gamma", "variance"):
-            assert np.allclose(getattr(found, name), expected[name], atol=2e-6, equal_nan=True), name
-
-    def test_a_lag_without_pairs_is_nan_and_left_out_of_the_table(self) -> None:
-        features, coordinates = small_world(4)
-        found = estimate(unit_rows(features), coordinates, 0.02)
-        empty = found.pairs == 0
-        assert empty.any()
-        for name in ("gamma", "lag_rad", "variance"):
-            assert np.array_equal(np.isnan(getattr(found, name)), empty)
-        assert len(found.table()) == (~empty).sum()
-        assert found.table()["pairs"].sum() == 6
-
-    @pytest.mark.parametrize("block", [1, 7, 30, 59, 60, 61])
-    def test_blocks_of_any_size_add_up_to_the_same(self, block: int) -> None:
-        features, coordinates = small_world()
-        whole = estimate(unit_rows(features), coordinates, 0.2, block=1_000)
-        parts = estimate(unit_rows(features), coordinates, 0.2, block=block)
-        assert np.array_equal(parts.pairs, whole.pairs)
-        for name in ("distance_sum_rad", "gamma_sum", "square_sum"):
-            assert np.allclose(getattr(parts, name), getattr(whole, name), atol=1e-4)
-
-    def test_sums_of_machines_add_up_and_other_lags_do_not(self) -> None:
-        features, coordinates = small_world()
-        north, south = coordinates[:, 0] >= 0.0, coordinates[:, 0] < 0.0
-        whole = estimate(unit_rows(features), coordinates, 0.2)
-        halves = [estimate(unit_rows(features[part]), coordinates[part], 0.2) for part in (north, south)]
-        between = whole.pairs - halves[0].pairs - halves[1].pairs
-        assert (halves[0] + halves[1]).pairs.sum() + north.sum() * south.sum() == whole.pairs.sum()
-        assert between.min() >= 0
-        with pytest.raises(SemivariogramError, match="same lags"):
-            halves[0] + estimate(unit_rows(features), coordinates, 0.1)
-
-    def test_wider_lags_hold_the_same_sums(self) -> None:
-        features, coordinates = small_world()
-        fine, wide = (estimate(unit_rows(features), coordinates, width) for width in (0.1, 0.4))
-        coarse = fine.coarsened(4)
-        assert coarse.lag_width_rad == pytest.approx(0.4)
-        assert np.array_equal(coarse.pairs, wide.pairs)
-        assert np.allclose(coarse.gamma, wide.gamma, equal_nan=True, atol=1e-6)
-        assert fine.coarsened(5).pairs.sum() == 60 * 59 // 2
-
-    def test_photos_of_one_place_and_antipodes_fall_into_the_first_and_the_last_lag(self) -> None:
-        coordinates = np.array([[20.0, 30.0], [20.0, 30.0], [-20.0, -150.0]])
-        found = estimate(unit_rows(np.eye(3)), coordinates, 0.001)
-        assert found.pairs[0] == 1
-        assert found.pairs[-1] == 2
-        assert found.gamma[0] == found.gamma[-1] == pytest.approx(1.0)
-
-    def test_one_photo_and_lost_coordinates_and_features_are_refused(self) -> None:
-        features, coordinates = small_world(5)
-        with pytest.raises(SemivariogramError, match="at least two photos; there are 1"):
-            estimate(unit_rows(features[:1]), coordinates[:1])
-        with pytest.raises(ValueError, match="coordinate is not finite"):
-            estimate(unit_rows(features), np.where(np.arange(5)[:, None] == 3, np.nan, coordinates))
-        features[:, 0] = np.nan
-        for max_pairs in (10, 9):  # exact, sampled
-            with pytest.raises(ValueError, match="feature is not finite"):
-                estimate(unit_rows(features), coordinates, max_pairs=max_pairs)
-
-
-@pytest.fixture(scope="module")
-def clustered() -> tuple[Callable[[np.ndarray], torch.Tensor], np.ndarray, EmpiricalSemivariogram]:
-    """1,500 photos, 300 of them around one place, where most short lags are; their exact semivariogram."""
-    generator = np.random.default_rng(1)
-    coordinates = uniform_on_sphere(1_500, generator, 70.0)
-    coordinates[:300] = generator.normal([45.0, 10.0], 3.0, (300, 2))
-    phase = np.deg2rad(coordinates) @ generator.normal(size=(2, 16)) * 2.0 + generator.uniform(0, 6, 16)
-    rows = unit_rows(np.cos(phase) + 0.3 * generator.normal(size=(1_500, 16)))
-    return rows, coordinates, estimate(rows, coordinates, 0.01)
-
-
-@pytest.fixture(scope="module")
-def sampled(clustered: tuple) -> tuple[EmpiricalSemivariogram, list[EmpiricalSemivariogram]]:
-    """The exact semivariogram, and 16 sampled ones of a tenth of the pairs."""
-    rows, coordinates, exact = clustered
-    return exact, [estimate(rows, coordinates, 0.01, max_pairs=110_000, seed=seed) for seed in range(16)]
-
-
-class TestSampledEstimate:
-    def test_in_each_lag_it_agrees_with_the_exact_one_within_its_standard_error(self, sampled: tuple) -> None:
-        exact, parts = sampled
-        gamma = np.stack([part.gamma for part in parts])
-        full = (np.stack([part.pairs for part in parts]).min(0) >= 30) & (exact.pairs > 0)
-        assert full.sum() > 200
-        error = gamma[:, full].std(0, ddof=1) / math.sqrt(len(parts))
-        z = (gamma[:, full].mean(0) - exact.gamma[full]) / np.maximum(error, 1e-7)
-        assert np.abs(z).max() < 6.0
-        assert 0.8 < np.sqrt(np.mean(z**2)) < 1.35
-        assert abs(z.mean()) < 0.3
-
-    def test_beyond_the_near_lags_its_own_standard_error_is_honest(self, sampled: tuple) -> None:
-        exact, parts = sampled
-        far = (np.arange(len(exact.pairs)) >= 5) & (np.stack([part.pairs for part in parts]).min(0) >= 30)
-        z = np.concatenate(
-            [(part.gamma - exact.gamma)[far] / np.sqrt(part.variance[far] / part.pairs[far]) for part in parts]
-        )
-        assert np.mean(np.abs(z) < 2.0) == pytest.approx(0.954, abs=0.02)
-
-    def test_short_lags_of_some_photos_only_are_unbiased(self, clustered: tuple) -> None:
-        rows, coordinates, exact = clustered
-        parts = [estimate(rows, coordinates, 0.01, max_pairs=8_000, seed=seed) for seed in range(40)]
-        gamma = np.stack([part.gamma[:5] for part in parts])
-        error = gamma.std(0, ddof=1) / math.sqrt(len(parts))
-        assert error.min() > 1e-5  # not every near pair is in the sample
-        assert np.abs((gamma.mean(0) - exact.gamma[:5]) / error).max() < 4.0
-
-    def test_short_lags_hold_a_larger_share_of_the_sample_than_of_the_pairs(self, sampled: tuple) -> None:
-        exact, parts = sampled
-        share = parts[0].pairs / np.maximum(exact.pairs, 1)
-        assert share[:5].min() > 3.0 * share[20:200].mean()
-
-    def test_it_reads_no_more_than_was_asked_by_much_and_is_seeded(self, sampled: tuple) -> None:
-        features, coordinates = small_world(200)
-        one, two, other = (
-            estimate(unit_rows(features), coordinates, 0.1, max_pairs=5_000, seed=seed) for seed in (3, 3, 4)
-        )
-        assert np.array_equal(one.gamma_sum, two.gamma_sum)
-        assert not np.array_equal(one.gamma_sum, other.gamma_sum)
-        assert max(part.pairs.sum() for part in sampled[1]) < 1.5 * 110_000
-
-    def test_a_lag_wider_than_the_near_zone_is_estimated_as_well(self) -> None:
-        features, coordinates = small_world(300)
-        exact = estimate(unit_rows(features), coordinates, 0.5)
-        part = estimate(unit_rows(features), coordinates, 0.5, max_pairs=20_000)
-        assert np.allclose(part.gamma, exact.gamma, atol=6.0 * np.sqrt(exact.variance / part.pairs).max())
 
 
 Field = tuple[np.ndarray, np.ndarray, gstools.CovModel]

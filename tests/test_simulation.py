@@ -12,9 +12,10 @@ from sklearn.metrics import average_precision_score
 
 from lib import simulation, study_figures
 from lib.datasets import manifest as manifests
+from lib.empirical import estimate
 from lib.geodesy import distance_km
 from lib.negatives import Candidates
-from lib.semivariogram import estimate, fit
+from lib.semivariogram import fit
 from lib.settings import Simulation
 from lib.simulation import FALSE, HARD, SimulationError
 

@@ -14,6 +14,7 @@ from conftest import Runs, fitted, world
 from geoclip.model.location_encoder import LocationEncoder
 
 from lib import model, negatives, training
+from lib.features import Features
 from lib.model import GeoCLIP, load
 from lib.negatives import REGISTRY, Candidates, Reweighting, Strategy, StrategyError
 from lib.runs import ArtefactError, Run
@@ -143,6 +144,21 @@ class TestBatches:
         assert [len(one.logits) for one in watch.seen] == [96]
 
 
+class TestData:
+    """What a step reads of the features, and how often."""
+
+    def test_where_head_and_looks_see_the_plain_view_its_rows_are_read_once(self, make_run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+        run = make_run(*SHORT)
+        data, read, rows = TrainingData.read(run, with_curve=False), [], Features.rows
+        monkeypatch.setattr(Features, "rows", lambda self, *asked: read.append(len(asked[0])) or rows(self, *asked))
+        chosen = data.train_rows[[5, 3, 9, 1]]
+        photos, looks = data.of_batch(training.Batch(1, chosen), slice(1, 3), run.device)
+        assert read == [4]
+        assert torch.equal(photos, data.frozen.rows(chosen[1:3]))
+        assert torch.equal(looks, data.frozen.unit(chosen))
+        assert torch.equal(looks, data.looks(chosen, run.device))
+
+
 class TestQueue:
     def test_it_starts_empty_and_holds_the_latest_batches_places_and_features(self, make_run: Runs) -> None:
         watch = Watch("semivariogram")
@@ -169,6 +185,29 @@ class TestQueue:
             same[:, : len(same)] = False
             assert torch.equal(hidden, same)
         assert np.isfinite(history["loss"]).all()
+
+    STILL = (*SHORT, "training.queue_size=30", "training.batch_noise_m=0", "training.queue_noise_m=0", "training.learning_rate=1e-12")
+
+    def test_kept_embeddings_of_a_model_that_stands_still_are_renewed_ones(self, make_run: Runs) -> None:
+        losses = [
+            trained(make_run(*self.STILL, f"training.queue_embeddings={how}"), "decayed")[1]["loss"].item() for how in ("renewed", "kept")
+        ]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+    def test_kept_embeddings_of_a_model_that_learns_lag_behind(self, make_run: Runs) -> None:
+        renewed, kept = (
+            trained(make_run(*SHORT, "training.queue_size=30", "training.learning_rate=0.01", f"training.queue_embeddings={how}"))[1]["loss"].item()
+            for how in ("renewed", "kept")
+        )
+        assert renewed != pytest.approx(kept, rel=1e-4)
+
+    def test_only_renewed_ones_are_encoded_at_each_step(self, make_run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+        encode, counts = GeoCLIP.embed_places, []
+        monkeypatch.setattr(GeoCLIP, "embed_places", lambda self, places: counts.append(len(places)) or encode(self, places))
+        for how, expected in (("renewed", [24, 48, 54, 54]), ("kept", [24, 24, 24, 24])):
+            counts.clear()
+            trained(make_run(*SHORT, "training.queue_size=30", f"training.queue_embeddings={how}"))
+            assert counts[:4] == expected
 
     def test_it_changes_what_is_learned(self, make_run: Runs) -> None:
         with_queue, without = make_run(*SHORT, "training.queue_size=24"), make_run(*SHORT)

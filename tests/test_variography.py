@@ -21,8 +21,9 @@ from sklearn.metrics import roc_auc_score
 from test_semivariogram import LAG, measured, unit_rows
 
 from lib import datasets, semivariogram, variography
+from lib.empirical import EmpiricalSemivariogram, SemivariogramError, estimate
 from lib.geodesy import cell_of, pairwise_distance_rad, uniform_on_sphere, unit_vectors
-from lib.semivariogram import SemivariogramError, estimate, fit
+from lib.semivariogram import fit
 from lib.variography import VariographyError, group_difference, labelled_cells, lag_edges, place_groups, place_sums
 
 RISE = 0.1 + 0.8 * (1.0 - np.exp(-LAG / 0.3))
@@ -139,7 +140,7 @@ class TestCandidates:
             0.1 + 0.8 * (1.0 - np.exp(-lag / 0.3)) + 0.3 * np.random.default_rng(0).normal(size=314) / np.sqrt(pairs)
         )
         even = measured(gamma, lag, pairs)
-        spread = semivariogram.EmpiricalSemivariogram(
+        spread = EmpiricalSemivariogram(
             0.01, pairs, lag * pairs, gamma * pairs, (gamma**2 + 0.09) * pairs
         )
         assert np.allclose(spread.gamma, even.gamma)

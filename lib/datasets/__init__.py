@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -95,10 +96,10 @@ def _photos_exist(run: Run) -> bool:
     return all((root_of(run) / path).exists() for path in paths)
 
 
-def read(run: Run) -> pd.DataFrame:
-    """The run's manifest.
+def read(run: Run, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """The run's manifest, or ``columns`` of it.
 
     Raises:
         ArtefactError: notebook 01 has not made it yet.
     """
-    return manifest.read(run.require(run.manifest, "01_data_preparation"))
+    return manifest.read(run.require(run.manifest, "01_data_preparation"), columns)

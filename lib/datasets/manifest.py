@@ -7,6 +7,7 @@ Columns: ``id`` (text, unique), ``path`` (relative to the data set's root), ``la
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,15 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from pyarrow import parquet
 
 from lib.geodesy import nearest
 from lib.photos import UNREADABLE, open_photo
 from lib.runs import progress, writing
 
 REQUIRED = ("id", "path", "latitude", "longitude", "split")
+PLACES = ("latitude", "longitude", "split")
+"""What a training or a semivariogram needs to know: of five million photos ids and paths are a gigabyte."""
 OUTSIDE = r"^(?:[/\\]|[A-Za-z]:)|(?:^|[/\\])\.\.(?:[/\\]|$)"
 """Paths that are absolute or climb out of their folder."""
 
@@ -35,34 +39,37 @@ class ManifestError(ValueError):
     """A manifest cannot be used; the message names the file, the row and the mend."""
 
 
-def check(manifest: pd.DataFrame, source: str) -> None:
-    """Check columns, coordinates, ids and splits of ``manifest``; ``source`` names it in messages.
+def check(manifest: pd.DataFrame, source: str, columns: Sequence[str] = REQUIRED) -> None:
+    """Check that ``manifest`` has ``columns``, and the coordinates, ids, splits and paths among them; ``source`` names it in messages.
 
     Raises:
         ManifestError: with the first offending row and the number of such rows.
     """
-    if missing := [name for name in REQUIRED if name not in manifest]:
+    if missing := [name for name in columns if name not in manifest]:
         raise ManifestError(f"{source}: column {missing[0]!r} is missing; there are {', '.join(map(str, manifest))}")
     if manifest.empty:
         raise ManifestError(f"{source}: no photos; check the folder and the table it was made from")
-    for name, limit in (("latitude", 90.0), ("longitude", 180.0)):
+    for name, limit in ((name, limit) for name, limit in (("latitude", 90.0), ("longitude", 180.0)) if name in columns):
         values = pd.to_numeric(manifest[name], errors="coerce")
         _refuse(source, manifest, ~np.isfinite(values), f"{name} is not a number")
         _refuse(source, manifest, values.abs() > limit, f"{name} is not within +-{limit:g} degrees (columns swapped?)")
-    _refuse(source, manifest, manifest["id"].isna() | manifest["id"].duplicated(), "id is missing or used twice")
-    known = manifest["split"].isin(["train", "validation"]) | manifest["split"].astype(str).str.startswith("test")
-    _refuse(source, manifest, ~known, "split is none of train, validation, test…")
-    named = manifest["path"].map(lambda path: isinstance(path, str) and path != "")
-    _refuse(source, manifest, ~named, "path is missing")
-    outside = manifest["path"].str.contains(OUTSIDE, regex=True)
-    _refuse(source, manifest, outside, "path leaves the data set's folder")
+    if "id" in columns:
+        _refuse(source, manifest, manifest["id"].isna() | manifest["id"].duplicated(), "id is missing or used twice")
+    if "split" in columns:
+        known = manifest["split"].isin(["train", "validation"]) | manifest["split"].astype(str).str.startswith("test")
+        _refuse(source, manifest, ~known, "split is none of train, validation, test…")
+    if "path" in columns:
+        named = manifest["path"].map(lambda path: isinstance(path, str) and path != "")
+        _refuse(source, manifest, ~named, "path is missing")
+        outside = manifest["path"].str.contains(OUTSIDE, regex=True)
+        _refuse(source, manifest, outside, "path leaves the data set's folder")
 
 
 def _refuse(source: str, manifest: pd.DataFrame, wrong: pd.Series, sentence: str) -> None:
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         entry = manifest.iloc[row]
-        shown = {name: entry[name] for name in ("id", "latitude", "longitude", "split")}
+        shown = {name: entry[name] for name in ("id", "latitude", "longitude", "split") if name in entry}
         raise ManifestError(
             f"{source}: row {row + 1}: {sentence} ({shown}; {int(wrong.sum())} such rows); mend or drop them"
         )
@@ -96,10 +103,11 @@ def write(manifest: pd.DataFrame, path: Path) -> None:
         manifest.reset_index(drop=True).to_parquet(aside, index=False)
 
 
-def read(path: Path) -> pd.DataFrame:
-    """The checked manifest at ``path``."""
-    manifest = pd.read_parquet(path)
-    check(manifest, str(path))
+def read(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """The checked manifest at ``path``, or ``columns`` of it."""
+    wanted = None if columns is None else [name for name in columns if name in parquet.read_schema(path).names]
+    manifest = pd.read_parquet(path, columns=wanted)
+    check(manifest, str(path), columns or REQUIRED)
     return manifest
 
 

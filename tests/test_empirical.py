@@ -1,0 +1,220 @@
+"""Statements about the empirical semivariogram: a mean over the pairs of each lag, of all of them or of a uniform sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_world, unit_rows
+
+from lib import binning, empirical
+from lib.empirical import EmpiricalSemivariogram, SemivariogramError, estimate, exact, sampled
+from lib.geodesy import uniform_on_sphere
+
+
+def brute_force(features: np.ndarray, coordinates: np.ndarray, width: float) -> dict[str, np.ndarray]:
+    """Count, mean distance, mean and variance of 1 - cosine in each lag: a double loop over the pairs."""
+    lags = math.ceil(math.pi / width)
+    distances, values = [[] for _ in range(lags)], [[] for _ in range(lags)]
+    for i in range(len(features)):
+        for j in range(i + 1, len(features)):
+            (la, lo), (lb, lp) = np.deg2rad(coordinates[i]), np.deg2rad(coordinates[j])
+            cosine = math.sin(la) * math.sin(lb) + math.cos(la) * math.cos(lb) * math.cos(lo - lp)
+            h = math.acos(min(1.0, max(-1.0, cosine)))
+            norm = math.sqrt(float(features[i] @ features[i])) * math.sqrt(float(features[j] @ features[j]))
+            distances[min(int(h / width), lags - 1)].append(h)
+            values[min(int(h / width), lags - 1)].append(1.0 - float(features[i] @ features[j]) / norm)
+    mean = [np.mean(found) if found else np.nan for found in values]
+    return {
+        "pairs": np.array([len(found) for found in values]),
+        "lag_rad": np.array([np.mean(found) if found else np.nan for found in distances]),
+        "gamma": np.array(mean),
+        "variance": np.array([np.var(found) if found else np.nan for found in values]),
+    }
+
+
+class TestEstimate:
+    @pytest.mark.parametrize("width", [0.05, 0.31, 1.0])
+    def test_it_is_the_mean_over_the_pairs_of_each_lag(self, width: float) -> None:
+        features, coordinates = small_world()
+        found = estimate(unit_rows(features), coordinates, width)
+        expected = brute_force(features, coordinates, width)
+        assert np.array_equal(found.pairs, expected["pairs"])
+        for name in ("lag_rad", "gamma", "variance"):
+            assert np.allclose(getattr(found, name), expected[name], atol=2e-6, equal_nan=True), name
+
+    def test_a_lag_without_pairs_is_nan_and_left_out_of_the_table(self) -> None:
+        features, coordinates = small_world(4)
+        found = estimate(unit_rows(features), coordinates, 0.02)
+        empty = found.pairs == 0
+        assert empty.any()
+        for name in ("gamma", "lag_rad", "variance"):
+            assert np.array_equal(np.isnan(getattr(found, name)), empty)
+        assert len(found.table()) == (~empty).sum()
+        assert found.table()["pairs"].sum() == 6
+
+    @pytest.mark.parametrize("block", [1, 7, 30, 59, 60, 61])
+    def test_blocks_of_any_size_add_up_to_the_same(self, block: int) -> None:
+        features, coordinates = small_world()
+        whole = exact(unit_rows(features), coordinates, 0.2, block=1_000)
+        parts = exact(unit_rows(features), coordinates, 0.2, block=block)
+        assert np.array_equal(parts.pairs, whole.pairs)
+        for name in ("distance_sum_rad", "gamma_sum", "square_sum"):
+            assert np.allclose(getattr(parts, name), getattr(whole, name), atol=1e-4)
+
+    def test_sums_of_machines_add_up_and_other_lags_do_not(self) -> None:
+        features, coordinates = small_world()
+        north, south = coordinates[:, 0] >= 0.0, coordinates[:, 0] < 0.0
+        whole = estimate(unit_rows(features), coordinates, 0.2)
+        halves = [estimate(unit_rows(features[part]), coordinates[part], 0.2) for part in (north, south)]
+        between = whole.pairs - halves[0].pairs - halves[1].pairs
+        assert (halves[0] + halves[1]).pairs.sum() + north.sum() * south.sum() == whole.pairs.sum()
+        assert between.min() >= 0
+        with pytest.raises(SemivariogramError, match="same lags"):
+            halves[0] + estimate(unit_rows(features), coordinates, 0.1)
+
+    def test_wider_lags_hold_the_same_sums(self) -> None:
+        features, coordinates = small_world()
+        fine, wide = (estimate(unit_rows(features), coordinates, width) for width in (0.1, 0.4))
+        coarse = fine.coarsened(4)
+        assert coarse.lag_width_rad == pytest.approx(0.4)
+        assert np.array_equal(coarse.pairs, wide.pairs)
+        assert np.allclose(coarse.gamma, wide.gamma, equal_nan=True, atol=1e-6)
+        assert fine.coarsened(5).pairs.sum() == 60 * 59 // 2
+
+    def test_photos_of_one_place_and_antipodes_fall_into_the_first_and_the_last_lag(self) -> None:
+        coordinates = np.array([[20.0, 30.0], [20.0, 30.0], [-20.0, -150.0]])
+        found = estimate(unit_rows(np.eye(3)), coordinates, 0.001)
+        assert found.pairs[0] == 1
+        assert found.pairs[-1] == 2
+        assert found.gamma[0] == found.gamma[-1] == pytest.approx(1.0)
+
+    def test_one_photo_and_lost_coordinates_and_features_are_refused(self) -> None:
+        features, coordinates = small_world(5)
+        with pytest.raises(SemivariogramError, match="at least two photos; there are 1"):
+            estimate(unit_rows(features[:1]), coordinates[:1])
+        with pytest.raises(ValueError, match="coordinate is not finite"):
+            estimate(unit_rows(features), np.where(np.arange(5)[:, None] == 3, np.nan, coordinates))
+        features[:, 0] = np.nan
+        for max_pairs in (10, 9):  # exact, sampled
+            with pytest.raises(ValueError, match="feature is not finite"):
+                estimate(unit_rows(features), coordinates, max_pairs=max_pairs, sample_pairs=100)
+
+
+@pytest.fixture(scope="module")
+def clustered() -> tuple[Callable[[np.ndarray], torch.Tensor], np.ndarray, EmpiricalSemivariogram]:
+    """1,500 photos, 300 of them around one place, where most short lags are; their exact semivariogram."""
+    generator = np.random.default_rng(1)
+    coordinates = uniform_on_sphere(1_500, generator, 70.0)
+    coordinates[:300] = generator.normal([45.0, 10.0], 3.0, (300, 2))
+    phase = np.deg2rad(coordinates) @ generator.normal(size=(2, 16)) * 2.0 + generator.uniform(0, 6, 16)
+    rows = unit_rows(np.cos(phase) + 0.3 * generator.normal(size=(1_500, 16)))
+    return rows, coordinates, estimate(rows, coordinates, 0.01)
+
+
+@pytest.fixture(scope="module")
+def samples(clustered: tuple) -> tuple[EmpiricalSemivariogram, list[EmpiricalSemivariogram]]:
+    """The exact semivariogram, and 16 sampled ones of a tenth of the pairs."""
+    rows, coordinates, whole = clustered
+    return whole, [sampled(rows, coordinates, 0.01, pairs=110_000, seed=seed) for seed in range(16)]
+
+
+class TestSampledEstimate:
+    def test_in_each_lag_it_agrees_with_the_exact_one_within_its_standard_error(self, samples: tuple) -> None:
+        whole, parts = samples
+        gamma = np.stack([part.gamma for part in parts])
+        full = (np.stack([part.pairs for part in parts]).min(0) >= 30) & (gamma.std(0) > 0)
+        assert full.sum() > 200
+        error = gamma[:, full].std(0, ddof=1) / math.sqrt(len(parts))
+        z = (gamma[:, full].mean(0) - whole.gamma[full]) / error
+        assert np.abs(z).max() < 6.0
+        assert 0.8 < np.sqrt(np.mean(z**2)) < 1.35
+        assert abs(z.mean()) < 0.3
+
+    def test_its_standard_error_is_honest_in_near_lags_and_in_far_ones(self, clustered: tuple) -> None:
+        rows, coordinates, whole = clustered
+        parts = [sampled(rows, coordinates, 0.01, pairs=12_000, seed=seed) for seed in range(48)]
+        z = np.stack([(part.gamma - whole.gamma) / part.standard_error for part in parts])
+        enough = np.stack([part.pairs for part in parts]) >= 30
+        for lags in (slice(1, 6), slice(6, 300)):  # the first lag holds so few pairs that all are taken
+            covered = np.abs(z[:, lags])[enough[:, lags]] < 2.0
+            assert covered.size > 100
+            assert covered.mean() == pytest.approx(0.954, abs=3.5 * math.sqrt(0.044 / covered.size) + 0.01)
+
+    def test_a_shell_of_few_pairs_is_taken_whole(self, samples: tuple) -> None:
+        whole, parts = samples
+        for part in parts:
+            assert part.pairs[0] == whole.pairs[0]
+            assert part.gamma[0] == pytest.approx(whole.gamma[0], abs=1e-6)
+
+    def test_short_lags_hold_a_larger_share_of_the_sample_than_of_the_pairs(self, samples: tuple) -> None:
+        whole, parts = samples
+        share = parts[0].pairs / np.maximum(whole.pairs, 1)
+        assert share[:4].min() > 3.0 * share[20:200].mean()
+
+    def test_it_holds_about_as_many_pairs_as_were_asked_for_and_is_seeded(self, samples: tuple) -> None:
+        features, coordinates = small_world(200)
+        one, two, other = (sampled(unit_rows(features), coordinates, 0.1, pairs=5_000, seed=seed) for seed in (3, 3, 4))
+        assert np.array_equal(one.gamma_sum, two.gamma_sum)
+        assert not np.array_equal(one.gamma_sum, other.gamma_sum)
+        for part in samples[1]:
+            assert 0.3 * 110_000 < part.pairs.sum() < 1.5 * 110_000
+
+    @pytest.mark.parametrize("width", [0.5, 4.0])
+    def test_a_lag_wider_than_the_near_zone_is_estimated_as_well(self, width: float) -> None:
+        features, coordinates = small_world(900)
+        whole = estimate(unit_rows(features), coordinates, width)
+        part = estimate(unit_rows(features), coordinates, width, max_pairs=20_000, sample_pairs=20_000)
+        assert np.allclose(part.gamma, whole.gamma, atol=6.0 * part.standard_error.max())
+
+    def test_all_photos_at_one_place_have_one_lag(self) -> None:
+        features, _ = small_world(40)
+        part = sampled(unit_rows(features), np.full((40, 2), 30.0), 0.01, pairs=100)
+        assert part.pairs[0] > 0 and part.pairs[1:].sum() == 0
+
+
+class TestBinning:
+    """What numba compiles is what array operations give, in every direction and at every distance."""
+
+    @pytest.fixture
+    def tile(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Products [50, 70] of random size, unit vectors [3, 50] and [3, 70], some of them equal, antipodal, or metres apart."""
+        generator = np.random.default_rng(5)
+        left, right = (generator.standard_normal((3, count)) for count in (50, 70))
+        right[:, :10], right[:, 10:20], right[:, 20:30] = left[:, :10], -left[:, 10:20], left[:, 20:30] + 1e-7
+        product = generator.uniform(-1, 1, (50, 70)).astype(np.float32)
+        return product, *(points / np.linalg.norm(points, axis=0) for points in (left, right))
+
+    def test_distances_are_those_of_the_chord(self, tile: tuple) -> None:
+        _, left, right = tile
+        distance, lag = np.empty(70), np.empty(70, np.int32)
+        for i in range(50):
+            binning.distances(*left[:, i], right, 0.001, distance, lag)
+            expected = 2.0 * np.arctan2(np.linalg.norm(left[:, i, None] - right, axis=0), np.linalg.norm(left[:, i, None] + right, axis=0))
+            assert np.allclose(distance[expected < 3.14], expected[expected < 3.14], rtol=1e-11, atol=1e-14)
+            assert np.allclose(distance, expected, atol=6e-8)  # at the antipode: 0.4 m
+            assert np.array_equal(lag, np.floor(distance / 0.001))
+
+    @pytest.mark.parametrize("ahead", [-30, 0, 20, 70, 1_000])
+    def test_a_tile_adds_each_pair_once(self, tile: tuple, ahead: int) -> None:
+        product, left, right = tile
+        found, expected = np.zeros((315, 4)), np.zeros((315, 4))
+        binning.add_tile(product, left, right, 0.01, ahead, found)
+        for i, j in np.argwhere(np.arange(50)[:, None] < np.arange(70) + ahead):
+            h, d = 2.0 * math.asin(min(1.0, np.linalg.norm(left[:, i] - right[:, j]) / 2.0)), 1.0 - float(product[i, j])
+            expected[min(int(h / 0.01), 314)] += (1.0, h, d, d * d)
+        assert expected[:, 0].sum() > 100
+        assert np.allclose(found, expected, rtol=1e-9, atol=1e-7)
+
+    @pytest.mark.parametrize("block", [3, 64, 200])
+    def test_a_gpus_way_gives_the_same_sums(self, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        features, coordinates = small_world(150)
+        here = exact(unit_rows(features), coordinates, 0.05, block=block)
+        monkeypatch.setattr(empirical._Tiles, "_binned", empirical._Tiles._counted)
+        there = exact(unit_rows(features), coordinates, 0.05, block=block)
+        assert np.array_equal(here.pairs, there.pairs)
+        for name in ("distance_sum_rad", "gamma_sum", "square_sum"):
+            assert np.allclose(getattr(here, name), getattr(there, name), rtol=1e-6, atol=1e-6), name
