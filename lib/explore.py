@@ -199,14 +199,6 @@ def _distance_axis(axis: Axes) -> None:
     axis.xaxis.set_major_formatter(KILOMETRES)
 
 
-@dataclass(frozen=True)
-class _Pairs(Candidates):
-    """Pairs whose dissimilarity and distance are known already, as the strategies see a row of candidates, [1, P] each."""
-
-    dissimilarity: torch.Tensor = None
-    distance_rad: torch.Tensor = None
-
-
 class TabledCurve:
     """A fitted curve that is evaluated once and looked up afterwards (:class:`lib.semivariogram.Curve`), for pairs by the thousand."""
 
@@ -219,14 +211,16 @@ class TabledCurve:
 
 
 def log_weights(frame: pd.DataFrame, curve: sv.Curve, rule: str, alpha: float, beta: float) -> np.ndarray:
-    """log w [P] of the pairs of ``frame`` (distance_km, dissimilarity) by the strategy ``rule`` with ``curve``."""
-    distance = torch.tensor(km_to_rad(frame["distance_km"].to_numpy()), dtype=torch.float32)[None]
-    look = torch.tensor(frame["dissimilarity"].to_numpy(), dtype=torch.float32)[None]
-    nothing = torch.zeros(1, 1)
-    candidates = _Pairs(
-        torch.zeros_like(look), nothing, nothing, nothing, nothing, curve, alpha, beta,
-        dissimilarity=look, distance_rad=distance,
-    )  # fmt: skip
+    """log w [P] of the pairs of ``frame`` (distance_km, dissimilarity) by the strategy ``rule`` with ``curve``.
+
+    The strategy sees one photo at 0° N 0° E, and P candidates along the equator whose unit features, of one dimension, make the
+    pairs' dissimilarities.
+    """
+    north = torch.zeros(len(frame), dtype=torch.float64)
+    east = torch.tensor(np.rad2deg(km_to_rad(frame["distance_km"].to_numpy())))
+    look = torch.tensor(1.0 - frame["dissimilarity"].to_numpy(), dtype=torch.float32)[:, None]
+    places = torch.stack((north, east), 1)
+    candidates = Candidates(torch.zeros(1, len(frame)), torch.ones(1, 1), look, torch.zeros(1, 2, dtype=torch.float64), places, curve, alpha, beta)
     return negatives.get(rule).reweight(candidates).log_weight[0].numpy()
 
 
