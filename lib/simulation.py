@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from lib import evaluation, negatives, ranks, semivariogram, training
 from lib.datasets import manifest as manifests
@@ -225,6 +224,8 @@ def detection(world: World, simulated: Run, names: Sequence[str], resamples: int
         strategy, kind, average_precision, ci_low, ci_high (95 %, over anchors), prevalence; NaN where a strategy damps, or
         emphasizes, nothing. And the curves: strategy, kind, recall, precision, thinned to 200 points.
     """
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
     weights, kinds, _ = weights_of(world, simulated, names)
     draw, rows, curves = np.random.default_rng(0), [], []
     for name, (kind, sign) in itertools.product(names, ((FALSE, -1.0), (HARD, 1.0))):

@@ -1,7 +1,10 @@
 """The house rules that a reader relies on: arrows run one way, functions stay short, the public is documented."""
 
 import ast
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +54,29 @@ class TestEachModule:
             assert ast.get_docstring(node), node.name
             arguments = [one for one in node.args.args + node.args.kwonlyargs if one.arg not in {"self", "cls"}]
             assert all(one.annotation for one in arguments), node.name
+
+
+LAZY = ["transformers", "timm", "torchvision", "sklearn", "huggingface_hub", "geoclip", "numba", "papermill", "nbconvert", "reverse_geocoder"]
+"""Packages that take seconds to import, and are imported where they are needed only."""
+
+
+def loaded_after(statements):
+    """The modules of LAZY, and torch, numpy, pandas, that a fresh Python has loaded after ``statements``."""
+    names = [*LAZY, "torch", "numpy", "pandas"]
+    program = f"{statements}\nimport sys\nprint(*[name for name in {names} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=FOLDER.parent, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_lib_loads_nothing():
+    assert loaded_after("import lib") == set()
+
+
+def test_what_the_notebooks_import_loads_no_slow_package_before_it_is_needed():
+    lines = set()
+    for path in sorted((FOLDER.parent / "notebooks").glob("*.ipynb")):
+        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+        lines |= {line.strip() for cell in cells for line in cell["source"] if line.startswith(("from lib", "import "))}
+    assert len(lines) > 10
+    loaded = loaded_after("\n".join(sorted(lines)))
+    assert "torch" in loaded and not loaded.intersection(LAZY)

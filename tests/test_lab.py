@@ -14,7 +14,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_maps import CHROMIUM
+from browsing import CHROMIUM, SWITCHES
 
 from lib import lab, pipeline
 from lib.settings import PROJECT
@@ -122,7 +122,7 @@ def tab(server):
         pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as engine:
-        running = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--no-first-run"])
+        running = engine.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
         page = running.new_page(viewport={"width": 1400, "height": 1000})
         page.set_default_timeout(300_000)
         yield page

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from browsing import CHROMIUM, MISSING, SWITCHES
 from conftest import Runs
 from PIL import Image
 from test_folder import REAL
@@ -29,7 +29,6 @@ from lib.settings import PROJECT, Training
 from lib.settings import Backbone as BackboneSettings
 
 CPU = torch.device("cpu")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TRUTH = (48.8, 9.2)
 
 
@@ -288,7 +287,7 @@ class TestMap:
         with pytest.raises(ValueError, match="has candidates but no mass"):
             candidate_maps.candidate_map(found.table, found.mass[:1], Path())
 
-    @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+    @pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
     @pytest.mark.parametrize("width", [1280, 390])
     def test_in_a_browser_without_a_network_it_draws_and_changes_photos(self, found: Prediction, photos: list[str], tmp_path: Path, width: int) -> None:
         from playwright.sync_api import sync_playwright
@@ -296,7 +295,7 @@ class TestMap:
         path = save_map(candidate_maps.candidate_map(found.table, found.mass, Path(), title="A test"), tmp_path / "map.html")
         problems = []
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
             context = browser.new_context(viewport={"width": width, "height": 800})
             context.set_offline(True)
             page = context.new_page()
