@@ -256,7 +256,10 @@ class Run:
         group: str = "",
     ) -> bool:
         """Whether :meth:`produce` would reuse the stage; nothing is made, and nothing written."""
-        parts = self._parts(inputs, settings or {}, code)
+        try:
+            parts = self._parts(inputs, settings or {}, code)
+        except ArtefactError:
+            return False
         return not self._why_anew(stage, _key(parts), parts, list(outputs))
 
     def _make(
