@@ -62,6 +62,9 @@ class Rehearsal(Run):
         """``path``, whether it is there or not."""
         return path
 
+    def refuse_outdated(self, stage: str, inputs: Iterable[Path], settings: Mapping[str, Any], code: Iterable[str]) -> None:
+        """Nothing: what is outdated would be made anew by then."""
+
     def produce(
         self,
         stage: str,

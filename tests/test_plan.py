@@ -7,6 +7,8 @@ import nbformat
 import pytest
 
 from lib import plan, runs, training
+from lib.runs import Run
+from lib.settings import load
 
 
 @pytest.fixture
@@ -117,3 +119,11 @@ def test_a_notebooks_own_time_is_what_its_stages_leave_of_it(make_run):
 def test_an_estimate_says_what_it_does_not_know():
     known, unknown = plan.Estimate(600.0, True), plan.Estimate(0.0, False)
     assert [str(one) for one in (known, unknown, known + unknown)] == ["about 10 min", "not known", "10 min and what is not known"]
+
+
+def test_a_run_of_which_nothing_is_there_is_planned_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "RESULTS", tmp_path / "none")
+    found = plan.steps(Run(load("smoke", ("device=cpu",)), tmp_path / "run"), ["01", "02", "03", "04", "05"])
+    assert {"manifest", "features", "semivariogram", "training-infonce_seed0", "evaluation", "regions"} <= {one.stage for one in found}
+    assert not any(one.is_reused for one in found)
+    assert not (tmp_path / "run").exists()
