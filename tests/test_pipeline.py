@@ -150,14 +150,14 @@ def test_a_second_call_reuses_everything_and_says_so(smoke):
     folder = Path(command[command.index("--run") + 1])
     said = (folder / "logs" / "04_regularized_training.log").read_text()
     assert "reused  training-thesis_seed1" in said and "made  " not in said
-    assert "reused 1;" in done.stdout and "made " not in done.stdout  # notebook 05: evaluation
+    assert "reused 2;" in done.stdout and "made " not in done.stdout  # notebook 05: evaluation, regions
 
 
 def test_a_finished_run_would_reuse_everything_and_looking_changes_nothing(smoke, capsys, monkeypatch):
     folder, command, _ = smoke
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     receipt = folder / "receipts" / "training-decayed_seed0.json"
-    for broken, sentence in ((False, "in all 0 of"), (True, "in all 2 of")):  # a training, and the evaluation that reads it
+    for broken, sentence in ((False, "in all 0 of"), (True, "in all 3 of")):  # a training, the evaluation that reads it, the regions that read that
         kept = receipt.read_text()
         try:
             receipt.write_text("{}" if broken else kept)
