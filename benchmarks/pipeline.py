@@ -48,6 +48,6 @@ def run(sizes: Sequence[int]) -> Result:
             own = Run(settings.load("quick", overrides), Path(folder) / "run")
             for part, call in stages(own).items():
                 rows.append(row(size, *busy(call), None, part=part))
-    long = [one for one in rows if one.ours_seconds >= SHORT_SECONDS]
-    goal = f"stages of `quick`, one epoch, one seed: processor time of the cores over wall time (ratio) at least {BUSY} in each that takes {SHORT_SECONDS:g} s"
+    long = [one for one in rows if one.size == max(sizes) and one.ours_seconds >= SHORT_SECONDS]
+    goal = f"stages of `quick`, one epoch, one seed: processor time of the cores over wall time (ratio) at least {BUSY} in each that takes {SHORT_SECONDS:g} s, at the largest size"
     return Result("pipeline", "photos", goal, all(one.ratio >= BUSY for one in long), rows)

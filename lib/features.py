@@ -11,8 +11,10 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -169,12 +171,13 @@ def encode(
             multiprocessing_context="fork" if settings.workers and sys.platform == "linux" else None,
         )
     )
+    decoded = _one_ahead(loader)
     with progress((), "extracting features", len(photos)) as bar:
         bar.update(len(photos) - sum(map(len, groups)))
         for group in groups:
             plain, views = [], [np.empty((0, photos.views, backbone.dimension), settings.storage)]
             for start in range(0, len(group), size):
-                images, counts = next(loader)
+                images, counts = next(decoded)
                 encoded = _forward(images, backbone, settings, device)
                 _refuse_infinite(encoded, counts, [photos.paths[row] for row in group[start : start + size]], settings)
                 first = np.cumsum(counts) - counts
@@ -183,6 +186,15 @@ def encode(
                 bar.update(len(counts))
             views = [part for part in views if part.size] or views[:1]
             yield np.concatenate(plain), np.concatenate(views)
+
+
+def _one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """``batches``, the next of which a thread fetches while the last is worked on, so that no core waits for the decoder."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(next, batches, None)
+        while (batch := waiting.result()) is not None:
+            waiting = thread.submit(next, batches, None)
+            yield batch
 
 
 def _stack(items: list[torch.Tensor]) -> tuple[torch.Tensor, np.ndarray]:
