@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from lib.evaluation import CONTROL
+from lib.negatives import REGISTRY
 from lib.regions import HEADLINE, LEAST_PHOTOS
 
 BASELINE = "infonce"
@@ -108,12 +109,13 @@ def _verdict(low: float, high: float) -> str:
 
 
 def verdict(world: Sequence[Row]) -> str:
-    """The answer to "does it help?" in a few words: for how many strategies, and whether for the paper's own."""
+    """The answer to "does it help?" in a few words: for how many of the strategies that use the curve, and whether for the paper's own."""
+    world = [row for row in world if row.label not in REGISTRY or REGISTRY[row.label].needs_curve]
     gained, lost = (sum(row.verdict == word for row in world) for word in ("gains", "loses"))
     if not gained:
-        return "Not shown" if lost < len(world) else "No"
+        return "No" if world and lost == len(world) else "Not shown"
     own = {row.label: row.verdict for row in world}.get(PAPERS_OWN)
-    said = f"Yes, for {gained} of {len(world)} strategies"
+    said = f"Yes, for {gained} of {len(world)} strategies that use the curve"
     return said + {"not shown": "; not shown for the paper\u2019s own", "loses": "; the paper\u2019s own loses"}.get(own, "")
 
 

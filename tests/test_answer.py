@@ -34,7 +34,7 @@ NOTHING = pd.DataFrame()
 class TestDoesItHelp:
     def test_a_gain_is_told_with_its_interval_and_a_control_is_called_one(self) -> None:
         given = answer(comparison(semivariogram=(0.6, -0.4, 1.7), distance_gate=(3.4, 2.2, 4.5), similarity=(-1.8, -3.1, -0.7)), NOTHING, NOTHING)
-        assert given.verdict == "Yes, for 1 of 3 strategies; not shown for the paper’s own"
+        assert given.verdict == "Yes, for 1 of 2 strategies that use the curve; not shown for the paper’s own"
         assert given.lead == "distance_gate"
         assert given.helps == (
             "Within 200 km of the true place, distance_gate places 3.4 points more of the photos than GeoCLIP as it is (95 % interval +2.2 to +4.5); "
@@ -46,6 +46,10 @@ class TestDoesItHelp:
         given = answer(comparison(decayed=(9.0, low, 18.0)), NOTHING, NOTHING)
         assert given.verdict == "Not shown"
         assert "no strategy is shown to place more" in given.helps
+
+    def test_a_gain_of_what_uses_no_curve_is_no_gain_of_the_semivariogram(self) -> None:
+        given = answer(comparison(similarity=(2.0, 1.0, 3.0), constant_offset=(2.0, 1.0, 3.0), decayed=(0.1, -1.0, 1.0)), NOTHING, NOTHING)
+        assert given.verdict == "Not shown"
 
     def test_where_all_lose_the_answer_is_no(self) -> None:
         assert answer(comparison(decayed=(-2.0, -3.0, -1.0)), NOTHING, NOTHING).verdict == "No"
