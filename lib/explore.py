@@ -12,6 +12,7 @@ import io
 import itertools
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -77,7 +78,7 @@ def is_watched() -> bool:
     return has_widgets and "ipykernel" in sys.modules and not os.environ.get(PICTURES_ONLY)
 
 
-class Scene:
+class Scene(ABC):
     """A figure with a ground that is drawn once and ``moving`` artists that are drawn at every move.
 
     Attributes:
@@ -98,9 +99,9 @@ class Scene:
         """The values of the controls before anybody moves one."""
         return {name: control.value for name, control in self.controls.items()}
 
+    @abstractmethod
     def move(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Set the moving artists to ``values``; returns changes that controls must follow, such as another number of photos."""
-        raise NotImplementedError
 
     def png(self, values: Mapping[str, Any]) -> bytes:
         """The picture at ``values``."""
