@@ -57,13 +57,17 @@ class TestBrowser:
             assert left == pytest.approx(right) and left[2] == 5
             box = visit.tab.locator(".right").bounding_box()
             visit.tab.mouse.move(box["x"] + 300, box["y"] + 500)
+            visit.map("window[map.getContainer().id + '_right'].once('moveend', () => { window.stopped = true; }) && (window.stopped = false)")
             visit.tab.mouse.down()
             visit.tab.mouse.move(box["x"] + 200, box["y"] + 400, steps=5)
             visit.tab.mouse.up()
-            visit.until("map.getCenter().lng > 21")
-            visit.tab.wait_for_timeout(400)
+            lag = 0.0
+            while not visit.tab.evaluate("stopped"):
+                left, right = views(visit)
+                lag = max(lag, abs(left[1] - right[1]))
+            assert lag <= 0.51 * 360 / (256 * 2**5), "half a pixel at zoom 5"
             left, right = views(visit)
-            assert left == pytest.approx(right, abs=1e-6)
+            assert left == pytest.approx(right, abs=1e-6) and left[1] > 21
 
     def test_a_photo_opens_on_both_with_its_picture_and_each_strategys_error(self, browser: object, page: Path) -> None:
         with Visit(browser, page, ready=READY) as visit:
