@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from lib.files import one_line
 from lib.runs import checksum
 from lib.settings import PROJECT
 from lib.settings import Backbone as BackboneSettings
@@ -140,7 +141,7 @@ def _config_of(folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise BackboneError(
-            f"backbone {str(folder)!r}: neither a checkpoint folder nor a name: its config.json cannot be read ({error})"
+            f"backbone {str(folder)!r}: neither a checkpoint folder nor a name: its config.json cannot be read ({one_line(error)})"
         ) from error
 
 
@@ -217,7 +218,7 @@ def load_transformers(name: str, settings: BackboneSettings) -> Backbone:
             raise
         raise BackboneError(
             f"backbone {name!r}: neither a checkpoint folder nor to be had from the hub now "
-            f"({str(error).splitlines()[0]}); download it first or name its folder"
+            f"({one_line(error)}); download it first or name its folder"
         ) from error
     if lacking := sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"]):
         raise BackboneError(f"backbone {name!r}: the checkpoint lacks weights of its image tower, or has them in another shape: {', '.join(lacking)}")
@@ -305,7 +306,7 @@ def load_timm(name: str, settings: BackboneSettings) -> Backbone:
         network = timm.create_model(source, pretrained=True, num_classes=0)
     except (OSError, RuntimeError, ValueError, AttributeError) as error:
         raise BackboneError(
-            f"backbone {name!r}: timm cannot load it now ({str(error).splitlines()[0]}); download it first or name its folder"
+            f"backbone {name!r}: timm cannot load it now ({one_line(error)}); download it first or name its folder"
         ) from error
     network = network.to(memory_format=torch.channels_last)
     config = resolve_model_data_config(network)
@@ -323,7 +324,7 @@ def load_timm(name: str, settings: BackboneSettings) -> Backbone:
         with torch.inference_mode():
             dimension = network.eval()(torch.zeros(1, *config["input_size"])).shape[1]
     except (AssertionError, RuntimeError) as error:
-        raise BackboneError(f"backbone {name!r}: backbone.image_px={settings.image_px} does not fit it ({error})") from error
+        raise BackboneError(f"backbone {name!r}: backbone.image_px={settings.image_px} does not fit it ({one_line(error)})") from error
     return Backbone(name, dimension, transform, normalise, network.forward, network)
 
 

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lib import datasets, ranks
 from lib.backbones import Backbone, build, weights
-from lib.files import write_json, write_rows
+from lib.files import one_line, write_json, write_rows
 from lib.geodesy import distance_km
 from lib.photos import UNREADABLE, open_photo
 from lib.runs import Run, autocast, checksum, code_digest, generator, progress
@@ -61,7 +61,7 @@ class Photos(Dataset):
             image = open_photo(self.root, path)
         except UNREADABLE as error:
             raise FeatureError(
-                f"{self.root / path}: cannot be decoded ({error}); replace it or run notebook 01 again"
+                f"{self.root / path}: cannot be decoded ({one_line(error)}); replace it or run notebook 01 again"
             ) from error
         count = self.views if self.views and self.augmented[index] else 0
         return torch.stack([self.preprocess(image), *(self._view(image, path, number) for number in range(count))])
@@ -321,7 +321,7 @@ def _mapped(path: Path) -> np.ndarray:
     try:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise FeatureError(f"{path}: not an array of features ({error}); run notebook 01 again") from error
+        raise FeatureError(f"{path}: not an array of features ({one_line(error)}); run notebook 01 again") from error
     if not np.issubdtype(stored.dtype, np.floating):
         raise FeatureError(f"{path}: holds {stored.dtype}, not float16 or float32; run notebook 01 again")
     return stored

@@ -43,6 +43,11 @@ class ArtefactError(RuntimeError):
     """A file of the run is missing or not what it should be; the message names it and the mend."""
 
 
+def one_line(said: object) -> str:
+    """What ``said`` (an error, a name) says, on one line: a package's message may have several, or none."""
+    return " ".join(str(said).split())[:300] or type(said).__name__
+
+
 @contextmanager
 def refusals_named(path: Path) -> Iterator[None]:
     """Whatever the file system refuses about ``path`` inside the context, as one sentence.

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import nn
 
+from lib.files import one_line
 from lib.runs import generator, writing
 from lib.settings import Training
 
@@ -165,7 +166,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> GeoCLIP:
             raise ValueError(f"{broken[0]} is not finite")
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise ModelError(
-            f"{path}: not a checkpoint of this model ({error}); train it again (notebooks 02, 04)"
+            f"{path}: not a checkpoint of this model ({one_line(error)}); train it again (notebooks 02, 04)"
         ) from error
     return model.to(device).eval()
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from lib import datasets, evaluation, semivariogram, significance, study, study_figures
-from lib.files import ArtefactError, checksum
+from lib.files import ArtefactError, checksum, one_line
 from lib.runs import Run
 
 READING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError)
@@ -46,7 +46,7 @@ def checksums(folder: Path) -> Iterator[Finding]:
     except FileNotFoundError as error:
         raise ArtefactError(f"{path} is not there: give the folder of a run that run_all.sh has finished") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtefactError(f"{path}: damaged, or not a run's manifest ({error}); run run_all.sh again") from error
+        raise ArtefactError(f"{path}: damaged, or not a run's manifest ({one_line(error)}); run run_all.sh again") from error
     for name, sum_ in names.items():
         if not (folder / name).is_file():
             yield Finding(name, "is missing", True)
@@ -95,7 +95,7 @@ def tables(run: Run) -> Iterator[Finding]:
     try:
         known = derivations(run)
     except READING_ERRORS as error:
-        yield Finding("predictions.parquet", f"no table can be derived from it: {_first_line(error)}", True)
+        yield Finding("predictions.parquet", f"no table can be derived from it: {type(error).__name__}: {one_line(error)}", True)
         return
     for path in sorted((run.folder / "tables").glob("*.csv")):
         name = f"tables/{path.name}"
@@ -105,7 +105,7 @@ def tables(run: Run) -> Iterator[Finding]:
         try:
             derived = known[path.stem]()
         except READING_ERRORS as error:
-            yield Finding(name, f"cannot be derived: {_first_line(error)}", True)
+            yield Finding(name, f"cannot be derived: {type(error).__name__}: {one_line(error)}", True)
             continue
         if path.read_bytes() == derived.to_csv(index=False).encode():
             yield Finding(name, "follows from its sources, byte for byte", False)
@@ -120,10 +120,6 @@ def _difference(path: Path, derived: pd.DataFrame) -> str:
         if one != other:
             return f"line {number} is {one[:80]!r} and should be {other[:80]!r}"
     return f"it has {len(there)} lines and should have {len(now)}"
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def verify(folder: Path) -> list[Finding]:

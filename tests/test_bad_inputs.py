@@ -25,11 +25,11 @@ from conftest import Runs, world
 from PIL import Image
 
 from lib import datasets, evaluation, features, gallery, model, semivariogram, training
-from lib.datasets import folder, manifest
+from lib.datasets import folder, manifest, osv5m
 from lib.geodesy import distance_km
 from lib.photos import UNREADABLE, open_photo
 from lib.runs import Run
-from lib.settings import Folder, load
+from lib.settings import OSV5M, Folder, load
 from lib.stages import EXPECTED
 
 pytestmark = pytest.mark.usefixtures("narrow")
@@ -173,6 +173,22 @@ def climbing_row(desk: Desk) -> object:
     return kept["path"].tolist() == ["a.jpg"] and "no such photo" in out.set_index("id").at["../secret.jpg", "reason"]
 
 
+def whole_degrees(desk: Desk) -> object:
+    """A row whose longitude is missing, in a table whose latitudes are whole numbers: its place is that of the photo's EXIF."""
+    exif = Image.Exif()
+    exif[0x8825] = {1: "N", 2: (48.0, 30.0, 0.0), 3: "E", 4: (2.0, 15.0, 0.0)}
+    saved(desk, Image.new("RGB", (8, 8)), "a.jpg", exif=exif)
+    (desk.path / "table.parquet").unlink(missing_ok=True)
+    pd.DataFrame({"path": ["a.jpg", "b.jpg"], "lat": [1, 2], "lon": [np.nan, 3.0]}).to_parquet(desk.path / "table.parquet")
+    built = folder.build(Folder(root=desk.root, csv=desk.path / "table.parquet"), desk.root)
+    return built.photos[["latitude", "longitude"]].to_numpy().tolist() == [[48.5, 2.25], [2.0, 3.0]]
+
+
+def ragged_official(desk: Desk, table: str = "id,latitude\n1,2\n1,2,3\n") -> object:
+    (desk.path / "train.csv").write_text(table)
+    return osv5m.build(OSV5M(root=desk.path, train_shards=1, test_shards=1), desk.path)
+
+
 def damaged_run_file(of: Callable[[Run], Path], read: Callable[[Run], object], content: bytes = b"neither this nor that") -> Callable[[Desk], object]:
     def case(desk: Desk) -> object:
         run = desk.make_run()
@@ -273,6 +289,9 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
     "table of a header": (lambda desk: desk.built("path,lat,lon\n"), "none of its 0 rows names a photo"),
     "table in Latin-1": (lambda desk: desk.built("path,lat,lon\ncafé.jpg,1,2\n".encode("latin-1")), "cannot be read as a table .*UTF-8"),
     "table with ragged rows": (lambda desk: desk.built("path,lat,lon\na.jpg,1,2\nb.jpg,1,2,3,4,5\n"), "cannot be read as a table"),
+    "table of whole degrees, one from EXIF": (whole_degrees, ""),
+    "table of OSV5M with ragged rows": (ragged_official, r"train\.csv: cannot be read as CSV .*saw 3\); download it anew"),
+    "table of OSV5M with a torn head": (lambda desk: ragged_official(desk, 'id,"latitude\n1"\n2,3\n'), "column 'latitude' is missing"),
     "table swapped": (lambda desk: desk.built("path,lat,lon\na.jpg,120.5,30\n"), r"line 2: latitude '120\.5' .*look swapped"),
     "table with words": (lambda desk: desk.built("path,lat,lon\na.jpg,1,east\n"), "line 2: longitude 'east'"),
     "table without place": (lambda desk: desk.built("path,lat\na.jpg,1\n"), "column longitude is missing"),
@@ -293,6 +312,7 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
     "gallery without rows": (lambda desk: desk.gallery("LAT,LON\n"), "it has no rows"),
     "gallery with semicolons": (lambda desk: desk.gallery("LAT;LON\n1;2\n"), "not a gallery, a CSV with columns LAT and LON"),
     "gallery with a byte-order mark": (lambda desk: desk.gallery(b"\xef\xbb\xbfLAT,LON\n1,2\n").tolist() == [[1.0, 2.0]], ""),
+    "gallery with ragged rows": (lambda desk: desk.gallery("LAT,LON\n1,2\n1,2,3\n"), r"not a gallery.*saw 3\)"),
     "gallery that is no text": (lambda desk: desk.gallery(b"\xff\xfe\x00\x01"), "not a gallery"),
     "gallery that is not there": (lambda desk: gallery.find(desk.make_run("evaluation.gallery=/nowhere/g.csv").settings.evaluation), "is not there"),
     # semivariograms and weights

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lib import geodesy, places
+from lib import datasets, geodesy, places
 from lib.datasets import blue_marble
 from lib.datasets.blue_marble import build, cut_windows, draw_places
-from lib.settings import BlueMarble
+from lib.runs import Run
+from lib.settings import BlueMarble, load
 
 SETTINGS = BlueMarble(train=300, validation=40, test=50, test_blocked=60, window_px=32)
 
@@ -170,6 +173,28 @@ class TestBuild:
         files[3].unlink()
         pd.testing.assert_frame_equal(build(settings, tmp_path).photos, frame)
         assert [path.stat().st_mtime_ns == time for path, time in zip(files, times, strict=True)] == [number != 3 for number in range(10)]
+
+    @pytest.mark.parametrize("damage", [lambda content: content[:-9] + bytes([content[-9] ^ 4]) + content[-8:], lambda content: content[: len(content) // 2], lambda content: b""])
+    def test_a_damaged_window_is_named_and_cut_again(self, tmp_path: Path, capsys: pytest.CaptureFixture, damage: Callable[[bytes], bytes]) -> None:
+        run = Run(load("smoke", [f"dataset.root={tmp_path / 'photos'}", "dataset.train=6", "dataset.validation=1", "dataset.test=1", "dataset.test_blocked=2", "dataset.window_px=32"]), tmp_path / "run")
+        window = tmp_path / "photos" / datasets.prepare(run)["path"][3]
+        whole, before = window.read_bytes(), run.manifest.read_bytes()
+        window.write_bytes(damage(whole))
+        capsys.readouterr()
+        datasets.prepare(run)
+        assert f"{window} is damaged" in capsys.readouterr().out
+        assert window.read_bytes() == whole and run.manifest.read_bytes() == before
+        datasets.prepare(run)
+        assert "damaged" not in capsys.readouterr().out
+
+    def test_noted_checksums_are_those_of_the_windows(self, tmp_path: Path) -> None:
+        settings = BlueMarble(train=6, validation=1, test=1, test_blocked=2, window_px=32)
+        paths = build(settings, tmp_path).photos["path"].tolist()
+        sums = (tmp_path / blue_marble.window_folder(settings) / "checksums.txt").read_text().splitlines()
+        assert sums == [f"{hashlib.sha256((tmp_path / path).read_bytes()).hexdigest()}  {path}" for path in paths]
+        with (tmp_path / blue_marble.window_folder(settings) / "checksums.txt").open("a") as file:
+            file.write("half a li")
+        assert blue_marble.not_whole([*paths, "gone.jpg"], tmp_path, settings) == ["gone.jpg"]
 
     def test_the_sahara_is_bright_and_the_amazon_is_green(self, tmp_path: Path) -> None:
         frame = pd.DataFrame({"path": ["sahara.jpg", "amazon.jpg"], "latitude": [23.0, -5.0], "longitude": [10.0, -65.0]})

@@ -57,7 +57,7 @@ def prepare(run: Run) -> pd.DataFrame:
         if len(left_out):
             print(f"left out {len(left_out):,} photos or rows, each with its reason in {run.table('left_out')}")
 
-    if isinstance(settings, BlueMarble) and run.manifest.exists() and not _photos_exist(run):
+    if isinstance(settings, BlueMarble) and run.manifest.exists() and not _windows_are_whole(run):
         with refusals_named(run.receipt("manifest")):
             run.receipt("manifest").unlink(missing_ok=True)
     run.produce("manifest", make=make, **stage_of(run))
@@ -91,12 +91,12 @@ def _with_places(photos: pd.DataFrame) -> pd.DataFrame:
     return photos.join(described[[name for name in described if name not in photos]])
 
 
-def _photos_exist(run: Run) -> bool:
+def _windows_are_whole(run: Run) -> bool:
     try:
         paths = pd.read_parquet(run.manifest, columns=["path"])["path"]
     except (OSError, ValueError, KeyError):  # torn: to be built again
         return False
-    return all((root_of(run) / path).exists() for path in paths)
+    return not blue_marble.not_whole(list(paths), root_of(run), run.settings.dataset)
 
 
 def read(run: Run, columns: Sequence[str] | None = None) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import shutil
 from pathlib import Path
 
@@ -24,10 +25,13 @@ from PIL import Image
 
 from lib import geodesy, places
 from lib.datasets.manifest import Built
+from lib.files import make_folder, refusals_named
 from lib.runs import code_digest, progress, writing
 from lib.settings import BlueMarble
 
 JPEG_QUALITY = 95
+SUMS = "checksums.txt"
+"""SHA-256 of every window, beside them; as ``sha256sum`` writes it, from the root folder."""
 PHOTO_PLACE_SPREAD_M = 50_000.0
 """How far, in metres a direction, a place of the design ``photo_places`` lies from a photo place of GeoCLIP's gallery."""
 
@@ -43,14 +47,16 @@ def listing(settings: BlueMarble, root: Path) -> None:
 def build(settings: BlueMarble, root: Path) -> Built:
     """Draw the places, write their windows under ``root``, and return the manifest; nothing is left out.
 
-    Windows of the same settings and code that are there already are kept.
+    Windows of the same settings and code that are there already are kept, where they are whole.
     """
     manifest = draw_places(settings)
     folder = window_folder(settings)
     _discard_windows_of_other_code(root / folder)
     manifest["path"] = [f"{folder}/{name[3:6]}/{name}.jpg" for name in manifest["id"]]
-    missing = manifest[[not (root / path).exists() for path in manifest["path"]]]
-    write_windows(missing, root, settings)
+    again = not_whole(list(manifest["path"]), root, settings)
+    if damaged := [path for path in again if (root / path).exists()]:
+        print(f"cut again: {root / damaged[0]} is damaged, its checksum is not the one that was noted ({len(damaged):,} such windows)")
+    write_windows(manifest[manifest["path"].isin(again)], root, settings)
     return Built(manifest, pd.DataFrame(columns=["id", "path", "reason"]))
 
 
@@ -66,6 +72,14 @@ def _discard_windows_of_other_code(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         with writing(marker) as aside:
             aside.write_text(code)
+
+
+def not_whole(paths: list[str], root: Path, settings: BlueMarble) -> list[str]:
+    """Those of the windows ``paths`` that are not there, or not as they were written: by the checksums noted beside them."""
+    sums = root / window_folder(settings) / SUMS
+    lines = sums.read_text("utf-8", errors="replace").splitlines() if sums.is_file() else []
+    noted = {path: digest for digest, _, path in (line.partition("  ") for line in lines)}
+    return [path for path in paths if not (root / path).is_file() or hashlib.sha256((root / path).read_bytes()).hexdigest() != noted.get(path)]
 
 
 def draw_places(settings: BlueMarble) -> pd.DataFrame:
@@ -125,17 +139,29 @@ def photo_places() -> np.ndarray:
 
 
 def write_windows(manifest: pd.DataFrame, root: Path, settings: BlueMarble, batch: int = 64) -> None:
-    """Write the window of each row of ``manifest`` (columns path, latitude, longitude) as a JPEG under ``root``."""
+    """Write the window of each row of ``manifest`` (columns path, latitude, longitude) as a JPEG under ``root``, and note its checksum."""
     if manifest.empty:
         return
+    sums = root / window_folder(settings) / SUMS
+    with refusals_named(sums):
+        make_folder(sums.parent)
     mosaic = torch.from_numpy(np.array(places.blue_marble())).permute(2, 0, 1).float()
     for start in progress(range(0, len(manifest), batch), "writing windows", -(-len(manifest) // batch)):
         rows = manifest.iloc[start : start + batch]
         centres = torch.from_numpy(rows[["latitude", "longitude"]].to_numpy(np.float64, copy=True))
         windows = cut_windows(mosaic, centres, settings.window_km, settings.window_px)
-        for path, window in zip(rows["path"], windows.numpy(), strict=True):
+        encoded = [_jpeg(window) for window in windows.numpy()]
+        for path, content in zip(rows["path"], encoded, strict=True):
             with writing(root / path, durable=False) as aside:
-                Image.fromarray(window).save(aside, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+                aside.write_bytes(content)
+        with refusals_named(sums), sums.open("a", encoding="utf-8") as file:
+            file.writelines(f"{hashlib.sha256(content).hexdigest()}  {path}\n" for path, content in zip(rows["path"], encoded, strict=True))
+
+
+def _jpeg(window: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(window).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
 
 
 def cut_windows(mosaic: torch.Tensor, centres_deg: torch.Tensor, side_km: float, side_px: int) -> torch.Tensor:

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from lib.datasets.manifest import Built, ManifestError
+from lib.files import one_line
 from lib.photos import ENDINGS, exif_coordinates
 from lib.runs import progress
 from lib.settings import PROJECT, Folder
@@ -103,7 +104,7 @@ def _read_table(path: Path) -> pd.DataFrame:
                 as_text = {"sep": _delimiter(path), "encoding": "utf-8-sig", "dtype": str, "keep_default_na": False}
                 table["country"] = pd.read_csv(path, usecols=["country"], **as_text)["country"].replace("", None)
     except (OSError, ValueError) as error:
-        raise ManifestError(f"{path}: cannot be read as a table ({' '.join(str(error).split())}); save it as UTF-8 CSV or parquet") from error
+        raise ManifestError(f"{path}: cannot be read as a table ({one_line(error)}); save it as UTF-8 CSV or parquet") from error
     table = _renamed(table, path)
     for name, limit in (("latitude", 90.0), ("longitude", 180.0)):
         if name not in table:
@@ -157,8 +158,8 @@ def _match(table: pd.DataFrame, files: list[str], source: Path) -> tuple[pd.Data
     paths = wanted.map(known)
     if not paths.notna().any():
         raise ManifestError(
-            f"{source}: none of its {len(table):,} rows names a photo of the folder (first row: {wanted.iloc[0] if len(table) else '-'}; "
-            f"first photo: {files[0]}); check dataset.root and the column of file names"
+            f"{source}: none of its {len(table):,} rows names a photo of the folder (first row: {one_line(wanted.iloc[0]) if len(table) else '-'}; "
+            f"first photo: {one_line(files[0])}); check dataset.root and the column of file names"
         )
     without_photo = [
         (name, "", f"line {row + 2}: no such photo, or several of that name")
@@ -168,7 +169,7 @@ def _match(table: pd.DataFrame, files: list[str], source: Path) -> tuple[pd.Data
     frame = table.assign(path=paths)[paths.notna()].drop(columns="photo")
     frame["id"] = (frame["id"] if "id" in frame else frame["path"]).astype(str)
     for name in ("latitude", "longitude"):
-        frame[name] = frame.get(name, np.nan)
+        frame[name] = frame[name].astype("float64") if name in frame else np.nan  # whole degrees too: EXIF may fill gaps
     return frame, without_photo + unused
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from pyarrow import parquet
 
+from lib.files import one_line
 from lib.geodesy import nearest
 from lib.photos import UNREADABLE, open_photo
 from lib.runs import progress, writing
@@ -92,7 +93,7 @@ def _why_unreadable(root: Path, path: str) -> str:
     try:
         open_photo(root, path, smallest_px=1)
     except UNREADABLE as error:
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {one_line(error)}"
     return ""
 
 
@@ -113,7 +114,7 @@ def read(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
         wanted = None if columns is None else [name for name in columns if name in parquet.read_schema(path).names]
         manifest = pd.read_parquet(path, columns=wanted)
     except (OSError, ValueError) as error:
-        raise ManifestError(f"{path}: cannot be read as a manifest ({str(error).splitlines()[0]}); run notebook 01 again") from error
+        raise ManifestError(f"{path}: cannot be read as a manifest ({one_line(error)}); run notebook 01 again") from error
     check(manifest, str(path), columns or REQUIRED)
     return manifest
 

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from lib.datasets.manifest import OUTSIDE, Built, ManifestError
+from lib.files import one_line
 from lib.photos import ENDINGS, MAX_MEMBER_BYTES, open_archive
 from lib.runs import checksum, progress, write_json
 from lib.settings import OSV5M
@@ -148,9 +149,9 @@ def _read_table(source: Path) -> pd.DataFrame:
         # "NA" is Namibia, not a missing value
         table = pd.read_csv(source, dtype={"id": "str"}, keep_default_na=False, na_values=["", "NaN"], low_memory=False)
     except (OSError, ValueError) as error:
-        raise ManifestError(f"{source}: cannot be read as CSV ({error}); download it anew") from error
+        raise ManifestError(f"{source}: cannot be read as CSV ({one_line(error)}); download it anew") from error
     if lacking := [name for name in ("id", "latitude", "longitude") if name not in table]:
-        raise ManifestError(f"{source}: column {lacking[0]!r} is missing; there are {', '.join(map(str, table))}")
+        raise ManifestError(f"{source}: column {lacking[0]!r} is missing; there are {one_line(', '.join(map(str, table)))}")
     return table.drop_duplicates("id").drop(columns=["path", "split"], errors="ignore")
 
 
@@ -189,7 +190,7 @@ def _members(archive: Path) -> list[str]:
     try:
         names = [name for name in open_archive(archive).namelist() if PurePosixPath(name).suffix.lower() in ENDINGS]
     except (OSError, zipfile.BadZipFile) as error:
-        raise ManifestError(f"{archive}: cannot be read as an archive ({error}); delete it and download it anew") from error
+        raise ManifestError(f"{archive}: cannot be read as an archive ({one_line(error)}); delete it and download it anew") from error
     outside = pd.Series(names, dtype="str").str.contains(OUTSIDE, regex=True)
     if outside.any():
         raise ManifestError(f"{archive}: its member {names[int(outside.argmax())]!r} would leave the folder; do not use it")

@@ -14,6 +14,7 @@ from types import ModuleType
 import pandas as pd
 
 from lib.datasets.manifest import Built, ManifestError
+from lib.files import one_line
 from lib.settings import PROJECT, Script
 
 
@@ -49,7 +50,7 @@ def _module(settings: Script) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ManifestError(f"{path}: cannot be run ({type(error).__name__}: {error}); mend it") from error
+        raise ManifestError(f"{path}: cannot be run ({type(error).__name__}: {one_line(error)}); mend it") from error
     if not callable(getattr(module, "build", None)):
         raise ManifestError(f"{path}: has no function build(settings, root), which returns one row a photo; write one")
     return module
