@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
 from lib import backbones, gallery, model
-from lib.files import one_line
+from lib.files import READING_ERRORS, one_line
 from lib.model import GeoCLIP
 from lib.runs import ArtefactError, Run, write_json, writing
 
@@ -116,7 +116,7 @@ def read_geolocation(folder: Path) -> Release:
         state = {name: value for name, value in trained.state_dict().items() if name.startswith("feature_")}
         state |= {name.replace("image_encoder.mlp.", "image_head."): value for name, value in weights.items()}
         trained.load_state_dict(state)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (*READING_ERRORS, SafetensorError) as error:
         raise ExchangeError(f"{folder}: not a release for geolocation ({one_line(error)}); export it again") from error
     if (kind, version, sigma) != (GEOLOCATION, 1, list(trained.location_encoder.sigma)) or Path(table).name != table:
         raise ExchangeError(

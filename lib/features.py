@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lib import datasets, ranks
 from lib.backbones import Backbone, build, weights
-from lib.files import one_line, write_json, write_rows
+from lib.files import READING_ERRORS, one_line, write_json, write_rows
 from lib.geodesy import distance_km
 from lib.photos import UNREADABLE, open_photo
 from lib.runs import Run, autocast, checksum, code_digest, generator, progress
@@ -320,7 +320,7 @@ def _mapped(path: Path) -> np.ndarray:
     """
     try:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except READING_ERRORS as error:
         raise FeatureError(f"{path}: not an array of features ({one_line(error)}); run notebook 01 again") from error
     if not np.issubdtype(stored.dtype, np.floating):
         raise FeatureError(f"{path}: holds {stored.dtype}, not float16 or float32; run notebook 01 again")

@@ -13,6 +13,9 @@ import math
 import os
 import re
 import socket
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -35,6 +38,11 @@ MENDS = {
     errno.ENAMETOOLONG: "its name is too long for the file system; take a shorter one",
 }
 """What a file system answers, and what a user can do about it."""
+READING_ERRORS = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, EOFError, MemoryError,
+    struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What packages raise where a file is not what its name says."""
 LEFTOVER = re.compile(r"^\..+\.(\d+)@(.+)\.part(\.[^.]*)?$")
 """Name of a file that is being written: process and machine of the writer."""
 

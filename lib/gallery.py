@@ -11,7 +11,7 @@ import torch
 from lib import datasets, geodesy, places, ranks
 from lib.datasets.blue_marble import photo_places
 from lib.features import Features
-from lib.files import one_line
+from lib.files import READING_ERRORS, one_line
 from lib.model import GeoCLIP
 from lib.runs import Run
 from lib.settings import PROJECT, Evaluation
@@ -83,7 +83,7 @@ def read_csv(path: Path) -> np.ndarray:
     """
     try:
         table = pd.read_csv(path)[["LAT", "LON"]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-    except (OSError, KeyError, ValueError) as error:
+    except READING_ERRORS as error:
         raise GalleryError(f"{path}: not a gallery, a CSV with columns LAT and LON ({one_line(error)})") from error
     wrong = ~np.isfinite(table).all(1) | (np.abs(table) > [90.0, 180.0]).any(1)
     if wrong.any() or len(table) == 0:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from lib.files import one_line
+from lib.files import READING_ERRORS, one_line
 from lib.runs import generator, writing
 from lib.settings import Training
 
@@ -164,7 +164,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> GeoCLIP:
         model.load_state_dict(weights)
         if broken := [name for name, value in weights.items() if not torch.isfinite(value).all()]:
             raise ValueError(f"{broken[0]} is not finite")
-    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+    except (*READING_ERRORS, SafetensorError) as error:
         raise ModelError(
             f"{path}: not a checkpoint of this model ({one_line(error)}); train it again (notebooks 02, 04)"
         ) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 
 from lib import datasets, features, ranks
 from lib.empirical import EmpiricalSemivariogram, SemivariogramError, estimate
-from lib.files import one_line
+from lib.files import READING_ERRORS, one_line
 from lib.geodesy import EARTH_RADIUS_KM, rad_to_km
 from lib.runs import Run, write_json, writing
 
@@ -124,7 +123,7 @@ def load(path: Path) -> FittedSemivariogram:
     """
     try:
         return _possible(FittedSemivariogram(**json.loads(path.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, TypeError) as error:
+    except READING_ERRORS as error:
         raise SemivariogramError(f"{path}: not a saved semivariogram ({one_line(error)}); run notebook 03") from error
 
 
@@ -362,7 +361,7 @@ def load_empirical(path: Path) -> EmpiricalSemivariogram:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return EmpiricalSemivariogram(**{name: value[()] for name, value in stored.items()})
-    except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except READING_ERRORS as error:
         raise SemivariogramError(f"{path}: not the sums of a semivariogram ({one_line(error)}); run notebook 03") from error
 
 
@@ -391,7 +390,7 @@ def load_local(path: Path) -> dict[str, FittedSemivariogram]:
     """
     try:
         return {name: _possible(FittedSemivariogram(**values)) for name, values in json.loads(path.read_text("utf-8")).items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except READING_ERRORS as error:
         raise SemivariogramError(f"{path}: not saved semivariograms of groups ({one_line(error)}); run notebook 03") from error
 
 

@@ -18,11 +18,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from lib import datasets, evaluation, semivariogram, significance, study, study_figures
-from lib.files import ArtefactError, checksum, one_line
+from lib.files import READING_ERRORS, ArtefactError, checksum, one_line
 from lib.runs import Run
-
-READING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError)
-"""What reading a damaged file, or computing with what it says, raises."""
 
 
 class Finding(NamedTuple):
@@ -45,7 +42,7 @@ def checksums(folder: Path) -> Iterator[Finding]:
         names = dict(noted.items())
     except FileNotFoundError as error:
         raise ArtefactError(f"{path} is not there: give the folder of a run that run_all.sh has finished") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except READING_ERRORS as error:
         raise ArtefactError(f"{path}: damaged, or not a run's manifest ({one_line(error)}); run run_all.sh again") from error
     for name, sum_ in names.items():
         if not (folder / name).is_file():

@@ -1,10 +1,10 @@
-"""Fuzzing for as long as one likes: ``fuzz_program.py FOLDER SECONDS SEED``.
+"""Fuzzing for as long as one likes: ``fuzz_program.py FOLDER SECONDS SEED EXAMPLES``.
 
 Two kinds of rounds by turns, each in a fork, so that not even a crash of a compiled reader ends it. *Drawn*: a property test of
 these tests, with examples of its own strategy that no default run has seen. *Damaged*: a good file of every kind that the library
 reads, with bytes turned, cut, repeated or strewn in; the reader must return, or raise one of the errors of which the command line
 shows the sentence alone. Everything else, twenty seconds without an answer too, is a finding: a file below ``FOLDER/found``.
-Prints one JSON line a kind, what was tried and what was found; exit status 1 where there is a finding.
+A round has EXAMPLES of them; the last one begins within SECONDS. Prints one JSON line a kind, what was tried and what was found; exit status 1 where there is a finding.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import traceback
 import warnings
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,6 @@ from lib.settings import PROFILES, Folder, load
 from lib.stages import EXPECTED
 
 MODULES = ["test_numerics", "test_geodesy", "test_shells", "test_semivariogram", "test_variography"]
-EXAMPLES = {"drawn": 200, "damaged": 400}
 LONGEST_S = 20
 MEMORY_BYTES = 12 * 2**30
 TOKENS = [b"\0", b"\xff" * 4, b"\x7f\xff\xff\xff", b"nan", b"-1", b"1e309", b"null", b"{", b"]", b'"', b",", b";", b"\n", b"\r\n", b"\xef\xbb\xbf", b"../", b"9" * 30]
@@ -86,7 +85,8 @@ def readers(home: Path) -> dict[str, Reader]:
     manifest.to_parquet(run.manifest, index=False)
     np.save(run.features, vectors)
     fitted().save(run.semivariogram)
-    semivariogram.estimate(lambda rows: torch.from_numpy(vectors[rows]), manifest[["latitude", "longitude"]].to_numpy(), 0.1).table().to_csv(run.empirical, index=False)
+    sums = semivariogram.estimate(lambda rows: torch.from_numpy(vectors[rows]), manifest[["latitude", "longitude"]].to_numpy(), 0.1)
+    np.savez(run.empirical, **asdict(sums))
     trained = model.GeoCLIP(vectors.shape[1])
     trained.save(run.checkpoint("infonce", 0))
     run.semivariogram_local.write_text(json.dumps({"Africa": json.loads(run.semivariogram.read_text())}))
@@ -231,10 +231,10 @@ def _found(home: Path, kind: str, what: str, content: bytes | None = None) -> No
         (home / "found" / f"{name}.bin").write_bytes(content if content is not None else current.read_bytes())
 
 
-def _damaging(home: Path, kind: str, reader: Reader) -> Callable[[int], int]:
+def _damaging(home: Path, kind: str, reader: Reader, examples: int) -> Callable[[int], int]:
     def work(number: int) -> int:
         draw, wrong = random.Random(number), 0  # noqa: S311
-        for _ in range(EXAMPLES["damaged"]):
+        for _ in range(examples):
             content = damaged(draw.choice(reader.seeds), draw.choice(reader.seeds), draw)
             (home / "current").write_bytes(content)
             reader.path.write_bytes(content)
@@ -243,19 +243,16 @@ def _damaging(home: Path, kind: str, reader: Reader) -> Callable[[int], int]:
                 _found(home, kind, what, content)
         if wrong:
             raise AssertionError(f"{wrong} findings, seed {number}")
-        return EXAMPLES["damaged"]
+        return examples
 
     return work
 
 
-def main(home: Path, seconds: float, first: int) -> int:
+def main(home: Path, seconds: float, first: int, examples: int) -> int:
     """Rounds of every kind by turns until the time is over."""
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    model.geoclip_locations().LocationEncoder = NarrowLocationEncoder
     home.mkdir(parents=True, exist_ok=True)
-    works = {f"drawn: {name}": lambda number, draw=draw: draw(number, EXAMPLES["drawn"]) for name, draw in properties().items()}
-    works |= {f"damaged: {name}": _damaging(home, name, reader) for name, reader in readers(home).items()}
+    works = {f"drawn: {name}": lambda number, draw=draw: draw(number, examples) for name, draw in properties().items()}
+    works |= {f"damaged: {name}": _damaging(home, name, reader, examples) for name, reader in readers(home).items()}
     tried, bad = dict.fromkeys(works, 0), dict.fromkeys(works, 0)
     started, number = time.monotonic(), first
     while time.monotonic() - started < seconds:
@@ -273,4 +270,7 @@ def main(home: Path, seconds: float, first: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])))
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    model.geoclip_locations().LocationEncoder = NarrowLocationEncoder
+    sys.exit(main(Path(sys.argv[1]), float(sys.argv[2]), *map(int, sys.argv[3:5])))

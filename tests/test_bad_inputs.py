@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from conftest import Runs, world
@@ -184,6 +185,15 @@ def whole_degrees(desk: Desk) -> object:
     return built.photos[["latitude", "longitude"]].to_numpy().tolist() == [[48.5, 2.25], [2.0, 3.0]]
 
 
+def torn_notes(desk: Desk) -> object:
+    """A parquet file whose columns are fine, and whose metadata of pandas lack an entry."""
+    run = desk.make_run()
+    table = parquet.read_table(run.manifest)
+    notes = table.schema.metadata[b"pandas"].replace(b"pandas_type", b"pandas-type")
+    parquet.write_table(table.replace_schema_metadata({"pandas": notes}), run.manifest)
+    return datasets.read(run)
+
+
 def ragged_official(desk: Desk, table: str = "id,latitude\n1,2\n1,2,3\n") -> object:
     (desk.path / "train.csv").write_text(table)
     return osv5m.build(OSV5M(root=desk.path, train_shards=1, test_shards=1), desk.path)
@@ -254,6 +264,7 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
     "column gone": (lambda _: manifest.check(small().drop(columns="split"), "given.parquet"), "column 'split' is missing; there are"),
     "poles and meridian": (lambda _: checked(latitude=[90.0, -90.0, 0, 0, 0, 0], longitude=[0, 0, 180.0, -180.0, 0, 0]), ""),
     "manifest no parquet": (damaged_run_file(lambda run: run.manifest, datasets.read), "cannot be read as a manifest .*; run notebook 01 again"),
+    "manifest whose own notes are torn": (torn_notes, "cannot be read as a manifest .*; run notebook 01 again"),
     # photos and where they were taken
     "one photo": (one_photo, "split 'validation' has no photos; the manifest has train"),
     "a curve of one photo": (one_photo_curve, "needs at least two photos; there are 1"),

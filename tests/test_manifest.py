@@ -14,6 +14,7 @@ from PIL import Image
 from lib import datasets
 from lib.datasets import manifest
 from lib.datasets.manifest import Built, ManifestError
+from lib.files import checksum
 from lib.runs import ArtefactError, Run
 
 PHOTOS = 6
@@ -126,6 +127,9 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(root / path)
         (root / frame["path"][1]).write_bytes(b"no photo")
+        sums = root / datasets.blue_marble.window_folder(settings) / datasets.blue_marble.SUMS
+        sums.parent.mkdir(exist_ok=True)
+        sums.write_text("".join(f"{checksum(root / path)}  {path}\n" for path in frame["path"]))
         return Built(frame, pd.DataFrame(columns=["id", "path", "reason"]))
 
     monkeypatch.setattr(datasets.blue_marble, "build", build)
@@ -155,6 +159,12 @@ class TestPrepare:
     def test_it_is_built_again_when_a_photo_is_gone(self, bare: Run, builder: list[int]) -> None:
         frame = datasets.prepare(bare)
         (datasets.root_of(bare) / frame["path"][0]).unlink()
+        datasets.prepare(bare)
+        assert builder == [0, 1]
+
+    def test_it_is_built_again_when_a_photo_is_damaged(self, bare: Run, builder: list[int]) -> None:
+        photo = datasets.root_of(bare) / datasets.prepare(bare)["path"][0]
+        photo.write_bytes(photo.read_bytes()[:-1] + b"?")
         datasets.prepare(bare)
         assert builder == [0, 1]
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from lib import places, ranks
 from lib.datasets import blue_marble, folder, manifest, osv5m, script
-from lib.files import refusals_named
+from lib.files import READING_ERRORS, refusals_named
 from lib.runs import Run, writing
 from lib.settings import PROJECT, BlueMarble
 
@@ -94,7 +94,7 @@ def _with_places(photos: pd.DataFrame) -> pd.DataFrame:
 def _windows_are_whole(run: Run) -> bool:
     try:
         paths = pd.read_parquet(run.manifest, columns=["path"])["path"]
-    except (OSError, ValueError, KeyError):  # torn: to be built again
+    except READING_ERRORS:  # torn: to be built again
         return False
     return not blue_marble.not_whole(list(paths), root_of(run), run.settings.dataset)
 

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from lib.datasets.manifest import Built, ManifestError
-from lib.files import one_line
+from lib.files import READING_ERRORS, one_line
 from lib.photos import ENDINGS, exif_coordinates
 from lib.runs import progress
 from lib.settings import PROJECT, Folder
@@ -103,7 +103,7 @@ def _read_table(path: Path) -> pd.DataFrame:
             if "country" in table:  # "NA" is Namibia, not a missing value
                 as_text = {"sep": _delimiter(path), "encoding": "utf-8-sig", "dtype": str, "keep_default_na": False}
                 table["country"] = pd.read_csv(path, usecols=["country"], **as_text)["country"].replace("", None)
-    except (OSError, ValueError) as error:
+    except READING_ERRORS as error:
         raise ManifestError(f"{path}: cannot be read as a table ({one_line(error)}); save it as UTF-8 CSV or parquet") from error
     table = _renamed(table, path)
     for name, limit in (("latitude", 90.0), ("longitude", 180.0)):

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from pyarrow import parquet
 
-from lib.files import one_line
+from lib.files import READING_ERRORS, one_line
 from lib.geodesy import nearest
 from lib.photos import UNREADABLE, open_photo
 from lib.runs import progress, writing
@@ -113,7 +113,7 @@ def read(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     try:
         wanted = None if columns is None else [name for name in columns if name in parquet.read_schema(path).names]
         manifest = pd.read_parquet(path, columns=wanted)
-    except (OSError, ValueError) as error:
+    except READING_ERRORS as error:
         raise ManifestError(f"{path}: cannot be read as a manifest ({one_line(error)}); run notebook 01 again") from error
     check(manifest, str(path), columns or REQUIRED)
     return manifest

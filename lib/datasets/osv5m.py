@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from lib.datasets.manifest import OUTSIDE, Built, ManifestError
-from lib.files import one_line
+from lib.files import READING_ERRORS, one_line
 from lib.photos import ENDINGS, MAX_MEMBER_BYTES, open_archive
 from lib.runs import checksum, progress, write_json
 from lib.settings import OSV5M
@@ -148,7 +148,7 @@ def _read_table(source: Path) -> pd.DataFrame:
     try:
         # "NA" is Namibia, not a missing value
         table = pd.read_csv(source, dtype={"id": "str"}, keep_default_na=False, na_values=["", "NaN"], low_memory=False)
-    except (OSError, ValueError) as error:
+    except READING_ERRORS as error:
         raise ManifestError(f"{source}: cannot be read as CSV ({one_line(error)}); download it anew") from error
     if lacking := [name for name in ("id", "latitude", "longitude") if name not in table]:
         raise ManifestError(f"{source}: column {lacking[0]!r} is missing; there are {one_line(', '.join(map(str, table)))}")
