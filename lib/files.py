@@ -14,6 +14,7 @@ import os
 import re
 import socket
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -40,7 +41,7 @@ MENDS = {
 """What a file system answers, and what a user can do about it."""
 READING_ERRORS = (
     OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, EOFError, MemoryError,
-    struct.error, zipfile.BadZipFile, zlib.error,
+    SyntaxError, tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """What packages raise where a file is not what its name says."""
 LEFTOVER = re.compile(r"^\..+\.(\d+)@(.+)\.part(\.[^.]*)?$")

@@ -314,6 +314,7 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
     "features that are pickled": (lambda desk: desk.features(np.array([{"a": 1}] * 160, dtype=object)), "not an array of features"),
     "features of integers": (lambda desk: desk.features(np.ones((160, 16), int)), "holds int64, not float16 or float32"),
     "features torn": (lambda desk: desk.features(b"\x93NUMPY\x01\x00v\x00{'descr'"), "not an array of features .*; run notebook 01 again"),
+    "features whose head is torn": (lambda desk: desk.features(b"\x93NUMPY\x01\x00\x10\x00{'descr\xd7\xf0(      \n"), "not an array of features"),
     "features of no bytes": (lambda desk: desk.features(b""), "not an array of features"),
     "features not finite": (nan_features, "a feature is not finite; extract"),
     # the gallery
