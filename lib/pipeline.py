@@ -133,6 +133,7 @@ def execute(
             stdout_file=said,
             stderr_file=said,
             config=Config(KernelManager={"transport": "ipc"}),
+            extra_arguments=["--Application.log_level=CRITICAL"],  # else a kernel logs the interrupt that ends it as an error
         )
     except papermill.PapermillExecutionError as error:
         first_line = next((line for line in error.source.splitlines() if line.strip()), "")

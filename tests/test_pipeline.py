@@ -210,6 +210,14 @@ def test_a_failing_notebook_stops_the_run_with_its_name_cell_and_last_line(tmp_p
     assert any("so far so good" in output.get("text", "") for cell in kept.cells for output in cell.get("outputs", []))
 
 
+def test_what_a_kernel_logs_of_its_own_end_does_not_reach_the_terminal(tmp_path, monkeypatch, capfd):
+    busy = broken_notebook(tmp_path, "get_ipython().kernel.log.error('KeyboardInterrupt caught in kernel.')")
+    monkeypatch.setattr(pipeline, "notebooks", lambda: [busy])
+    assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run"]) == 0
+    said = capfd.readouterr()
+    assert "caught in kernel" not in said.err + said.out
+
+
 def test_a_notebook_with_other_parameters_is_refused(tmp_path):
     odd = broken_notebook(tmp_path, "1", parameters="profile = 'smoke'\nepochs = 3")
     with pytest.raises(pipeline.PipelineError, match=r"09_broken.ipynb.*profile, run_name, overrides"):
