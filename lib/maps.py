@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import hashlib
 import html
 import importlib.resources
 import io
@@ -143,6 +144,7 @@ def world_page(template: str, data: dict[str, Any], scripts: Sequence[str] = ())
     scripts: names in ``EMBEDDED_RESOURCES`` of what the template needs besides Leaflet.
     """
     world = folium.Map(location=(0.0, 0.0), zoom_start=1, tiles=None, prefer_canvas=True, zoom_snap=0)
+    world._id = hashlib.sha256(f"{template} {data['title']}".encode()).hexdigest()[:32]  # folium's own is random: no two files alike
     world.default_js, world.default_css = [], []
     world.get_root().title = html.escape(data["title"])
     ground = {"tiles": None, "borders": _country_borders(), "background": _blue_marble()}

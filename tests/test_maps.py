@@ -98,6 +98,11 @@ def resources(text: str) -> list[str]:
     return found + re.findall(r"""url\(\s*["']?([^"')]*)""", text) + re.findall(r"""@import\s+["']([^"']+)""", text)
 
 
+def test_a_map_of_the_same_photos_is_the_same_file(small: pd.DataFrame, photos: tuple[Path, list[str]], tmp_path: Path) -> None:
+    one, other = (save_map(prediction_map(small, photos[0]), tmp_path / name).read_bytes() for name in ("a.html", "b.html"))
+    assert one == other
+
+
 class TestGreatCircle:
     def test_across_the_180th_meridian_it_is_two_pieces_that_meet_at_it(self) -> None:
         west, east = great_circle(np.array([10.0, 179.0]), np.array([12.0, -178.0]))
