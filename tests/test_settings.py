@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from lib.datasets.blue_marble import draw_places
 from lib.settings import OSV5M, PROFILES, BlueMarble, SettingsError, load, profiles
 
 
@@ -29,6 +30,12 @@ def test_the_papers_profile_is_the_published_protocol() -> None:
     assert (training.queue_size, training.batch_size, training.epochs) == (4_096, 512, 20)
     assert (training.learning_rate, training.weight_decay, training.learning_rate_decay) == (3e-5, 1e-6, 0.87)
     assert (training.batch_noise_m, training.queue_noise_m) == (150.0, 1_000.0)
+
+
+def test_quick_is_judged_at_places_that_had_no_part_in_the_choice_of_its_settings() -> None:
+    """The profile study chose them, on validation places of its own."""
+    quick, study = (draw_places(load(profile).dataset).set_index(["latitude", "longitude"]).index for profile in ("quick", "study"))
+    assert len(quick) == 18_000 and not quick.isin(study).any()
 
 
 class TestOverrides:
