@@ -334,7 +334,8 @@ def load(profile: str | Path = "quick", overrides: Sequence[str] = ()) -> Settin
 
     Args:
         profile: ``"quick"``, or the path of a YAML file.
-        overrides: ``"group.key=value"`` each; a list is given as ``0,1,2``; ``dataset=name`` is ``dataset.name=name``.
+        overrides: ``"group.key=value"`` each; a list is given as ``0,1,2``; ``dataset=name`` is ``dataset.name=name``. What is set
+            for all trainings counts for those, too, that have a value of their own in the profile's ``training.variants``.
 
     Raises:
         SettingsError: unknown profile or key, wrong type, impossible value, unreadable file.
@@ -347,6 +348,7 @@ def load(profile: str | Path = "quick", overrides: Sequence[str] = ()) -> Settin
     if not isinstance(values, dict):
         raise SettingsError(f"{path}: must hold groups such as `training:`, not a {type(values).__name__}")
     values.setdefault("profile", path.stem)
+    _let_count_for_all(values, overrides)
     for override in sorted(overrides, key=lambda text: text.partition("=")[0].strip() not in _CHOICES):
         _apply(values, override)
     if isinstance(values.setdefault("dataset", {}), dict):
@@ -373,6 +375,17 @@ def _profile_path(profile: str | Path) -> Path:
             f"profile {str(profile)!r} is unknown; there are {', '.join(profiles())}, or give a YAML file"
         )
     return PROFILES / f"{profile}.yaml"
+
+
+def _let_count_for_all(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Take out of the profile's variants what ``overrides`` set for all trainings: else the word of the user would not count."""
+    training = values.get("training")
+    variants = training.get("variants") if isinstance(training, dict) else None
+    for override in overrides if isinstance(variants, dict) else ():
+        group, _, name = override.partition("=")[0].strip().partition(".")
+        for own in variants.values() if group == "training" else ():
+            if isinstance(own, dict):
+                own.pop(name, None)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -39,6 +39,15 @@ def test_quick_is_judged_at_places_that_had_no_part_in_the_choice_of_its_setting
 
 
 class TestOverrides:
+    def test_what_is_set_for_all_counts_for_strategies_with_a_value_of_their_own_too(self) -> None:
+        training = load("quick", ["training.beta=4"]).training
+        assert {name: training.own(name)[1].beta for name in training.strategies} == dict.fromkeys(training.strategies, 4.0)
+        assert training.own("semivariogram")[1].alpha == load("quick").training.own("semivariogram")[1].alpha == 0.125
+
+    def test_what_is_set_for_one_strategy_counts_more(self) -> None:
+        training = load("quick", ["training.variants.decayed.beta=5", "training.beta=4"]).training
+        assert (training.own("decayed")[1].beta, training.own("distance_gate")[1].beta) == (5.0, 4.0)
+
     def test_numbers_lists_and_nulls(self) -> None:
         settings = load("smoke", ["training.seeds=0,1,2", "training.learning_rate=2e-4", "backbone.image_px=null"])
         assert settings.training.seeds == [0, 1, 2]
