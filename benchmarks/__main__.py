@@ -15,7 +15,11 @@ NAMES = tuple(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 where a name is unknown; a goal that is missed is said, and is no failure."""
-    chosen = list(sys.argv[1:] if arguments is None else arguments) or list(NAMES)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help"} & set(given):
+        print(f"run_benchmarks.sh [NAME…]: all, or some of {', '.join(NAMES)}; results/benchmarks/NAME.json")
+        return 0
+    chosen = given or list(NAMES)
     if unknown := [name for name in chosen if name not in NAMES]:
         print(f"run_benchmarks.sh: there is no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}", file=sys.stderr)
         return 1

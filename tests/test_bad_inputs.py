@@ -194,6 +194,20 @@ def torn_notes(desk: Desk) -> object:
     return datasets.read(run)
 
 
+def text_of_other_bytes(desk: Desk) -> object:
+    run = desk.make_run()
+    pd.read_parquet(run.manifest).to_parquet(run.manifest, index=False, compression=None)
+    run.manifest.write_bytes(run.manifest.read_bytes().replace(b"p0007", b"p\xa3007"))
+    return datasets.read(run)
+
+
+def own_parquet(desk: Desk) -> object:
+    table = desk.path / "table.parquet"
+    pd.DataFrame({"path": ["a.jpg", "b.jpg"], "lat": [1.0, 2.0], "lon": [2.0, 3.0], "note": ["good", "xxxxx"]}).to_parquet(table, compression=None)
+    table.write_bytes(table.read_bytes().replace(b"xxxxx", b"xx\xa3xx"))
+    return folder.build(Folder(root=desk.root, csv=table), desk.root)
+
+
 def ragged_official(desk: Desk, table: str = "id,latitude\n1,2\n1,2,3\n") -> object:
     (desk.path / "train.csv").write_text(table)
     return osv5m.build(OSV5M(root=desk.path, train_shards=1, test_shards=1), desk.path)
@@ -265,6 +279,8 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
     "poles and meridian": (lambda _: checked(latitude=[90.0, -90.0, 0, 0, 0, 0], longitude=[0, 0, 180.0, -180.0, 0, 0]), ""),
     "manifest no parquet": (damaged_run_file(lambda run: run.manifest, datasets.read), "cannot be read as a manifest .*; run notebook 01 again"),
     "manifest whose own notes are torn": (torn_notes, "cannot be read as a manifest .*; run notebook 01 again"),
+    "manifest with text that is no UTF-8": (text_of_other_bytes, "cannot be read as a manifest .*UTF.?8.*; run notebook 01 again"),
+    "table with text that is no UTF-8": (own_parquet, "cannot be read as a table .*UTF.?8"),
     # photos and where they were taken
     "one photo": (one_photo, "split 'validation' has no photos; the manifest has train"),
     "a curve of one photo": (one_photo_curve, "needs at least two photos; there are 1"),

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from lib.datasets.manifest import Built, ManifestError
+from lib.datasets.manifest import Built, ManifestError, read_parquet
 from lib.files import READING_ERRORS, one_line
 from lib.photos import ENDINGS, exif_coordinates
 from lib.runs import progress
@@ -97,7 +97,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         raise ManifestError(f"{path}: no such table; set dataset.csv to a CSV or parquet file, or to null for EXIF")
     try:
         if path.suffix.lower() == ".parquet":
-            table = pd.read_parquet(path)
+            table = read_parquet(path)
         else:
             table = pd.read_csv(path, sep=_delimiter(path), encoding="utf-8-sig", dtype=str)
             if "country" in table:  # "NA" is Namibia, not a missing value

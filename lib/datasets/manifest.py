@@ -104,6 +104,16 @@ def write(manifest: pd.DataFrame, path: Path) -> None:
         manifest.reset_index(drop=True).to_parquet(aside, index=False)
 
 
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """The table at ``path``, or ``columns`` of it, its text known to be UTF-8: pandas would find out at the first look at it.
+
+    Raises one of ``READING_ERRORS``: it is none.
+    """
+    table = parquet.read_table(path, columns=columns)
+    table.validate(full=True)
+    return table.to_pandas()
+
+
 def read(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """The checked manifest at ``path``, or ``columns`` of it.
 
@@ -112,7 +122,7 @@ def read(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """
     try:
         wanted = None if columns is None else [name for name in columns if name in parquet.read_schema(path).names]
-        manifest = pd.read_parquet(path, columns=wanted)
+        manifest = read_parquet(path, wanted)
     except READING_ERRORS as error:
         raise ManifestError(f"{path}: cannot be read as a manifest ({one_line(error)}); run notebook 01 again") from error
     check(manifest, str(path), columns or REQUIRED)
