@@ -1,14 +1,18 @@
-"""Writes docs/reference/ from the code: settings, files, commands, functions. ``python docs/generate.py``; a test finds it stale."""
+"""Writes docs/reference/ from the code: settings, files, commands, functions; and, into README.md, results.md and study.md, the tables
+of the kept runs. ``python docs/generate.py``; a test finds what is stale."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 import lib
 from lib import negatives, report, runs, settings
@@ -25,6 +29,11 @@ GROUPS = {
     "study": [settings.Study],
     "study.simulation": [settings.Simulation],
 }
+
+KEPT = HERE.parent / "results" / "reference"
+SPLITS = {"test": "random split `test`", "test_blocked": "held-out cells `test_blocked`"}
+RADII = (25, 100, 200, 750, 2_500)
+BOUNDS = ("ceiling", "chance")
 
 
 def cell(text: object) -> str:
@@ -154,10 +163,88 @@ def paragraph(text: str | None) -> str:
     return "".join(part if number % 2 else re.sub(r"([*_<|])", r"\\\1", part) for number, part in enumerate(re.split(r"(`[^`]*`)", first)))
 
 
+def accuracies() -> pd.DataFrame:
+    """Means over the seeds of the kept ``quick``, by split and strategy, bounds last; in percent, the median in kilometres."""
+    both = pd.concat([pd.read_csv(KEPT / "quick" / "tables" / f"{name}.csv") for name in ("accuracy", "bounds")])
+    means = both.groupby(["split", "strategy"], sort=False).mean(numeric_only=True)
+    shares = means.filter(like="acc_").mul(100).map(shown)
+    return shares.assign(median=means["median_km"].map("{:,.0f} km".format))
+
+
+def shown(value: float, sign: str = "") -> str:
+    """A number of percent with one decimal, halves away from zero, with a minus sign that is one."""
+    rounded = math.copysign(math.floor(abs(value) * 10 + 0.5 + 1e-9) / 10, value)
+    return f"{rounded:{sign}.1f}".replace("-", "−") if rounded else "0.0"
+
+
+def interval(row: pd.Series, low: str, high: str) -> str:
+    """A difference and its interval, in percentage points."""
+    return f"{shown(100 * row['difference'], '+')} [{shown(100 * row[low], '+')}, {shown(100 * row[high], '+')}]"
+
+
+def of_strategy(name: str, values: Iterable[object]) -> str:
+    """A row of a table; bounds are set apart from strategies."""
+    return " | ".join([f"| *{name}*" if name in BOUNDS else f"| `{name}`", *map(str, values)]) + " |"
+
+
+def first_screen() -> str:
+    """The table of README: both splits side by side, three radii."""
+    table, columns = accuracies(), ["acc_100km", "acc_200km", "acc_2500km", "median"]
+    head = "| | random: 100 km | 200 km | 2,500 km | median | held out: 100 km | 200 km | 2,500 km | median |\n" + "| --- " * 9 + "|\n"
+    names = table.loc["test"].index
+    return head + "\n".join(of_strategy(name, [value for split in SPLITS for value in table.loc[(split, name), columns]]) for name in names)
+
+
+def all_radii() -> str:
+    """Every split, strategy and radius of ``quick``."""
+    table = accuracies()
+    lines = ["| | " + " | ".join(f"{radius:,} km" for radius in RADII) + " | median |", "| --- " * 7 + "|"]
+    for split, title in SPLITS.items():
+        lines += [f"| **{title}** | | | | | | |"]
+        lines += [of_strategy(name, row[[*(f"acc_{radius}km" for radius in RADII), "median"]]) for name, row in table.loc[split].iterrows()]
+    return "\n".join(lines)
+
+
+def all_differences() -> str:
+    """Every paired difference of ``quick``."""
+    table = pd.read_csv(KEPT / "quick" / "tables" / "comparison.csv")
+    lines = ["| | " + " | ".join(f"{radius:,} km" for radius in RADII) + " |", "| --- " * 6 + "|"]
+    for split, title in SPLITS.items():
+        lines += [f"| **{title}** | | | | | |"]
+        for (baseline, strategy), rows in table[table["split"] == split].groupby(["baseline", "strategy"], sort=False):
+            by_radius = rows.set_index("metric")
+            if baseline == "infonce" or split == "test":
+                lines += [f"| `{strategy}` − `{baseline}` | " + " | ".join(interval(by_radius.loc[f"acc_{radius}km"], "ci_low", "ci_high") for radius in RADII) + " |"]
+    return "\n".join(lines)
+
+
+def the_study() -> str:
+    """Every strategy of ``study`` against ``infonce`` on the random split, best first; bold where Holm's test leaves a difference."""
+    table = pd.read_csv(KEPT / "study" / "tables" / "ablations.csv").query("split == 'test'").set_index(["strategy", "metric"])
+    level = pd.read_csv(KEPT / "study" / "tables" / "final.csv").query("split == 'test' and strategy == 'infonce'").set_index("metric")["value"]
+    lines = ["| | kind | " + " | ".join(f"{radius:,} km" for radius in RADII) + " |", "| --- " * 7 + "|"]
+    lines += ["| `infonce`, % of the photos | baseline | " + " | ".join(shown(100 * level[f"acc_{radius}km"]) for radius in RADII) + " |"]
+    for name in table.xs("acc_200km", level="metric")["difference"].sort_values(ascending=False, kind="stable").index:
+        cells = []
+        for radius in RADII:
+            row = table.loc[(name, f"acc_{radius}km")]
+            cells.append(f"**{interval(row, 'corrected_low', 'corrected_high')}**" if row["verdict"] in {"better", "worse"} else interval(row, "corrected_low", "corrected_high"))
+        lines += [of_strategy(name, [negatives.REGISTRY[name].kind if name in negatives.REGISTRY else "option", *cells])]
+    return "\n".join(lines)
+
+
+def filled(page: Path) -> str:
+    """The text of ``page``, each table between its marks made anew."""
+    makers = {"first_screen": first_screen, "all_radii": all_radii, "all_differences": all_differences, "the_study": the_study}
+    mark = re.compile(r"(<!-- table (\w+), made by docs/generate.py -->\n).*?(\n<!-- end -->)", re.DOTALL)
+    return mark.sub(lambda found: found[1] + makers[found[2]]() + found[3], page.read_text(encoding="utf-8"))
+
+
 def pages() -> dict[Path, str]:
-    """Every generated page, by its path."""
+    """Every generated page, and every page with generated tables, by its path."""
     made = {"settings": settings_page(), "files": files_page(), "commands": commands_page(), "functions": functions_page()}
-    return {HERE / "reference" / f"{name}.md": HEAD + text for name, text in made.items()}
+    with_tables = (HERE.parent / "README.md", HERE / "results.md", HERE / "study.md")
+    return {HERE / "reference" / f"{name}.md": HEAD + text for name, text in made.items()} | {page: filled(page) for page in with_tables}
 
 
 if __name__ == "__main__":
