@@ -101,7 +101,8 @@ def by_curve(partners: Partners, size: int, order: torch.Generator) -> Iterator[
     for step in range(len(shuffled) // size):
         anchors = shuffled[step * half : (step + 1) * half]
         both = np.concatenate((anchors, partners.draw(anchors[: size - half], order)))
-        spare = np.roll(shuffled, -(step + 1) * half)[: 2 * size]
+        first_spare = (step + 1) * half
+        spare = shuffled.take(range(first_spare, first_spare + min(2 * size, len(shuffled))), mode="wrap")
         candidates = np.concatenate((both, spare))
         _, first = np.unique(candidates, return_index=True)
         yield partners.rows[candidates[np.sort(first)][:size]]

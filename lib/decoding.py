@@ -73,13 +73,18 @@ def smoothed(found: Candidates, curve: semivariogram.Curve, temperature: float, 
     return found.places_deg[np.arange(len(rows)), rows]
 
 
-def spherical_median(found: Candidates, temperature: float, steps: int = 60) -> np.ndarray:
+def spherical_median(found: Candidates, temperature: float, steps: int = 60, block: int = 512) -> np.ndarray:
     """The point with the least weighted sum of great-circle distances to the candidates, [N, 2] degrees.
 
     Weiszfeld's iteration in the tangent plane, begun at the candidate of the least sum, which holds back as much as it weighs
     itself. Weights are the probabilities. Source: Fletcher, Venkatasubramanian & Joshi (2008); Vardi & Zhang (2000).
     """
-    points, share = found.points, found.probability(temperature)
+    blocks = zip(found.points.split(block), found.probability(temperature).split(block), strict=True)
+    return coordinates_of(torch.cat([_weiszfeld(points, share, steps) for points, share in blocks]).numpy())
+
+
+def _weiszfeld(points: torch.Tensor, share: torch.Tensor, steps: int) -> torch.Tensor:
+    """Unit vectors [n, 3] of the medians of ``points`` [n, k, 3] with the weights ``share`` [n, k]."""
     sums = (chord_to_rad(2.0 - 2.0 * points @ points.transpose(1, 2)) @ share[..., None]).squeeze(-1)
     median = points[torch.arange(len(points)), sums.argmin(1)]
     least = sums.min(1).values
@@ -99,7 +104,7 @@ def spherical_median(found: Candidates, temperature: float, steps: int = 60) -> 
         median, least = torch.where(better[:, None], moved, median), torch.where(better, total, least)
         if not better.any():
             break
-    return coordinates_of(median.numpy())
+    return median
 
 
 @dataclass(frozen=True)

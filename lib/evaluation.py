@@ -304,16 +304,6 @@ def shown(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     return table[table["strategy"].isin([*names, PUBLISHED])] if names else table
 
 
-def mean_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation over seeds of an accuracy table, one row a split and strategy, for reading."""
-    grouped = table.groupby(["split", "strategy"], sort=False)[COLUMNS]
-    return (
-        grouped.mean()
-        .join(grouped.std(ddof=1).add_suffix("_sd"))
-        .join(table.groupby(["split", "strategy"]).size().rename("seeds"))
-    )
-
-
 def save_table(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     """Write ``table`` as CSV, whole or not at all; return it for the notebook to show."""
     with writing(path) as aside:

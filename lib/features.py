@@ -31,7 +31,7 @@ from lib.photos import UNREADABLE, open_photo
 from lib.runs import Run, autocast, checksum, code_digest, generator, progress
 from lib.settings import Backbone as BackboneSettings
 
-CODE = ["photos", "backbones", "features"]
+CODE = ["photos", "backbones", "features", "runs:generator"]
 
 
 class FeatureError(RuntimeError):
@@ -99,7 +99,7 @@ def extract(run: Run) -> Path:
     outputs = [run.features, *([run.views] if settings.views > 1 else [])]
 
     def make() -> None:
-        manifest = datasets.read(run)
+        manifest = datasets.read(run, ["path", "split"])
         key = hashlib.sha256(
             json.dumps([used, checksum(run.manifest), [code_digest(name) for name in CODE]]).encode()
         ).hexdigest()
@@ -108,19 +108,25 @@ def extract(run: Run) -> Path:
     run.produce(
         "features", make=make, inputs=[run.manifest], outputs=outputs, settings=used, code=CODE, by="all ranks", group="backbone"
     )
+    if ranks.rank() == 0:  # not before the receipt is written: until then they are all that a killed extraction leaves
+        _remove_shards(run)
     return run.features
 
 
+def _remove_shards(run: Run, but: Path | None = None) -> None:
+    for stale in run.features.parent.glob("shards-*"):
+        if stale != but:
+            shutil.rmtree(stale)
+
+
 def _extract(run: Run, manifest: pd.DataFrame, folder: Path) -> None:
-    """Write the missing shards under ``folder``, join them, remove them; shards of other settings are removed too.
+    """Write the missing shards under ``folder`` and join them; shards of other settings are removed.
 
     Of several processes each takes every k-th shard that is missing, and the first joins them.
     """
     settings = run.settings.backbone
     if ranks.rank() == 0:
-        for stale in run.features.parent.glob("shards-*"):
-            if stale != folder:
-                shutil.rmtree(stale)
+        _remove_shards(run, but=folder)
     shards = {
         folder / f"{start:09d}.npy": range(start, min(start + settings.shard_size, len(manifest)))
         for start in range(0, len(manifest), settings.shard_size)
@@ -143,7 +149,6 @@ def _extract(run: Run, manifest: pd.DataFrame, folder: Path) -> None:
     _join(list(shards), run.features)
     if settings.views > 1:
         _join([shard.with_suffix(".views.npy") for shard in shards], run.views)
-    shutil.rmtree(folder)
 
 
 def encode(
@@ -240,8 +245,9 @@ def _is_whole(shard: Path) -> bool:
 
 
 def _join(shards: list[Path], path: Path) -> None:
-    parts = [np.load(shard, mmap_mode="r") for shard in shards]
-    write_rows(path, parts, parts[0].dtype, (sum(map(len, parts)), *parts[0].shape[1:]))
+    first, rows = np.load(shards[0], mmap_mode="r"), sum(len(np.load(shard, mmap_mode="r")) for shard in shards)
+    # One map at a time: each holds a file open, and there may be more shards than a process may open files.
+    write_rows(path, (np.load(shard, mmap_mode="r") for shard in shards), first.dtype, (rows, *first.shape[1:]))
 
 
 @dataclass(frozen=True)

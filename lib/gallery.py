@@ -12,7 +12,7 @@ from lib import datasets, geodesy, places, ranks
 from lib.datasets.blue_marble import photo_places
 from lib.features import Features
 from lib.files import READING_ERRORS, one_line
-from lib.model import GeoCLIP
+from lib.model import EMBEDDING, GeoCLIP
 from lib.runs import Run
 from lib.settings import PROJECT, Evaluation
 
@@ -96,7 +96,10 @@ def read_csv(path: Path) -> np.ndarray:
 def embed(model: GeoCLIP, coordinates_deg: np.ndarray, device: torch.device, block: int = 4_096) -> torch.Tensor:
     """Unit embeddings [G, 512] of a gallery, ``block`` places at a time."""
     tensor = torch.tensor(coordinates_deg, dtype=torch.float32)
-    return torch.cat([model.embed_places(part.to(device)) for part in tensor.split(block)])
+    embedded = torch.empty(len(tensor), EMBEDDING, device=device)
+    for start in range(0, len(tensor), block):
+        embedded[start : start + block] = model.embed_places(tensor[start : start + block].to(device))
+    return embedded
 
 
 @torch.inference_mode()
@@ -150,7 +153,9 @@ def retrieve_top(
         embedded = model.embed_photos(part.to(gallery.device))
         best, rows = embedded.new_empty(len(part), 0), torch.empty(len(part), 0, dtype=torch.long, device=gallery.device)
         for start in range(0, len(gallery), GALLERY_BLOCK):
-            values, places = largest(embedded @ gallery[start : start + GALLERY_BLOCK].T, count)
+            with torch.autocast(gallery.device.type, enabled=False):  # in bfloat16 many places would be equally good
+                similarity = embedded @ gallery[start : start + GALLERY_BLOCK].T
+            values, places = largest(similarity, count)
             best, rows = torch.cat((best, values), 1), torch.cat((rows, places + start), 1)
             best, order = torch.sort(best, dim=1, descending=True, stable=True)
             best, rows = best[:, :count], rows.gather(1, order)[:, :count]

@@ -288,7 +288,8 @@ def hcl(candidates: Candidates) -> Reweighting:
 
     Source: Robinson et al. 2021, arXiv 2010.04592, without the correction for false negatives, which is ``debiased``.
     """
-    log_weight = (candidates.concentration * candidates.logits).masked_fill(candidates.positive, -math.inf)
+    none = candidates.positive | candidates.logits.isneginf()  # 0 times infinity is no number
+    log_weight = (candidates.concentration * candidates.logits).masked_fill(none, -math.inf)
     count = log_weight.isfinite().sum(1, keepdim=True).clamp(min=1)
     return Reweighting(log_weight=log_weight - (torch.logsumexp(log_weight, 1, keepdim=True) - count.log()))
 

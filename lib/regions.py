@@ -32,12 +32,9 @@ LEAST_FOR_A_MEAN = 5
 REACH_KM = 300.0
 """Standard deviation of the kernel that smooths the field of error, in kilometres."""
 FIELD_SIDE = 200
-MERCATOR_LIMIT_DEG = 85.0511
-"""Latitude at which a square Web Mercator map ends."""
 SMALLEST_ERROR_KM = 1.0
 TABLES = ("gain_by_continent", "gain_cells", "error_cells", "intervals")
 """What :func:`make` writes."""
-VERDICTS = ("gains", "loses", "not shown", "too few photos")
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ def gains(
 
     Returns:
         split, strategy, baseline, metric, group, n, seeds, difference, ci_low, ci_high (95 %), corrected_low, corrected_high
-        (Bonferroni: the whole family at once), comparisons (the family's size), verdict (one of ``VERDICTS``); NaN and "too few
+        (Bonferroni: the whole family at once), comparisons (the family's size), verdict (gains, loses, not shown, too few photos); NaN and "too few
         photos" for groups of fewer than ``LEAST_PHOTOS``. No rows where ``baseline`` is not among the strategies.
 
     Few seeds tell little about the spread between seeds, and within a group of photos less: Student's t with two degrees of

@@ -365,10 +365,13 @@ def load_empirical(path: Path) -> EmpiricalSemivariogram:
         raise SemivariogramError(f"{path}: not the sums of a semivariogram ({one_line(error)}); run notebook 03") from error
 
 
-def of_embeddings(
-    unit: torch.Tensor, coordinates_deg: np.ndarray, *, photos: int = 4_000, seed: int = 0
-) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
-    """Semivariogram of embeddings that are being learned, over lags of 0.01 rad, from ``photos`` of them drawn at random.
+def some_photos(count: int, photos: int = 4_000, seed: int = 0) -> np.ndarray:
+    """Which of ``count`` photos the semivariogram of learned embeddings is estimated from: ``photos`` of them at random, int64."""
+    return np.random.default_rng(seed).permutation(count)[:photos]
+
+
+def of_embeddings(unit: torch.Tensor, coordinates_deg: np.ndarray) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
+    """Semivariogram of embeddings that are being learned, over lags of 0.01 rad, added up on the processor.
 
     Args:
         unit: unit embeddings [N, 512]; coordinates_deg: [N, 2].
@@ -376,10 +379,9 @@ def of_embeddings(
     Raises:
         SemivariogramError: their dissimilarity does not rise with distance.
     """
-    rows = np.random.default_rng(seed).permutation(len(unit))[:photos]
-    chosen = unit[torch.from_numpy(rows).to(unit.device)]
-    empirical = estimate(lambda some: chosen[torch.from_numpy(some)], coordinates_deg[rows], 0.01, device=unit.device)
-    return empirical, fit(empirical, backbone="learned embeddings", photos=len(rows))
+    chosen = unit.cpu()  # a GPU has no sums that are the same every time, and these few pairs take no time
+    empirical = estimate(lambda some: chosen[torch.from_numpy(some)], coordinates_deg, 0.01)
+    return empirical, fit(empirical, backbone="learned embeddings", photos=len(chosen))
 
 
 def load_local(path: Path) -> dict[str, FittedSemivariogram]:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lib.evaluation import METRICS
+from lib.evaluation import METRICS, PUBLISHED
 from lib.variography import holm
 
 RADII = ("acc_25km", "acc_100km", "acc_200km", "acc_750km", "acc_2500km")
@@ -61,6 +61,8 @@ def _interval(mean: float, error: float, freedom: float, level: float) -> tuple[
 def _matrix(predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Errors [S, N] in kilometres of each strategy of one split, on the same seeds and photos.
 
+    ``geoclip_pretrained`` is one model and stands against every seed of the others.
+
     Raises:
         SignificanceError: they are not the same.
     """
@@ -68,7 +70,9 @@ def _matrix(predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
         name: frame.pivot(index="seed", columns="id", values="error_km")
         for name, frame in predictions.groupby("strategy", sort=False)
     }
-    first = next(iter(found.values()))
+    first = next((errors for name, errors in found.items() if name != PUBLISHED), next(iter(found.values())))
+    if PUBLISHED in found:
+        found[PUBLISHED] = found[PUBLISHED].iloc[[0] * len(first)].set_axis(first.index)
     for name, errors in found.items():
         if not errors.columns.equals(first.columns) or not errors.index.equals(first.index) or errors.isna().any(axis=None):
             raise SignificanceError(f"{name} was not evaluated on the same photos and seeds as {next(iter(found))}")
@@ -102,7 +106,8 @@ def final_table(predictions: pd.DataFrame, resamples: int = 300, seed: int = 0) 
                 hits = METRICS[metric](errors).astype(float)
                 mean, error, freedom = mean_of(hits)
                 between = float(hits.mean(1).std(ddof=1)) if len(hits) > 1 else np.nan
-                rows.append((split, name, metric, mean, *_interval(mean, error, freedom, LEVEL), between, *errors.shape))
+                low, high = _interval(mean, error, freedom, LEVEL)
+                rows.append((split, name, metric, mean, max(low, 0.0), high, between, *errors.shape))
             value, drawn = _median(errors, draws)
             between = float(np.median(errors, axis=1).std(ddof=1)) if len(errors) > 1 else np.nan
             rows.append((split, name, "median_km", value, *np.quantile(drawn, [0.025, 0.975]), between, *errors.shape))

@@ -132,10 +132,11 @@ def as_run(world: World, run: Run) -> Run:
     """``world`` as a run in simulation/ of the run's folder: manifest, features and a fitted semivariogram, made or reused."""
     own = run.settings.training.changed(
         {"epochs": world.settings.epochs, "seeds": world.settings.seeds, "photos": None, "validate_every": world.settings.epochs}
+        | {"parallel": "trainings", "image_head": "scratch"}  # small ones, dealt out whole; no head of CLIP's fits these features
     ).model_copy(update={"variants": {name: dict(one) for name, one in run.settings.training.variants.items()}})
     changed = {
         "training": own,
-        "backbone": run.settings.backbone.model_copy(update={"centred": False, "name": "simulated"}),
+        "backbone": run.settings.backbone.model_copy(update={"centred": False, "name": "simulated", "views": 1}),
         "semivariogram": run.settings.semivariogram.model_copy(update={"lag_width_rad": 0.01}),
         "evaluation": run.settings.evaluation.model_copy(update={"gallery": "train", "splits": ["test"]}),
     }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from lib import (
     datasets,
     evaluation,
     features,
-    locks,
+    gallery,
     negatives,
     ranks,
     semivariogram,
@@ -167,7 +166,7 @@ def best_of(searched: pd.DataFrame, kind: str) -> str:
     Raises:
         StudyError: the search tried none of that kind.
     """
-    of_kind = searched[[negatives.REGISTRY[name].kind == kind for name in searched["strategy"]]]
+    of_kind = searched[[name in negatives.REGISTRY and negatives.REGISTRY[name].kind == kind for name in searched["strategy"]]]
     if of_kind.empty:
         raise StudyError(f"study.search tries no strategy of the kind {kind}")
     return str(of_kind.loc[of_kind["score"].idxmax(), "strategy"])
@@ -246,7 +245,7 @@ def _predictions(run: Run, group: Iterable[Variant], study: Study) -> pd.DataFra
         run.produce(
             f"validation-{checkpoint.stem}",
             make=make,
-            inputs=[run.manifest, run.features, checkpoint],
+            inputs=[run.manifest, run.features, checkpoint, *gallery.input_files(run)],
             outputs=[path],
             settings=run.settings.evaluation.model_dump(include={"gallery", "lattice_km"}),
             code=evaluation.CODE,
@@ -278,12 +277,13 @@ def worlds(run: Run) -> list[tuple[str, float, Run]]:
     """
     study, found = settings_of(run), []
     for level in study.noises:
-        world = replace(run, folder=run.folder / "worlds" / f"noise={level:g}")
+        one_view = run.settings.model_copy(update={"backbone": run.settings.backbone.model_copy(update={"views": 1})})
+        world = Run(one_view, run.folder / "worlds" / f"noise={level:g}")
         _copy_manifest(run, world)
         _add_noise(run, world, level)
         found.append(("noise", level, world))
     for name in study.backbones:
-        backbone = run.settings.backbone.model_copy(update={"name": name})
+        backbone = run.settings.backbone.model_copy(update={"name": name, "revision": None})
         settings = run.settings.model_copy(update={"backbone": backbone})
         world = Run(settings, run.folder / "worlds" / name.replace("/", "_"))
         _copy_manifest(run, world)
@@ -316,6 +316,11 @@ def _add_noise(run: Run, world: Run, level: float) -> None:
     world.produce("features", make=make, inputs=[run.features], outputs=[world.features], settings={"noise": level}, code=["study"])
 
 
+def world_variants(run: Run) -> list[Variant]:
+    """The sweep's strategies as they are."""
+    return [Variant(name, {}, {}) for name in settings_of(run).sweep_strategies]
+
+
 def sweep_worlds(run: Run, worlds_of_run: Sequence[tuple[str, float, Run]]) -> pd.DataFrame:
     """The sweep's strategies in each world, with the nugget-to-sill ratio that its fitted curve has.
 
@@ -325,7 +330,7 @@ def sweep_worlds(run: Run, worlds_of_run: Sequence[tuple[str, float, Run]]) -> p
     study, frames = settings_of(run), []
     for factor, level, world in [("as it is", 0.0, run), *worlds_of_run]:
         fitted = semivariogram.load(world.semivariogram)
-        variants = [Variant(name, {}, {}) for name in study.sweep_strategies]
+        variants = world_variants(run)
         training.make_all([one.job(world, seed) for one in variants for seed in study.sweep_seeds])
         ranks.wait()
         table = _gains(_predictions(world, variants, study), world)
@@ -365,7 +370,7 @@ PARTS = ("search", "table", "length", "density", "queue", "worlds", "simulation"
 
 
 def make(run: Run, part: str) -> None:
-    """The trainings of one part, made or reused, by as many processes as there are: ``torchrun -m lib.study``.
+    """The trainings of one part, made or reused, by as many processes as there are.
 
     Raises:
         StudyError: there is no such part.
@@ -377,7 +382,8 @@ def make(run: Run, part: str) -> None:
         variography.fit_local(run)
         training.train_all(run, run.settings.training.strategies)
     elif part == "worlds":
-        sweep_worlds(run, worlds(run))
+        for world in (run, *(one for _, _, one in worlds(run))):
+            training.make_all([one.job(world, seed) for one in world_variants(run) for seed in settings_of(run).sweep_seeds])
     elif part == "simulation":
         if settings_of(run).simulation is not None:
             simulate(run)
@@ -386,21 +392,5 @@ def make(run: Run, part: str) -> None:
         seeds = settings_of(run).sweep_seeds
         training.make_all([one.job(run, seed) for one in of_part(run) for seed in seeds])
     else:
-        raise StudyError(f"--part {part}: there is no such part; there are {', '.join(PARTS)}")
+        raise StudyError(f"part {part}: there is no such part; there are {', '.join(PARTS)}")
     ranks.wait()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """``arguments``: profile, folder, parts with commas, and settings such as ``training.epochs=4``."""
-    profile, folder, parts, *overrides = sys.argv[1:] if arguments is None else arguments
-    ranks.start()
-    run = Run.open(profile, folder, overrides)
-    with ranks.first_enters(locks.holding(run.folder)):
-        for part in parts.split(","):
-            make(run, part)
-    ranks.stop()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,7 +16,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from lib import batches, datasets, empirical, features, gallery, geodesy, negatives, ranks, semivariogram
-from lib.model import GeoCLIP, Queue, initialise
+from lib.model import EMBEDDING, GeoCLIP, Queue, initialise
 from lib.negatives import Candidates, Strategy, contrastive_loss
 from lib.runs import Run, generator, progress, write_json, writing
 from lib.settings import Training
@@ -26,9 +26,9 @@ WEIGHT_QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 CODE = [
     "geodesy", "features", "semivariogram:Curve", "semivariogram:LocalCurves", "semivariogram:FittedSemivariogram",
     "semivariogram:_covariance_model", "semivariogram:_evaluate", "negatives", "batches", "model", "gallery", "training",
-    "runs:generator",
+    "runs:generator", "ranks", "datasets.manifest",
 ]  # fmt: skip
-CODE_OF_LEARNED_CURVES = ["shells", "binning", "empirical", "semivariogram:of_embeddings", "semivariogram:fit"]
+CODE_OF_LEARNED_CURVES = ["shells", "binning", "empirical", "semivariogram"]
 LEARNED = ("nugget", "partial_sill", "length_scale_km", "exponent", "range_km", "r2")
 """What of the learned embeddings' semivariogram stands in a history, as ``learned_nugget`` and so on."""
 
@@ -115,7 +115,7 @@ class TrainingData:
 
     def learned(self, model: GeoCLIP, curve: semivariogram.Curve) -> TrainingData:
         """The same, but for looks and curve: those of the photos' embeddings as ``model`` now has them."""
-        embedded = embed_training_photos(model, self)
+        embedded = embed_photos(model, self, self.train_rows)
         return replace(self, refitted=lambda rows: embedded[np.searchsorted(self.train_rows, rows)], curve=curve)
 
 
@@ -218,7 +218,10 @@ def make(job: Job) -> None:
         StrategyError: its strategy is unknown.
         TrainingError: see :func:`train`.
     """
-    strategy, run, depends = negatives.get(job.strategy), job.run, depends_on(job)
+    strategy, run = negatives.get(job.strategy), job.run
+    if strategy.needs_local and run.settings.training.refit_every:
+        raise TrainingError(f"{job.label}: training.refit_every refits one curve for all, and {strategy.name} takes one a continent; set one of them aside")
+    depends = depends_on(job)
     path, shared = run.checkpoint(job.label, job.seed), _is_shared(run.settings.training)
 
     def make() -> None:
@@ -245,7 +248,7 @@ def depends_on(job: Job) -> dict[str, Any]:
     return {
         "inputs": _inputs(run, strategy),
         "settings": _used(run, strategy) | {"strategy": strategy.name, "seed": job.seed},
-        "code": [*CODE, *(CODE_OF_LEARNED_CURVES if _looks_at_embeddings(run.settings.training) else [])],
+        "code": [*CODE, *(CODE_OF_LEARNED_CURVES if _looks_at_embeddings(run.settings.training) or run.settings.training.sampling == "curve" else [])],
     }
 
 
@@ -405,11 +408,13 @@ def _cap_temperature(model: GeoCLIP, settings: Training) -> None:
 
 
 @torch.inference_mode()
-def embed_training_photos(model: GeoCLIP, data: TrainingData) -> torch.Tensor:
-    """Unit embeddings [n, 512] of the training photos' plain views, in the order of their rows."""
+def embed_photos(model: GeoCLIP, data: TrainingData, rows: np.ndarray) -> torch.Tensor:
+    """Unit embeddings [n, 512] of the plain views of the photos in the manifest's ``rows``."""
     device = model.logit_scale.device
-    blocks = np.array_split(data.train_rows, max(1, len(data.train_rows) // 4_096))
-    return torch.cat([model.embed_photos(data.frozen.rows(rows).to(device)) for rows in blocks])
+    embedded = torch.empty(len(rows), EMBEDDING, device=device)
+    for start in range(0, len(rows), 4_096):
+        embedded[start : start + 4_096] = model.embed_photos(data.frozen.rows(rows[start : start + 4_096]).to(device))
+    return embedded
 
 
 def _refitted(model: GeoCLIP, queue: Queue, data: TrainingData, epoch: int) -> TrainingData:
@@ -430,8 +435,8 @@ def _refitted(model: GeoCLIP, queue: Queue, data: TrainingData, epoch: int) -> T
 def _learned_semivariogram(
     model: GeoCLIP, data: TrainingData
 ) -> tuple[empirical.EmpiricalSemivariogram, semivariogram.FittedSemivariogram]:
-    places = data.coordinates_deg[data.train_rows].numpy()
-    return semivariogram.of_embeddings(embed_training_photos(model, data), places)
+    rows = data.train_rows[semivariogram.some_photos(len(data.train_rows))]
+    return semivariogram.of_embeddings(embed_photos(model, data, rows), data.coordinates_deg[rows].numpy())
 
 
 def _traced(model: GeoCLIP, data: TrainingData) -> dict[str, float]:

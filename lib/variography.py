@@ -23,7 +23,7 @@ from scipy.spatial.transform import Rotation
 
 from lib import datasets, features
 from lib.empirical import EmpiricalSemivariogram, SemivariogramError, UnitRows, lag_count
-from lib.geodesy import cell_of, chord_to_rad, distance_km, km_to_rad, rad_to_km, unit_vectors
+from lib.geodesy import cell_of, chord_to_rad, km_to_rad, rad_to_km, unit_vectors
 from lib.runs import Run, progress, write_json, writing
 from lib.semivariogram import (
     RANGE_RULES,
@@ -647,18 +647,6 @@ def labelled_cells(
     keys = pd.DataFrame({"label": np.asarray(labels).astype(str), "cell": cell_of(coordinates_deg, cell_deg)})
     grouped = keys.groupby(["label", "cell"], sort=True)
     return grouped.ngroup().to_numpy(), grouped.size().rename("places").reset_index()
-
-
-def near_place(coordinates_deg: np.ndarray, place_deg: tuple[float, float], radius_km: float) -> np.ndarray:
-    """Labels [N] of a local curve: ``within R km`` of ``place_deg`` (latitude, longitude), or ``elsewhere``.
-
-    Raises:
-        VariographyError: fewer than two places lie within ``radius_km``.
-    """
-    inside = distance_km(coordinates_deg, np.broadcast_to(place_deg, coordinates_deg.shape)) <= radius_km
-    if inside.sum() < 2:
-        raise VariographyError(f"{inside.sum()} places lie within {radius_km:g} km of {place_deg}; widen the radius")
-    return np.where(inside, f"within {radius_km:,.0f} km", "elsewhere")
 
 
 def curves_by_group(

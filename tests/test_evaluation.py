@@ -12,7 +12,7 @@ import pytest
 from conftest import SIZES, Runs, world
 
 from lib import evaluation, gallery, training
-from lib.evaluation import accuracy, bounds, by_group, compare, evaluate, latitude_band, mean_over_seeds, predict_all
+from lib.evaluation import accuracy, bounds, by_group, compare, evaluate, latitude_band, predict_all
 from lib.geodesy import EARTH_RADIUS_KM
 from lib.runs import ArtefactError, Run
 
@@ -64,11 +64,6 @@ class TestAccuracy:
     def test_a_perfect_guess_scores_5000(self) -> None:
         assert accuracy(table(np.zeros((1, 3)), "infonce"))["geoscore"].tolist() == [5000.0]
         assert accuracy(table(np.full((1, 3), 1492.7), "infonce"))["geoscore"][0] == pytest.approx(5000.0 / math.e)
-
-    def test_the_mean_over_seeds_has_its_spread_beside_it(self) -> None:
-        found = mean_over_seeds(accuracy(table(np.array([[10.0, 20.0], [30.0, 60.0]]), "infonce"))).loc[("test", "infonce")]
-        assert (found["mean_km"], found["seeds"]) == (30.0, 2)
-        assert found["mean_km_sd"] == pytest.approx(math.sqrt((15.0**2 + 15.0**2) / 1.0))
 
 
 class TestCompare:

@@ -82,6 +82,15 @@ class TestRetrieval:
         for block in (1, 5, 100):
             assert np.array_equal(gallery.retrieve(model, photos, embedded, block), logits.argmax(1).numpy())
 
+    def test_similarities_are_float32_where_the_network_is_bfloat16(self, model: GeoCLIP) -> None:
+        """In bfloat16 cosines have three digits, and many places would be equally good."""
+        photos, places = torch.randn(30, 6), torch.nn.functional.normalize(torch.randn(200, 512), dim=1)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            embedded = model.embed_photos(photos)
+            found, rows = gallery.retrieve_top(model, photos, places, 1)
+        best = (embedded @ places.T).max(1)
+        assert torch.equal(rows[:, 0], best.indices) and torch.equal(found[:, 0], best.values)
+
     def test_a_photo_that_looks_like_a_place_is_found_there(self, model: GeoCLIP) -> None:
         embedded = gallery.embed(model, uniform_on_sphere(30, np.random.default_rng(3)), torch.device("cpu"))
         photos = torch.randn(4, 6, generator=torch.Generator().manual_seed(4))

@@ -100,9 +100,10 @@ def _read_table(path: Path) -> pd.DataFrame:
             table = read_parquet(path)
         else:
             table = pd.read_csv(path, sep=_delimiter(path), encoding="utf-8-sig", dtype=str)
-            if "country" in table:  # "NA" is Namibia, not a missing value
+            codes = [name for name in table if name.strip().lower() in {"country", "continent"}]
+            if codes:  # "NA" is Namibia, or North America, not a missing value
                 as_text = {"sep": _delimiter(path), "encoding": "utf-8-sig", "dtype": str, "keep_default_na": False}
-                table["country"] = pd.read_csv(path, usecols=["country"], **as_text)["country"].replace("", None)
+                table[codes] = pd.read_csv(path, usecols=codes, **as_text)[codes].replace("", None)
     except READING_ERRORS as error:
         raise ManifestError(f"{path}: cannot be read as a table ({one_line(error)}); save it as UTF-8 CSV or parquet") from error
     table = _renamed(table, path)
