@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from lib import backbones, features
+from lib import backbones, features, receipts
 from lib.backbones import BackboneError, build
 from lib.features import FeatureError, Features
 from lib.photos import open_photo
@@ -307,6 +308,30 @@ class TestExtract:
         encoded = stop_after(99, monkeypatch)
         assert features.extract(bare).read_bytes() == whole
         assert encoded == [4, 2]
+
+    def test_shards_outlive_a_run_that_dies_before_its_receipt_is_written(self, bare: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The checksum of a large file takes minutes, and without a receipt all would be decoded again."""
+        def dies(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(receipts, "write", dies)
+            features.extract(bare)
+        encoded = stop_after(99, monkeypatch)
+        features.extract(bare)
+        assert encoded == [] and not list(bare.features.parent.glob("shards-*"))
+
+    def test_more_shards_than_a_process_may_open_files_are_joined(self, tmp_path: Path) -> None:
+        shards = [tmp_path / f"{number:03d}.npy" for number in range(90)]
+        for number, shard in enumerate(shards):
+            np.save(shard, np.full((2, 3), number, np.float16))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, len(os.listdir("/dev/fd")) + 40), hard))
+        try:
+            features._join(shards, tmp_path / "joined.npy")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert np.load(tmp_path / "joined.npy")[:, 0].tolist() == np.repeat(np.arange(90), 2).tolist()
 
     def test_another_setting_does_not_take_over_the_old_shards(self, bare: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         stop_after(1, monkeypatch)

@@ -41,6 +41,11 @@ class TestMedian:
             assert here <= search.fun * 1.002 + 0.01
             assert here <= min(total_km(found, photo, place, 1.0) for place in found.places_deg[photo]) + 1e-6
 
+    def test_it_is_the_same_by_blocks(self) -> None:
+        found = candidates(70, 9, spread_km=800.0)
+        whole, by_blocks = (spherical_median(found, 1.0, block=block) for block in (1_000, 16))
+        assert np.allclose(whole, by_blocks, atol=1e-9)
+
     def test_three_places_across_the_180th_meridian_and_at_the_pole(self) -> None:
         places = np.array([[[0.0, 179.0], [0.0, -179.0], [0.5, 180.0]], [[88.0, 0.0], [88.0, 120.0], [88.0, -120.0]]])
         medians = spherical_median(Candidates(torch.zeros(2, 3), places), 1.0)

@@ -245,6 +245,7 @@ class TestHcl:
         weights = get("hcl").reweight(batch(logits=logits)).log_weight.exp()
         assert weights[2, shown].mean().item() == pytest.approx(1.0, rel=1e-5)
         assert torch.isfinite(contrastive_loss(logits, get("hcl").reweight(batch(logits=logits))))
+        assert torch.isfinite(contrastive_loss(logits, get("hcl").reweight(batch(logits=logits, concentration=0.0))))
 
 
 class TestDebiased:

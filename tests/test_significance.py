@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from lib import significance
-from lib.evaluation import compare
+from lib.evaluation import PUBLISHED, compare
 from lib.significance import SignificanceError, beats_all, corrected, final_table, mean_of, paired
 
 
@@ -165,3 +165,17 @@ class TestFinal:
         assert shown.loc[("test", "infonce"), "acc_100km"].startswith(f"{100 * (frame[frame['strategy'] == 'infonce']['error_km'] <= 100).mean():.1f} ±")
         text = significance.differences_for_reading(corrected(paired(frame, "infonce"))).loc[("test", "decayed"), "acc_100km"]
         assert text.startswith("+") and text.endswith("▲")
+
+
+def test_geoclip_as_published_is_one_model_and_stands_against_every_seed() -> None:
+    ours = predictions({"infonce": 0.5, "decayed": 0.6})
+    one = predictions({PUBLISHED: 0.3}).query("seed == 0")
+    table = pd.concat([ours, one], ignore_index=True)
+    assert set(final_table(table)["strategy"]) == {"infonce", "decayed", PUBLISHED}
+    difference = paired(table, "infonce").set_index(["strategy", "metric"]).loc[(PUBLISHED, "acc_100km"), "difference"]
+    assert difference == pytest.approx(compare(table).set_index(["strategy", "metric"]).loc[(PUBLISHED, "acc_100km"), "difference"])
+
+
+def test_no_interval_of_an_accuracy_begins_below_nought() -> None:
+    table = final_table(predictions({"infonce": 0.002}, photos=500))
+    assert (table["ci_low"] >= 0.0).all()

@@ -150,3 +150,16 @@ def test_settings_of_a_world_are_bounded() -> None:
         Simulation(twins=0.7)
     with pytest.raises(ValueError, match="frozen"):
         SMALL.twins = 0.1
+
+
+def test_ranks_deal_its_trainings_out_whole_even_where_others_share_out_each_batch(make_run: Runs) -> None:
+    """Else one rank would gather with another's batch of another strategy."""
+    simulated = simulation.as_run(simulation.make(SMALL), make_run("training.parallel=batches", "training.epochs=1"))
+    assert simulated.settings.training.parallel == "trainings"
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_run_with_augmented_views_has_none_in_its_simulation(make_run: Runs) -> None:
+    world = simulation.make(SMALL)
+    simulated = simulation.as_run(world, make_run("backbone.views=3", "backbone.centred=false", "training.epochs=1"))
+    assert np.isfinite(simulation.train_all(world, simulated, ["infonce"])["error_km"]).all()

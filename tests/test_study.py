@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -151,3 +152,30 @@ class TestMake:
     def test_a_profile_without_a_study_says_so(self, make_run: Runs) -> None:
         with pytest.raises(StudyError, match="profile study"):
             study.search(make_run(*SHORT, "study=null"))
+
+
+@pytest.mark.usefixtures("narrow")
+def test_noisy_worlds_of_a_run_with_augmented_views_are_trained_on_the_plain_ones(make_run: Runs) -> None:
+    run = with_study(make_run(*SHORT, "backbone.views=2", "backbone.centred=false"), noises=[1.0])
+    ((_, _, world),) = study.worlds(run)
+    training.make(training.Job.of(world, "infonce", 0))
+    assert trained(world) == ["infonce_seed0"]
+
+
+def test_another_gallery_of_the_same_name_makes_the_sweeps_predictions_anew(make_run: Runs, tmp_path: Path) -> None:
+    places = tmp_path / "places.csv"
+
+    def strangers(seed: int) -> set[tuple[float, ...]]:
+        given = np.random.default_rng(seed).uniform([-60, -170], [60, 170], (50, 2)).round(4)
+        pd.DataFrame(given, columns=["LAT", "LON"]).to_csv(places, index=False)
+        study.sweep(run, "queue", study.queue_variants(run))
+        predicted = pd.read_parquet(run.folder / "validation" / "infonce_seed0.parquet")[["predicted_latitude", "predicted_longitude"]]
+        return set(map(tuple, predicted.to_numpy().round(4))) - set(map(tuple, given))
+
+    run = with_study(make_run(*SHORT, f"evaluation.gallery={places}"), queue_sizes=[0])
+    assert strangers(0) == strangers(1) == set()
+
+
+def test_a_search_that_tries_an_option_too_has_a_best_of_the_family() -> None:
+    searched = pd.DataFrame({"strategy": ["decayed_refitted", "decayed", "residual"], "score": [0.9, 0.5, 0.4]})
+    assert study.best_of(searched, "family") == "decayed"

@@ -353,3 +353,10 @@ class TestPretrained:
         run = make_run("training.epochs=1", "training.batch_size=96", "training.location_encoder=geoclip", "training.learning_rate=1e-9")
         found = trained(run)[0].location_encoder.state_dict()
         assert all(torch.allclose(found[name], value, atol=1e-6) for name, value in LocationEncoder().state_dict().items())
+
+
+def test_curves_of_continents_cannot_be_refitted_and_the_training_says_so(make_run: Runs) -> None:
+    run = make_run("training.epochs=2", "training.refit_every=1", "training.strategies=infonce,semivariogram_local")
+    with pytest.raises(TrainingError, match=r"semivariogram_local: training\.refit_every refits one curve for all"):
+        training.make(training.Job.of(run, "semivariogram_local", 0))
+    assert not run.checkpoint("semivariogram_local", 0).exists()
