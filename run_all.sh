@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The whole study: see --help. Everything but the help is lib/pipeline.py.
 set -euo pipefail
+unset CDPATH
 
 help() {
   cat <<'TEXT'
@@ -16,7 +17,7 @@ What an earlier run of the same name has made from the same inputs, settings and
   --set group.key=value      one setting instead of the profile's; may be given several times
   --list                     say what would be computed, what reused, and how long it takes here; run nothing
   --lab                      open JupyterLab on the notebooks (with --only 03: on that one) instead of executing them
-  --fresh                    make everything again, reuse nothing
+  --fresh                    make everything again; photos that are there and whole stay
   -h, --help                 this text
 
 The environment is made on the first run, from requirements.txt, in .venv or in the folder $SEMIVARIOGRAM_ENV; an active
@@ -32,7 +33,7 @@ while [ -L "$script" ]; do
   case $target in /*) script=$target ;; *) script=$(dirname "$script")/$target ;; esac
 done
 
-# A profile's path is the caller's, and the next thing is to leave the caller's folder.
+# Paths of a profile and of a run are the caller's, and the next thing is to leave the caller's folder.
 previous=
 for argument in "$@"; do
   shift
@@ -41,9 +42,12 @@ for argument in "$@"; do
     --profile/* | --profile=/*) ;;
     --profile=*.yaml | --profile=*.yml) if [ -f "${argument#*=}" ]; then argument=--profile=$PWD/${argument#*=}; fi ;;
     --profile*.yaml | --profile*.yml) if [ -f "$argument" ]; then argument=$PWD/$argument; fi ;;
+    --run/* | --run=/*) ;;
+    --run=*/*) argument=--run=$PWD/${argument#*=} ;;
+    --run*/*) argument=$PWD/$argument ;;
   esac
   set -- "$@" "$argument"
-  case $argument in --profile) previous=--profile ;; *) previous= ;; esac
+  case $argument in --profile | --run) previous=$argument ;; *) previous= ;; esac
 done
 
 cd "$(dirname "$script")"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The benchmarks, in the pinned environment: ./run_benchmarks.sh [NAME…], all without a name; results/benchmarks/NAME.json
 set -euo pipefail
+unset CDPATH
 
 # By hand: macOS had no `readlink -f` for long.
 script=${BASH_SOURCE[0]}

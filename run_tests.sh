@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The tests, in the pinned environment: ./run_tests.sh [--thorough] [pytest arguments]; --thorough adds those that take minutes
 set -euo pipefail
+unset CDPATH
 
 # By hand: macOS had no `readlink -f` for long.
 script=${BASH_SOURCE[0]}

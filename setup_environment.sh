@@ -8,7 +8,11 @@
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 environment=${SEMIVARIOGRAM_ENV:-.venv}
 case $environment in /*) ;; *) environment=$checkout/$environment ;; esac
-environment=${environment%/}
+while [ "${environment%/}" != "$environment" ]; do environment=${environment%/}; done
+if [ -z "$environment" ]; then
+  echo "environment: SEMIVARIOGRAM_ENV=${SEMIVARIOGRAM_ENV:-} is no folder for an environment; name one" >&2
+  exit 1
+fi
 environment_name=${environment#"$checkout"/}
 environment_log=$environment/semivariogram-setup.log  # also the mark of a folder that is ours to empty
 environment_stamp=$environment/semivariogram-setup.stamp
@@ -150,11 +154,15 @@ hold_lock() {
 # to a larger disk, the other marks it as ours.
 empty_folder() {
   rm -f "$environment_stamp"
-  mkdir -p "$environment"
+  mkdir -p "$environment" || return 1
   find "$environment/" -mindepth 1 ! -path "*/${environment_log##*/}" -delete
 }
 
-is_ours_to_empty() { [ -f "$environment_log" ] || [ -z "$(ls -A "$environment" 2>/dev/null)" ]; }
+# What cannot be listed is not empty.
+is_ours_to_empty() {
+  local there
+  [ -f "$environment_log" ] || [ ! -e "$environment" ] || { there=$(ls -A "$environment/") && [ -z "$there" ]; }
+}
 
 install_with_uv() {
   uv venv --allow-existing --python "$(find_python '' || echo 3.11)" "$environment" &&

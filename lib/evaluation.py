@@ -295,7 +295,7 @@ def evaluate(run: Run) -> dict[str, pd.DataFrame]:
         code=CODE,
         by="all ranks",
     )
-    return {"predictions": pd.read_parquet(run.predictions)} | {name: pd.read_csv(run.table(name)) for name in tables}
+    return {"predictions": pd.read_parquet(run.predictions)} | {name: read_table(run.table(name)) for name in tables}
 
 
 def shown(run: Run, table: pd.DataFrame) -> pd.DataFrame:
@@ -309,6 +309,11 @@ def save_table(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     with writing(path) as aside:
         table.to_csv(aside, index=False)
     return table
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table that :func:`save_table` has written: "NA" is a continent or a country, an empty cell is nothing."""
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
 
 def with_bounds(run: Run, table: pd.DataFrame) -> pd.DataFrame:

@@ -94,9 +94,12 @@ def _show(axis: Axes, root: Path, path: str, title: str) -> None:
 @_styled
 def photo_grid(manifest: pd.DataFrame, root: Path, rows: int = 3, columns: int = 6, seed: int = 0) -> Figure:
     """Random training photos with place names and coordinates."""
-    chosen = manifest[manifest["split"] == "train"].sample(rows * columns, random_state=seed)
+    training = manifest[manifest["split"] == "train"]
+    chosen = training.sample(min(rows * columns, len(training)), random_state=seed)
     figure, axes = _figure(rows, columns, (1.6 * columns, 1.95 * rows))
-    for axis, photo in zip(axes.ravel(), chosen.itertuples(), strict=True):
+    for axis in axes.ravel()[len(chosen) :]:
+        axis.set_axis_off()
+    for axis, photo in zip(axes.ravel(), chosen.itertuples(), strict=False):
         town = getattr(photo, "town", "")
         label = _place_label(photo.latitude, photo.longitude)
         _show(axis, root, photo.path, f"{label}\nnear {town}, {photo.country}" if town else f"{label}\n")

@@ -57,6 +57,11 @@ def one_line(said: object) -> str:
     return " ".join(str(said).split())[:300] or type(said).__name__
 
 
+def printable(text: str) -> str:
+    """``text`` with what a terminal would obey, or could not show, escaped: a file may have any name."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 @contextmanager
 def refusals_named(path: Path) -> Iterator[None]:
     """Whatever the file system refuses about ``path`` inside the context, as one sentence.
@@ -67,9 +72,11 @@ def refusals_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        where = None if error.filename is None else Path(os.fsdecode(error.filename))
         about = {path, _aside(path), *path.parents}
-        if error.errno not in MENDS or not (error.filename is None or Path(os.fsdecode(error.filename)) in about):
+        if error.errno not in MENDS or not (where is None or where in about or path in where.parents):
             raise
+        path = path if where is None or path not in where.parents else where
         raise ArtefactError(f"{path}: cannot be written: {MENDS[error.errno]}") from error
 
 
@@ -89,6 +96,9 @@ def writing(path: Path, durable: bool = True) -> Iterator[Path]:
     Raises:
         ArtefactError: the disk is full, the folder read-only or closed to this user.
     """
+    path = path.resolve() if path.is_symlink() else path  # the link stays one
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ArtefactError(f"{path}: is no file but a device or the like; name a file to write")
     aside = _aside(path)
     with refusals_named(path):
         make_folder(path.parent)

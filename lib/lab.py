@@ -76,8 +76,14 @@ def environment(private: Path, token: str, inherited: Mapping[str, str]) -> dict
     (private / "labconfig").mkdir()
     (private / "labconfig" / "default_setting_overrides.json").write_text(json.dumps(QUIET))
     before = [path for path in (inherited.get("JUPYTER_CONFIG_PATH"),) if path]
-    ours = {"JUPYTER_CONFIG_PATH": os.pathsep.join([str(private), *before]), "JUPYTER_PREFER_ENV_PATH": "1"}
+    ours = {"JUPYTER_CONFIG_PATH": os.pathsep.join([str(private), *before]), "JUPYTER_PREFER_ENV_PATH": "1", "PYTHONPATH": with_this_checkout(inherited)}
     return {**inherited, **ours}
+
+
+def with_this_checkout(inherited: Mapping[str, str]) -> str:
+    """``PYTHONPATH`` by which kernels take ``lib`` from this checkout, even where the environment was linked to another one meanwhile."""
+    before = [path for path in inherited.get("PYTHONPATH", "").split(os.pathsep) if path and path != str(PROJECT)]
+    return os.pathsep.join([str(PROJECT), *before])
 
 
 def start(first: str = "") -> int:

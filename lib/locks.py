@@ -150,7 +150,7 @@ def _is_held_by_ours(folder: Path) -> bool:
     path = folder / NAME
     if not path.is_file() or owner(path).get("run") != _run():
         return False
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # network disks lock only what may be written
         if _try(file.fileno()):  # closing gives it back
             return False
     return True

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +19,17 @@ import nbformat
 import pandas as pd
 from traitlets.config import Config
 
-from lib import backbones, datasets, explore, gallery, lab, locks, negatives, plan, report, settings
-from lib.backbones import BackboneError
-from lib.files import refusals_named
-from lib.gallery import GalleryError
-from lib.negatives import StrategyError
-from lib.runs import ArtefactError, Run, provenance, write_json, writing
-from lib.settings import PROJECT, SettingsError
+from lib import backbones, explore, gallery, lab, locks, negatives, plan, report, settings, stages
+from lib.files import READING_ERRORS, checksum, one_line, printable, refusals_named
+from lib.lab import with_this_checkout
+from lib.runs import Run, provenance, write_json, writing
+from lib.settings import PROJECT
 from lib.terminal import Progress
 
 NOTEBOOKS = PROJECT / "notebooks"
 PARAMETERS = ["profile", "run_name", "overrides"]
+MOST_OF_A_SOCKETS_PATH = 70
+"""Longest folder of temporary files, in characters, that leaves room for a socket's name: the system takes about 100 in all."""
 OF_THE_STUDY = {"07", "08"}
 """Notebooks that need the group ``study`` in the profile: hours of trainings, which quick does without."""
 
@@ -37,7 +38,7 @@ class PipelineError(RuntimeError):
     """The pipeline cannot go on; the message names notebook, cell and error."""
 
 
-EXPECTED = (SettingsError, PipelineError, ArtefactError, BackboneError, StrategyError, GalleryError, lab.LabError)
+EXPECTED = (*stages.EXPECTED, PipelineError, lab.LabError)
 """Errors of which a user wants the sentence, and no traceback."""
 
 
@@ -80,6 +81,8 @@ def choose(only: str | None, with_study: bool = True) -> list[Notebook]:
     if only is None:
         return [one for number, one in there.items() if with_study or number not in OF_THE_STUDY]
     wanted = [part.strip().zfill(2) for part in only.split(",") if part.strip()]
+    if not wanted:
+        raise PipelineError(f"--only {only}: names no notebook; there are {', '.join(there)}")
     if unknown := [number for number in wanted if number not in there]:
         raise PipelineError(f"--only {only}: there is no notebook {', '.join(unknown)}; there are {', '.join(there)}")
     if without := sorted(OF_THE_STUDY.intersection(wanted)) if not with_study else []:
@@ -96,7 +99,7 @@ def check_parameters(notebook: Notebook) -> None:
     import papermill
 
     tagged = [cell for cell in notebook.read().cells if "parameters" in cell.metadata.get("tags", [])]
-    names = list(papermill.inspect_notebook(str(notebook.path))) if len(tagged) == 1 else []
+    names = list(papermill.inspect_notebook(_literal(notebook.path))) if len(tagged) == 1 else []
     if sorted(names) != sorted(PARAMETERS):
         raise PipelineError(
             f"{notebook.path.name}: needs one cell tagged `parameters` that sets {', '.join(PARAMETERS)}; "
@@ -121,18 +124,21 @@ def execute(
     target = run.folder / "notebooks" / notebook.path.name
     target.parent.mkdir(parents=True, exist_ok=True)
     os.environ[explore.PICTURES_ONLY] = "1"  # the kernel inherits it: nobody is there to move a slider
+    os.environ["PYTHONPATH"] = with_this_checkout(os.environ)
     given = {"profile": profile, "run_name": str(run.folder), "overrides": list(overrides)}
+    sockets = tempfile.TemporaryDirectory(prefix="semivariogram-", dir=None if len(tempfile.gettempdir()) < MOST_OF_A_SOCKETS_PATH else "/tmp")  # noqa: S108
     try:
         papermill.execute_notebook(
-            str(notebook.path),
-            str(target),
+            _literal(notebook.path),
+            _literal(target),
             parameters=given,
             kernel_name="python3",
             cwd=str(NOTEBOOKS),
             progress_bar=False,
             stdout_file=said,
             stderr_file=said,
-            config=Config(KernelManager={"transport": "ipc"}),
+            start_timeout=600,
+            config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets.name}/kernel"}),
             extra_arguments=["--Application.log_level=CRITICAL"],  # else a kernel logs the interrupt that ends it as an error
         )
     except papermill.PapermillExecutionError as error:
@@ -142,10 +148,21 @@ def execute(
             f"{notebook.path.name}: cell {error.exec_count} (`{first_line.strip()}`) failed\n"
             f"{error.ename}: {last_line}\nthe notebook as far as it got: {target}"
         ) from None
+    except RuntimeError as error:  # of nbclient, which knows no more than that the kernel does not answer
+        raise PipelineError(
+            f"{notebook.path.name}: its kernel died or did not start ({one_line(error)}); most often the memory did not suffice\n"
+            f"the notebook as far as it got: {target}"
+        ) from error
     finally:
+        sockets.cleanup()
         if target.exists():
             tidy(target)
     return target
+
+
+def _literal(path: Path) -> str:
+    """``path`` for papermill, which fills in what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def tidy(path: Path) -> None:
@@ -222,12 +239,21 @@ def finish(run: Run, seconds: dict[str, float]) -> None:
         for path in executed
         if path.with_suffix(".html").exists()
     ]
-    written = provenance(run, seconds)
-    write_json(run.folder / "manifest.json", written)
+    written = provenance(run, seconds) | {"outdated": outdated(run)}
     index = report.write_index(run, written, links)
+    written["outputs"][index.name] = checksum(index)
+    write_json(run.folder / "manifest.json", written)
+    for stage in written["outdated"]:
+        print(f"outdated: {stage} was not made with these settings, inputs and code, and was not made anew; run all notebooks")
     if run.table("accuracy").exists():
         _say_comparison(run, *report.compare_with_reference(run))
     print(f"open {index}")
+
+
+def outdated(run: Run) -> list[str]:
+    """Stages that are there, and of which the run's settings, inputs and code of today are not what made them: after ``--only``."""
+    found = plan.steps(run, [notebook.number for notebook in notebooks()])
+    return [step.stage for step in found if not step.is_reused and run.receipt(step.stage).exists()]
 
 
 def _say_comparison(run: Run, compared: pd.DataFrame, sentence: str) -> None:
@@ -244,8 +270,8 @@ def _say_comparison(run: Run, compared: pd.DataFrame, sentence: str) -> None:
 def earlier_seconds(run: Run) -> dict[str, float]:
     """Wall time by notebook that the run's manifest.json names; empty where there is none."""
     try:
-        return json.loads((run.folder / "manifest.json").read_text())["seconds_by_notebook"]
-    except (OSError, ValueError, KeyError):
+        return dict(json.loads((run.folder / "manifest.json").read_text())["seconds_by_notebook"])
+    except READING_ERRORS:
         return {}
 
 
@@ -265,7 +291,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--list", action="store_true", help="say what would be computed, what reused, how long it takes here; do nothing"
     )
     parser.add_argument("--lab", action="store_true", help="open JupyterLab on the notebooks instead of executing them")
-    parser.add_argument("--fresh", action="store_true", help="make everything anew, reuse nothing")
+    parser.add_argument("--fresh", action="store_true", help="make everything anew; photos that are there stay")
     return parser.parse_args(arguments)
 
 
@@ -274,6 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     overrides = [*options.set, *([f"device={options.device}"] if options.device else [])]
     try:
+        refuse_what_would_be_ignored(options)
         profile = str(Path(options.profile).resolve()) if Path(options.profile).is_file() else options.profile
         run = Run.open(profile, options.run, overrides)
         chosen = choose(options.only, run.settings.study is not None)
@@ -283,17 +310,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return lab.start(chosen[0].path.name)
         check_before_computing(run)
         with locks.holding(run.folder), refusals_named(run.folder):
-            if options.fresh:
-                datasets.forget(run)
-                for name in ("receipts", "features"):
-                    shutil.rmtree(run.folder / name, ignore_errors=True)
-            if (count := os.environ.get("NPROC", "1")) != "1" and not options.only:
+            for path in sorted(run.folder.rglob("*")) if options.fresh else ():
+                if path.name in {"receipts", "features"} and path.is_dir():
+                    shutil.rmtree(path)
+            if (count := os.environ.get("NPROC") or "1") != "1":
                 make_in_parallel(run, profile, overrides, count)
             _execute_all(run, chosen, profile, overrides)
     except EXPECTED as error:
-        print(f"run_all.sh: {error}", file=sys.stderr)
+        print("run_all.sh: " + "\n".join(map(printable, str(error).split("\n"))), file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nrun_all.sh: stopped; started again it goes on where it was", file=sys.stderr)
+        return 130
     return 0
+
+
+def refuse_what_would_be_ignored(options: argparse.Namespace) -> None:
+    """Raise a PipelineError where the command line asks for what would not be done."""
+    if options.lab and (options.run or options.set or options.device or options.fresh or options.profile != "quick"):
+        raise PipelineError("--lab opens the notebooks as they are: set profile, run_name and overrides in a notebook's first code cell")
+    if options.fresh and options.only:
+        raise PipelineError("--fresh removes what the other notebooks made, and --only would not make it again; leave one out")
+    if options.only and not (options.list or options.lab) and os.environ.get("NPROC", "1") not in {"", "1"}:
+        raise PipelineError("NPROC makes all stages before the notebooks; leave out --only, or NPROC")
+    if options.run in {".", ".."}:
+        raise PipelineError(f"--run {options.run}: give the folder a name of its own")
 
 
 def make_in_parallel(run: Run, profile: str, overrides: Sequence[str], count: str) -> None:
@@ -302,7 +343,7 @@ def make_in_parallel(run: Run, profile: str, overrides: Sequence[str], count: st
     Raises:
         PipelineError: ``count`` is no number of processes, or one of them failed.
     """
-    if not count.isdigit() or int(count) < 1:
+    if not count.isdecimal() or int(count) < 1:
         raise PipelineError(f"NPROC={count}: give the number of processes, such as the number of GPUs")
     print(f"{count} processes make features and trainings …", flush=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
@@ -354,7 +395,7 @@ def _expected(run: Run, names: list[str]) -> tuple[dict[str, float], bool]:
     try:
         kept = json.loads((report.REFERENCE / run.settings.profile / "manifest.json").read_text())["seconds_by_notebook"]
         return {name: kept[name] for name in names if name in kept}, False
-    except (OSError, ValueError, KeyError):
+    except READING_ERRORS:
         return {}, False
 
 

@@ -128,7 +128,7 @@ def _asked(run: Rehearsal) -> Iterator[tuple[str, str, Callable[[], Any]]]:
     yield "07", "", lambda: evaluation.evaluate(run)
     yield from _variants(run, "07", "length", study.length_variants(run), run.settings.study.sweep_seeds)
     yield "08", "", lambda: variography.examine(run)
-    if run.manifest.exists():
+    if run.manifest.exists() and run.manifest not in run.pending:  # else it is made, or made again, first
         yield from _variants(run, "08", "density", study.density_variants(run), run.settings.study.sweep_seeds)
     yield from _variants(run, "08", "queue", study.queue_variants(run), run.settings.study.sweep_seeds)
 
@@ -185,7 +185,7 @@ def besides_seconds(run: Run, notebook: str) -> float | None:
     Its wall time, of manifest.json, less what its stages said that they took.
     """
     written = _read(run.folder / "manifest.json")
-    wall = written.get("seconds_by_notebook", {}).get(notebook)
+    wall = (written.get("seconds_by_notebook") or {}).get(notebook)
     executed = run.folder / "notebooks" / f"{notebook}.ipynb"
     if wall is None or not executed.exists() or not _is_here(written, run.folder):
         return None

@@ -25,6 +25,7 @@ from lib.datasets.manifest import ManifestError
 from lib.evaluation import splits_of
 from lib.exchange import ExchangeError
 from lib.features import FeatureError, Photos
+from lib.files import printable
 from lib.gallery import GalleryError
 from lib.geodesy import chord_to_rad, distance_km, rad_to_km, unit_vectors
 from lib.maps import save_map
@@ -235,7 +236,7 @@ def find_photos(named: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 def describe(table: pd.DataFrame) -> str:
     """The rows of one photo as a block of text for a terminal."""
-    lines = [_printable(str(table["photo"].iloc[0]))]
+    lines = [printable(str(table["photo"].iloc[0]))]
     for row in table.itertuples():
         lines.append(
             f"  {row.rank}  {row.latitude:8.3f} {row.longitude:9.3f}  {100 * row.probability:6.2f} %"
@@ -246,11 +247,6 @@ def describe(table: pd.DataFrame) -> str:
         truth = f"{first['true_latitude']:.3f} {first['true_longitude']:.3f}"
         lines.append(f"  true place by its EXIF: {truth}; candidate 1 is {first['error_km']:,.0f} km away")
     return "\n".join(lines)
-
-
-def _printable(text: str) -> str:
-    """``text`` with what a terminal would obey, or could not show, escaped: a file may have any name."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -288,20 +284,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if folders := [str(path) for path in (options.map, options.csv) if path is not None and path.is_dir()]:
             raise PredictError(f"{folders[0]} is a folder; name a file to write")
+        if options.csv is not None and options.map is not None and options.csv.resolve() == options.map.resolve():
+            raise PredictError(f"{options.csv} cannot be both the table and the map; name two files")
         photos, left_out = find_photos(options.photos)
         predictor = load_predictor(
             options.model, options.strategy, options.seed, options.gallery, options.backbone, options.device
         )
-        print(f"model: {_printable(predictor.description)}")
+        print(f"model: {printable(predictor.description)}")
         found = predict(predictor, photos, top=options.top, apart_km=options.apart_km)
         left_out |= dict(found.left_out.itertuples(index=False))
         for name, reason in left_out.items():
-            print(f"left out {_printable(name)}: {_printable(reason)}", file=sys.stderr)
+            print(f"left out {printable(name)}: {printable(reason)}", file=sys.stderr)
         if found.table.empty:
             raise PredictError("no photo could be read")
         _report(found, predictor, photos, options)
     except EXPECTED as error:
-        print(f"lib.predict: {_printable(str(error))}", file=sys.stderr)
+        print(f"lib.predict: {printable(str(error))}", file=sys.stderr)
         return 1
     if left_out:
         print(f"predicted {found.table['photo'].nunique():,} photos, left out {len(left_out):,}", file=sys.stderr)
@@ -319,11 +317,11 @@ def _report(found: Prediction, predictor: Predictor, photos: list[str], options:
     if options.csv:
         with writing(options.csv) as aside:
             found.table.to_csv(aside, index=False, errors="backslashreplace")
-        print(f"\nwrote {_printable(str(options.csv))}")
+        print(f"\nwrote {printable(str(options.csv))}")
     if options.map:
         notes = [note for note in (caution, f"Model: {predictor.description}.") if note]
         drawn = candidate_map(found.table, found.mass, Path(), title=f"Candidates of {predictor.title}", notes=notes)
-        print(f"wrote {_printable(str(save_map(drawn, options.map)))}")
+        print(f"wrote {printable(str(save_map(drawn, options.map)))}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,12 +33,14 @@ from tqdm import tqdm
 
 from lib import locks, ranks, receipts
 from lib import settings as settings_module
-from lib.files import ArtefactError, checksum, refusals_named, write_json, writing
+from lib.files import READING_ERRORS, ArtefactError, checksum, refusals_named, write_json, writing
 from lib.settings import PROJECT, Settings
 
 __all__ = ["ArtefactError", "Run", "checksum", "write_json", "writing"]
 
 RESULTS = PROJECT / "results"
+GONE = "gone"
+"""Digest of code, and version of a package, that there is no more."""
 DECISIVE_PACKAGES = (
     "torch", "torchvision", "transformers", "numpy", "pandas", "scipy", "scikit-learn", "gstools", "numba", "geoclip", "pillow",
     "timm",
@@ -83,7 +86,7 @@ class Run:
             raise ArtefactError(f"{path} is not there: give the folder of a run that run_all.sh has finished")
         try:
             return cls(Settings.model_validate(json.loads(path.read_text())["settings"]), folder.resolve())
-        except (ValueError, KeyError) as error:
+        except READING_ERRORS as error:
             raise ArtefactError(f"{path}: its settings are not of this version; run run_all.sh again") from error
 
     @property
@@ -315,7 +318,7 @@ class Run:
         """Raise where the stage that wrote ``path`` had other settings than the run now has, or other code or packages."""
         now: dict[str, Any] = {
             "code": {name: code_digest(name) for name in known.get("code", {})},
-            "packages": {name: importlib.metadata.version(name) for name in known.get("packages", {})},
+            "packages": {name: _version(name) for name in known.get("packages", {})},
             "inputs": known.get("inputs", {}),
             "settings": dict(known.get("settings") or {}),
         }
@@ -357,17 +360,27 @@ def deterministic(run: Run) -> Iterator[None]:
 @lru_cache(maxsize=64)
 def code_digest(name: str) -> str:
     """SHA-256 of what ``name`` does: the syntax tree of ``lib.<module>`` or of its function or class (``module:name``),
-    without comments and docstrings."""
+    without comments and docstrings; ``GONE`` where an older receipt names what is no more."""
     name, _, function = name.partition(":")
-    origin = importlib.util.find_spec(f"lib.{name}").origin
-    tree = ast.parse(Path(origin).read_text(encoding="utf-8"))
+    if (found := _spec(f"lib.{name}")) is None:
+        return GONE
+    tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
     if function:
-        tree = next(node for node in tree.body if getattr(node, "name", None) == function)
+        tree = next((node for node in tree.body if getattr(node, "name", None) == function), None)
+    if tree is None:
+        return GONE
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
             node.body = [line for line in body if not (isinstance(line, ast.Expr) and _is_text(line.value))]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # the package around it is gone
+        return None
 
 
 def _is_text(node: ast.expr) -> bool:
@@ -403,7 +416,7 @@ def provenance(run: Run, seconds: Mapping[str, float]) -> dict[str, Any]:
         seconds: wall time by notebook.
     """
     stages = [known for path in sorted((run.folder / "receipts").glob("*.json")) if (known := receipts.read(path))]
-    files = [path for path in sorted(run.folder.rglob("*")) if path.is_file() and _is_output(path, run.folder)]
+    files = [path for path in sorted(run.folder.rglob("*")) if path.is_file() and is_output(path, run.folder)]
     return {
         "run": run.name,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -421,7 +434,8 @@ def provenance(run: Run, seconds: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def _is_output(path: Path, folder: Path) -> bool:
+def is_output(path: Path, folder: Path) -> bool:
+    """Whether manifest.json names the file at ``path`` below a run's ``folder``, with its checksum."""
     relative = path.relative_to(folder)
     return relative.parts[0] not in {"receipts", "logs", "manifest.json", "index.html"} and not path.name.startswith(".")
 
@@ -483,10 +497,27 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
         if has_sysconf
         else None,
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "accelerator": _accelerator() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
+
+
+@lru_cache(maxsize=1)
+def _accelerator() -> str:
+    """The GPU's name; asked by a process of its own, since asking takes memory on it, and a GPU may be for one process alone."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.get_device_name()
+    asked = [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name())"]
+    done = subprocess.run(asked, capture_output=True, text=True)  # noqa: S603
+    return done.stdout.strip() or "a GPU that does not say its name"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return GONE
 
 
 def package_versions() -> dict[str, str]:
@@ -504,6 +535,8 @@ def _git_state() -> dict[str, Any]:
         return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
 
     try:
+        if Path(ask("rev-parse", "--show-toplevel")).resolve() != PROJECT.resolve():  # the repository of somebody else around us
+            return {"commit": None, "dirty": None}
         changes = ask("status", "--porcelain", "--untracked-files=no")
         return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(changes)}
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""The stages that take long, without notebooks, by as many processes as torchrun starts: ``torchrun -m lib.stages --profile …``.
+"""The stages that take long, without notebooks, by as many processes as torchrun starts: ``torchrun -m lib.stages PROFILE FOLDER [SETTING…]``.
 
 The photos are made ready by one process; features are extracted by all, each taking every k-th shard; the semivariogram is
 estimated by all, each on a share of the pairs; each training is done by one, all at the same time, those of a study
@@ -43,7 +43,11 @@ def make(run: Run) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``arguments``: profile, folder, and settings such as ``training.epochs=4``. Exit status 1 with a sentence on a mistake."""
-    profile, folder, *overrides = sys.argv[1:] if arguments is None else arguments
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if len(given) < 2:
+        print("lib.stages: give a profile, a folder and settings: torchrun -m lib.stages quick results/quick training.epochs=4", file=sys.stderr)
+        return 1
+    profile, folder, *overrides = given
     ranks.start()
     try:
         run = Run.open(profile, folder, overrides)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -134,7 +136,7 @@ def along(
     names = list(dict.fromkeys(table["strategy"]))
     for column, metric in enumerate(metrics):
         upper, lower = axes[:, column]
-        for name, marker in zip(names, MARKERS, strict=False):
+        for name, marker in zip(names, itertools.cycle(MARKERS), strict=False):
             rows = table[(table["strategy"] == name) & (table["metric"] == metric)].sort_values(x)
             colour = STRATEGY_COLOURS.get(name, MUTED)
             upper.plot(rows[x], 100 * rows["accuracy"], marker=marker, ms=4, color=colour, label=name)
@@ -166,7 +168,7 @@ def coverage(table: pd.DataFrame) -> Figure:
     figure, axes = _figure(1, len(splits) + 1, (3.4 * (len(splits) + 1), 3.6))
     for axis, split in zip(axes[0], splits, strict=False):
         axis.plot([0.45, 1.0], [0.45, 1.0], color=MUTED, lw=0.9, ls=":")
-        for (name, rows), marker in zip(table[table["split"] == split].groupby("strategy", sort=False), MARKERS, strict=False):
+        for (name, rows), marker in zip(table[table["split"] == split].groupby("strategy", sort=False), itertools.cycle(MARKERS), strict=False):
             by_level = rows.groupby("level")[["coverage", "plain"]].mean()
             colour = STRATEGY_COLOURS.get(name, MUTED)
             axis.plot(by_level.index, by_level["coverage"], marker=marker, ms=4, color=colour, label=f"{name}, calibrated")
@@ -174,7 +176,7 @@ def coverage(table: pd.DataFrame) -> Figure:
         axis.set(xlabel="level asked for", title=f"split {split}", ylim=(0, 1.02))
     axes[0, 0].set_ylabel("share of the photos within their radius")
     last = axes[0, -1]
-    for (name, rows), marker in zip(table[table["split"] == splits[0]].groupby("strategy", sort=False), MARKERS, strict=False):
+    for (name, rows), marker in zip(table[table["split"] == splits[0]].groupby("strategy", sort=False), itertools.cycle(MARKERS), strict=False):
         radius = rows.groupby("level")["median_radius_km"].mean()
         last.plot(radius.index, radius, marker=marker, ms=4, color=STRATEGY_COLOURS.get(name, MUTED), label=name)
     last.set(xlabel="level asked for", ylabel="median radius, km", yscale="log", title=f"how large, split {splits[0]}")

@@ -108,7 +108,8 @@ class Progress:
         """The current notebook is done, whose stages said ``lines``; its seconds."""
         seconds = time.perf_counter() - self._begun
         position, name = self._position(), self.current
-        self.finished[name] = seconds
+        with self._lock:
+            self.finished[name] = seconds
         self.listener.close()
         left = self.seconds_left()
         told = [f"{summary(lines)}; {duration(seconds)}" + ("" if left is None or len(self.finished) == len(self.names) else f", about {duration(left)} left")]  # fmt: skip

@@ -19,7 +19,7 @@ import pandas as pd
 
 from lib import datasets, evaluation, semivariogram, significance, study, study_figures
 from lib.files import READING_ERRORS, ArtefactError, checksum, one_line
-from lib.runs import Run
+from lib.runs import Run, is_output
 
 
 class Finding(NamedTuple):
@@ -38,17 +38,26 @@ def checksums(folder: Path) -> Iterator[Finding]:
     """
     path = folder / "manifest.json"
     try:
-        noted = json.loads(path.read_text(encoding="utf-8"))["outputs"]
-        names = dict(noted.items())
+        written = json.loads(path.read_text(encoding="utf-8"))
+        names = dict(written["outputs"].items())
     except FileNotFoundError as error:
         raise ArtefactError(f"{path} is not there: give the folder of a run that run_all.sh has finished") from error
     except READING_ERRORS as error:
         raise ArtefactError(f"{path}: damaged, or not a run's manifest ({one_line(error)}); run run_all.sh again") from error
     for name, sum_ in names.items():
-        if not (folder / name).is_file():
-            yield Finding(name, "is missing", True)
-        elif checksum(folder / name) != sum_:
-            yield Finding(name, "is not what was written: its checksum differs", True)
+        try:
+            if not (folder / name).is_file():
+                yield Finding(name, "is missing", True)
+            elif checksum(folder / name) != sum_:
+                yield Finding(name, "is not what was written: its checksum differs", True)
+        except OSError as error:
+            yield Finding(name, f"cannot be read: {one_line(error)}", True)
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_file() and is_output(path, folder) and name not in names:
+            yield Finding(name, "came later: manifest.json does not name it", True)
+    for stage in written.get("outdated", []):
+        yield Finding(stage, "was made with other settings, inputs or code than manifest.json names: run all notebooks", True)
 
 
 def derivations(run: Run) -> dict[str, Callable[[], pd.DataFrame]]:
@@ -97,7 +106,7 @@ def tables(run: Run) -> Iterator[Finding]:
     for path in sorted((run.folder / "tables").glob("*.csv")):
         name = f"tables/{path.name}"
         if path.stem not in known:
-            yield Finding(name, "does not follow from the predictions alone: checked by its checksum", False)
+            yield Finding(name, "does not follow from the predictions alone: checked by its checksum alone", False)
             continue
         try:
             derived = known[path.stem]()

@@ -264,6 +264,16 @@ def test_a_folder_that_is_not_an_environment_of_ours_is_never_emptied(checkout, 
     assert (tmp_path / "thesis" / "chapter").exists()
 
 
+@pytest.mark.parametrize("folder", ["/", "//"])
+def test_the_root_of_the_disk_is_no_folder_for_an_environment(checkout, folder):
+    """``find / -delete`` would be what follows; stand-ins take what deletes here."""
+    for tool in ("find", "rm", "mkdir", "ln"):
+        checkout.stub(tool, f'#!/bin/sh\necho "{tool} $*" >>"$CALLS"\n')
+    code, _, error = checkout.run(SEMIVARIOGRAM_ENV=folder)
+    assert code == 1 and f"SEMIVARIOGRAM_ENV={folder} is no folder for an environment" in error
+    assert checkout.calls() == []
+
+
 def test_an_active_environment_with_all_pins_is_taken_and_lib_installed_if_only_it_is_missing(made):
     active = made.root.with_name("active")
     made.environment.rename(active)
@@ -352,6 +362,10 @@ def test_a_profile_file_is_looked_for_where_the_caller_stands(made, tmp_path):
     for given, passed in {
         ("--profile", "mine.yaml"): f"--profile {tmp_path}/mine.yaml",
         ("--profile=mine.yaml",): f"--profile={tmp_path}/mine.yaml",
+        ("--run", "./mine"): f"--run {tmp_path}/./mine",
+        ("--run=a/b",): f"--run={tmp_path}/a/b",
+        ("--run", "mine"): "--run mine",
+        ("--run", "/a/b"): "--run /a/b",
         ("--profile", "not-here.yaml", "--set", "a=b c.yaml"): "--profile not-here.yaml --set a=b c.yaml",
         (): "",
     }.items():

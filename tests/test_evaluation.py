@@ -221,3 +221,11 @@ class TestRun:
 
     def test_the_radii_are_the_fields(self) -> None:
         assert evaluation.RADII_KM == {1: "street", 25: "city", 200: "region", 750: "country", 2500: "continent"}
+
+
+def test_a_table_read_back_knows_north_america(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"continent": ["NA", "EU", None], "value": [1.0, math.nan, 2.0]})
+    evaluation.save_table(frame, tmp_path / "table.csv")
+    found = evaluation.read_table(tmp_path / "table.csv")
+    assert found["continent"].tolist()[:2] == ["NA", "EU"] and found["continent"].isna().tolist() == [False, False, True]
+    assert found["value"].isna().tolist() == [False, True, False]

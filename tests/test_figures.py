@@ -1,5 +1,7 @@
 """Figures where there is little to draw, and what they leave behind."""
 
+from pathlib import Path
+
 import matplotlib as mpl
 import pandas as pd
 import pytest
@@ -44,3 +46,11 @@ def test_a_saved_figure_is_a_picture_and_a_pdf_with_the_same_bytes_twice(tmp_pat
         assert (tmp_path / "first" / f"effect.{ending}").read_bytes() == (tmp_path / "second" / f"effect.{ending}").read_bytes()
     with Image.open(tmp_path / "first" / "effect.png") as image:
         assert image.width == pytest.approx(9 * 200, abs=2)
+
+
+def test_a_handful_of_training_photos_is_drawn_as_far_as_it_goes(tmp_path: Path) -> None:
+    for number in range(3):
+        Image.new("RGB", (8, 8), (80 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    manifest = pd.DataFrame({"path": [f"{number}.png" for number in range(3)], "latitude": 1.0, "longitude": 2.0, "split": "train"})
+    figure = figures.photo_grid(manifest, tmp_path)
+    assert sum(bool(axis.images) for axis in figure.axes) == 3 and len(figure.axes) == 18

@@ -164,3 +164,15 @@ def test_a_file_replaced_by_one_of_the_same_size_and_time_has_its_own_checksum(t
         os.replace(tmp_path / "new", tmp_path / "a")
         sums.append(files.checksum(tmp_path / "a"))
     assert sums[0] != sums[1]
+
+
+def test_a_symbolic_link_stays_one_and_a_device_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "real.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "real.txt")
+    with writing(tmp_path / "link.txt") as aside:
+        aside.write_text("new")
+    assert (tmp_path / "link.txt").is_symlink() and (tmp_path / "real.txt").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ArtefactError, match="pipe: is no file but a device"), writing(tmp_path / "pipe") as aside:
+        aside.write_text("lost")
+    assert (tmp_path / "pipe").is_fifo()

@@ -33,11 +33,11 @@ def test_the_command_binds_to_loopback_names_no_token_and_opens_the_notebook():
     assert not any("token" in word for word in words)
 
 
-def test_lab_executes_nothing_and_opens_the_notebook_that_only_names(monkeypatch, tmp_path):
+def test_lab_executes_nothing_and_opens_the_notebook_that_only_names(monkeypatch):
     opened = []
     monkeypatch.setattr(lab, "start", lambda first: opened.append(first) or 0)
-    assert pipeline.main(["--lab", "--only", "05", "--run", f"{tmp_path}/run"]) == 0
-    assert opened == ["05_error_at_granularity.ipynb"] and not (tmp_path / "run").exists()
+    assert pipeline.main(["--lab", "--only", "05"]) == 0
+    assert opened == ["05_error_at_granularity.ipynb"]
 
 
 def test_a_port_that_is_taken_is_passed_over_and_none_is_one_sentence(monkeypatch, capsys):
@@ -161,3 +161,9 @@ def test_notebook_03_runs_in_jupyterlab_and_its_sliders_redraw(server, tab, tmp_
     assert picture.get_attribute("src") != before
     assert picture.evaluate("one => one.naturalWidth") > 500
     tab.screenshot(path=PROJECT / "results" / "screenshots" / "jupyterlab.png")
+
+
+def test_kernels_take_lib_from_this_checkout_whatever_the_environment_is_linked_to(tmp_path):
+    (tmp_path / "private").mkdir()
+    paths = lab.environment(tmp_path / "private", "token", {"PYTHONPATH": f"/elsewhere{os.pathsep}{PROJECT}"})["PYTHONPATH"]
+    assert paths.split(os.pathsep) == [str(PROJECT), "/elsewhere"]

@@ -14,7 +14,7 @@ import pytest
 from miniatures import osv5m as miniature
 from PIL import Image
 
-from lib import pipeline, report
+from lib import pipeline, plan, report
 from lib.runs import Run
 from lib.settings import PROJECT
 
@@ -119,6 +119,7 @@ def test_the_manifest_names_what_it_takes_to_rebuild_the_run(smoke):
     assert {"settings", "seeds", "packages", "machine", "seconds_by_notebook", "inputs", "outputs", "git"} <= set(
         manifest
     )
+    assert manifest["outdated"] == []
     assert set(manifest["seconds_by_notebook"]) == {notebook.path.stem for notebook in pipeline.notebooks()}
     assert {"tables/accuracy.csv", "semivariogram.json", "predictions.parquet", "maps/predictions.html"} <= set(
         manifest["outputs"]
@@ -216,6 +217,67 @@ def test_what_a_kernel_logs_of_its_own_end_does_not_reach_the_terminal(tmp_path,
     assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run"]) == 0
     said = capfd.readouterr()
     assert "caught in kernel" not in said.err + said.out
+    assert not list(pipeline.NOTEBOOKS.glob("kernel-ipc*")), "runs of one checkout would share these sockets"
+
+
+def test_a_kernel_that_dies_is_one_sentence(tmp_path, monkeypatch, capsys):
+    dying = broken_notebook(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    monkeypatch.setattr(pipeline, "notebooks", lambda: [dying])
+    assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run"]) == 1
+    said = capsys.readouterr().err
+    assert "09_broken.ipynb: its kernel died" in said and "memory" in said and "Traceback" not in said
+
+
+def test_braces_in_a_path_are_part_of_it(tmp_path, monkeypatch):
+    (tmp_path / "a{b}").mkdir()
+    fine = broken_notebook(tmp_path / "a{b}", "1")
+    monkeypatch.setattr(pipeline, "notebooks", lambda: [fine])
+    assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/r{{u}}n"]) == 0
+    assert (tmp_path / "r{u}n" / "notebooks" / "09_broken.ipynb").exists()
+
+
+def test_a_run_that_is_stopped_by_hand_says_so_without_a_traceback(tmp_path, monkeypatch, capsys):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "_execute_all", stopped)
+    assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run"]) == 130
+    assert "started again it goes on" in capsys.readouterr().err
+
+
+def test_what_obeys_a_terminal_in_an_error_does_not_reach_it(tmp_path, monkeypatch, capsys):
+    def refused(*_):
+        raise pipeline.PipelineError("a photo called \x1b[2J\nand a line more")
+
+    monkeypatch.setattr(pipeline, "_execute_all", refused)
+    assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run"]) == 1
+    assert "\x1b" not in (said := capsys.readouterr().err) and "\\x1b[2J\nand a line more" in said
+
+
+def test_a_file_in_the_place_of_a_folder_of_the_run_is_named(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "logs").write_text("a file")
+    assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run", "--only", "01"]) == 1
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/run/logs" in said and "a file where its folder should be" in said and "Traceback" not in said
+
+
+def test_a_stage_that_is_there_and_would_be_made_anew_is_named(make_run, monkeypatch):
+    run = make_run()
+    run.produce("there", make=lambda: None, outputs=[])
+    found = [plan.Step("02", stage, stage, is_reused, None) for stage, is_reused in (("there", False), ("not yet", False))]
+    monkeypatch.setattr(plan, "steps", lambda *_: found)
+    assert pipeline.outdated(run) == ["there"]
+
+
+def test_fresh_forgets_receipts_and_features_of_worlds_too_and_leaves_photos(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "_execute_all", lambda *_: None)
+    kept, gone = ["photos/a.jpg", "tables/a.csv"], ["receipts/a.json", "features/f.npy", "worlds/noise=1/receipts/a.json", "simulation/features/f.npy"]
+    for name in kept + gone:
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_text("there")
+    assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run", "--fresh"]) == 0
+    assert [name for name in kept + gone if (tmp_path / "run" / name).exists()] == kept
 
 
 def test_a_notebook_with_other_parameters_is_refused(tmp_path):
@@ -231,6 +293,11 @@ def test_a_notebook_with_other_parameters_is_refused(tmp_path):
         (["--set", "training.epoch=3"], "did you mean 'epochs'"),
         (["--set", "training.epochs=0"], "greater than or equal to 1"),
         (["--only", "17"], "no notebook 17"),
+        (["--only", ","], "names no notebook"),
+        (["--only", "05", "--fresh"], "leave one out"),
+        (["--lab", "--set", "training.epochs=3"], "first code cell"),
+        (["--lab", "--profile", "smoke"], "first code cell"),
+        (["--run", ".."], "a name of its own"),
         (["--set", "training.epochs"], "group.key=value"),
         (["--set", "training.strategies=infonce,residul"], "registered: infonce"),
         (["--set", "training.strategies=decayed"], "needs infonce"),

@@ -127,3 +127,11 @@ def test_a_run_of_which_nothing_is_there_is_planned_whole(tmp_path, monkeypatch)
     assert {"manifest", "features", "semivariogram", "training-infonce_seed0", "evaluation", "regions"} <= {one.stage for one in found}
     assert not any(one.is_reused for one in found)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_manifest_of_a_study_does_not_stop_the_plan_of_its_repair(make_run):
+    run = make_run()
+    assert run.settings.study is not None
+    run.manifest.write_bytes(run.manifest.read_bytes()[:900])
+    found = plan.steps(run, ["01", "02", "03", "04", "05", "07", "08"])
+    assert found and not any(step.is_reused for step in found)

@@ -327,3 +327,8 @@ def test_without_pictures_of_their_own_examples_come_from_the_test_split(make_ru
     few = manifest[manifest["split"] == "test_blocked"][:2].reset_index()
     few.to_parquet(run.manifest, index=False)
     assert predict.predict_examples(run, predictor, 4).table["photo"].nunique() == 2  # and none twice
+
+
+def test_table_and_map_cannot_be_one_file(photos: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert predict.main([photos[0], "--csv", f"{tmp_path}/x", "--map", f"{tmp_path}/sub/../x"]) == 1
+    assert "cannot be both the table and the map" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -224,3 +225,15 @@ def test_provenance_names_every_output_with_its_checksum(make_run: Runs) -> None
     assert known["settings"]["training"]["batch_size"] == 32
     assert known["packages"]["torch"].startswith("2.")
     json.dumps(known)
+
+
+@pytest.mark.parametrize("name", ["nosuch", "nosuch.module", "datasets.nosuch", "model:nosuch"])
+def test_code_that_an_older_receipt_names_and_that_is_gone_is_other_code(name):
+    assert runs.code_digest(name) == runs.GONE != runs.code_digest("model")
+
+
+def test_the_commit_is_this_checkouts_and_not_that_of_a_repository_around_it(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / "copy").mkdir()
+    monkeypatch.setattr(runs, "PROJECT", tmp_path / "copy")
+    assert runs._git_state() == {"commit": None, "dirty": None}

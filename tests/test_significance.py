@@ -177,5 +177,8 @@ def test_geoclip_as_published_is_one_model_and_stands_against_every_seed() -> No
 
 
 def test_no_interval_of_an_accuracy_begins_below_nought() -> None:
-    table = final_table(predictions({"infonce": 0.002}, photos=500))
-    assert (table["ci_low"] >= 0.0).all()
+    """One other photo of 400 for each seed: a symmetric interval would reach below."""
+    errors = np.where(np.arange(400) == np.arange(3)[:, None], 1.0, 900.0)
+    table = pd.concat([pd.DataFrame({"id": range(400), "split": "test", "strategy": "infonce", "seed": number, "error_km": errors[number]}) for number in range(3)])
+    row = final_table(table).set_index("metric").loc["acc_25km"]
+    assert row["ci_low"] == 0.0 < row["value"] < row["ci_high"]

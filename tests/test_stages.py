@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from lib import pipeline, ranks
+from lib import stages as program_of_stages
 from lib.runs import Run
 from lib.settings import PROJECT
 
@@ -75,3 +76,8 @@ def test_a_mistake_ends_with_a_sentence(tmp_path: Path) -> None:
     done = subprocess.run(program, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 1 and "lib.stages, rank 0: " in done.stderr and "no such folder" in done.stderr
     assert not list(run.folder.glob("receipts/*"))
+
+
+def test_without_profile_and_folder_the_stages_say_how_they_are_called(capsys: pytest.CaptureFixture) -> None:
+    assert program_of_stages.main(["quick"]) == 1
+    assert "torchrun -m lib.stages quick results/quick" in capsys.readouterr().err

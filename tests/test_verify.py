@@ -95,3 +95,22 @@ def test_manifest_json_says_what_it_takes_to_build_the_run_again(finished: Run) 
     assert again.settings == finished.settings
     assert {"git", "machine", "packages", "threads", "inputs", "outputs", "keys_by_stage", "seeds"} <= set(known)
     assert set(known["keys_by_stage"]) == {"semivariogram", "evaluation", "training-infonce_seed0", "training-similarity_seed0"}
+
+
+def test_what_came_later_and_what_cannot_be_read_is_named(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    (finished.folder / "tables" / "invented.csv").write_text("strategy\nours\n")
+    real = verify.checksum
+
+    def unreadable(path: Path) -> str:
+        if path == finished.predictions:
+            raise OSError(5, "Input/output error")
+        return real(path)
+
+    monkeypatch.setattr(verify, "checksum", unreadable)
+    found = faults(finished)
+    assert "came later" in found["tables/invented.csv"] and "cannot be read: [Errno 5]" in found["predictions.parquet"]
+
+
+def test_stages_of_other_settings_than_the_manifest_names_are_faults(finished: Run) -> None:
+    write_json(finished.folder / "manifest.json", provenance(finished, {}) | {"outdated": ["training-infonce_seed0"]})
+    assert "other settings" in faults(finished)["training-infonce_seed0"]

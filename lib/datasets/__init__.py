@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -76,12 +75,6 @@ def stage_of(run: Run) -> dict[str, Any]:
         "code": ["geodesy", "places", "photos", "datasets", f"datasets.{settings.name}", "datasets.manifest"],
         "group": "dataset",
     }
-
-
-def forget(run: Run) -> None:
-    """Remove the photos that the data set's builder has made for these settings; a folder of one's own is never touched."""
-    if isinstance(run.settings.dataset, BlueMarble):
-        shutil.rmtree(root_of(run) / blue_marble.window_folder(run.settings.dataset), ignore_errors=True)
 
 
 def _with_places(photos: pd.DataFrame) -> pd.DataFrame:
