@@ -6,7 +6,6 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -172,9 +171,9 @@ def accuracies() -> pd.DataFrame:
 
 
 def shown(value: float, sign: str = "") -> str:
-    """A number of percent with one decimal, halves away from zero, with a minus sign that is one."""
-    rounded = math.copysign(math.floor(abs(value) * 10 + 0.5 + 1e-9) / 10, value)
-    return f"{rounded:{sign}.1f}".replace("-", "−") if rounded else "0.0"
+    """A number of percent with one decimal, as the report has it; with a minus sign that is one, and none of nought."""
+    text = f"{round(value, 6):{sign}.1f}".replace("-", "−")
+    return "0.0" if float(text.replace("−", "-")) == 0 else text
 
 
 def interval(row: pd.Series, low: str, high: str) -> str:

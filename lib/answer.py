@@ -214,6 +214,7 @@ def _held_out(comparison: pd.DataFrame, lead: str) -> Row | None:
 
 def points(value: float, sign: bool = True) -> str:
     """Percentage points with one decimal, with a true minus; "+" before what is positive where ``sign``; nought without either."""
+    value = round(value, 6)
     text = f"{value:+.1f}" if sign else f"{value:.1f}"
     return "0.0" if float(text) == 0.0 else text.replace("-", "\u2212")
 

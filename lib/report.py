@@ -321,7 +321,7 @@ def accuracy_cells(intervals: pd.DataFrame, bounds: pd.DataFrame) -> list[dict[s
 
 
 def _amount(metric: str, value: float) -> str:
-    return f"{100 * value:.1f}" if metric.startswith("acc_") else f"{value:,.0f}"
+    return f"{round(100 * value, 6):.1f}" if metric.startswith("acc_") else f"{value:,.0f}"
 
 
 def _heading(metric: str) -> str:
