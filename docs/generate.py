@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pandas as pd
 
 import lib
 from lib import negatives, report, runs, settings
+from lib.answer import points
 
 HERE = Path(__file__).resolve().parent
 HEAD = "<!-- Made by docs/generate.py from the code: change it there. -->\n"
@@ -166,19 +168,13 @@ def accuracies() -> pd.DataFrame:
     """Means over the seeds of the kept ``quick``, by split and strategy, bounds last; in percent, the median in kilometres."""
     both = pd.concat([pd.read_csv(KEPT / "quick" / "tables" / f"{name}.csv") for name in ("accuracy", "bounds")])
     means = both.groupby(["split", "strategy"], sort=False).mean(numeric_only=True)
-    shares = means.filter(like="acc_").mul(100).map(shown)
+    shares = means.filter(like="acc_").mul(100).map(partial(points, sign=False))
     return shares.assign(median=means["median_km"].map("{:,.0f} km".format))
-
-
-def shown(value: float, sign: str = "") -> str:
-    """A number of percent with one decimal, as the report has it; with a minus sign that is one, and none of nought."""
-    text = f"{round(value, 6):{sign}.1f}".replace("-", "−")
-    return "0.0" if float(text.replace("−", "-")) == 0 else text
 
 
 def interval(row: pd.Series, low: str, high: str) -> str:
     """A difference and its interval, in percentage points."""
-    return f"{shown(100 * row['difference'], '+')} [{shown(100 * row[low], '+')}, {shown(100 * row[high], '+')}]"
+    return f"{points(100 * row['difference'])} [{points(100 * row[low])}, {points(100 * row[high])}]"
 
 
 def of_strategy(name: str, values: Iterable[object]) -> str:
@@ -222,7 +218,7 @@ def the_study() -> str:
     table = pd.read_csv(KEPT / "study" / "tables" / "ablations.csv").query("split == 'test'").set_index(["strategy", "metric"])
     level = pd.read_csv(KEPT / "study" / "tables" / "final.csv").query("split == 'test' and strategy == 'infonce'").set_index("metric")["value"]
     lines = ["| | kind | " + " | ".join(f"{radius:,} km" for radius in RADII) + " |", "| --- " * 7 + "|"]
-    lines += ["| `infonce`, % of the photos | baseline | " + " | ".join(shown(100 * level[f"acc_{radius}km"]) for radius in RADII) + " |"]
+    lines += ["| `infonce`, % of the photos | baseline | " + " | ".join(points(100 * level[f"acc_{radius}km"], sign=False) for radius in RADII) + " |"]
     for name in table.xs("acc_200km", level="metric")["difference"].sort_values(ascending=False, kind="stable").index:
         cells = []
         for radius in RADII:
