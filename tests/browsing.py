@@ -20,7 +20,7 @@ class Visit:
         self.context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         self.context.route("**/*", self._answer)
         self.tab = self.context.new_page()
-        self.tab.set_default_timeout(5_000)
+        self.tab.set_default_timeout(20_000)
         self.tab.on("console", lambda message: self.complaints.append(message.text))
         self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.tab.on("dialog", lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()))
@@ -55,11 +55,11 @@ class Visit:
 
         Asked from here, because the page's content security policy forbids the evaluation that ``wait_for_function`` repeats.
         """
-        for _ in range(200):
+        for _ in range(600):
             if self.map(expression):
                 return
             self.tab.wait_for_timeout(50)
-        raise AssertionError(f"{expression} is not true after ten seconds")
+        raise AssertionError(f"{expression} is not true after thirty seconds")
 
     def find(self, wanted: str) -> None:
         """Types ``wanted`` into the search field and presses Enter."""
