@@ -30,6 +30,12 @@ NOTEBOOKS = PROJECT / "notebooks"
 PARAMETERS = ["profile", "run_name", "overrides"]
 MOST_OF_A_SOCKETS_PATH = 70
 """Longest folder of temporary files, in characters, that leaves room for a socket's name: the system takes about 100 in all."""
+DARK = """<style>@media screen and (prefers-color-scheme: dark) {
+THEME
+body.jp-Notebook { color-scheme: dark; background: var(--jp-layout-color0); }
+.jp-RenderedImage img { border-radius: 4px; }
+}</style>"""
+"""What makes a page dark where its reader's screen is: JupyterLab's own colours."""
 OF_THE_STUDY = {"07", "08"}
 """Notebooks that need the group ``study`` in the profile: hours of trainings, which quick does without."""
 
@@ -200,9 +206,10 @@ def render(executed: Path) -> Path:
             cell.source = _with_mathml(cell.source)
     exporter = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True, mathjax_url="", require_js_url="")
     body, _ = exporter.from_notebook_node(content)
+    dark, *_ = exporter.environment.loader.get_source(exporter.environment, "static/theme-dark.css")
     page = executed.with_suffix(".html")
     with writing(page) as aside:
-        aside.write_text(_without_fetching(body), encoding="utf-8")
+        aside.write_text(_without_fetching(body).replace("</head>", DARK.replace("THEME", dark) + "</head>", 1), encoding="utf-8")
     return page
 
 

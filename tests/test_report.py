@@ -8,13 +8,14 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from browsing import Visit
 from PIL import Image
 
-from lib import evaluation, regions, report
+from lib import evaluation, pipeline, regions, report
 from lib.geodesy import distance_km, uniform_on_sphere
 from lib.runs import Run
 from lib.settings import load
@@ -169,3 +170,15 @@ class TestBrowser:
         with Visit(browser, page, 390, 844, ready="h1") as visit:
             assert visit.tab.evaluate("document.documentElement.scrollWidth") <= 390
             assert visit.tab.locator(".answer .verdict").bounding_box()["y"] < 400
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_an_executed_notebook_as_a_page_is_dark_where_the_screen_is(browser: object, tmp_path: Path, scheme: str) -> None:
+    cells = [nbformat.v4.new_markdown_cell("# A heading", id="head"), nbformat.v4.new_code_cell("x = 1", id="code")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "executed.ipynb")
+    with Visit(browser, pipeline.render(tmp_path / "executed.ipynb"), ready="h1", scheme=scheme) as visit:
+        ground, ink, code = (
+            sum(map(int, re.findall(r"\d+", visit.tab.evaluate(f"getComputedStyle(document.querySelector('{part}')).{name}"))[:3])) / 3
+            for part, name in (("body", "backgroundColor"), ("h1", "color"), (".jp-InputArea-editor", "backgroundColor"))
+        )
+        assert (ground < 60 and ink > 180 and code < 80) if scheme == "dark" else (ground > 240 and ink < 60 and code > 230)
