@@ -123,7 +123,10 @@ def test_osv5m_is_compared_without_that_warning(run: Run, tmp_path: Path) -> Non
 
 def test_a_run_without_tables_still_has_its_page(tmp_path: Path) -> None:
     bare = Run(load("smoke"), tmp_path / "bare")
-    text = report.write_index(bare, provenance(bare), []).read_text()
+    text = report.write_index(bare, provenance(bare) | {"outdated": []}, []).read_text()
+    assert "Run all notebooks again" not in text
+    warned = report.write_index(bare, provenance(bare) | {"outdated": [f"training-{HOSTILE}"]}, []).read_text()
+    assert "Run all notebooks again" in warned and HOSTILE not in warned
     assert "Nothing to compare" in text and "notebook 05" in text
 
 
