@@ -82,7 +82,7 @@ def read_csv(path: Path) -> np.ndarray:
         GalleryError: no such file, columns missing, or a row that is no coordinate.
     """
     try:
-        table = pd.read_csv(path)[["LAT", "LON"]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+        table = datasets.manifest.read_csv(path)[["LAT", "LON"]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     except READING_ERRORS as error:
         raise GalleryError(f"{path}: not a gallery, a CSV with columns LAT and LON ({one_line(error)})") from error
     wrong = ~np.isfinite(table).all(1) | (np.abs(table) > [90.0, 180.0]).any(1)

@@ -319,6 +319,8 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
     "table of whole degrees, one from EXIF": (whole_degrees, ""),
     "table of OSV5M with ragged rows": (ragged_official, r"train\.csv: cannot be read as CSV .*saw 3\); download it anew"),
     "table of OSV5M with a torn head": (lambda desk: ragged_official(desk, 'id,"latitude\n1"\n2,3\n'), "column 'latitude' is missing"),
+    "table with lines that end in a comma": (lambda desk: desk.built("path,lat,lon\na.jpg,1,2,\nb.jpg,3,4,\n"), "more fields than its header has names"),
+    "table with two unnamed columns": (lambda desk: desk.built("path,lat\n1,2,a.jpg,3\n"), "more fields than its header has names"),
     "table swapped": (lambda desk: desk.built("path,lat,lon\na.jpg,120.5,30\n"), r"line 2: latitude '120\.5' .*look swapped"),
     "table with words": (lambda desk: desk.built("path,lat,lon\na.jpg,1,east\n"), "line 2: longitude 'east'"),
     "table without place": (lambda desk: desk.built("path,lat\na.jpg,1\n"), "column longitude is missing"),
@@ -341,6 +343,7 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
     "gallery with semicolons": (lambda desk: desk.gallery("LAT;LON\n1;2\n"), "not a gallery, a CSV with columns LAT and LON"),
     "gallery with a byte-order mark": (lambda desk: desk.gallery(b"\xef\xbb\xbfLAT,LON\n1,2\n").tolist() == [[1.0, 2.0]], ""),
     "gallery with ragged rows": (lambda desk: desk.gallery("LAT,LON\n1,2\n1,2,3\n"), r"not a gallery.*saw 3\)"),
+    "gallery with an unnamed column": (lambda desk: desk.gallery("LAT,LON\n0,1,2\n1,3,4\n"), "more fields than its header has names"),
     "gallery that is no text": (lambda desk: desk.gallery(b"\xff\xfe\x00\x01"), "not a gallery"),
     "gallery that is not there": (lambda desk: gallery.find(desk.make_run("evaluation.gallery=/nowhere/g.csv").settings.evaluation), "is not there"),
     # semivariograms and weights

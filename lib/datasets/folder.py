@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from lib.datasets.manifest import Built, ManifestError, read_parquet
+from lib.datasets.manifest import Built, ManifestError, read_csv, read_parquet
 from lib.files import READING_ERRORS, one_line
 from lib.photos import ENDINGS, exif_coordinates
 from lib.runs import progress
@@ -99,7 +99,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         if path.suffix.lower() == ".parquet":
             table = read_parquet(path)
         else:
-            table = pd.read_csv(path, sep=_delimiter(path), encoding="utf-8-sig", dtype=str)
+            table = read_csv(path, sep=_delimiter(path), encoding="utf-8-sig", dtype=str)
             codes = [name for name in table if name.strip().lower() in {"country", "continent"}]
             if codes:  # "NA" is Namibia, or North America, not a missing value
                 as_text = {"sep": _delimiter(path), "encoding": "utf-8-sig", "dtype": str, "keep_default_na": False}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -112,6 +112,18 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pd.DataFra
     table = parquet.read_table(path, columns=columns)
     table.validate(full=True)
     return table.to_pandas()
+
+
+def read_csv(path: Path, **options: Any) -> pd.DataFrame:
+    """The table at ``path``, read with pandas' ``options``.
+
+    Raises one of ``READING_ERRORS``: it is none, or its rows have more fields than its header names, of which pandas would take the
+    first for names of the rows, and shift all others.
+    """
+    table = pd.read_csv(path, **options)
+    if not isinstance(table.index, pd.RangeIndex):
+        raise ValueError("its rows have more fields than its header has names; name every column, and end no line with a separator")
+    return table
 
 
 def read(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:

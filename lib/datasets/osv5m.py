@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from lib.datasets.manifest import OUTSIDE, Built, ManifestError
+from lib.datasets.manifest import OUTSIDE, Built, ManifestError, read_csv
 from lib.files import READING_ERRORS, one_line
 from lib.photos import ENDINGS, MAX_MEMBER_BYTES, open_archive
 from lib.runs import checksum, progress, write_json
@@ -147,7 +147,7 @@ def _read_table(source: Path) -> pd.DataFrame:
     """The table, ids as text, no id twice (the first row counts)."""
     try:
         # "NA" is Namibia, not a missing value
-        table = pd.read_csv(source, dtype={"id": "str"}, keep_default_na=False, na_values=["", "NaN"], low_memory=False)
+        table = read_csv(source, dtype={"id": "str"}, keep_default_na=False, na_values=["", "NaN"], low_memory=False)
     except READING_ERRORS as error:
         raise ManifestError(f"{source}: cannot be read as CSV ({one_line(error)}); download it anew") from error
     if lacking := [name for name in ("id", "latitude", "longitude") if name not in table]:
