@@ -7,6 +7,7 @@ Columns: ``id`` (text, unique), ``path`` (relative to the data set's root), ``la
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -120,10 +121,12 @@ def read_csv(path: Path, **options: Any) -> pd.DataFrame:
     Raises one of ``READING_ERRORS``: it is none, or its rows have more fields than its header names, of which pandas would take the
     first for names of the rows, and shift all others.
     """
-    table = pd.read_csv(path, **options)
-    if not isinstance(table.index, pd.RangeIndex):
-        raise ValueError("its rows have more fields than its header has names; name every column, and end no line with a separator")
-    return table
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            return pd.read_csv(path, index_col=False, **options)
+        except pd.errors.ParserWarning as error:
+            raise ValueError("its rows have more fields than its header has names; name every column, and end no line with a separator") from error
 
 
 def read(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
