@@ -126,7 +126,7 @@ def read_csv(path: Path, **options: Any) -> pd.DataFrame:
         try:
             return pd.read_csv(path, index_col=False, **options)
         except pd.errors.ParserWarning as error:
-            raise ValueError("its rows have more fields than its header has names; name every column, and end no line with a separator") from error
+            raise ValueError("its rows have more fields than its header has names; name every column") from error
 
 
 def read(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
