@@ -132,21 +132,21 @@ def execute(
     os.environ[explore.PICTURES_ONLY] = "1"  # the kernel inherits it: nobody is there to move a slider
     os.environ["PYTHONPATH"] = with_this_checkout(os.environ)
     given = {"profile": profile, "run_name": str(run.folder), "overrides": list(overrides)}
-    sockets = tempfile.TemporaryDirectory(prefix="semivariogram-", dir=None if len(tempfile.gettempdir()) < MOST_OF_A_SOCKETS_PATH else "/tmp")  # noqa: S108
     try:
-        papermill.execute_notebook(
-            _literal(notebook.path),
-            _literal(target),
-            parameters=given,
-            kernel_name="python3",
-            cwd=str(NOTEBOOKS),
-            progress_bar=False,
-            stdout_file=said,
-            stderr_file=said,
-            start_timeout=600,
-            config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets.name}/kernel"}),
-            extra_arguments=["--Application.log_level=CRITICAL"],  # else a kernel logs the interrupt that ends it as an error
-        )
+        with _folder_of_sockets() as sockets:
+            papermill.execute_notebook(
+                _literal(notebook.path),
+                _literal(target),
+                parameters=given,
+                kernel_name="python3",
+                cwd=str(NOTEBOOKS),
+                progress_bar=False,
+                stdout_file=said,
+                stderr_file=said,
+                start_timeout=600,
+                config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),
+                extra_arguments=["--Application.log_level=CRITICAL"],  # else a kernel logs the interrupt that ends it as an error
+            )
     except papermill.PapermillExecutionError as error:
         first_line = next((line for line in error.source.splitlines() if line.strip()), "")
         last_line = (str(error.evalue).strip().splitlines() or [""])[-1]
@@ -160,10 +160,15 @@ def execute(
             f"the notebook as far as it got: {target}"
         ) from error
     finally:
-        sockets.cleanup()
         if target.exists():
             tidy(target)
     return target
+
+
+def _folder_of_sockets() -> tempfile.TemporaryDirectory[str]:
+    """Where a kernel's sockets lie: a folder of this notebook's own, whose name is short enough for a socket's."""
+    place = None if len(tempfile.gettempdir()) < MOST_OF_A_SOCKETS_PATH else "/tmp"  # noqa: S108
+    return tempfile.TemporaryDirectory(prefix="semivariogram-", dir=place, ignore_cleanup_errors=True)
 
 
 def _literal(path: Path) -> str:
