@@ -277,6 +277,7 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
     "path a number": (lambda _: checked(**with_row("path", 7)), "row 4: path is missing"),
     "column gone": (lambda _: manifest.check(small().drop(columns="split"), "given.parquet"), "column 'split' is missing; there are"),
     "poles and meridian": (lambda _: checked(latitude=[90.0, -90.0, 0, 0, 0, 0], longitude=[0, 0, 180.0, -180.0, 0, 0]), ""),
+    "column called over two lines": (lambda _: manifest.check(small().rename(columns={"latitude": "la\nitude"}), "given.parquet"), "column 'latitude' is missing; there are id, path, la itude"),
     "manifest no parquet": (damaged_run_file(lambda run: run.manifest, datasets.read), "cannot be read as a manifest .*; run notebook 01 again"),
     "manifest whose own notes are torn": (torn_notes, "cannot be read as a manifest .*; run notebook 01 again"),
     "manifest with text that is no UTF-8": (text_of_other_bytes, "cannot be read as a manifest .*UTF.?8.*; run notebook 01 again"),

@@ -48,7 +48,7 @@ def check(manifest: pd.DataFrame, source: str, columns: Sequence[str] = REQUIRED
         ManifestError: with the first offending row and the number of such rows.
     """
     if missing := [name for name in columns if name not in manifest]:
-        raise ManifestError(f"{source}: column {missing[0]!r} is missing; there are {', '.join(map(str, manifest))}")
+        raise ManifestError(f"{source}: column {missing[0]!r} is missing; there are {one_line(', '.join(map(str, manifest)))}")
     if manifest.empty:
         raise ManifestError(f"{source}: no photos; check the folder and the table it was made from")
     for name, limit in ((name, limit) for name, limit in (("latitude", 90.0), ("longitude", 180.0)) if name in columns):
