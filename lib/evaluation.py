@@ -161,13 +161,10 @@ def compare(
         strategy, baseline, metric, difference, ci_low, ci_high, seeds, n, split.
     """
     rows = []
-    for split, of_split in predictions.groupby("split", sort=False):
-        errors = {name: _seed_by_photo(frame) for name, frame in of_split.groupby("strategy", sort=False)}
+    for split, of_split in aligned(predictions).groupby("split", sort=False):
+        errors = {name: seed_by_photo(frame) for name, frame in of_split.groupby("strategy", sort=False)}
         if baseline not in errors:
             continue
-        if PUBLISHED in errors:
-            seeds = errors[baseline].index
-            errors[PUBLISHED] = errors[PUBLISHED].loc[[0] * len(seeds)].set_axis(seeds)
         for name in (name for name in errors if name != baseline):
             if not errors[name].columns.equals(errors[baseline].columns) or not errors[name].index.equals(
                 errors[baseline].index
@@ -182,7 +179,17 @@ def compare(
     return pd.DataFrame(rows, columns=names)
 
 
-def _seed_by_photo(frame: pd.DataFrame) -> pd.DataFrame:
+def aligned(predictions: pd.DataFrame) -> pd.DataFrame:
+    """``predictions`` in which GeoCLIP as published, one model, has a copy for every seed of the others."""
+    others = predictions[predictions["strategy"] != PUBLISHED]
+    published = predictions[predictions["strategy"] == PUBLISHED]
+    if others.empty or published.empty:
+        return predictions
+    return pd.concat([others, *(published.assign(seed=seed) for seed in sorted(others["seed"].unique()))], ignore_index=True)
+
+
+def seed_by_photo(frame: pd.DataFrame) -> pd.DataFrame:
+    """Errors [S, N] in kilometres of one strategy of one split, a row a seed and a column a photo."""
     return frame.pivot(index="seed", columns="id", values="error_km")
 
 
@@ -295,7 +302,7 @@ def evaluate(run: Run) -> dict[str, pd.DataFrame]:
         code=CODE,
         by="all ranks",
     )
-    return {"predictions": pd.read_parquet(run.predictions)} | {name: read_table(run.table(name)) for name in tables}
+    return {"predictions": pd.read_parquet(run.predictions)} | {name: datasets.manifest.read_table(run.table(name)) for name in tables}
 
 
 def shown(run: Run, table: pd.DataFrame) -> pd.DataFrame:
@@ -309,11 +316,6 @@ def save_table(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     with writing(path) as aside:
         table.to_csv(aside, index=False)
     return table
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """A table that :func:`save_table` has written: "NA" is a continent or a country, an empty cell is nothing."""
-    return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
 
 def with_bounds(run: Run, table: pd.DataFrame) -> pd.DataFrame:

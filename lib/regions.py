@@ -16,7 +16,8 @@ from scipy import sparse, stats
 from scipy.spatial import KDTree
 
 from lib import significance
-from lib.evaluation import METRICS, PUBLISHED, save_table
+from lib.datasets.manifest import read_table
+from lib.evaluation import METRICS, aligned, save_table, seed_by_photo
 from lib.geodesy import EARTH_RADIUS_KM, distance_km, unit_vectors, wrap_longitude
 from lib.runs import Run
 
@@ -82,15 +83,6 @@ class EqualAreaGrid:
         return np.column_stack((edges[band], west, edges[band + 1], west + width))
 
 
-def aligned(predictions: pd.DataFrame) -> pd.DataFrame:
-    """``predictions`` in which GeoCLIP as published, one model, has a copy for every seed of the others."""
-    others = predictions[predictions["strategy"] != PUBLISHED]
-    published = predictions[predictions["strategy"] == PUBLISHED]
-    if others.empty or published.empty:
-        return predictions
-    return pd.concat([others, *(published.assign(seed=seed) for seed in sorted(others["seed"].unique()))], ignore_index=True)
-
-
 def gains(
     predictions: pd.DataFrame,
     groups: pd.Series,
@@ -119,7 +111,7 @@ def gains(
     """
     rows = []
     for split, of_split in aligned(predictions).groupby("split", sort=False):
-        errors = {name: _seed_by_photo(frame) for name, frame in of_split.groupby("strategy", sort=False)}
+        errors = {name: seed_by_photo(frame) for name, frame in of_split.groupby("strategy", sort=False)}
         if baseline not in errors:
             continue
         ids = errors[baseline].columns
@@ -135,10 +127,6 @@ def gains(
                 ]
     names = ["split", "strategy", "baseline", "metric", "group", "n", "seeds", "difference", "error", "freedom"]
     return _with_verdicts(pd.DataFrame(rows, columns=names), list(family))
-
-
-def _seed_by_photo(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.pivot(index="seed", columns="id", values="error_km")
 
 
 def _members(groups: pd.Series) -> list[tuple[Any, np.ndarray]]:
@@ -299,7 +287,7 @@ def error_field(predictions: pd.DataFrame, reach_km: float = REACH_KM, side: int
 
 def intervals(predictions: pd.DataFrame) -> pd.DataFrame:
     """:func:`lib.significance.final_table`, GeoCLIP as published among the others; an interval of an accuracy ends at 0 and 1."""
-    table = significance.final_table(aligned(predictions))
+    table = significance.final_table(predictions)
     upper = np.where(table["metric"].str.startswith("acc_"), 1.0, np.inf)
     return table.assign(ci_low=table["ci_low"].clip(lower=0.0), ci_high=table["ci_high"].clip(upper=pd.Series(upper, index=table.index)))
 
@@ -333,5 +321,5 @@ def make(run: Run, predictions: pd.DataFrame, manifest: pd.DataFrame) -> dict[st
         outputs=[run.table(name) for name in TABLES],
         code=["geodesy", "evaluation", "significance", "regions"],
     )
-    tables = {name: pd.read_csv(run.table(name)) for name in TABLES}
+    tables = {name: read_table(run.table(name)) for name in TABLES}
     return {name: table.fillna({"place": ""}) if "place" in table else table for name, table in tables.items()}

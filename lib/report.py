@@ -19,6 +19,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from lib import answer
+from lib.datasets.manifest import read_table
 from lib.evaluation import COLUMNS
 from lib.regions import HEADLINE
 from lib.runs import RESULTS, Run, writing
@@ -251,11 +252,7 @@ def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, 
 def _table(run: Run, name: str) -> pd.DataFrame:
     """The run's table ``name``; empty where it has not been made, or where there was nothing to put in it."""
     path = run.table(name)
-    return pd.read_csv(path) if path.exists() else pd.DataFrame()
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    return pd.read_csv(path).to_dict("records") if path.exists() else []
+    return read_table(path) if path.exists() else pd.DataFrame()
 
 
 def _maps(run: Run) -> list[tuple[str, str, str]]:
@@ -389,7 +386,7 @@ def beside_the_paper(intervals: pd.DataFrame) -> list[dict[str, Any]]:
 
 def claims(run: Run) -> list[str]:
     """A sentence a split and strategy: at which radii its accuracy is higher or lower than the baseline's."""
-    comparison = pd.DataFrame(_records(run.table("comparison")))
+    comparison = _table(run, "comparison")
     if comparison.empty:
         return []
     radii = comparison["metric"].str.extract(r"^acc_(\d+)km$")[0].astype(float)

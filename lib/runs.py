@@ -435,7 +435,7 @@ def provenance(run: Run, seconds: Mapping[str, float]) -> dict[str, Any]:
 
 
 def is_output(path: Path, folder: Path) -> bool:
-    """Whether manifest.json names the file at ``path`` below a run's ``folder``, with its checksum."""
+    """Whether the file at ``path`` below a run's ``folder`` is an output of its notebooks: manifest.json has their checksums, and that of index.html."""
     relative = path.relative_to(folder)
     return relative.parts[0] not in {"receipts", "logs", "manifest.json", "index.html"} and not path.name.startswith(".")
 

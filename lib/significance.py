@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lib.evaluation import METRICS, PUBLISHED
+from lib.evaluation import METRICS, aligned, seed_by_photo
 from lib.variography import holm
 
 RADII = ("acc_25km", "acc_100km", "acc_200km", "acc_750km", "acc_2500km")
@@ -53,9 +53,10 @@ def mean_of(values: np.ndarray) -> tuple[float, float, float]:
     return mean, float(np.sqrt(variance)), float((seeds * photos * variance) ** 2 / (squares**2 / freedom).sum())
 
 
-def _interval(mean: float, error: float, freedom: float, level: float) -> tuple[float, float]:
+def _interval(mean: float, error: float, freedom: float, level: float, least: float = -1.0) -> tuple[float, float]:
+    """``least``: what no value can fall below: -1 for a difference of two accuracies, 0 for an accuracy."""
     width = error * stats.t.ppf(0.5 + level / 2.0, freedom) if error else 0.0
-    return max(mean - width, -1.0), min(mean + width, 1.0)  # no accuracy and no difference of two is beyond
+    return max(mean - width, least), min(mean + width, 1.0)
 
 
 def _matrix(predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -66,13 +67,8 @@ def _matrix(predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
     Raises:
         SignificanceError: they are not the same.
     """
-    found = {
-        name: frame.pivot(index="seed", columns="id", values="error_km")
-        for name, frame in predictions.groupby("strategy", sort=False)
-    }
-    first = next((errors for name, errors in found.items() if name != PUBLISHED), next(iter(found.values())))
-    if PUBLISHED in found:
-        found[PUBLISHED] = found[PUBLISHED].iloc[[0] * len(first)].set_axis(first.index)
+    found = {name: seed_by_photo(frame) for name, frame in aligned(predictions).groupby("strategy", sort=False)}
+    first = next(iter(found.values()))
     for name, errors in found.items():
         if not errors.columns.equals(first.columns) or not errors.index.equals(first.index) or errors.isna().any(axis=None):
             raise SignificanceError(f"{name} was not evaluated on the same photos and seeds as {next(iter(found))}")
@@ -106,8 +102,8 @@ def final_table(predictions: pd.DataFrame, resamples: int = 300, seed: int = 0) 
                 hits = METRICS[metric](errors).astype(float)
                 mean, error, freedom = mean_of(hits)
                 between = float(hits.mean(1).std(ddof=1)) if len(hits) > 1 else np.nan
-                low, high = _interval(mean, error, freedom, LEVEL)
-                rows.append((split, name, metric, mean, max(low, 0.0), high, between, *errors.shape))
+                interval = _interval(mean, error, freedom, LEVEL, least=0.0)
+                rows.append((split, name, metric, mean, *interval, between, *errors.shape))
             value, drawn = _median(errors, draws)
             between = float(np.median(errors, axis=1).std(ddof=1)) if len(errors) > 1 else np.nan
             rows.append((split, name, "median_km", value, *np.quantile(drawn, [0.025, 0.975]), between, *errors.shape))

@@ -316,9 +316,11 @@ def _add_noise(run: Run, world: Run, level: float) -> None:
     world.produce("features", make=make, inputs=[run.features], outputs=[world.features], settings={"noise": level}, code=["study"])
 
 
-def world_variants(run: Run) -> list[Variant]:
-    """The sweep's strategies as they are."""
-    return [Variant(name, {}, {}) for name in settings_of(run).sweep_strategies]
+def _train_in(world: Run, study: Study) -> list[Variant]:
+    """The sweep's strategies as they are, trained in ``world``."""
+    variants = [Variant(name, {}, {}) for name in study.sweep_strategies]
+    training.make_all([one.job(world, seed) for one in variants for seed in study.sweep_seeds])
+    return variants
 
 
 def sweep_worlds(run: Run, worlds_of_run: Sequence[tuple[str, float, Run]]) -> pd.DataFrame:
@@ -330,8 +332,7 @@ def sweep_worlds(run: Run, worlds_of_run: Sequence[tuple[str, float, Run]]) -> p
     study, frames = settings_of(run), []
     for factor, level, world in [("as it is", 0.0, run), *worlds_of_run]:
         fitted = semivariogram.load(world.semivariogram)
-        variants = world_variants(run)
-        training.make_all([one.job(world, seed) for one in variants for seed in study.sweep_seeds])
+        variants = _train_in(world, study)
         ranks.wait()
         table = _gains(_predictions(world, variants, study), world)
         named = f"noise {level:g}" if factor == "noise" else factor
@@ -383,7 +384,7 @@ def make(run: Run, part: str) -> None:
         training.train_all(run, run.settings.training.strategies)
     elif part == "worlds":
         for world in (run, *(one for _, _, one in worlds(run))):
-            training.make_all([one.job(world, seed) for one in world_variants(run) for seed in settings_of(run).sweep_seeds])
+            _train_in(world, settings_of(run))
     elif part == "simulation":
         if settings_of(run).simulation is not None:
             simulate(run)

@@ -948,7 +948,7 @@ def examine(run: Run, resamples: int = 500) -> Findings:
         settings=used,
         code=["geodesy", "features", "shells", "binning", "empirical", "semivariogram", "variography"],
     )
-    return Findings(_load_bands(kept), **{name: pd.read_csv(run.table(table)) for name, table in TABLES.items()})
+    return Findings(_load_bands(kept), **{name: datasets.manifest.read_table(run.table(table)) for name, table in TABLES.items()})
 
 
 def _findings(run: Run, resamples: int) -> Findings:

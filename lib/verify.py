@@ -56,7 +56,7 @@ def checksums(folder: Path) -> Iterator[Finding]:
         name = str(path.relative_to(folder))
         if path.is_file() and is_output(path, folder) and name not in names:
             yield Finding(name, "came later: manifest.json does not name it", True)
-    for stage in written.get("outdated", []):
+    for stage in written.get("outdated") or []:
         yield Finding(stage, "was made with other settings, inputs or code than manifest.json names: run all notebooks", True)
 
 

@@ -12,6 +12,7 @@ import pytest
 from conftest import SIZES, Runs, world
 
 from lib import evaluation, gallery, training
+from lib.datasets import manifest
 from lib.evaluation import accuracy, bounds, by_group, compare, evaluate, latitude_band, predict_all
 from lib.geodesy import EARTH_RADIUS_KM
 from lib.runs import ArtefactError, Run
@@ -226,6 +227,6 @@ class TestRun:
 def test_a_table_read_back_knows_north_america(tmp_path: Path) -> None:
     frame = pd.DataFrame({"continent": ["NA", "EU", None], "value": [1.0, math.nan, 2.0]})
     evaluation.save_table(frame, tmp_path / "table.csv")
-    found = evaluation.read_table(tmp_path / "table.csv")
+    found = manifest.read_table(tmp_path / "table.csv")
     assert found["continent"].tolist()[:2] == ["NA", "EU"] and found["continent"].isna().tolist() == [False, False, True]
     assert found["value"].isna().tolist() == [False, True, False]

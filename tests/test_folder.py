@@ -197,5 +197,7 @@ def test_real_street_level_photos_become_a_manifest_with_their_countries(tmp_pat
 def test_north_america_is_no_missing_value(tmp_path: Path) -> None:
     (tmp_path / "places.csv").write_text("photo,lat,lon,Continent,country\na.jpg,1,NA,NA,NA\nb.jpg,3,4,,DE\n")
     table = folder._read_table(tmp_path / "places.csv")
+    (tmp_path / "commas.csv").write_text("photo,lat,lon,country\na.jpg,1,2,NA,\nb.jpg,3,4,DE,\n")
+    assert folder._read_table(tmp_path / "commas.csv")["country"].tolist() == ["NA", "DE"], "lines that end in a comma"
     assert table["Continent"].tolist()[0] == table["country"].tolist()[0] == "NA"
     assert table["Continent"].isna().tolist() == [False, True] and table["longitude"].isna().tolist() == [True, False]

@@ -8,9 +8,9 @@ import pytest
 from scipy import stats
 
 from lib import regions, significance
-from lib.evaluation import PUBLISHED
+from lib.evaluation import PUBLISHED, aligned
 from lib.geodesy import EARTH_AREA_KM2, uniform_on_sphere
-from lib.regions import EqualAreaGrid, aligned, cell_errors, cell_gains, continent_gains, error_field, gains
+from lib.regions import EqualAreaGrid, cell_errors, cell_gains, continent_gains, error_field, gains
 
 
 def predictions(errors: dict[str, np.ndarray], places: np.ndarray, split: str = "test") -> pd.DataFrame:

@@ -237,3 +237,15 @@ def test_the_commit_is_this_checkouts_and_not_that_of_a_repository_around_it(tmp
     (tmp_path / "copy").mkdir()
     monkeypatch.setattr(runs, "PROJECT", tmp_path / "copy")
     assert runs._git_state() == {"commit": None, "dirty": None}
+
+
+def test_a_gpu_is_asked_for_its_name_by_another_process(monkeypatch):
+    """Asking takes memory on it for as long as the process lives, and a GPU may be for one process alone."""
+    asked = []
+    monkeypatch.setattr(runs.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(runs.torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(runs.torch.cuda, "get_device_name", lambda: pytest.fail("asked in this process"))
+    monkeypatch.setattr(runs.subprocess, "run", lambda command, **_: asked.append(command) or subprocess.CompletedProcess(command, 0, "A GPU\n", ""))
+    runs._accelerator.cache_clear()
+    assert runs.machine()["accelerator"] == runs.machine()["accelerator"] == "A GPU" and len(asked) == 1
+    runs._accelerator.cache_clear()

@@ -86,7 +86,7 @@ def _with_places(photos: pd.DataFrame) -> pd.DataFrame:
 
 def _windows_are_whole(run: Run) -> bool:
     try:
-        paths = pd.read_parquet(run.manifest, columns=["path"])["path"]
+        paths = manifest.read_parquet(run.manifest, ["path"])["path"]
     except READING_ERRORS:  # torn: to be built again
         return False
     return not blue_marble.not_whole(list(paths), root_of(run), run.settings.dataset)

@@ -103,7 +103,7 @@ def _read_table(path: Path) -> pd.DataFrame:
             codes = [name for name in table if name.strip().lower() in {"country", "continent"}]
             if codes:  # "NA" is Namibia, or North America, not a missing value
                 as_text = {"sep": _delimiter(path), "encoding": "utf-8-sig", "dtype": str, "keep_default_na": False}
-                table[codes] = pd.read_csv(path, usecols=codes, **as_text)[codes].replace("", None)
+                table[codes] = read_csv(path, usecols=codes, **as_text)[codes].replace("", None)
     except READING_ERRORS as error:
         raise ManifestError(f"{path}: cannot be read as a table ({one_line(error)}); save it as UTF-8 CSV or parquet") from error
     table = _renamed(table, path)

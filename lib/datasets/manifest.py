@@ -129,6 +129,11 @@ def read_csv(path: Path, **options: Any) -> pd.DataFrame:
             raise ValueError("its rows have more fields than its header has names; name every column") from error
 
 
+def read_table(path: Path) -> pd.DataFrame:
+    """A table of a run: "NA" is a continent or a country there, and an empty cell is nothing."""
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+
 def read(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """The checked manifest at ``path``, or ``columns`` of it.
 
