@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from benchmarks.harness import Result, in_turn, row
-from lib import backbones, features, settings
+from lib import settings
+from lib.data import backbones, features
 from lib.runs import Run
 
 SIZES = (64, 128, 256, 512)

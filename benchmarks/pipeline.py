@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.harness import Measured, Result, measure, row
-from lib import datasets, evaluation, features, semivariogram, settings, training
+from lib import settings
+from lib.data import datasets, features
+from lib.evaluate import evaluation
 from lib.runs import Run
+from lib.train import curve, training
 
 SIZES = (1_125, 2_250, 4_500, 9_000)
 BUSY = 0.8
@@ -22,7 +25,7 @@ def stages(run: Run) -> dict[str, Callable[[], object]]:
     return {
         "data": lambda: datasets.prepare(run),
         "features": lambda: features.extract(run),
-        "semivariogram": lambda: semivariogram.fit_run(run),
+        "semivariogram": lambda: curve.fit_run(run),
         "training": lambda: training.train_all(run, run.settings.training.strategies),
         "evaluation": lambda: evaluation.evaluate(run),
     }

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import torch
 
-from lib.geodesy import EARTH_RADIUS_KM
-from lib.negatives import Candidates, Reweighting
-from lib.semivariogram import FittedSemivariogram
+from lib.method.geodesy import EARTH_RADIUS_KM
+from lib.method.negatives import Candidates, Reweighting
+from lib.method.semivariogram import FittedSemivariogram
 
 
 def haversine_rad(a_deg: np.ndarray, b_deg: np.ndarray) -> np.ndarray:

@@ -13,10 +13,14 @@ import torch
 from benchmarks import reference
 from benchmarks.harness import Result, in_turn, row
 from benchmarks.semivariogram import world
-from lib import features, negatives, semivariogram, settings, training
-from lib.model import Queue, initialise
-from lib.negatives import Strategy
+from lib import settings
+from lib.data import features
+from lib.method import negatives, semivariogram
+from lib.method.model import Queue, initialise
+from lib.method.negatives import Strategy
+from lib.method.semivariogram import Curve
 from lib.runs import Run, generator
+from lib.train import training
 
 SIZES = (0, 1_024, 2_048, 4_096)
 BATCH = 512
@@ -30,7 +34,7 @@ def data(count: int) -> training.TrainingData:
     """``count`` photos with features of 768 dimensions, all of them for training."""
     unit, coordinates = world(count)
     rows, frozen = np.arange(count), features.Features(unit.numpy(), torch.zeros(unit.shape[1]))
-    curve = semivariogram.Curve(CURVE)
+    curve = Curve(CURVE)
     return training.TrainingData(frozen, rows, rows[:0], torch.from_numpy(coordinates), coordinates, curve, 1.0)
 
 

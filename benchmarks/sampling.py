@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.harness import Result, in_turn, measure, row
 from benchmarks.semivariogram import WIDTH_RAD, world
-from lib import empirical
+from lib.method import empirical
 
 SIZES = (50_000, 100_000, 200_000, 400_000)
 PHOTOS, DIMENSION, SEEDS = 20_000, 768, 8

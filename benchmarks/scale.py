@@ -32,7 +32,7 @@ def write_run(folder: Path, count: int) -> None:
     import pandas as pd
 
     from benchmarks.reweighting import CURVE
-    from lib.geodesy import uniform_on_sphere
+    from lib.method.geodesy import uniform_on_sphere
 
     coordinates, numbers = uniform_on_sphere(count, np.random.default_rng(0), 70.0), np.arange(count)
     manifest = pd.DataFrame(
@@ -50,9 +50,11 @@ def parts(folder: Path) -> dict[str, dict[str, Any]]:
     """Seconds and bytes of each part of the run in ``folder``, measured in this process; and those of the bare reading of the rows."""
     import torch
 
-    from lib import batches, empirical, settings
+    from lib import settings
+    from lib.method import empirical
     from lib.runs import Run
-    from lib.training import Batch, TrainingData
+    from lib.train import batches
+    from lib.train.training import Batch, TrainingData
 
     run = Run(settings.load("smoke", OVERRIDES), folder)
     read = measure(partial(TrainingData.read, run, with_curve=True))

@@ -12,11 +12,13 @@ from benchmarks import reweighting
 from benchmarks.harness import Result, Row, in_turn, row
 from benchmarks.reweighting import CURVE
 from benchmarks.semivariogram import world
-from lib import backbones, features, negatives, settings
-from lib.model import initialise
+from lib import settings
+from lib.data import backbones, features
+from lib.method import negatives
+from lib.method.model import initialise
+from lib.method.semivariogram import Curve
 from lib.runs import Run, has_native_bfloat16
-from lib.semivariogram import Curve
-from lib.training import TrainingData
+from lib.train.training import TrainingData
 
 SIZES = (64, 128, 256, 512)
 OVERRIDES = ("backbone.name=efficientnet-lite0", "backbone.image_px=128", "backbone.precision=float32", "training.precision=float32",

@@ -15,8 +15,10 @@ from typing import Any
 import pandas as pd
 
 import lib
-from lib import negatives, report, runs, settings
-from lib.answer import points
+from lib import runs, settings
+from lib.method import negatives
+from lib.show import report
+from lib.show.answer import points
 
 HERE = Path(__file__).resolve().parent
 HEAD = "<!-- Made by docs/generate.py from the code: change it there. -->\n"

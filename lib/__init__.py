@@ -1,11 +1,7 @@
 """Semivariogram-regularized GeoCLIP: the code behind the numbered notebooks.
 
-Arrows run one way. From the bottom to the top: geodesy, settings, ranks, files, locks, receipts, runs, places, photos,
-datasets, backbones, features, shells, binning, empirical, semivariogram, variography, negatives, batches, model, gallery,
-training, evaluation, decoding, significance, regions, simulation, pairs, figures, curve_figures, study_figures, maps,
-candidate_maps, cell_maps, side_by_side, answer, explore, report, exchange, predictors, predict, study, stages, verify, plan,
-terminal, lab, pipeline.
-A module imports only what stands before it.
+Rooms, from the bottom to the top: method (the paper; imports nothing else of lib), settings, runs, data, train, evaluate, show,
+predict; then the programs. A room imports only from rooms before it.
 """
 
 __version__ = "0.1.0"

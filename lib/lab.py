@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
+from lib.method.errors import BundleError
 from lib.settings import PROJECT
 
 NOTEBOOKS = PROJECT / "notebooks"
@@ -26,7 +27,7 @@ QUIET = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "
 """Settings of JupyterLab: it asks no network for news and newer versions, and nobody whether it may."""
 
 
-class LabError(RuntimeError):
+class LabError(BundleError):
     """JupyterLab cannot be started; the message says why."""
 
 

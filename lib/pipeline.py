@@ -19,12 +19,17 @@ import nbformat
 import pandas as pd
 from traitlets.config import Config
 
-from lib import backbones, explore, gallery, lab, locks, negatives, plan, report, settings, stages
-from lib.files import READING_ERRORS, checksum, one_line, printable, refusals_named
+from lib import lab, plan, settings
+from lib.data import backbones
 from lib.lab import with_this_checkout
-from lib.runs import Run, provenance, write_json, writing
+from lib.method import negatives
+from lib.method.errors import BundleError
+from lib.runs import Run, locks, provenance, write_json, writing
+from lib.runs.files import READING_ERRORS, checksum, one_line, printable, refusals_named
 from lib.settings import PROJECT
+from lib.show import explore, report
 from lib.terminal import Progress
+from lib.train import gallery
 
 NOTEBOOKS = PROJECT / "notebooks"
 PARAMETERS = ["profile", "run_name", "overrides"]
@@ -40,11 +45,11 @@ OF_THE_STUDY = {"07", "08"}
 """Notebooks that need the group ``study`` in the profile: hours of trainings, which quick does without."""
 
 
-class PipelineError(RuntimeError):
+class PipelineError(BundleError):
     """The pipeline cannot go on; the message names notebook, cell and error."""
 
 
-EXPECTED = (*stages.EXPECTED, PipelineError, lab.LabError)
+EXPECTED = (BundleError,)
 """Errors of which a user wants the sentence, and no traceback."""
 
 
@@ -74,7 +79,8 @@ class Notebook:
 
 def notebooks() -> list[Notebook]:
     """The numbered notebooks, in order."""
-    return [Notebook(path) for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))]
+    found = [*NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"), *(PROJECT / "study").glob("[0-9][0-9]_*.ipynb")]
+    return [Notebook(path) for path in sorted(found, key=lambda path: path.name)]
 
 
 def choose(only: str | None, with_study: bool = True) -> list[Notebook]:
@@ -369,7 +375,7 @@ def check_before_computing(run: Run) -> None:
     """Find what cannot work before hours go into what can.
 
     Raises:
-        ArtefactError, BackboneError, StrategyError, GalleryError: device, backbone, strategy or gallery is not there.
+        ArtefactError, BackboneError, BundleError, GalleryError: device, backbone, strategy or gallery is not there.
     """
     _ = run.device
     backbones.find(run.settings.backbone)

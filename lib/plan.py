@@ -7,6 +7,7 @@ long a stage takes is what it took when it was last made on this machine with th
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,9 +18,11 @@ from typing import Any
 import nbformat
 import pandas as pd
 
-from lib import datasets, evaluation, features, regions, semivariogram, study, training, variography
+from lib.data import datasets, features
+from lib.evaluate import evaluation, regions
 from lib.runs import RESULTS, Run, machine
-from lib.training import Job
+from lib.train import curve, training
+from lib.train.training import Job
 
 MADE = "made    "
 """How the line begins in which a stage says that it was made, and in how many seconds."""
@@ -116,21 +119,12 @@ def _asked(run: Rehearsal) -> Iterator[tuple[str, str, Callable[[], Any]]]:
     yield "01", "", lambda: _manifest(run)
     yield "01", "", lambda: features.extract(run)
     yield from _trainings(run, "02", ["infonce"])
-    yield "03", "", lambda: semivariogram.fit_run(run)
-    yield "03", "", lambda: variography.fit_local(run)
+    yield "03", "", lambda: curve.fit_run(run)
     yield from _trainings(run, "04", own.strategies)
     yield "05", "", lambda: evaluation.evaluate(run)
     yield "05", "", lambda: regions.make(run, pd.DataFrame(), pd.DataFrame())
-    if run.settings.study is None:
-        return
-    yield from _variants(run, "07", "search", study.search_variants(run), run.settings.study.search_seeds)
-    yield from _trainings(run, "07", own.strategies)
-    yield "07", "", lambda: evaluation.evaluate(run)
-    yield from _variants(run, "07", "length", study.length_variants(run), run.settings.study.sweep_seeds)
-    yield "08", "", lambda: variography.examine(run)
-    if run.manifest.exists() and run.manifest not in run.pending:  # else it is made, or made again, first
-        yield from _variants(run, "08", "density", study.density_variants(run), run.settings.study.sweep_seeds)
-    yield from _variants(run, "08", "queue", study.queue_variants(run), run.settings.study.sweep_seeds)
+    if run.settings.study is not None:
+        yield from importlib.import_module("study.sweeps").asked(run)
 
 
 def _manifest(run: Rehearsal) -> None:
@@ -145,14 +139,6 @@ def _trainings(run: Rehearsal, number: str, names: Iterable[str]) -> Iterator[tu
     for name in names:
         for seed in run.settings.training.seeds:
             yield number, f"training {name}", partial(training.make, Job.of(run, name, seed))
-
-
-def _variants(
-    run: Rehearsal, number: str, part: str, variants: Iterable[study.Variant], seeds: Iterable[int]
-) -> Iterator[tuple[str, str, Callable[[], Any]]]:
-    for one in variants:
-        for seed in seeds:
-            yield number, f"trainings of the {part}", partial(training.make, one.job(run, seed))
 
 
 def known_seconds(stage: str, settings: Mapping[str, Any], folders: Iterable[Path]) -> float | None:

@@ -8,6 +8,7 @@ not written in a profile has the default given here. Unknown keys, wrong types a
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,13 +16,16 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
+from lib.method.errors import BundleError
+from lib.method.negatives import RENAMED
+
 PROJECT = Path(__file__).resolve().parent.parent
 PROFILES = PROJECT / "notebooks" / "profiles"
 _CHOICES = {"dataset", "dataset.name", "data.name"}
 """Overrides that decide which other keys there are, and are applied first, wherever they stand."""
 
 
-class SettingsError(ValueError):
+class SettingsError(BundleError):
     """A setting is unknown, of the wrong type or impossible; the message names the file, the key and the mend."""
 
 
@@ -97,16 +101,7 @@ class Folder(_Group):
         return self
 
 
-class Script(_Group):
-    """A data set of one's own, in one Python file; see lib.datasets.script."""
-
-    name: Literal["script"] = "script"
-    file: Path = Field(description="Python file with a function build(settings, root)")
-    root: Path = Field(Path("data/script"), description="folder that the photos' paths are relative to")
-    options: dict[str, Any] = Field({}, description="what the file wants to be told: data.options.key=value")
-
-
-Dataset = Annotated[BlueMarble | Folder | OSV5M | Script, Field(discriminator="name")]
+Dataset = Annotated[BlueMarble | Folder | OSV5M, Field(discriminator="name")]
 
 
 class Backbone(_Group):
@@ -153,14 +148,11 @@ class Semivariogram(_Group):
 class Training(_Group):
     """Strategies, seeds, optimisation."""
 
-    strategies: Names = Field(["infonce", "semivariogram", "decayed", "similarity"], description="see lib.negatives")
+    strategies: Names = Field(["infonce", "semivariogram", "decayed", "similarity"], description="see lib.method.negatives")
     seeds: Seeds = Field([0, 1, 2], description="one training a strategy and seed")
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(512, ge=2)
     queue_size: int = Field(4_096, ge=0, description="earlier places that serve as negatives; 0: the batch's only")
-    queue_embeddings: Literal["renewed", "kept"] = Field(
-        "renewed", description="renewed: the queue's places are encoded anew at each step (GeoCLIP); kept: as their own batch encoded them"
-    )
     learning_rate: float = Field(3e-5, gt=0)
     weight_decay: float = Field(1e-6, ge=0)
     optimizer: Literal["adam", "adamw"] = "adam"
@@ -182,13 +174,6 @@ class Training(_Group):
         None, gt=1, description="cap of exp(s), the inverse temperature; null: none (GeoCLIP)"
     )
     photos: PositiveInt | None = Field(None, description="this many of the training photos, drawn at random; null: all")
-    sampling: Literal["random", "curve"] = Field(
-        "random", description="curve: half of a batch are partners of the other half, at distances where look-alikes are frequent"
-    )
-    refit_every: int = Field(
-        0, ge=0, description="epochs after which looks and curve are taken anew from the learned embeddings; 0: never"
-    )
-    trace_curve: bool = Field(False, description="fit the learned embeddings' semivariogram at every validation")
     batch_noise_m: float = Field(150.0, ge=0, description="position noise on the batch, metres")
     queue_noise_m: float = Field(1_000.0, ge=0, description="position noise on the queue, metres")
     location_encoder: Literal["scratch", "geoclip"] = Field(
@@ -262,7 +247,7 @@ class Evaluation(_Group):
 
 
 class Simulation(_Group):
-    """A world with a known semivariogram; see lib.simulation."""
+    """A world with a known semivariogram; see study.simulation."""
 
     strategies: Names = Field(["infonce", "decayed"], description="trained in it, beside the oracles")
     seeds: Seeds = Field([0, 1, 2], description="seeds of its trainings")
@@ -282,7 +267,7 @@ Search = dict[str, list[dict[str, float | None]]]
 
 
 class Study(_Group):
-    """What notebooks 07 and 08 compute beyond the run itself; see lib.study."""
+    """What notebooks 07 and 08 compute beyond the run itself; see study.sweeps."""
 
     search: Search = Field({}, description="strategy -> the settings tried for it, on validation; as many for each")
     search_seeds: Seeds = Field([100], description="seeds of the search, none of them a seed of the final table")
@@ -322,11 +307,30 @@ class Settings(_Group):
         """Whether anything takes GeoCLIP's published image head, which knows CLIP ViT-L/14's raw features only."""
         return bool(self.evaluation.baselines) or self.training.image_head == "geoclip"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_names_of_today(cls, values: Any) -> Any:
+        renamed = _renamed(values)
+        if renamed != values:
+            print(f"note: {', '.join(f'{old} is now called {new}' for old, new in RENAMED.items())}")
+        return renamed
+
     @model_validator(mode="after")
     def _raw_features_for_the_published_head(self) -> Settings:
         if self.uses_published_head and self.backbone.centred:
             raise ValueError("geoclip's published head takes raw features: set backbone.centred=false")
         return self
+
+
+def _renamed(values: Any) -> Any:
+    """``values`` with the strategies' earlier names, wherever they stand, replaced by those of today."""
+    if isinstance(values, Mapping):
+        return {_renamed(key): _renamed(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_renamed(value) for value in values]
+    for old, new in RENAMED.items() if isinstance(values, str) else ():
+        values = re.sub(rf"\b{old}\b", new, values)
+    return values
 
 
 def load(profile: str | Path = "quick", overrides: Sequence[str] = ()) -> Settings:
@@ -411,7 +415,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _sentence(path: Path, item: Mapping[str, Any]) -> str:
     """One sentence of a pydantic error: file, key, what is wrong, what would be right."""
     place = [str(part) for part in item["loc"]]
-    if len(place) > 1 and place[0] == "dataset" and place[1] in {"blue_marble", "folder", "osv5m", "script"}:
+    if len(place) > 1 and place[0] == "dataset" and place[1] in {"blue_marble", "folder", "osv5m"}:
         del place[1]  # pydantic puts the union's tag into the path
     key = ".".join(place) or "settings"
     if item["type"] == "extra_forbidden":
@@ -426,7 +430,7 @@ def _sentence(path: Path, item: Mapping[str, Any]) -> str:
 def _keys_beside(location: Sequence[str | int]) -> list[str]:
     """Names of the settings in the group that ``location`` points into."""
     groups = {
-        "blue_marble": BlueMarble, "folder": Folder, "osv5m": OSV5M, "script": Script, "backbone": Backbone, "semivariogram": Semivariogram,
+        "blue_marble": BlueMarble, "folder": Folder, "osv5m": OSV5M, "backbone": Backbone, "semivariogram": Semivariogram,
         "training": Training, "evaluation": Evaluation, "study": Study, "simulation": Simulation,
     }  # fmt: skip
     model: type[BaseModel] = Settings

@@ -2,41 +2,34 @@
 
 The photos are made ready by one process; features are extracted by all, each taking every k-th shard; the semivariogram is
 estimated by all, each on a share of the pairs; each training is done by one, all at the same time, those of a study
-(:mod:`lib.study`) too, or all work on each (``training.parallel``); then each searches a part of the gallery for all photos. The
+(:mod:`study.sweeps`) too, or all work on each (``training.parallel``); then each searches a part of the gallery for all photos. The
 notebooks find what has been made.
 ``NPROC=8 ./run_all.sh …`` does both. Every process needs the same results folder, so one machine, or a shared disk.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 
-from lib import datasets, evaluation, features, locks, ranks, semivariogram, study, training, variography
-from lib.backbones import BackboneError
-from lib.datasets.manifest import ManifestError
-from lib.features import FeatureError
-from lib.gallery import GalleryError
-from lib.model import ModelError
-from lib.negatives import StrategyError
-from lib.runs import ArtefactError, Run
-from lib.settings import SettingsError
+from lib.data import datasets, features
+from lib.evaluate import evaluation
+from lib.method.errors import BundleError
+from lib.runs import Run, locks, ranks
+from lib.train import curve, training
 
-EXPECTED = (
-    SettingsError, ArtefactError, ManifestError, BackboneError, FeatureError, StrategyError, GalleryError, ModelError,
-    training.TrainingError, study.StudyError, semivariogram.SemivariogramError, variography.VariographyError,
-)  # fmt: skip
+EXPECTED = (BundleError,)
 
 
 def make(run: Run) -> None:
     """Manifest, features, semivariogram, trainings and predictions of ``run``, made together or reused."""
     datasets.prepare(run)
     features.extract(run)
-    semivariogram.fit_run(run)
-    variography.fit_local(run)
+    curve.fit_run(run)
     training.train_all(run, run.settings.training.strategies)
-    for part in study.PARTS if run.settings.study is not None else ():
-        study.make(run, part)
+    if run.settings.study is not None:
+        importlib.import_module("study.sweeps").make_all(run)
     ranks.wait()
     evaluation.evaluate(run)
 

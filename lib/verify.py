@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from lib import datasets, evaluation, semivariogram, significance, study, study_figures
-from lib.files import READING_ERRORS, ArtefactError, checksum, one_line
+from lib.data import datasets
+from lib.evaluate import evaluation
 from lib.runs import Run, is_output
+from lib.runs.files import READING_ERRORS, ArtefactError, checksum, one_line
+from lib.train import curve
 
 
 class Finding(NamedTuple):
@@ -74,26 +76,9 @@ def derivations(run: Run) -> dict[str, Callable[[], pd.DataFrame]]:
         "bounds": _bounds,
         "by_continent": lambda: evaluation.by_group(predictions, manifest.set_index("id")["continent"], "continent"),
         "by_latitude": lambda: evaluation.by_group(predictions, evaluation.latitude_band(manifest), "latitude_band"),
-        "semivariogram": lambda: semivariogram.load_empirical(run.empirical).table(),
+        "semivariogram": lambda: curve.load_empirical(run.empirical).table(),
     }
-    return found if run.settings.study is None else found | _of_the_study(run, predictions)
-
-
-def _of_the_study(run: Run, predictions: pd.DataFrame) -> dict[str, Callable[[], pd.DataFrame]]:
-    """The tables of notebook 07 that follow from the predictions."""
-
-    def _against() -> pd.DataFrame:
-        searched = pd.read_csv(run.table("search"))
-        chosen = [study.best_of(searched, "family"), "decayed", study.best_of(searched, "control")]
-        others = [name for name in run.settings.training.strategies if study_figures.kind_of(name) in {"peer", "control"}]
-        return significance.beats_each(predictions, list(dict.fromkeys(chosen)), others)
-
-    margin = study.settings_of(run).margin_points / 100
-    return {
-        "final": lambda: significance.final_table(predictions),
-        "ablations": lambda: significance.corrected(significance.paired(predictions, "infonce"), margin=margin),
-        "against_controls": _against,
-    }
+    return found
 
 
 def tables(run: Run) -> Iterator[Finding]:

@@ -17,10 +17,10 @@ from geoclip.model.rff import GaussianEncoding
 from hypothesis import settings as hypothesis_settings
 from torch import nn
 
-from lib import model
-from lib.geodesy import uniform_on_sphere, unit_vectors
+from lib.method import model
+from lib.method.geodesy import uniform_on_sphere, unit_vectors
+from lib.method.semivariogram import FittedSemivariogram
 from lib.runs import Run
-from lib.semivariogram import FittedSemivariogram
 from lib.settings import load
 
 hypothesis_settings.register_profile("project", deadline=None, max_examples=80, derandomize=True, database=None)

@@ -32,13 +32,16 @@ from conftest import NarrowLocationEncoder, fitted, world
 from hypothesis import HealthCheck, given, seed, settings
 from PIL import Image
 
-from lib import datasets, features, gallery, model, receipts, semivariogram, verify
-from lib.datasets import folder as folders
-from lib.datasets import osv5m
-from lib.photos import UNREADABLE, exif_coordinates, open_photo
-from lib.runs import Run
+from lib import verify
+from lib.data import datasets, features, osv5m
+from lib.data import folder as folders
+from lib.data.photos import UNREADABLE, exif_coordinates, open_photo
+from lib.method import model, semivariogram
+from lib.method.semivariogram import FittedSemivariogram
+from lib.runs import Run, receipts
 from lib.settings import PROFILES, Folder, load
 from lib.stages import EXPECTED
+from lib.train import checkpoints, curve, gallery
 
 MODULES = ["test_numerics", "test_geodesy", "test_shells", "test_semivariogram", "test_variography"]
 LONGEST_S = 20
@@ -115,10 +118,10 @@ def readers(home: Path) -> dict[str, Reader]:
         "profile": Reader(home / "own.yaml", [path.read_bytes() for path in sorted(PROFILES.glob("*.yaml"))], lambda: load(home / "own.yaml"), one_sentence=False),
         "manifest": of(run.manifest, lambda: datasets.read(run)),
         "features": of(run.features, lambda: features.read(run)),
-        "semivariogram": of(run.semivariogram, lambda: semivariogram.load(run.semivariogram)),
+        "semivariogram": of(run.semivariogram, lambda: FittedSemivariogram.load(run.semivariogram)),
         "semivariograms of groups": of(run.semivariogram_local, lambda: semivariogram.load_local(run.semivariogram_local)),
-        "sums of a semivariogram": of(run.empirical, lambda: semivariogram.load_empirical(run.empirical)),
-        "weights": of(run.checkpoint("infonce", 0), lambda: model.load(run.checkpoint("infonce", 0))),
+        "sums of a semivariogram": of(run.empirical, lambda: curve.load_empirical(run.empirical)),
+        "weights": of(run.checkpoint("infonce", 0), lambda: checkpoints.load(run.checkpoint("infonce", 0))),
         "receipt": of(run.folder / "receipts" / "a.json", lambda: receipts.read(run.folder / "receipts" / "a.json")),
         "manifest.json": of(run.folder / "manifest.json", lambda: (list(verify.checksums(run.folder)), Run.finished(run.folder))),
     }

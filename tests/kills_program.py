@@ -26,15 +26,18 @@ import torch
 from conftest import NarrowLocationEncoder
 from PIL import Image
 
-from lib import datasets, evaluation, features, model, semivariogram, training
-from lib.geodesy import uniform_on_sphere, unit_vectors
+from lib.data import datasets, features
+from lib.evaluate import evaluation
+from lib.method import model
+from lib.method.geodesy import uniform_on_sphere, unit_vectors
 from lib.runs import Run
 from lib.settings import load
+from lib.train import curve, training
 
 STAGES: dict[str, Callable[[Run], object]] = {
     "manifest": datasets.prepare,
     "features": features.extract,
-    "semivariogram": semivariogram.fit_run,
+    "semivariogram": curve.fit_run,
     "training": lambda run: training.train_all(run, run.settings.training.strategies),
     "evaluation": evaluation.evaluate,
 }

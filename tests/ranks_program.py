@@ -8,9 +8,12 @@ import numpy as np
 import torch
 from conftest import NarrowLocationEncoder
 
-from lib import datasets, empirical, evaluation, features, gallery, model, ranks, training
-from lib.runs import Run
+from lib.data import datasets, features
+from lib.evaluate import evaluation
+from lib.method import empirical, model
+from lib.runs import Run, ranks
 from lib.settings import load
+from lib.train import checkpoints, gallery, training
 
 
 def main(folder: Path, overrides: list[str]) -> None:
@@ -28,7 +31,7 @@ def main(folder: Path, overrides: list[str]) -> None:
     training.train_all(run, run.settings.training.strategies)
     ranks.wait()
     evaluation.evaluate(run)
-    trained = model.load(run.checkpoint("infonce", 0))
+    trained = checkpoints.load(run.checkpoint("infonce", 0))
     found = gallery.search(trained, frozen, datasets.manifest.rows_of(manifest, "test"), np.array([[10.0, 20.0]]), among_ranks=True)
     if ranks.rank() == 0:
         np.save(folder / "few_places.npy", found)

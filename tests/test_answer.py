@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from lib.answer import answer, points, strategies
+from lib.show.answer import answer, points, strategies
 
 
 def comparison(**found: tuple[float, float, float]) -> pd.DataFrame:
@@ -33,11 +33,11 @@ NOTHING = pd.DataFrame()
 
 class TestDoesItHelp:
     def test_a_gain_is_told_with_its_interval_and_a_control_is_called_one(self) -> None:
-        given = answer(comparison(semivariogram=(0.6, -0.4, 1.7), distance_gate=(3.4, 2.2, 4.5), similarity=(-1.8, -3.1, -0.7)), NOTHING, NOTHING)
+        given = answer(comparison(semivariogram=(0.6, -0.4, 1.7), semivariance_margin=(3.4, 2.2, 4.5), similarity=(-1.8, -3.1, -0.7)), NOTHING, NOTHING)
         assert given.verdict == "Yes, for 1 of 2 strategies that use the curve; not shown for the paper’s own"
-        assert given.lead == "distance_gate"
+        assert given.lead == "semivariance_margin"
         assert given.helps == (
-            "Within 200 km of the true place, distance_gate places 3.4 points more of the photos than GeoCLIP as it is (95 % interval +2.2 to +4.5); "
+            "Within 200 km of the true place, semivariance_margin places 3.4 points more of the photos than GeoCLIP as it is (95 % interval +2.2 to +4.5); "
             "for semivariogram (+0.6, −0.4 to +1.7) no difference is shown; similarity, the control without geography, loses 1.8 (−3.1 to −0.7)."
         )
 

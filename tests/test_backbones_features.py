@@ -20,11 +20,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from lib import backbones, features, receipts
-from lib.backbones import BackboneError, build
-from lib.features import FeatureError, Features
-from lib.photos import open_photo
-from lib.runs import Run
+from lib.data import backbones, features
+from lib.data.backbones import BackboneError, build
+from lib.data.features import FeatureError, Features
+from lib.data.photos import open_photo
+from lib.runs import Run, receipts
 from lib.settings import PROJECT, Backbone
 
 CPU = torch.device("cpu")

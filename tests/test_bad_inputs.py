@@ -25,13 +25,16 @@ import torch
 from conftest import Runs, world
 from PIL import Image
 
-from lib import datasets, evaluation, features, gallery, model, semivariogram, training
-from lib.datasets import folder, manifest, osv5m
-from lib.geodesy import distance_km
-from lib.photos import UNREADABLE, open_photo
+from lib.data import datasets, features, folder, manifest, osv5m
+from lib.data.photos import UNREADABLE, open_photo
+from lib.evaluate import evaluation
+from lib.method import model, semivariogram
+from lib.method.geodesy import distance_km
+from lib.method.semivariogram import FittedSemivariogram
 from lib.runs import Run
 from lib.settings import OSV5M, Folder, load
 from lib.stages import EXPECTED
+from lib.train import checkpoints, curve, gallery, training
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
@@ -227,7 +230,7 @@ def curve_of(**changes: float) -> Callable[[Desk], object]:
     def case(desk: Desk) -> object:
         run = desk.make_run()
         run.semivariogram.write_text(json.dumps(json.loads(run.semivariogram.read_text()) | changes))
-        return semivariogram.load(run.semivariogram)
+        return FittedSemivariogram.load(run.semivariogram)
 
     return case
 
@@ -237,7 +240,7 @@ def weights_of_nan(desk: Desk) -> object:
     with torch.no_grad():
         trained.logit_scale.fill_(float("nan"))
     trained.save(desk.path / "weights.safetensors")
-    return model.load(desk.path / "weights.safetensors")
+    return checkpoints.load(desk.path / "weights.safetensors")
 
 
 def profile(text: str) -> Callable[[Desk], object]:
@@ -353,11 +356,11 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
     "curve of noise": (lambda desk: desk.estimated(lambda lag: 0.5 + 0.1 * np.random.default_rng(0).normal(size=len(lag))), "do not rise with distance"),
     "lags without pairs": (lambda _: semivariogram.fit(semivariogram.EmpiricalSemivariogram.empty(0.05)), "0 lags with pairs are too few"),
     "coordinates not finite": (lambda _: semivariogram.estimate(lambda rows: torch.ones(len(rows), 2), np.array([[1.0, np.nan], [1.0, 2.0]])), "coordinate is not finite"),
-    "curve's file torn": (damaged_run_file(lambda run: run.semivariogram, lambda run: semivariogram.load(run.semivariogram)), "not a saved semivariogram"),
+    "curve's file torn": (damaged_run_file(lambda run: run.semivariogram, lambda run: FittedSemivariogram.load(run.semivariogram)), "not a saved semivariogram"),
     "curve's nugget NaN": (curve_of(nugget=float("nan")), "not a saved semivariogram .no curve has nugget"),
     "curve without rise": (curve_of(partial_sill=0.0), "not a saved semivariogram .no curve has nugget"),
-    "sums torn": (damaged_run_file(lambda run: run.empirical, lambda run: semivariogram.load_empirical(run.empirical)), "not the sums of a semivariogram"),
-    "weights torn": (damaged_run_file(lambda run: run.checkpoint("infonce", 0), lambda run: model.load(run.checkpoint("infonce", 0))), "not a checkpoint of this model"),
+    "sums torn": (damaged_run_file(lambda run: run.empirical, lambda run: curve.load_empirical(run.empirical)), "not the sums of a semivariogram"),
+    "weights torn": (damaged_run_file(lambda run: run.checkpoint("infonce", 0), lambda run: checkpoints.load(run.checkpoint("infonce", 0))), "not a checkpoint of this model"),
     "weights not finite": (weights_of_nan, "not a checkpoint of this model .logit_scale is not finite"),
     # profiles
     "profile is a list": (profile("- a\n- b\n"), "must hold groups"),

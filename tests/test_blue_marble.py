@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lib import datasets, geodesy, places
-from lib.datasets import blue_marble
-from lib.datasets.blue_marble import build, cut_windows, draw_places
+from lib.data import blue_marble, datasets, places
+from lib.data.blue_marble import build, cut_windows, draw_places
+from lib.method import geodesy
 from lib.runs import Run
 from lib.settings import BlueMarble, load
 

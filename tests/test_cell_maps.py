@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from browsing import Visit
 
-from lib.cell_maps import draw_cells, error_cell_map, gain_cell_map
-from lib.geodesy import distance_km
-from lib.maps import save_map
-from lib.regions import cell_errors, cell_gains
+from lib.evaluate.regions import cell_errors, cell_gains
+from lib.method.geodesy import distance_km
 from lib.runs import Run
 from lib.settings import load
+from lib.show.cell_maps import draw_cells, error_cell_map, gain_cell_map
+from lib.show.maps import save_map
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from test_semivariogram import LAG, unit_rows
 from test_variography import RISE, wavy
 
-from lib import curve_figures, variography
-from lib.geodesy import uniform_on_sphere
+from lib.method.geodesy import uniform_on_sphere
+from study import curve_figures, variography
 
 
 def words(figure: Figure) -> str:

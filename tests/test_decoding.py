@@ -8,10 +8,12 @@ import torch
 from conftest import Runs, fitted
 from scipy.optimize import minimize
 
-from lib import decoding, evaluation, training
-from lib.decoding import Candidates, Decoder, coverage, mass_short_of, radius_km, smoothed, spherical_median
-from lib.geodesy import destination, distance_km, uniform_on_sphere
-from lib.semivariogram import Curve
+from lib.evaluate import evaluation
+from lib.method.geodesy import destination, distance_km, uniform_on_sphere
+from lib.method.semivariogram import Curve
+from lib.train import training
+from study import decoding
+from study.decoding import Candidates, Decoder, coverage, mass_short_of, radius_km, smoothed, spherical_median
 
 CURVE = Curve(fitted())
 

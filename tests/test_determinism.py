@@ -13,16 +13,19 @@ import torch
 from conftest import Runs
 from kills_program import SETTINGS, contents, write_photos
 
-from lib import datasets, evaluation, features, figures, semivariogram, training
+from lib.data import datasets, features
+from lib.evaluate import evaluation
 from lib.runs import Run
 from lib.settings import PROJECT, load
+from lib.show import figures
+from lib.train import curve, training
 
 pytestmark = pytest.mark.usefixtures("narrow")
 SEEDS = (0, 1, 2)
 
 
 def computed(run: Run) -> dict[str, bytes]:
-    semivariogram.fit_run(run)
+    curve.fit_run(run)
     training.train_all(run, run.settings.training.strategies)
     evaluation.evaluate(run)
     return contents(run.folder)
@@ -84,7 +87,7 @@ def test_an_extraction_that_was_stopped_and_went_on_gives_the_same_features(phot
 
 def test_a_figure_of_the_same_data_is_the_same_file(make_run: Runs, tmp_path: Path) -> None:
     run = make_run("semivariogram.lag_width_rad=0.1")
-    empirical, fitted = semivariogram.fit_run(run)
+    empirical, fitted = curve.fit_run(run)
     drawn = [tmp_path / name for name in ("a.png", "b.png")]
     for path in drawn:
         figures.save(figures.semivariogram(empirical, fitted), path)

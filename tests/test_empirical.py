@@ -10,9 +10,10 @@ import pytest
 import torch
 from conftest import small_world, unit_rows
 
-from lib import binning, empirical
-from lib.empirical import EmpiricalSemivariogram, SemivariogramError, estimate, exact, sampled
-from lib.geodesy import uniform_on_sphere
+from lib.method import binning, empirical
+from lib.method.empirical import EmpiricalSemivariogram, estimate, exact, sampled
+from lib.method.errors import BundleError
+from lib.method.geodesy import uniform_on_sphere
 
 
 def brute_force(features: np.ndarray, coordinates: np.ndarray, width: float) -> dict[str, np.ndarray]:
@@ -73,7 +74,7 @@ class TestEstimate:
         between = whole.pairs - halves[0].pairs - halves[1].pairs
         assert (halves[0] + halves[1]).pairs.sum() + north.sum() * south.sum() == whole.pairs.sum()
         assert between.min() >= 0
-        with pytest.raises(SemivariogramError, match="same lags"):
+        with pytest.raises(BundleError, match="same lags"):
             halves[0] + estimate(unit_rows(features), coordinates, 0.1)
 
     def test_wider_lags_hold_the_same_sums(self) -> None:
@@ -94,7 +95,7 @@ class TestEstimate:
 
     def test_one_photo_and_lost_coordinates_and_features_are_refused(self) -> None:
         features, coordinates = small_world(5)
-        with pytest.raises(SemivariogramError, match="at least two photos; there are 1"):
+        with pytest.raises(BundleError, match="at least two photos; there are 1"):
             estimate(unit_rows(features[:1]), coordinates[:1])
         with pytest.raises(ValueError, match="coordinate is not finite"):
             estimate(unit_rows(features), np.where(np.arange(5)[:, None] == 3, np.nan, coordinates))

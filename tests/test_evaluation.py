@@ -11,11 +11,12 @@ import pyproj
 import pytest
 from conftest import SIZES, Runs, world
 
-from lib import evaluation, gallery, training
-from lib.datasets import manifest
-from lib.evaluation import accuracy, bounds, by_group, compare, evaluate, latitude_band, predict_all
-from lib.geodesy import EARTH_RADIUS_KM
+from lib.data import manifest
+from lib.evaluate import evaluation
+from lib.evaluate.evaluation import accuracy, bounds, by_group, compare, evaluate, latitude_band, predict_all
+from lib.method.geodesy import EARTH_RADIUS_KM
 from lib.runs import ArtefactError, Run
+from lib.train import gallery, training
 
 DEMANDED = ["strategy", "seed", "split", "n", "acc_1km", "acc_25km", "acc_200km", "acc_750km", "acc_2500km", "median_km", "mean_km", "geoscore"]
 METRICS = [*DEMANDED[4:], "acc_100km"]

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import CLIPImageProcessor
 
-from lib import exchange
-from lib.model import GeoCLIP, ModelError, initialise, published
+from lib.method.errors import BundleError
+from lib.method.model import GeoCLIP, initialise, published
+from lib.predict import exchange
 from lib.settings import Training
 
 PLACES = np.array([[48.8, 2.3], [-33.9, 151.2], [1.3, 103.8], [64.1, -21.9], [-17.7, 178.1]])
@@ -77,9 +78,9 @@ def test_the_published_model_gives_the_packages_own_logits(tiny_clip, monkeypatc
 
 
 def test_the_published_head_is_refused_where_features_are_not_the_published_ones():
-    with pytest.raises(ModelError, match="takes the 768 raw features of CLIP"):
+    with pytest.raises(BundleError, match="takes the 768 raw features of CLIP"):
         initialise(0, torch.zeros(1280), 1.0, Training(image_head="geoclip"))
-    with pytest.raises(ModelError, match="centred=false"):
+    with pytest.raises(BundleError, match="centred=false"):
         initialise(0, torch.ones(768), 1.0, Training(image_head="geoclip"))
 
 

@@ -9,8 +9,12 @@ import pytest
 from conftest import fitted
 from PIL import Image
 
-from lib import datasets, explore, features, negatives, pairs, training
-from lib import semivariogram as sv
+from lib.data import datasets, features, sampling
+from lib.evaluate import pairs
+from lib.method import negatives
+from lib.method import semivariogram as sv
+from lib.show import explore
+from lib.train import training
 
 
 @pytest.fixture
@@ -30,7 +34,7 @@ def curve_scene(run):
     frozen, manifest = features.read(run), datasets.read(run)
     rows = datasets.manifest.rows_of(manifest, "train")
     places = datasets.manifest.coordinates(manifest)[rows]
-    empirical = sv.estimate(lambda chosen: frozen.unit(rows[chosen]), places, 0.05)
+    empirical = sampling.estimate(lambda chosen: frozen.unit(rows[chosen]), places, 0.05)
     return explore.CurveScene(run, pairs.sample(run, fitted(), 4_000), empirical, fitted())
 
 

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lib import figures
+from lib.show import figures
 
 
 def words(figure):

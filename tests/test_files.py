@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib import files
-from lib.files import ArtefactError, writing
+from lib.runs import files
+from lib.runs.files import ArtefactError, writing
 from lib.settings import PROJECT
 
 WRITERS = {

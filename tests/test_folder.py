@@ -8,10 +8,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lib import datasets
-from lib.datasets import folder
-from lib.datasets.manifest import ManifestError
-from lib.photos import GPS_IFD, exif_coordinates
+from lib.data import datasets, folder
+from lib.data.manifest import ManifestError
+from lib.data.photos import GPS_IFD, exif_coordinates
 from lib.runs import Run
 from lib.settings import PROJECT, Folder
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from conftest import Runs, world
 
-from lib import gallery, places
-from lib.gallery import GalleryError
-from lib.geodesy import EARTH_RADIUS_KM, uniform_on_sphere
-from lib.model import GeoCLIP
+from lib.data import places
+from lib.method.geodesy import EARTH_RADIUS_KM, uniform_on_sphere
+from lib.method.model import GeoCLIP
+from lib.train import gallery
+from lib.train.gallery import GalleryError
 
 
 class TestCoordinates:

@@ -12,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from sklearn.metrics.pairwise import haversine_distances
 
-from lib import geodesy
-from lib.geodesy import EARTH_RADIUS_KM
+from lib.method import geodesy
+from lib.method.geodesy import EARTH_RADIUS_KM
 
 SPHERE = pyproj.Geod(a=EARTH_RADIUS_KM * 1000.0, f=0.0)
 place = st.tuples(st.floats(-90.0, 90.0), st.floats(-180.0, 180.0))

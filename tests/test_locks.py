@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from lib import locks
-from lib.locks import LockedError, holding
+from lib.runs import locks
+from lib.runs.locks import LockedError, holding
 from lib.settings import PROJECT
 
 OWNER = """

@@ -11,11 +11,10 @@ import pytest
 from conftest import SIZES, Runs, world
 from PIL import Image
 
-from lib import datasets
-from lib.datasets import manifest
-from lib.datasets.manifest import Built, ManifestError
-from lib.files import checksum
+from lib.data import datasets, manifest
+from lib.data.manifest import Built, ManifestError
 from lib.runs import ArtefactError, Run
+from lib.runs.files import checksum
 
 PHOTOS = 6
 

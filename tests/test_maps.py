@@ -16,10 +16,10 @@ import pytest
 from browsing import Visit
 from PIL import Image
 
-from lib import maps
-from lib.geodesy import EARTH_RADIUS_KM, destination, distance_km, uniform_on_sphere
-from lib.maps import ERROR_CLASSES, great_circle, prediction_map, save_map
-from lib.regions import error_field
+from lib.evaluate.regions import error_field
+from lib.method.geodesy import EARTH_RADIUS_KM, destination, distance_km, uniform_on_sphere
+from lib.show import maps
+from lib.show.maps import ERROR_CLASSES, great_circle, prediction_map, save_map
 
 STRATEGIES = ("infonce", "semivariogram", "decayed", "similarity")
 HOSTILE = [

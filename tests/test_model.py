@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from geoclip.model.location_encoder import LocationEncoder
 
-from lib.geodesy import uniform_on_sphere
-from lib.model import GeoCLIP, ModelError, Queue, initialise, load
+from lib.method.errors import BundleError
+from lib.method.geodesy import uniform_on_sphere
+from lib.method.model import GeoCLIP, Queue, initialise, load
 from lib.settings import Training
 
 PLACES = torch.from_numpy(
@@ -107,7 +108,7 @@ class TestCheckpoint:
         save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
         save_file({"feature_mean": torch.zeros(2)}, tmp_path / "partial.safetensors")
         for name in ("text", "other", "partial", "missing"):
-            with pytest.raises(ModelError, match=rf"{name}\.safetensors: not a checkpoint of this model"):
+            with pytest.raises(BundleError, match=rf"{name}\.safetensors: not a checkpoint of this model"):
                 load(tmp_path / f"{name}.safetensors")
 
 

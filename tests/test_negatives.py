@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from conftest import fitted
 
-from lib.negatives import REGISTRY, Candidates, Reweighting, StrategyError, contrastive_loss, get
-from lib.semivariogram import Curve, LocalCurves
+from lib.method.errors import BundleError
+from lib.method.negatives import REGISTRY, Candidates, Reweighting, contrastive_loss, get
+from lib.method.semivariogram import Curve, LocalCurves
 
 ALPHA, BETA = 1.5, 2.5
 SHARPNESS, SOFTNESS_KM, CONCENTRATION, PRIOR = 3.0, 900.0, 0.4, 0.05
@@ -389,7 +390,7 @@ class TestGradient:
 
 class TestRegistry:
     def test_an_unknown_name_lists_the_known_ones(self) -> None:
-        with pytest.raises(StrategyError) as caught:
+        with pytest.raises(BundleError) as caught:
             get("semivariogramm")
         assert all(name in str(caught.value) for name in REGISTRY)
 

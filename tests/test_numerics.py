@@ -13,9 +13,10 @@ from conftest import fitted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import geodesy, negatives
-from lib.negatives import REGISTRY, Candidates, Reweighting, contrastive_loss
-from lib.semivariogram import Curve, EmpiricalSemivariogram, LocalCurves, SemivariogramError, estimate, fit
+from lib.method import geodesy, negatives
+from lib.method.errors import BundleError
+from lib.method.negatives import REGISTRY, Candidates, Reweighting, contrastive_loss
+from lib.method.semivariogram import Curve, EmpiricalSemivariogram, LocalCurves, estimate, fit
 
 CURVE = fitted()
 PLACES = torch.tensor([[90.0, 0.0], [-90.0, 0.0], [0.0, 0.0], [0.0, 180.0], [0.0, -180.0], [0.0, 0.0], [45.0, 30.0], [-45.0, -150.0]])
@@ -164,7 +165,7 @@ def test_a_fit_to_anything_is_a_finite_curve_or_a_sentence(values: list[float], 
     sums = EmpiricalSemivariogram(0.1, pairs, 9 * lag, 9 * gamma, 9 * gamma**2)
     try:
         found = fit(sums, weights=weights)
-    except SemivariogramError as error:
+    except BundleError as error:
         assert "\n" not in str(error)
         return
     numbers = [found.nugget, found.partial_sill, found.length_scale_rad, found.exponent, found.range_rad]

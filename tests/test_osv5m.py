@@ -20,10 +20,9 @@ import pandas as pd
 import pytest
 from miniatures import osv5m as miniature
 
-from lib import datasets
-from lib.datasets import osv5m
-from lib.datasets.manifest import ManifestError
-from lib.photos import open_photo
+from lib.data import datasets, osv5m
+from lib.data.manifest import ManifestError
+from lib.data.photos import open_photo
 from lib.runs import Run
 from lib.settings import OSV5M, PROJECT, load
 
@@ -283,8 +282,8 @@ def hub(root: Path) -> Iterator[ThreadingHTTPServer]:
 OBTAIN = """
 import sys
 from pathlib import Path
-from lib.datasets import osv5m
-from lib.datasets.manifest import ManifestError
+from lib.data.datasets import osv5m
+from lib.data.manifest import ManifestError
 from lib.settings import OSV5M
 try:
     osv5m.obtain(OSV5M(train_shards=int(sys.argv[2]), test_shards=1), Path(sys.argv[1]))

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from conftest import Runs, fitted, world
 
-from lib.pairs import EASY, FALSE_NEGATIVE, HARD_NEGATIVE, classify, examples, sample, shares, telling_pair
+from lib.evaluate.pairs import EASY, FALSE_NEGATIVE, HARD_NEGATIVE, classify, examples, sample, shares, telling_pair
 
 R = 6371.0088
 CURVE = fitted(nugget=0.1, partial_sill=0.85, length_scale_rad=0.3, exponent=0.8, range_rad=0.9, range_km=0.9 * R)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib import photos
-from lib.photos import UNREADABLE, open_photo
+from lib.data import photos
+from lib.data.photos import UNREADABLE, open_photo
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ import pytest
 from miniatures import osv5m as miniature
 from PIL import Image
 
-from lib import pipeline, plan, report
+from lib import pipeline, plan
 from lib.runs import Run
 from lib.settings import PROJECT
+from lib.show import report
 
 ACCURACY = [
     "strategy",

@@ -6,9 +6,10 @@ import json
 import nbformat
 import pytest
 
-from lib import plan, runs, training
+from lib import plan, runs
 from lib.runs import Run
 from lib.settings import load
+from lib.train import training
 
 
 @pytest.fixture

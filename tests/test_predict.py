@@ -17,16 +17,18 @@ from PIL import Image
 from test_folder import REAL
 from transformers import CLIPImageProcessor
 
-from lib import candidate_maps, exchange, gallery, model, predict, predictors
-from lib.backbones import Backbone
-from lib.geodesy import distance_km, uniform_on_sphere
-from lib.maps import save_map
-from lib.photos import GPS_IFD
-from lib.predict import Prediction, probabilities
-from lib.predictors import Predictor, PredictorError
+from lib.data.backbones import Backbone
+from lib.data.photos import GPS_IFD
+from lib.method import model
+from lib.method.geodesy import distance_km, uniform_on_sphere
+from lib.predict.predict import Prediction, exchange, predict, predictors, probabilities
+from lib.predict.predictors import Predictor, PredictorError
 from lib.runs import Run
 from lib.settings import PROJECT, Training
 from lib.settings import Backbone as BackboneSettings
+from lib.show import candidate_maps
+from lib.show.maps import save_map
+from lib.train import checkpoints, gallery
 
 CPU = torch.device("cpu")
 TRUTH = (48.8, 9.2)
@@ -44,7 +46,7 @@ def colour_encoder() -> Backbone:
 @pytest.fixture
 def predictor(narrow: None) -> Predictor:
     """A random model on mean colours among 400 places of the sphere."""
-    trained = model.initialise(3, torch.zeros(3), 1.0, Training()).eval()
+    trained = checkpoints.initialise(3, torch.zeros(3), 1.0, Training()).eval()
     places = uniform_on_sphere(400, np.random.default_rng(0))
     settings = BackboneSettings(precision="float32", storage="float32", batch_size=4)
     return Predictor("test", "a test", trained, colour_encoder(), settings, places, gallery.embed(trained, places, CPU))
@@ -135,7 +137,7 @@ def finished(make_run: Runs, tmp_path: Path, narrow: None, monkeypatch: pytest.M
     run = make_run("training.strategies=infonce,decayed", "training.seeds=1,0", "backbone.centred=false")
     for strategy, accuracies in {"infonce": (0.5, 0.6), "decayed": (0.7, 0.6)}.items():
         for seed, accuracy in enumerate(accuracies):
-            model.initialise(seed, torch.zeros(3), 1.0, Training()).save(run.checkpoint(strategy, seed))
+            checkpoints.save(checkpoints.initialise(seed, torch.zeros(3), 1.0, Training()), run.checkpoint(strategy, seed))
             run.history(strategy, seed).parent.mkdir(exist_ok=True)
             epochs = pd.DataFrame({"epoch": [1, 2], "validation_acc_200km": [0.9 - accuracy, accuracy]})
             epochs.to_csv(run.history(strategy, seed), index=False)
@@ -149,7 +151,7 @@ class TestWhichModel:
         found = predictors.load_predictor(str(finished.folder))
         assert "strategy decayed (best on validation: 65.0 % within 200 km), seed 0" in found.description
         assert "gallery train, 96 places" in found.description and "trained on blue_marble" in found.description
-        expected = model.load(finished.checkpoint("decayed", 0)).state_dict()
+        expected = checkpoints.load(finished.checkpoint("decayed", 0)).state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in found.model.state_dict().items())
 
     def test_another_can_be_named_and_an_unknown_one_lists_what_there_is(self, finished: Run) -> None:
@@ -257,7 +259,7 @@ class TestCommand:
     @pytest.mark.skipif(not REAL.is_dir(), reason="the street-level photos to develop against are not here")
     def test_real_photos_go_through_with_the_offline_backbone(self, make_run: Runs, tmp_path: Path, narrow: None, capsys: pytest.CaptureFixture) -> None:
         run = make_run("training.strategies=infonce", "backbone.centred=false")
-        model.initialise(0, torch.zeros(1280), 1.0, Training()).save(run.checkpoint("infonce", 0))
+        checkpoints.save(checkpoints.initialise(0, torch.zeros(1280), 1.0, Training()), run.checkpoint("infonce", 0))
         run.history("infonce", 0).parent.mkdir(exist_ok=True)
         pd.DataFrame({"epoch": [1], "validation_acc_200km": [0.0]}).to_csv(run.history("infonce", 0), index=False)
         (run.folder / "manifest.json").write_text(f'{{"settings": {run.settings.model_dump_json()}}}')

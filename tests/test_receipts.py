@@ -14,10 +14,14 @@ import torch
 from conftest import Runs
 from test_locks import OWNER, start
 
-from lib import datasets, evaluation, features, runs, semivariogram, training
-from lib.files import ArtefactError
-from lib.locks import LockedError
+from lib import runs
+from lib.data import datasets, features
+from lib.evaluate import evaluation
+from lib.method.errors import BundleError
 from lib.runs import Run
+from lib.runs.files import ArtefactError
+from lib.runs.locks import LockedError
+from lib.train import curve, training
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
@@ -50,7 +54,7 @@ def chain(make_run: Runs) -> Run:
 
 
 def go(run: Run) -> None:
-    semivariogram.fit_run(run)
+    curve.fit_run(run)
     training.train_all(run, run.settings.training.strategies)
     evaluation.evaluate(run)
 
@@ -117,7 +121,7 @@ def test_weights_of_other_settings_are_refused_with_the_setting(chain: Run) -> N
 
 def test_features_and_curves_of_other_settings_are_refused_with_the_setting(chain: Run) -> None:
     with pytest.raises(ArtefactError, match=r'features\.npy was made with other settings \(name "efficientnet-lite0", now "efficientnet-lite2"\); run notebook 01'):
-        semivariogram.fit_run(with_settings(chain, 'backbone.name="efficientnet-lite2"'))
+        curve.fit_run(with_settings(chain, 'backbone.name="efficientnet-lite2"'))
     with pytest.raises(ArtefactError, match=r"semivariogram\.json was made with other settings \(lag_width_rad 0.1, now 0.2\); run notebook 03"):
         training.train_all(with_settings(chain, "semivariogram.lag_width_rad=0.2"), ["infonce", "decayed"])
 
@@ -127,7 +131,7 @@ def test_what_older_code_has_made_is_refused_as_an_input_and_made_again_by_its_o
     monkeypatch.setattr(runs, "code_digest", lambda name: "newer" if name == "semivariogram" else real(name))
     with pytest.raises(ArtefactError, match=r"semivariogram\.json was made with other code \(semivariogram\); run notebook 03"):
         training.train_all(chain, ["infonce", "decayed"])
-    semivariogram.fit_run(chain)
+    curve.fit_run(chain)
     assert "again   semivariogram: other code (semivariogram)" in capsys.readouterr().out
     training.train_all(chain, ["infonce", "decayed"])
 
@@ -136,7 +140,7 @@ def test_another_version_of_a_package_is_said(chain: Run, monkeypatch: pytest.Mo
     real = runs.importlib.metadata.version
     monkeypatch.setattr(runs.importlib.metadata, "version", lambda name: "99" if name == "torch" else real(name))
     with pytest.raises(ArtefactError, match=r'features\.npy was made with another package \(torch "2.*", now "99"\)'):
-        semivariogram.fit_run(chain)
+        curve.fit_run(chain)
 
 
 @pytest.mark.parametrize("damage", [flip, halve, empty])
@@ -174,7 +178,7 @@ def test_only_what_must_be_made_needs_the_lock(chain: Run) -> None:
         assert owner.stdout.readline() == "held\n"
         go(chain)
         with pytest.raises(LockedError, match=rf"process {owner.pid}"):
-            semivariogram.fit_run(with_settings(chain, "semivariogram.lag_width_rad=0.2"))
+            curve.fit_run(with_settings(chain, "semivariogram.lag_width_rad=0.2"))
     finally:
         owner.kill()
         owner.wait()
@@ -207,7 +211,7 @@ class TestNaNLoss:
         stored[7] = np.nan
         np.save(run.features, stored)
         path = run.folder / "failures" / "infonce_seed0.json"
-        with pytest.raises(training.TrainingError, match=rf"infonce, seed 0: the loss is nan at epoch 1, step \d; the ids of the batch are in {path}"):
+        with pytest.raises(BundleError, match=rf"infonce, seed 0: the loss is nan at epoch 1, step \d; the ids of the batch are in {path}"):
             training.train_all(run, ["infonce"])
         found = json.loads(path.read_text())
         assert "p0007" in found["ids"] and len(found["ids"]) == 24 and found["epoch"] == 1

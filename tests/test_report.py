@@ -15,20 +15,22 @@ import pytest
 from browsing import Visit
 from PIL import Image
 
-from lib import evaluation, pipeline, regions, report
-from lib.geodesy import distance_km, uniform_on_sphere
+from lib import pipeline
+from lib.evaluate import evaluation, regions
+from lib.method.geodesy import distance_km, uniform_on_sphere
 from lib.runs import Run
 from lib.settings import load
+from lib.show import report
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
 def predictions(count: int = 300) -> pd.DataFrame:
-    """Two splits, two seeds, four strategies of which distance_gate is the better and one is named by an attacker."""
+    """Two splits, two seeds, four strategies of which semivariance_margin is the better and one is named by an attacker."""
     generator, rows = np.random.default_rng(0), []
     for split in ("test", "test_blocked"):
         places = uniform_on_sphere(count, generator, 60.0)
-        for name, share in (("infonce", 0.5), ("semivariogram", 0.5), ("distance_gate", 0.8), ("similarity", 0.45), (HOSTILE, 0.5)):
+        for name, share in (("infonce", 0.5), ("semivariogram", 0.5), ("semivariance_margin", 0.8), ("similarity", 0.45), (HOSTILE, 0.5)):
             for seed in range(2):
                 guess = places + np.column_stack((np.where(generator.random(count) < share, 0.5, 20.0), np.zeros(count)))
                 frame = pd.DataFrame({"id": [f"{split}{k}" for k in range(count)], "split": split, "strategy": name, "seed": seed,
@@ -147,7 +149,7 @@ class TestBrowser:
                 box = visit.tab.locator(part).bounding_box()
                 assert box["y"] + box["height"] <= 800
             said = visit.tab.locator(".answer").text_content()
-            assert "distance_gate places" in said and "Where on Earth?" in said and "not shown" in said
+            assert "semivariance_margin places" in said and "Where on Earth?" in said and "not shown" in said
 
     def test_ink_and_ground_differ_enough_in_light_and_dark(self, browser: object, page: Path) -> None:
         grounds = []

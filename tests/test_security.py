@@ -18,12 +18,13 @@ import pytest
 import yaml
 from miniatures import osv5m as miniature
 
-from lib import maps, pipeline, report, runs
-from lib.candidate_maps import candidate_map
-from lib.datasets import osv5m
-from lib.datasets.manifest import ManifestError
+from lib import pipeline, runs
+from lib.data import osv5m
+from lib.data.manifest import ManifestError
 from lib.runs import Run
 from lib.settings import OSV5M, PROJECT
+from lib.show import maps, report
+from lib.show.candidate_maps import candidate_map
 
 MARKUP = "<img src=x onerror=alert(1)>.jpg"
 CODE = sorted([*(PROJECT / "lib").rglob("*.py"), *(PROJECT / "benchmarks").rglob("*.py")])
@@ -233,7 +234,7 @@ def test_jupyter_is_never_opened_to_a_network_nor_without_a_token() -> None:
 
 
 def test_registered_models_of_the_hub_are_pinned_to_a_commit() -> None:
-    from lib.backbones import REGISTRY
+    from lib.data.backbones import REGISTRY
 
     for name, entry in REGISTRY.items():
         if "/" in name:

@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from scipy.optimize import least_squares
 from sklearn.metrics.pairwise import haversine_distances
 
-from lib import semivariogram
-from lib.empirical import EmpiricalSemivariogram, SemivariogramError, estimate
-from lib.geodesy import EARTH_RADIUS_KM, uniform_on_sphere
-from lib.semivariogram import Curve, fit, load
+from lib.method import semivariogram
+from lib.method.empirical import EmpiricalSemivariogram, estimate
+from lib.method.errors import BundleError
+from lib.method.geodesy import EARTH_RADIUS_KM, uniform_on_sphere
+from lib.method.semivariogram import Curve, fit, load
+from lib.train import curve
 
 FAMILIES = ["Stable", "Exponential", "Gaussian", "Spherical", "Matern", "Rational"]
 SHAPE = {"Stable": ("alpha", 0.8), "Matern": ("nu", 0.8), "Rational": ("alpha", 1.5)}
@@ -159,17 +161,17 @@ class TestFit:
         "gamma", [np.ones(157), np.zeros(157), 1.0 - 0.2 * LAG, 0.5 + 0.5 * np.exp(-LAG)], ids=["one", "zero", "line", "decay"]
     )
     def test_a_curve_that_does_not_rise_is_refused(self, gamma: np.ndarray) -> None:
-        with pytest.raises(SemivariogramError, match="do not rise with distance.*check coordinates"):
+        with pytest.raises(BundleError, match="do not rise with distance.*check coordinates"):
             fit(measured(gamma, LAG))
 
     @pytest.mark.parametrize("seed", range(4, 6))
     def test_a_flat_curve_with_noise_is_refused_too(self, seed: int) -> None:
         gamma = 1.0 + 0.01 * np.random.default_rng(seed).normal(size=len(LAG))
-        with pytest.raises(SemivariogramError):
+        with pytest.raises(BundleError):
             fit(measured(gamma, LAG))
 
     def test_a_falling_curve_whose_first_lag_is_low_is_refused_too(self) -> None:
-        with pytest.raises(SemivariogramError):
+        with pytest.raises(BundleError):
             fit(measured(np.where(LAG < 0.02, 0.5, 1.0 - 0.2 * LAG), LAG))
 
     def test_a_rising_curve_is_fitted_though_its_first_lag_holds_one_odd_pair(self) -> None:
@@ -180,7 +182,7 @@ class TestFit:
         assert found.length_scale_rad == pytest.approx(0.3, rel=0.05)
 
     def test_four_lags_are_too_few(self) -> None:
-        with pytest.raises(SemivariogramError, match="4 lags with pairs are too few"):
+        with pytest.raises(BundleError, match="4 lags with pairs are too few"):
             fit(measured(LAG[:4], LAG[:4]))
 
 
@@ -227,11 +229,11 @@ class TestSaved:
     @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"family": "Stable"}', "3"])
     def test_what_is_no_model_is_named(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "odd.json").write_text(text)
-        with pytest.raises(SemivariogramError, match=r"odd\.json: not a saved semivariogram.*notebook 03"):
+        with pytest.raises(BundleError, match=r"odd\.json: not a saved semivariogram.*notebook 03"):
             load(tmp_path / "odd.json")
 
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(SemivariogramError, match=r"none\.json"):
+        with pytest.raises(BundleError, match=r"none\.json"):
             load(tmp_path / "none.json")
 
 
@@ -272,7 +274,7 @@ class TestRun:
     def test_only_the_training_split_is_looked_at(self, make_run: Runs) -> None:
         run = make_run("semivariogram.lag_width_rad=0.1")
         run.semivariogram.unlink()
-        empirical, model = semivariogram.fit_run(run)
+        empirical, model = curve.fit_run(run)
         manifest, features = world()
         train = (manifest["split"] == "train").to_numpy()
         centred = features[train] - features[train].mean(0)
@@ -285,6 +287,6 @@ class TestRun:
 
     def test_it_is_reused_until_a_setting_changes(self, make_run: Runs) -> None:
         run = make_run("semivariogram.lag_width_rad=0.1")
-        first = semivariogram.fit_run(run)[1]
-        assert semivariogram.fit_run(run)[1] == first
+        first = curve.fit_run(run)[1]
+        assert curve.fit_run(run)[1] == first
         assert [report.split()[0] for report in run.reports] == ["made", "reused"]

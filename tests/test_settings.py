@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from lib.datasets.blue_marble import draw_places
+from lib.data.blue_marble import draw_places
 from lib.settings import OSV5M, PROFILES, BlueMarble, SettingsError, load, profiles
 
 
@@ -46,7 +46,7 @@ class TestOverrides:
 
     def test_what_is_set_for_one_strategy_counts_more(self) -> None:
         training = load("quick", ["training.variants.decayed.beta=5", "training.beta=4"]).training
-        assert (training.own("decayed")[1].beta, training.own("distance_gate")[1].beta) == (5.0, 4.0)
+        assert (training.own("decayed")[1].beta, training.own("semivariance_margin")[1].beta) == (5.0, 4.0)
 
     def test_numbers_lists_and_nulls(self) -> None:
         settings = load("smoke", ["training.seeds=0,1,2", "training.learning_rate=2e-4", "backbone.image_px=null"])

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
-from lib.geodesy import uniform_on_sphere, unit_vectors
-from lib.shells import Candidates, Shell
+from lib.data.sampling import Candidates, Shell
+from lib.method.geodesy import uniform_on_sphere, unit_vectors
 
 
 def as_set(left: np.ndarray, right: np.ndarray) -> set[tuple[int, int]]:

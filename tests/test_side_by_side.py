@@ -9,8 +9,8 @@ import pytest
 from browsing import Visit
 from test_maps import HOSTILE, STRATEGIES, photo_folder, table
 
-from lib.maps import save_map
-from lib.side_by_side import side_by_side_map
+from lib.show.maps import save_map
+from lib.show.side_by_side import side_by_side_map
 
 READY = ".bar h1:not(:empty)"
 

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lib import significance
-from lib.evaluation import PUBLISHED, compare
-from lib.significance import SignificanceError, beats_all, corrected, final_table, mean_of, paired
+from lib.evaluate import significance
+from lib.evaluate.evaluation import PUBLISHED, compare
+from lib.evaluate.significance import SignificanceError, beats_all, corrected, final_table, mean_of, paired
 
 
 def effects(generator: np.random.Generator, seeds: int, photos: int, of_seed: float, of_photo: float, rest: float) -> np.ndarray:

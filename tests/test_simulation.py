@@ -10,14 +10,16 @@ import torch
 from conftest import Runs
 from sklearn.metrics import average_precision_score
 
-from lib import simulation, study_figures
-from lib.datasets import manifest as manifests
-from lib.empirical import estimate
-from lib.geodesy import distance_km
-from lib.negatives import Candidates
-from lib.semivariogram import fit
+from lib.data import manifest as manifests
+from lib.method.empirical import estimate
+from lib.method.geodesy import distance_km
+from lib.method.negatives import Candidates
+from lib.method.semivariogram import FittedSemivariogram, fit
 from lib.settings import Simulation
-from lib.simulation import FALSE, HARD, SimulationError
+from lib.train import curve
+from study import figures as study_figures
+from study import simulation
+from study.simulation import FALSE, HARD, SimulationError
 
 SMALL = Simulation(train=600, validation=40, test=60, epochs=1, seeds=[0], strategies=["infonce", "false_only"], twins=0.2, doubles=0.1)
 
@@ -136,12 +138,11 @@ class TestStudy:
 
     def test_a_known_curve_can_be_drawn_beside_its_estimate(self, make_run: Runs) -> None:
         world, simulated = self.run(make_run)
-        from lib import semivariogram
 
         lag = np.geomspace(10.0, 20_000.0, 50)
         known = pd.DataFrame({"lag_km": lag, "gamma": world.gamma(lag / 6371.0088)})
-        table = semivariogram.load_empirical(simulated.empirical).table()
-        figure = study_figures.known_curve(table, known, semivariogram.load(simulated.semivariogram))
+        table = curve.load_empirical(simulated.empirical).table()
+        figure = study_figures.known_curve(table, known, FittedSemivariogram.load(simulated.semivariogram))
         assert len(figure.axes[0].lines) == 3
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lib import pipeline, ranks
+from lib import pipeline
 from lib import stages as program_of_stages
-from lib.runs import Run
+from lib.runs import Run, ranks
 from lib.settings import PROJECT
 
 SMALL = ["device=cpu", "dataset.train=96", "dataset.validation=24", "dataset.test=24", "dataset.test_blocked=16", "training.epochs=1",

@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 from conftest import Runs
 
-from lib import study, training
 from lib.runs import Run
 from lib.settings import Study
-from lib.study import StudyError, Variant
+from lib.train import curve, training
+from study import sweeps as study
+from study.sweeps import StudyError, Variant
 
 pytestmark = pytest.mark.usefixtures("narrow")
 SHORT = ("training.epochs=1", "training.batch_size=48", "training.strategies=infonce,decayed,similarity", "evaluation.bootstrap=100")
@@ -113,7 +114,7 @@ class TestWorlds:
     def test_noise_raises_the_nugget_and_nothing_else_changes(self, make_run: Runs) -> None:
         run = with_study(make_run(*SHORT, "semivariogram.lag_width_rad=0.1"), noises=[0.0, 1.0])
         run.semivariogram.unlink()
-        study.semivariogram.fit_run(run)
+        curve.fit_run(run)
         found = study.worlds(run)
         plain, still, noisy = (np.load(one.features).astype(np.float64) for one in (run, found[0][2], found[1][2]))
         assert np.array_equal(plain, still) and noisy.shape == plain.shape

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from test_significance import predictions
 
-from lib import study_figures
-from lib.negatives import REGISTRY
-from lib.significance import corrected, paired
+from lib.evaluate.significance import corrected, paired
+from lib.method.negatives import REGISTRY
+from study import figures as study_figures
 
 SPLITS = ("test", "test_blocked")
 

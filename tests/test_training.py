@@ -13,12 +13,14 @@ import torch
 from conftest import Runs, fitted, world
 from geoclip.model.location_encoder import LocationEncoder
 
-from lib import model, negatives, training
-from lib.features import Features
-from lib.model import GeoCLIP, load
-from lib.negatives import REGISTRY, Candidates, Reweighting, Strategy, StrategyError
+from lib.data.features import Features
+from lib.method import model, negatives
+from lib.method.errors import BundleError
+from lib.method.model import GeoCLIP, load
+from lib.method.negatives import REGISTRY, Candidates, Reweighting, Strategy
 from lib.runs import ArtefactError, Run
-from lib.training import TrainingData, TrainingError, train
+from lib.train import training
+from lib.train.training import TrainingData, train
 
 pytestmark = pytest.mark.usefixtures("narrow")
 SHORT = ("training.epochs=1", "training.batch_size=24")
@@ -299,28 +301,28 @@ class TestHistory:
 class TestErrors:
     def test_a_feature_that_is_no_number_stops_at_its_epoch_and_step(self, changed_features: Callable[..., Run]) -> None:
         run = changed_features(0, np.nan, *SHORT)
-        with pytest.raises(TrainingError, match=r"infonce, seed 0: the loss is nan at epoch 1, step \d"):
+        with pytest.raises(BundleError, match=r"infonce, seed 0: the loss is nan at epoch 1, step \d"):
             train(run, TrainingData.read(run, with_curve=False), negatives.get("infonce"), 0)
 
     def test_an_infinite_rate_stops_at_the_second_step(self, make_run: Runs) -> None:
-        with pytest.raises(TrainingError, match=r"epoch 1, step \d.*lower training\.learning_rate"):
+        with pytest.raises(BundleError, match=r"epoch 1, step \d.*lower training\.learning_rate"):
             trained(make_run(*SHORT, "training.learning_rate=inf", "training.schedule=constant"))
 
     def test_weights_that_the_last_step_lost_are_not_returned(self, make_run: Runs) -> None:
         run = make_run("training.epochs=1", "training.batch_size=96", "training.learning_rate=inf", "training.schedule=constant")
-        with pytest.raises(TrainingError):
+        with pytest.raises(BundleError):
             trained(run)
 
     def test_a_failed_training_leaves_no_checkpoint_and_no_receipt(self, changed_features: Callable[..., Run]) -> None:
         run = changed_features(slice(None), np.nan, *SHORT)
-        with pytest.raises(TrainingError):
+        with pytest.raises(BundleError):
             training.train_all(run, ["infonce"])
         assert not run.checkpoint("infonce", 0).exists()
         assert not list(run.folder.rglob("training-*.json"))
 
     def test_an_unknown_strategy_is_said_before_anything_is_trained(self, make_run: Runs) -> None:
         run = make_run(*SHORT)
-        with pytest.raises(StrategyError, match="'infonze' is unknown"):
+        with pytest.raises(BundleError, match="'infonze' is unknown"):
             training.train_all(run, ["infonce", "infonze"])
         assert not run.checkpoint("infonce", 0).exists()
 
@@ -357,6 +359,6 @@ class TestPretrained:
 
 def test_curves_of_continents_cannot_be_refitted_and_the_training_says_so(make_run: Runs) -> None:
     run = make_run("training.epochs=2", "training.refit_every=1", "training.strategies=infonce,semivariogram_local")
-    with pytest.raises(TrainingError, match=r"semivariogram_local: training\.refit_every refits one curve for all"):
+    with pytest.raises(BundleError, match=r"semivariogram_local: training\.refit_every refits one curve for all"):
         training.make(training.Job.of(run, "semivariogram_local", 0))
     assert not run.checkpoint("semivariogram_local", 0).exists()

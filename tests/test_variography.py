@@ -20,11 +20,15 @@ from scipy.optimize import least_squares
 from sklearn.metrics import roc_auc_score
 from test_semivariogram import LAG, measured, unit_rows
 
-from lib import datasets, semivariogram, variography
-from lib.empirical import EmpiricalSemivariogram, SemivariogramError, estimate
-from lib.geodesy import cell_of, pairwise_distance_rad, uniform_on_sphere, unit_vectors
-from lib.semivariogram import fit
-from lib.variography import VariographyError, group_difference, labelled_cells, lag_edges, place_groups, place_sums
+from lib.data import datasets
+from lib.method import semivariogram
+from lib.method.empirical import EmpiricalSemivariogram, estimate
+from lib.method.errors import BundleError
+from lib.method.geodesy import cell_of, pairwise_distance_rad, uniform_on_sphere, unit_vectors
+from lib.method.semivariogram import fit
+from lib.train import curve
+from study import variography
+from study.variography import VariographyError, group_difference, labelled_cells, lag_edges, place_groups, place_sums
 
 RISE = 0.1 + 0.8 * (1.0 - np.exp(-LAG / 0.3))
 LEGENDRE = np.polynomial.legendre.leggauss(800)
@@ -179,7 +183,7 @@ class TestCandidates:
             variography.choose(table.assign(valid_on_sphere="yes"))
 
     def test_too_few_lags_are_named(self) -> None:
-        with pytest.raises(SemivariogramError, match="lags are too few for 6 blocks"):
+        with pytest.raises(BundleError, match="lags are too few for 6 blocks"):
             variography.candidates_table(measured(RISE[:10], LAG[:10]))
 
 
@@ -306,7 +310,7 @@ class TestBootstrap:
     def test_a_curve_that_does_not_rise_is_refused(self) -> None:
         places = uniform_on_sphere(120, np.random.default_rng(1))
         noise = np.random.default_rng(2).normal(size=(120, 8))
-        with pytest.raises(SemivariogramError, match="do not rise"):
+        with pytest.raises(BundleError, match="do not rise"):
             variography.bands(place_sums(unit_rows(noise), places, place_groups(places, count=20), lag_edges(20, 0.05)))
 
 
@@ -510,11 +514,11 @@ class TestRun:
 
     def test_the_whole_examination_is_reused_and_its_bands_come_back_as_they_were(self, make_run: Runs) -> None:
         run, _ = self.make(make_run, "semivariogram.lag_width_rad=0.02")
-        semivariogram.fit_run(run)
+        curve.fit_run(run)
         first, again = variography.examine(run, resamples=20), variography.examine(run, resamples=20)
         assert [report.split()[0] for report in run.reports] == ["made", "made", "reused"]
         assert first.bands.fitted == again.bands.fitted and first.bands.draws.equals(again.bands.draws)
-        expected = fit(semivariogram.load_empirical(run.empirical))
+        expected = fit(curve.load_empirical(run.empirical))
         assert again.bands.fitted.sill == pytest.approx(expected.sill, rel=0.05)
         assert set(again.intervals["resampled"]) == {"places", "cells of 10 degrees"}
         assert len(again.models) == 36 and set(again.geometry["geometry"]) == {"raw", "centred", "standardised", "whitened"}
@@ -524,7 +528,7 @@ class TestRun:
     def test_what_is_no_set_of_curves_is_named(self, tmp_path) -> None:
         for text in ("", "[1]", '{"Africa": {"family": "Stable"}}', '{"Africa": 3}'):
             (tmp_path / "odd.json").write_text(text)
-            with pytest.raises(SemivariogramError, match=r"odd\.json: not saved semivariograms of groups"):
+            with pytest.raises(BundleError, match=r"odd\.json: not saved semivariograms of groups"):
                 semivariogram.load_local(tmp_path / "odd.json")
 
 
@@ -543,5 +547,5 @@ class TestLearned:
     def test_before_training_nothing_can_be_fitted(self) -> None:
         places = uniform_on_sphere(200, np.random.default_rng(0))
         noise = torch.nn.functional.normalize(torch.from_numpy(np.random.default_rng(1).normal(size=(200, 16))).float(), dim=1)
-        with pytest.raises(SemivariogramError, match="rise"):
+        with pytest.raises(BundleError, match="rise"):
             semivariogram.of_embeddings(noise, places)

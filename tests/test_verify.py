@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 from conftest import Runs
 
-from lib import evaluation, semivariogram, training, verify
+from lib import verify
+from lib.evaluate import evaluation
 from lib.runs import Run, provenance, write_json
 from lib.settings import PROJECT
+from lib.train import curve, training
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("narrow")
 def finished(make_run: Runs) -> Run:
     run = make_run("training.epochs=1", "training.strategies=infonce,similarity", "semivariogram.lag_width_rad=0.1", "evaluation.bootstrap=100",
                    "evaluation.splits=test,test_blocked", "study=null")  # fmt: skip
-    semivariogram.fit_run(run)
+    curve.fit_run(run)
     training.train_all(run, run.settings.training.strategies)
     evaluation.evaluate(run)
     finish(run)

@@ -1,0 +1,357 @@
+"""Photos to frozen features, once, into a memory-mapped file; and what is read back from it.
+
+Extraction writes shards of ``backbone.shard_size`` photos, each whole or not at all and with its checksum; a run that is stopped
+goes on at the first shard that is missing or damaged. Finished shards are joined into features.npy [N, D], row i of the manifest's row i.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from lib.data import datasets
+from lib.data.backbones import Backbone, build, find, weights
+from lib.data.photos import UNREADABLE, open_photo
+from lib.method.errors import BundleError
+from lib.method.geodesy import distance_km
+from lib.runs import Run, autocast, checksum, code_digest, generator, progress, ranks
+from lib.runs.code import named
+from lib.runs.files import READING_ERRORS, one_line, write_json, write_rows
+from lib.settings import Backbone as BackboneSettings
+
+
+class FeatureError(BundleError):
+    """Features cannot be made or read; the message names the file and the mend."""
+
+
+class Photos(Dataset):
+    """Photos below a folder, each decoded once for all of its views: float tensors [K, 3, H, W].
+
+    The first view is the plain crop; the photos of the mask ``augmented`` have ``views`` others besides, drawn by the photo's
+    path and the view's number alone: the same whichever process draws them, and in a run that goes on after a stop.
+    """
+
+    def __init__(
+        self, root: Path, paths: Sequence[str], backbone: Backbone, views: int = 0, augmented: np.ndarray | None = None
+    ) -> None:
+        self.root, self.paths, self.views, self.augmented = root, paths, views, augmented
+        self.preprocess, self.normalise = backbone.preprocess, backbone.normalise
+        self.augment = augmentation(backbone) if views else None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        path = self.paths[index]
+        try:
+            image = open_photo(self.root, path)
+        except UNREADABLE as error:
+            raise FeatureError(
+                f"{self.root / path}: cannot be decoded ({one_line(error)}); replace it or run notebook 01 again"
+            ) from error
+        count = self.views if self.views and self.augmented[index] else 0
+        return torch.stack([self.preprocess(image), *(self._view(image, path, number) for number in range(count))])
+
+    def _view(self, image: Image.Image, path: str, number: int) -> torch.Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(number, f"view of {path}").initial_seed())
+            return self.normalise(self.augment(image))
+
+
+def augmentation(backbone: Backbone) -> Callable[[Image.Image], Image.Image]:
+    """GeoCLIP's training augmentation, RGB image -> RGB image of the backbone's size.
+
+    Random resized crop, horizontal flip, colour jitter (0.4, 0.4, 0.4, 0.1; p 0.8), greyscale (p 0.2). What follows is the
+    backbone's own normalisation; upstream takes ImageNet's for training and CLIP's for prediction. Source: GeoCLIP's code.
+    """
+    from torchvision.transforms import v2
+
+    side = backbone.preprocess(Image.new("RGB", (64, 64))).shape[-2:]
+    jitter = v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
+    return v2.Compose([v2.RandomResizedCrop(tuple(side)), v2.RandomHorizontalFlip(), jitter, v2.RandomGrayscale(0.2)])
+
+
+def extract(run: Run) -> Path:
+    """Extract the features of the run's manifest, or reuse them; return the path of features.npy.
+
+    Where ``backbone.views`` is V > 1, views.npy is written beside it: V augmented views of each training photo.
+
+    Holds one shard in memory. Deterministic on one machine: batches never straddle shards, so a resumed run gives the
+    same bits.
+    """
+    settings = run.settings.backbone
+    used = json.loads(settings.model_dump_json(exclude={"workers", "centred", "precision"}))
+    used |= {"arithmetic": run.arithmetic(settings.precision), "weights": weights(settings)}
+    outputs, code = [run.features, *([run.views] if settings.views > 1 else [])], [_extract, find(settings).load]
+
+    def make() -> None:
+        manifest = datasets.read(run, ["path", "split"])
+        key = hashlib.sha256(
+            json.dumps([used, checksum(run.manifest), [code_digest(named(one)) for one in code]]).encode()
+        ).hexdigest()
+        _extract(run, manifest, run.features.parent / f"shards-{key[:12]}")
+
+    run.produce(
+        "features", make=make, inputs=[run.manifest], outputs=outputs, settings=used, code=code, by="all ranks", group="backbone"
+    )
+    if ranks.rank() == 0:  # not before the receipt is written: until then they are all that a killed extraction leaves
+        _remove_shards(run)
+    return run.features
+
+
+def _remove_shards(run: Run, but: Path | None = None) -> None:
+    for stale in run.features.parent.glob("shards-*"):
+        if stale != but:
+            shutil.rmtree(stale)
+
+
+def _extract(run: Run, manifest: pd.DataFrame, folder: Path) -> None:
+    """Write the missing shards under ``folder`` and join them; shards of other settings are removed.
+
+    Of several processes each takes every k-th shard that is missing, and the first joins them.
+    """
+    settings = run.settings.backbone
+    if ranks.rank() == 0:
+        _remove_shards(run, but=folder)
+    shards = {
+        folder / f"{start:09d}.npy": range(start, min(start + settings.shard_size, len(manifest)))
+        for start in range(0, len(manifest), settings.shard_size)
+    }
+    missing = ranks.said_by_first([shard for shard in shards if not _is_whole(shard)])
+    missing = {shard: shards[shard] for shard in missing[ranks.rank() :: ranks.count()]}
+    if missing:
+        backbone, paths = build(settings, run.device), manifest["path"].tolist()
+        views = settings.views if settings.views > 1 else 0
+        photos = Photos(datasets.root_of(run), paths, backbone, views, (manifest["split"] == "train").to_numpy())
+        made = encode(photos, backbone, settings, run.device, list(missing.values()))
+        for shard, (plain, views) in zip(missing, made, strict=True):
+            if settings.views > 1:
+                _save(shard.with_suffix(".views.npy"), views)
+            _save(shard, plain)
+            _note(shard)
+    ranks.wait()
+    if ranks.rank() > 0:
+        return
+    _join(list(shards), run.features)
+    if settings.views > 1:
+        _join([shard.with_suffix(".views.npy") for shard in shards], run.views)
+
+
+def encode(
+    photos: Photos, backbone: Backbone, settings: BackboneSettings, device: torch.device, groups: Sequence[Sequence[int]]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Features of each of ``groups`` of photos: plain ones [n, D], and those of the augmented views [m, V, D].
+
+    Photos are decoded ahead by ``settings.workers`` processes, into pinned memory where there is a GPU; a forward pass takes about
+    ``settings.batch_size`` images, never of two groups.
+
+    Raises:
+        FeatureError: a photo cannot be decoded, or a feature is not finite.
+    """
+    size = max(1, settings.batch_size // (1 + photos.views))
+    batches = [list(group[start : start + size]) for group in groups for start in range(0, len(group), size)]
+    loader = iter(
+        DataLoader(
+            photos,
+            batch_sampler=batches,
+            collate_fn=_stack,
+            num_workers=settings.workers,
+            prefetch_factor=4 if settings.workers else None,
+            pin_memory=device.type == "cuda",
+            # Linux's own default until Python 3.14; closures of the preprocessing cannot be sent to a fresh process.
+            multiprocessing_context="fork" if settings.workers and sys.platform == "linux" else None,
+        )
+    )
+    decoded = _one_ahead(loader)
+    with progress((), "extracting features", len(photos)) as bar:
+        bar.update(len(photos) - sum(map(len, groups)))
+        for group in groups:
+            plain, views = [], [np.empty((0, photos.views, backbone.dimension), settings.storage)]
+            for start in range(0, len(group), size):
+                images, counts = next(decoded)
+                encoded = _forward(images, backbone, settings, device)
+                _refuse_infinite(encoded, counts, [photos.paths[row] for row in group[start : start + size]], settings)
+                first = np.cumsum(counts) - counts
+                plain.append(encoded[first])
+                views.append(np.delete(encoded, first, 0).reshape(-1, max(photos.views, 1), backbone.dimension))
+                bar.update(len(counts))
+            views = [part for part in views if part.size] or views[:1]
+            yield np.concatenate(plain), np.concatenate(views)
+
+
+def _one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """``batches``, the next of which a thread fetches while the last is worked on, so that no core waits for the decoder."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(next, batches, None)
+        while (batch := waiting.result()) is not None:
+            waiting = thread.submit(next, batches, None)
+            yield batch
+
+
+def _stack(items: list[torch.Tensor]) -> tuple[torch.Tensor, np.ndarray]:
+    return torch.cat(items), np.array([len(item) for item in items])
+
+
+def _forward(images: torch.Tensor, backbone: Backbone, settings: BackboneSettings, device: torch.device) -> np.ndarray:
+    """Features of ``images`` [B, 3, H, W] in the settings' storage type, [B, D]."""
+    with torch.inference_mode(), autocast(device, settings.precision):
+        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        encoded = backbone.encode(images).float().cpu().numpy()
+    with np.errstate(over="ignore"):  # an overflow is found, and named, by the caller
+        return encoded.astype(settings.storage)
+
+
+def _refuse_infinite(encoded: np.ndarray, counts: np.ndarray, paths: list[str], settings: BackboneSettings) -> None:
+    wrong = ~np.isfinite(encoded).all(1)
+    if wrong.any():
+        photo = paths[int(np.searchsorted(np.cumsum(counts), np.flatnonzero(wrong)[0], side="right"))]
+        raise FeatureError(f"{photo}: its feature is not finite as {settings.storage}; try backbone.storage=float32")
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    write_rows(path, [array], array.dtype, array.shape)
+
+
+def _note(shard: Path) -> None:
+    """Write beside a shard, as the last of its files, the checksums of them."""
+    of_shard = [path for path in (shard, shard.with_suffix(".views.npy")) if path.exists()]
+    write_json(shard.with_suffix(".json"), {path.name: checksum(path) for path in of_shard})
+
+
+def _is_whole(shard: Path) -> bool:
+    """Whether the shard, and what belongs to it, is there as it was written; one that is damaged is named."""
+    try:
+        noted = json.loads(shard.with_suffix(".json").read_text())
+        damaged = [name for name, sum_ in noted.items() if checksum(shard.with_name(name)) != sum_]
+    except (OSError, ValueError, AttributeError):
+        return False
+    if damaged:
+        print(f"again   {shard.with_name(damaged[0])} is damaged, its checksum is not the one that was noted", flush=True)
+    return not damaged
+
+
+def _join(shards: list[Path], path: Path) -> None:
+    first, rows = np.load(shards[0], mmap_mode="r"), sum(len(np.load(shard, mmap_mode="r")) for shard in shards)
+    # One map at a time: each holds a file open, and there may be more shards than a process may open files.
+    write_rows(path, (np.load(shard, mmap_mode="r") for shard in shards), first.dtype, (rows, *first.shape[1:]))
+
+
+@dataclass(frozen=True)
+class Features:
+    """Memory-mapped features, some rows of which are read at a time.
+
+    Attributes:
+        stored: [N, D] float16 or float32, row i of the manifest's row i.
+        mean: [D], what is subtracted: the training mean where ``backbone.centred``, else zeros.
+        views: [n, V, D] of augmented views of the training photos, or None.
+        view_rows: the manifest's rows that ``views`` is about, ascending, int64 [n].
+    """
+
+    stored: np.ndarray
+    mean: torch.Tensor
+    views: np.ndarray | None = None
+    view_rows: np.ndarray | None = None
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return self.stored.shape[1]
+
+    def rows(self, indices: np.ndarray | torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Features v of the rows ``indices`` [n], float32 [n, D]; they travel to ``device`` as they are stored."""
+        return torch.from_numpy(self.stored[np.asarray(indices)]).to(device).float()
+
+    def directions(self, photos: torch.Tensor) -> torch.Tensor:
+        """Unit features u = (v - mean) / ||v - mean|| of features v [n, D]."""
+        return F.normalize(photos - self.mean.to(photos.device), dim=1)
+
+    def unit(self, indices: np.ndarray | torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Unit features of the rows ``indices`` [n], float32 [n, D]."""
+        return self.directions(self.rows(indices, device))
+
+    def seen_in(self, epoch: int, indices: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+        """What the image head sees of the training photos ``indices`` [n] in ``epoch`` (from 1), float32 [n, D].
+
+        The plain view where there is no other; else each photo's V views in turn, beginning at one of its own, so that with as
+        many views as epochs no view is seen twice.
+        """
+        if self.views is None:
+            return self.rows(indices, device)
+        number = (epoch + np.asarray(indices) * 2_654_435_761) % self.views.shape[1]  # Knuth's multiplicative hash
+        return torch.from_numpy(self.views[np.searchsorted(self.view_rows, indices), number]).to(device).float()
+
+
+def read(run: Run) -> Features:
+    """The run's features, mapped, not loaded.
+
+    Raises:
+        ArtefactError: notebook 01 has not made them yet.
+        FeatureError: the file has other rows than the manifest.
+    """
+    manifest = datasets.read(run, ["split"])
+    stored = _mapped(run.require(run.features, "01_data_preparation"))
+    if stored.ndim != 2 or len(stored) != len(manifest):
+        raise FeatureError(
+            f"{run.features}: shape {stored.shape} does not fit the manifest's {len(manifest)} rows; run notebook 01"
+        )
+    mean, wanted = _training_mean(run, stored, manifest), run.settings.backbone.views
+    if wanted == 1:
+        return Features(stored, mean)
+    views = _mapped(run.require(run.views, "01_data_preparation"))
+    rows = datasets.manifest.rows_of(manifest, "train")
+    if views.shape != (len(rows), wanted, stored.shape[1]):
+        raise FeatureError(f"{run.views}: shape {views.shape} does not fit the settings; run notebook 01 again")
+    return Features(stored, mean, views, rows)
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """The array at ``path``, mapped; never unpickled.
+
+    Raises:
+        FeatureError: it is no array of numbers.
+    """
+    try:
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    except READING_ERRORS as error:
+        raise FeatureError(f"{path}: not an array of features ({one_line(error)}); run notebook 01 again") from error
+    if not np.issubdtype(stored.dtype, np.floating):
+        raise FeatureError(f"{path}: holds {stored.dtype}, not float16 or float32; run notebook 01 again")
+    return stored
+
+
+def _training_mean(run: Run, stored: np.ndarray, manifest: pd.DataFrame) -> torch.Tensor:
+    """Mean of the training split's features, float32 [D], in blocks; zeros unless ``backbone.centred``."""
+    if not run.settings.backbone.centred:
+        return torch.zeros(stored.shape[1])
+    rows = datasets.manifest.rows_of(manifest, "train")
+    total = sum(stored[rows[start : start + 65_536]].sum(0, dtype=np.float64) for start in range(0, len(rows), 65_536))
+    return torch.from_numpy((total / len(rows)).astype(np.float32))
+
+
+def most_alike(frozen: Features, manifest: pd.DataFrame, count: int = 2_000, seed: int = 0) -> pd.DataFrame:
+    """For ``count`` random training photos the most alike among them: rows first and second, dissimilarity, distance_km."""
+    rows = datasets.manifest.rows_of(manifest, "train")
+    chosen = np.random.default_rng(seed).choice(rows, min(count, len(rows)), replace=False)
+    unit = frozen.unit(chosen)
+    similarity = (unit @ unit.T).fill_diagonal_(-1.0)
+    best, twin = similarity.max(1)
+    places = datasets.manifest.coordinates(manifest)
+    second = chosen[twin.numpy()]
+    distance = distance_km(places[chosen], places[second])
+    return pd.DataFrame(
+        {"first": chosen, "second": second, "dissimilarity": 1.0 - best.numpy(), "distance_km": distance}
+    )

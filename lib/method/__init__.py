@@ -1,0 +1,7 @@
+"""The method: semivariogram of features, reweighted contrastive loss, GeoCLIP's model. Imports nothing else of lib."""
+
+from lib.method.errors import BundleError
+from lib.method.loss import SemivariogramLoss
+from lib.method.semivariogram import FittedSemivariogram, fit_semivariogram
+
+__all__ = ["BundleError", "FittedSemivariogram", "SemivariogramLoss", "fit_semivariogram"]

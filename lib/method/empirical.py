@@ -1,0 +1,243 @@
+"""The empirical semivariogram: sums over pairs of photos by lag.
+
+Convention: gamma, not 2 gamma. With unit features u the cosine distance d_ij = 1 - u_i . u_j equals half of
+||u_i - u_j||^2, so its mean over the pairs of a lag is Matheron's classical semivariogram of the feature field, summed
+over its dimensions (method.md, section 3). Lags are in radians; an empty lag is NaN, not 0.
+
+All pairs cost one matrix product, tile by tile, and a fifth of that again to put the tile's pairs into their lags.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lib.method.errors import BundleError
+from lib.method.geodesy import chord_to_rad, rad_to_km, unit_vectors
+
+BLOCKS_AT_A_TIME = 8
+"""Blocks of photos that are held while the others pass by them one at a time."""
+
+
+@dataclass(frozen=True)
+class EmpiricalSemivariogram:
+    """Sums over the pairs of each lag; the sums of parts, blocks or machines add up.
+
+    Attributes:
+        lag_width_rad: width of a lag; lag k holds the pairs with k width <= h < (k + 1) width.
+        pairs: [K] number of pairs.
+        distance_sum_rad: [K] sum of the pairs' distances h.
+        gamma_sum: [K] sum of the dissimilarities d.
+        square_sum: [K] sum of d**2.
+    """
+
+    lag_width_rad: float
+    pairs: np.ndarray
+    distance_sum_rad: np.ndarray
+    gamma_sum: np.ndarray
+    square_sum: np.ndarray
+
+    @classmethod
+    def empty(cls, lag_width_rad: float) -> EmpiricalSemivariogram:
+        """No pairs, in the lags from 0 to pi."""
+        lags = lag_count(lag_width_rad)
+        return cls(lag_width_rad, np.zeros(lags, dtype=np.int64), *(np.zeros(lags) for _ in range(3)))
+
+    def __add__(self, other: EmpiricalSemivariogram) -> EmpiricalSemivariogram:
+        if self.lag_width_rad != other.lag_width_rad or len(self.pairs) != len(other.pairs):
+            raise BundleError("two semivariograms add up only over the same lags")
+        names = ("pairs", "distance_sum_rad", "gamma_sum", "square_sum")
+        return EmpiricalSemivariogram(
+            self.lag_width_rad, *(getattr(self, name) + getattr(other, name) for name in names)
+        )
+
+    @property
+    def lag_rad(self) -> np.ndarray:
+        """[K] mean distance of each lag's pairs, radians; NaN where there are none."""
+        return self._mean(self.distance_sum_rad)
+
+    @property
+    def gamma(self) -> np.ndarray:
+        """[K] mean dissimilarity of each lag, 0..2; NaN where there are no pairs."""
+        return self._mean(self.gamma_sum)
+
+    @property
+    def variance(self) -> np.ndarray:
+        """[K] variance of the dissimilarity within each lag; NaN where there are no pairs."""
+        return np.maximum(self._mean(self.square_sum) - self.gamma**2, 0.0)
+
+    @property
+    def standard_error(self) -> np.ndarray:
+        """[K] standard error of each lag's ``gamma`` where its pairs are a uniform sample (:func:`lib.data.sampling.sampled`); NaN below two pairs.
+
+        It is towards the mean over all pairs of these photos, not towards that of other photos, whose pairs share places.
+        """
+        return np.where(self.pairs > 1, np.sqrt(self.variance / np.maximum(self.pairs - 1, 1)), np.nan)
+
+    def _mean(self, total: np.ndarray) -> np.ndarray:
+        return np.divide(total, self.pairs, out=np.full(len(total), np.nan), where=self.pairs > 0)
+
+    def coarsened(self, factor: int) -> EmpiricalSemivariogram:
+        """The same sums over lags ``factor`` times as wide, for drawing."""
+        starts = np.arange(0, len(self.pairs), factor)
+        sums = (self.pairs, self.distance_sum_rad, self.gamma_sum, self.square_sum)
+        return EmpiricalSemivariogram(self.lag_width_rad * factor, *(np.add.reduceat(total, starts) for total in sums))
+
+    def table(self) -> pd.DataFrame:
+        """Columns lag_km, gamma, variance, pairs; lags without pairs are left out."""
+        frame = pd.DataFrame(
+            {"lag_km": rad_to_km(self.lag_rad), "gamma": self.gamma, "variance": self.variance, "pairs": self.pairs}
+        )
+        return frame[frame["pairs"] > 0].reset_index(drop=True)
+
+
+def lag_count(width_rad: float) -> int:
+    """Number of lags of ``width_rad`` from 0 to pi."""
+    return max(1, math.ceil(math.pi / width_rad - 1e-9))
+
+
+def _lag_of(distance_rad: torch.Tensor, width: float, lags: int) -> torch.Tensor:
+    return (distance_rad / width).long().clamp_(max=lags - 1)
+
+
+def of_pairs(distance_rad: torch.Tensor, dissimilarity: torch.Tensor, width: float) -> EmpiricalSemivariogram:
+    """Sums over the given pairs, both tensors flat [P], on any device."""
+    lags, dissimilarity = lag_count(width), dissimilarity.double()
+    lag = _lag_of(distance_rad, width, lags)
+    sums = [torch.bincount(lag, weights, lags) for weights in (distance_rad, dissimilarity, dissimilarity**2)]
+    return EmpiricalSemivariogram(width, *(one.cpu().numpy() for one in (torch.bincount(lag, minlength=lags), *sums)))
+
+
+UnitRows = Callable[[np.ndarray], torch.Tensor]
+"""Row numbers [n] -> unit features, float32 [n, D]."""
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """What the tiles of an exact estimate have in common; ``points`` [3, N]."""
+
+    unit_rows: UnitRows
+    points: torch.Tensor
+    width: float
+    block: int
+
+    def rows(self, first: int, count: int) -> torch.Tensor:
+        """Unit features of up to ``count`` photos from row ``first``."""
+        rows = np.arange(first, min(first + count, self.points.shape[1]))
+        return self.unit_rows(rows).to(self.points.device)
+
+    def across(self, left: torch.Tensor, first: int, second: int) -> EmpiricalSemivariogram:
+        """Sums over the pairs of the photos from row ``first``, whose features are ``left``, with the block from ``second``."""
+        held = first <= second < first + len(left)
+        right = left[second - first :][: self.block] if held else self.rows(second, self.block)
+        total = EmpiricalSemivariogram.empty(self.width)
+        for start in range(first, min(first + len(left), second + 1), self.block):
+            product = left[start - first :][: self.block] @ right.T
+            total = total + (self._binned(product, start, second) if product.device.type == "cpu" else self._counted(product, start, second))
+        return total
+
+    def _binned(self, product: torch.Tensor, start: int, second: int) -> EmpiricalSemivariogram:
+        from lib.method import binning
+
+        sums = np.zeros((lag_count(self.width), 4))
+        left, right = (np.ascontiguousarray(self.points[:, row : row + count].numpy()) for row, count in zip((start, second), product.shape, strict=True))
+        binning.add_tile(product.numpy(), left, right, self.width, second - start, sums)
+        return EmpiricalSemivariogram(self.width, sums[:, 0].astype(np.int64), *sums[:, 1:].T)
+
+    def _counted(self, product: torch.Tensor, start: int, second: int) -> EmpiricalSemivariogram:
+        left, right = (self.points[:, row : row + count] for row, count in zip((start, second), product.shape, strict=True))
+        distance = chord_to_rad(2.0 - 2.0 * (left.T @ right))
+        once = torch.ones_like(product, dtype=torch.bool).triu_(start + 1 - second)
+        return of_pairs(distance[once], 1.0 - product[once], self.width)
+
+
+def exact(
+    unit_rows: UnitRows,
+    coordinates_deg: np.ndarray,
+    lag_width_rad: float = 0.001,
+    *,
+    block: int | None = None,
+    device: torch.device | str = "cpu",
+    part: tuple[int, int] = (0, 1),
+    watch: Callable[[range], Iterable[int]] = iter,
+) -> EmpiricalSemivariogram:
+    """Empirical semivariogram of N photos over all N (N - 1) / 2 pairs.
+
+    Args:
+        unit_rows: reads unit features of rows 0..N-1.
+        coordinates_deg: [N, 2] latitude and longitude.
+        part: (k, n): the k-th of n shares of the pairs, whose sums add up to those of all.
+        watch: passes the starts of the blocks on, one by one, such as a progress bar does.
+        block: rows of a block; None: 512, on a GPU 4,096. Held beyond ``BLOCKS_AT_A_TIME`` blocks of features, whatever N: a block
+            and 4 ``block``**2 bytes a thread, on a GPU about 60 ``block``**2.
+
+    Raises:
+        BundleError: fewer than two photos, or a coordinate or feature that is not finite.
+
+    Source: equation of method.md, section 3; the author code builds N x N matrices and masks them lag by lag.
+    """
+    points, device = points_of(coordinates_deg), torch.device(device)
+    block = block or (512 if device.type == "cpu" else 4_096)
+    tiles = _Tiles(unit_rows, torch.from_numpy(points.T.copy()).to(device), lag_width_rad, block)
+    starts = range(0, len(points), block * BLOCKS_AT_A_TIME)
+    mine = starts[part[0] :: part[1]]
+    total = EmpiricalSemivariogram.empty(lag_width_rad)
+    with one_thread_each(device) as pool:
+        for first in watch(mine):
+            left = finite_rows(tiles.rows(first, block * BLOCKS_AT_A_TIME))
+            for sums in pool(partial(tiles.across, left, first), range(first, len(points), block)):
+                total = total + sums
+    return total
+
+
+def points_of(coordinates_deg: np.ndarray) -> np.ndarray:
+    """Unit vectors [N, 3] of two places or more."""
+    if len(coordinates_deg) < 2:
+        raise BundleError(f"a semivariogram needs at least two photos; there are {len(coordinates_deg)}")
+    if not np.isfinite(coordinates_deg).all():
+        raise BundleError("a coordinate is not finite; check the manifest")
+    return unit_vectors(coordinates_deg)
+
+
+@contextmanager
+def one_thread_each(device: torch.device | str) -> Iterator[Callable]:
+    """``map`` over as many threads as torch has, each with one of them; a GPU needs only one.
+
+    Binning does not use several threads by itself, so a second tile is worked on meanwhile. Results come in order.
+    """
+    threads = torch.get_num_threads()
+    if torch.device(device).type != "cpu" or threads == 1:
+        yield map
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield lambda function, items: _ahead(pool, function, items, 2 * threads)
+    finally:
+        torch.set_num_threads(threads)  # its matrix products' threads are the process's, not the thread's
+
+
+def _ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, ahead: int) -> Iterator:
+    """``pool.map`` that is at most ``ahead`` results ahead of whoever reads them."""
+    waiting: deque = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def finite_rows(rows: torch.Tensor) -> torch.Tensor:
+    """``rows``, if every number of theirs is finite."""
+    if not torch.isfinite(rows).all():
+        raise BundleError("a feature is not finite; extract the features again (notebook 01, --fresh)")
+    return rows

@@ -1,0 +1,5 @@
+"""The one base class of this project's own errors."""
+
+
+class BundleError(Exception):
+    """Something cannot go on as asked; the message says what is wrong, where (file, row), and what to do."""

@@ -1,0 +1,108 @@
+"""The semivariogram of a run: estimated and fitted on its training photos, once, and read back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lib.data import datasets, features, sampling
+from lib.method import semivariogram
+from lib.method.empirical import EmpiricalSemivariogram
+from lib.method.errors import BundleError
+from lib.method.geodesy import rad_to_km
+from lib.method.semivariogram import RANGE_RULES, FittedSemivariogram
+from lib.runs import Run, ranks, writing
+from lib.runs.files import READING_ERRORS, one_line
+
+
+def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
+    """Estimate and fit on the training split of ``run``, or reuse; empirical sums, tables and semivariogram.json.
+
+    Never sees the validation and test splits. Of several processes each takes a share of the pairs.
+    """
+    settings = run.settings.semivariogram
+    sums = run.empirical
+    used = settings.model_dump() | {"centred": run.settings.backbone.centred, "device": run.adding_device.type}
+
+    def make() -> None:
+        manifest, frozen = datasets.read(run, datasets.manifest.PLACES), features.read(run)
+        rows = datasets.manifest.rows_of(manifest, "train")
+        empirical = sampling.estimate(
+            lambda chosen: frozen.unit(rows[chosen]),
+            datasets.manifest.coordinates(manifest)[rows],
+            settings.lag_width_rad,
+            max_pairs=settings.max_pairs,
+            sample_pairs=settings.sample_pairs,
+            seed=settings.seed,
+            device=run.adding_device,
+            among_ranks=True,
+        )
+        if ranks.rank() > 0:
+            return
+        with writing(sums) as aside:
+            np.savez(aside, **asdict(empirical))
+        with writing(run.table("semivariogram")) as aside:
+            empirical.table().to_csv(aside, index=False)
+        fitted = semivariogram.fit(
+            empirical,
+            family=settings.family,
+            metric=settings.metric,
+            weights=settings.weights,
+            range_rule=settings.range_rule,
+            max_lag_rad=settings.max_lag_rad,
+            backbone=run.settings.backbone.name,
+            centred=run.settings.backbone.centred,
+            photos=len(rows),
+        )
+        with writing(run.semivariogram) as aside:
+            fitted.save(aside)
+
+    run.produce(
+        "semivariogram",
+        make=make,
+        inputs=[run.require(run.manifest, "01_data_preparation"), run.require(run.features, "01_data_preparation")],
+        outputs=[sums, run.table("semivariogram"), run.semivariogram],
+        settings=used,
+        code=[fit_run],
+        by="all ranks",
+        group="semivariogram",
+    )
+    return load_empirical(sums), FittedSemivariogram.load(run.semivariogram)
+
+
+def load_empirical(path: Path) -> EmpiricalSemivariogram:
+    """The sums saved at ``path`` (npz).
+
+    Raises:
+        BundleError: the file is none.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return EmpiricalSemivariogram(**{name: value[()] for name, value in stored.items()})
+    except READING_ERRORS as error:
+        raise BundleError(f"{path}: not the sums of a semivariogram ({one_line(error)}); run notebook 03") from error
+
+
+def parameters(fitted: FittedSemivariogram) -> pd.DataFrame:
+    """The fit as a table for reading: name, value, unit, meaning."""
+    rows = [
+        ("nugget", fitted.nugget, "cosine distance", "dissimilarity of photos of one place"),
+        ("partial sill", fitted.partial_sill, "cosine distance", "what distance adds to it"),
+        ("sill", fitted.sill, "cosine distance", "dissimilarity of unrelated photos"),
+        ("length scale", fitted.length_scale_km, "km", "how fast the curve rises"),
+        ("range", fitted.range_km, "km", f"where far begins, by the rule {fitted.range_rule}"),
+        ("R2", fitted.r2, "", "explained share of the lag means' variance"),
+    ]
+    if fitted.exponent is not None:
+        rows.insert(4, ("exponent", fitted.exponent, "", "shape of the rise"))
+    return pd.DataFrame(rows, columns=["parameter", "value", "unit", "meaning"]).round(4).set_index("parameter")
+
+
+def range_table(fitted: FittedSemivariogram) -> pd.DataFrame:
+    """The range by each rule, radians and kilometres; the one that the run uses is marked."""
+    model = fitted.model()
+    rows = [(name, of(model), rad_to_km(of(model)), name == fitted.range_rule) for name, of in RANGE_RULES.items()]
+    return pd.DataFrame(rows, columns=["rule", "range_rad", "range_km", "used"]).round({"range_rad": 3, "range_km": 0})

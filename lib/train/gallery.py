@@ -1,0 +1,189 @@
+"""Galleries of candidate coordinates, and the retrieval of photos among them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lib.data import datasets, places
+from lib.data.blue_marble import photo_places
+from lib.data.features import Features
+from lib.method import geodesy
+from lib.method.errors import BundleError
+from lib.method.model import EMBEDDING, GeoCLIP
+from lib.runs import Run, ranks
+from lib.runs.files import READING_ERRORS, one_line
+from lib.settings import PROJECT, Evaluation
+
+NAMES = ("train", "lattice", "geoclip")
+GALLERY_BLOCK = 8_192
+"""Gallery places that are compared with a block of photos at a time."""
+GROUP = 64
+"""Neighbouring places whose largest similarity is found first; divides ``GALLERY_BLOCK``."""
+
+
+class GalleryError(BundleError):
+    """A gallery cannot be used; the message names the file, the row and the mend."""
+
+
+def coordinates(run: Run) -> np.ndarray:
+    """Gallery of ``run``, float64 [G, 2]: ``evaluation.gallery`` is train, lattice, geoclip or a CSV's path.
+
+    * ``train``: the training split's coordinates (GeoCLIP's protocol).
+    * ``lattice``: a Fibonacci lattice of ``evaluation.lattice_km`` on land, within the manifest's latitudes.
+    * ``geoclip``: the 100,000 photo places of the package ``geoclip``.
+
+    Raises:
+        GalleryError: unknown name, or a CSV without usable LAT and LON.
+    """
+    name = find(run.settings.evaluation)
+    manifest = datasets.read(run, datasets.manifest.PLACES)
+    if name == "train":
+        return datasets.manifest.coordinates(manifest)[datasets.manifest.rows_of(manifest, "train")]
+    if name == "lattice":
+        points = geodesy.lattice(run.settings.evaluation.lattice_km)
+        within = np.abs(points[:, 0]) <= manifest["latitude"].abs().max()
+        return points[within & places.is_land(points)]
+    if name == "geoclip":
+        return photo_places()
+    return read_csv(csv_of(run))
+
+
+def find(settings: Evaluation) -> str:
+    """``settings.gallery``, if it names a gallery.
+
+    Raises:
+        GalleryError: it does not, or names a CSV that is not there.
+    """
+    name = settings.gallery
+    if name.lower().endswith(".csv"):
+        if not (PROJECT / name).is_file():
+            raise GalleryError(f"evaluation.gallery: {PROJECT / name} is not there")
+    elif name not in NAMES:
+        raise GalleryError(f"evaluation.gallery={name!r} is unknown; take {', '.join(NAMES)} or the path of a CSV")
+    return name
+
+
+def csv_of(run: Run) -> Path:
+    """The gallery's file where ``evaluation.gallery`` names one; a relative path is relative to the project."""
+    return PROJECT / run.settings.evaluation.gallery
+
+
+def input_files(run: Run) -> list[Path]:
+    """Files that the gallery is read from besides the manifest: its CSV, or none."""
+    return [csv_of(run)] if run.settings.evaluation.gallery.lower().endswith(".csv") else []
+
+
+def read_csv(path: Path) -> np.ndarray:
+    """Coordinates of a CSV with columns LAT and LON (as ``geoclip`` has it), float64 [G, 2].
+
+    Raises:
+        GalleryError: no such file, columns missing, or a row that is no coordinate.
+    """
+    try:
+        table = datasets.manifest.read_csv(path)[["LAT", "LON"]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    except READING_ERRORS as error:
+        raise GalleryError(f"{path}: not a gallery, a CSV with columns LAT and LON ({one_line(error)})") from error
+    wrong = ~np.isfinite(table).all(1) | (np.abs(table) > [90.0, 180.0]).any(1)
+    if wrong.any() or len(table) == 0:
+        where = f"row {int(np.flatnonzero(wrong)[0]) + 2} is no coordinate" if wrong.any() else "it has no rows"
+        raise GalleryError(f"{path}: {where}; mend or drop it")
+    return table
+
+
+@torch.inference_mode()
+def embed(model: GeoCLIP, coordinates_deg: np.ndarray, device: torch.device, block: int = 4_096) -> torch.Tensor:
+    """Unit embeddings [G, 512] of a gallery, ``block`` places at a time."""
+    tensor = torch.tensor(coordinates_deg, dtype=torch.float32)
+    embedded = torch.empty(len(tensor), EMBEDDING, device=device)
+    for start in range(0, len(tensor), block):
+        embedded[start : start + block] = model.embed_places(tensor[start : start + block].to(device))
+    return embedded
+
+
+@torch.inference_mode()
+def search(
+    model: GeoCLIP, frozen: Features, rows: np.ndarray, gallery_deg: np.ndarray, *, among_ranks: bool = False, block: int = 4_096
+) -> np.ndarray:
+    """Row of the gallery that ``model`` finds most similar to each photo, int64 [n]; of equals the first.
+
+    Holds the gallery's embeddings and ``block`` photos' features at a time.
+
+    Args:
+        rows: the photos' rows of ``frozen``, int64 [n].
+        gallery_deg: [G, 2].
+        among_ranks: each rank embeds and searches its part of the gallery; all call this, and all get the whole answer.
+    """
+    parts = np.array_split(np.arange(len(gallery_deg)), ranks.count()) if among_ranks else [np.arange(len(gallery_deg))]
+    mine = parts[ranks.rank() if among_ranks else 0]
+    best, found = torch.full((len(rows),), -torch.inf), torch.zeros(len(rows), dtype=torch.long)
+    if len(mine):
+        embedded = embed(model, gallery_deg[mine], model.logit_scale.device)
+        blocks = np.array_split(rows, max(1, -(-len(rows) // block)))
+        some = [retrieve_top(model, frozen.rows(part), embedded, 1) for part in blocks]
+        best, found = (torch.cat(one)[:, 0] for one in zip(*some, strict=True))
+    if among_ranks:
+        best, found = (ranks.stacked(one) for one in (best, found + (mine[0] if len(mine) else 0)))
+        found = found.gather(0, best.argmax(0, keepdim=True))[0]  # of equal ones that of the first rank
+    return found.numpy()
+
+
+@torch.inference_mode()
+def retrieve(model: GeoCLIP, photos: torch.Tensor, gallery: torch.Tensor, block: int = 1_024) -> np.ndarray:
+    """Row of the gallery that is most similar to each photo, int64 [N].
+
+    Args:
+        photos: frozen features v [N, D].
+        gallery: embeddings [G, 512].
+    """
+    return retrieve_top(model, photos, gallery, 1, block)[1][:, 0].numpy()
+
+
+@torch.inference_mode()
+def retrieve_top(
+    model: GeoCLIP, photos: torch.Tensor, gallery: torch.Tensor, count: int, block: int = 1_024
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and rows of the places that are most similar to each photo, best first, both [N, min(count, G)], on the CPU.
+
+    Holds ``block`` x ``GALLERY_BLOCK`` similarities at a time, whatever N and G. Arguments as in :func:`retrieve`.
+    """
+    found = []
+    for part in photos.split(block):
+        embedded = model.embed_photos(part.to(gallery.device))
+        best, rows = embedded.new_empty(len(part), 0), torch.empty(len(part), 0, dtype=torch.long, device=gallery.device)
+        for start in range(0, len(gallery), GALLERY_BLOCK):
+            with torch.autocast(gallery.device.type, enabled=False):  # in bfloat16 many places would be equally good
+                similarity = embedded @ gallery[start : start + GALLERY_BLOCK].T
+            values, places = largest(similarity, count)
+            best, rows = torch.cat((best, values), 1), torch.cat((rows, places + start), 1)
+            best, order = torch.sort(best, dim=1, descending=True, stable=True)
+            best, rows = best[:, :count], rows.gather(1, order)[:, :count]
+        found.append((best.cpu(), rows.cpu()))
+    best, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return best, rows
+
+
+def largest(similarity: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ``count`` largest of each row [n, w], best first, and their columns; where ``count`` is 1, the first of equals.
+
+    Whole groups of columns are ruled out by their maxima, which are found at the speed of memory: the ``count`` largest values lie
+    in the ``count`` groups with the largest maxima.
+    """
+    photos, width = similarity.shape
+    if width % GROUP or width // GROUP <= count:
+        return torch.sort(similarity, dim=1, descending=True, stable=True) if width <= count else _largest_few(similarity, count)
+    groups = similarity.view(photos, width // GROUP, GROUP)
+    _, chosen = _largest_few(groups.amax(2), count)
+    within = groups.gather(1, chosen[..., None].expand(-1, -1, GROUP)).flatten(1)
+    values, position = _largest_few(within, count)
+    return values, chosen.gather(1, position // GROUP) * GROUP + position % GROUP
+
+
+def _largest_few(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    if count == 1:  # topk does not say which of several equals it takes; argmax takes the first
+        place = values.argmax(1, keepdim=True)
+        return values.gather(1, place), place
+    return values.topk(count, 1)

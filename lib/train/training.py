@@ -1,0 +1,443 @@
+"""The training loop: cached features in, a checkpoint and its history out. One loop for every strategy and data set."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from lib.data import datasets, features
+from lib.method import geodesy, negatives
+from lib.method.errors import BundleError
+from lib.method.loss import SemivariogramLoss, contrastive_loss
+from lib.method.model import GeoCLIP, Queue
+from lib.method.negatives import Strategy
+from lib.method.semivariogram import FittedSemivariogram
+from lib.runs import Run, generator, progress, ranks, write_json, writing
+from lib.settings import Training
+from lib.train import checkpoints, gallery
+
+VALIDATION_RADII_KM = (25, 100, 200, 750, 2500)
+WEIGHT_QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+class Batch(NamedTuple):
+    """Manifest rows of a batch, int64 [B], and the epoch (from 1) in which they are seen."""
+
+    epoch: int
+    rows: np.ndarray
+
+
+class Draws(NamedTuple):
+    """Where random numbers come from during a training: position noise, and strategies that draw."""
+
+    noise: torch.Generator
+    weights: torch.Generator
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a training reads: rows, coordinates, features, gallery, curve."""
+
+    frozen: features.Features
+    train_rows: np.ndarray
+    validation_rows: np.ndarray
+    coordinates_deg: torch.Tensor
+    gallery_deg: np.ndarray
+    curve: FittedSemivariogram | None
+    scale: float
+
+    @classmethod
+    def read(cls, run: Run, with_curve: bool) -> TrainingData:
+        """Everything from the run's files; the semivariogram only where a strategy needs it.
+
+        Raises:
+            ArtefactError: notebook 01, or 03 where a curve is needed, has not run.
+        """
+        manifest, frozen = datasets.read(run, datasets.manifest.PLACES), features.read(run)
+        every_row = datasets.manifest.rows_of(manifest, "train")
+        train_rows, places = _some(every_row, run.settings.training.photos), datasets.manifest.coordinates(manifest)
+        curve = None
+        if with_curve:
+            curve = FittedSemivariogram.load(run.require(run.semivariogram, "03_semivariogram"))
+        return cls(
+            frozen,
+            train_rows,
+            datasets.manifest.rows_of(manifest, "validation"),
+            torch.from_numpy(places),
+            gallery.coordinates(run),
+            curve,
+            _input_scale(run, frozen, every_row),
+        )
+
+    def of_batch(self, batch: Batch, own: slice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the head sees of the photos ``own`` of a batch, and the looks of all of it; read once where both are the plain view."""
+        if self.frozen.views is not None:
+            return self.frozen.seen_in(batch.epoch, batch.rows[own], device), self.frozen.unit(batch.rows, device)
+        photos = self.frozen.rows(batch.rows, device)
+        return photos[own], self.frozen.directions(photos)
+
+
+def _some(rows: np.ndarray, count: int | None) -> np.ndarray:
+    """``count`` of ``rows``, ascending; a smaller count's are among a larger one's, and seeds have no part in it."""
+    if count is None:
+        return rows
+    return np.sort(rows[torch.randperm(len(rows), generator=generator(0, "photos")).numpy()[:count]])
+
+
+def _input_scale(run: Run, frozen: features.Features, train_rows: np.ndarray) -> float:
+    """1 for GeoCLIP's own protocol; for centred features their standard deviation, so that the head sees order 1."""
+    if not run.settings.backbone.centred:
+        return 1.0
+    sample = frozen.rows(train_rows[:: max(1, len(train_rows) // 4_096)]) - frozen.mean
+    return float(sample.std())
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training to be made or reused.
+
+    Attributes:
+        label: names its files; the strategy's own name where the run's settings are used as they are.
+        strategy: a registered name.
+        seed: of weights, batches and noise.
+        run: whose ``settings.training`` are used, and in whose folder the files lie.
+    """
+
+    label: str
+    strategy: str
+    seed: int
+    run: Run
+
+    @classmethod
+    def of(cls, run: Run, name: str, seed: int) -> Job:
+        """The training that ``name`` of the run's strategies, or of their variants, stands for.
+
+        Raises:
+            BundleError: it stands for none.
+        """
+        strategy, training = run.settings.training.own(name)
+        return cls(name, negatives.get(strategy).name, seed, _with(run, training))
+
+    @classmethod
+    def variant(cls, run: Run, label: str, name: str, seed: int, changes: Mapping[str, Any]) -> Job:
+        """The training of :meth:`of`, with other settings of ``training``.
+
+        Raises:
+            ValidationError: ``changes`` are no settings of a training.
+        """
+        strategy, training = run.settings.training.own(name)
+        return cls(label, negatives.get(strategy).name, seed, _with(run, training.changed(changes)))
+
+
+def _with(run: Run, training: Training) -> Run:
+    return replace(run, settings=run.settings.model_copy(update={"training": training}))
+
+
+def train_all(run: Run, strategies: list[str]) -> list[str]:
+    """Train each of ``strategies`` with each of the run's seeds, or reuse what is there; return the names trained.
+
+    Of several processes each takes every k-th training.
+
+    Raises:
+        BundleError: a strategy is unknown.
+        BundleError: see :func:`train`.
+    """
+    make_all([Job.of(run, name, seed) for name, seed in itertools.product(strategies, run.settings.training.seeds)])
+    return strategies
+
+
+def make_all(jobs: Sequence[Job]) -> None:
+    """Make or reuse each of ``jobs``; of several processes each takes every k-th, or all work on each (``training.parallel``)."""
+    for job in (one for one in jobs if _is_shared(one.run.settings.training)):
+        make(job)
+    alone = [one for one in jobs if not _is_shared(one.run.settings.training)]
+    for job in alone[ranks.rank() :: ranks.count()]:
+        make(job)
+
+
+def _is_shared(settings: Training) -> bool:
+    return settings.parallel == "batches" and ranks.count() > 1
+
+
+def make(job: Job) -> None:
+    """Train what ``job`` says, or reuse it: checkpoint and history.
+
+    Raises:
+        BundleError: its strategy is unknown.
+        BundleError: see :func:`train`.
+    """
+    strategy, run = negatives.get(job.strategy), job.run
+    depends = depends_on(job)
+    path, shared = run.checkpoint(job.label, job.seed), _is_shared(run.settings.training)
+
+    def make() -> None:
+        data = TrainingData.read(run, strategy.needs_curve)
+        model, history = train(run, data, strategy, job.seed)
+        if shared and ranks.rank() > 0:
+            return
+        checkpoints.save(model, path, **depends["settings"])
+        with writing(run.history(job.label, job.seed)) as aside:
+            history.to_csv(aside, index=False)
+
+    run.produce(
+        f"training-{path.stem}",
+        make=make,
+        outputs=[path, run.history(job.label, job.seed)],
+        by="all ranks" if shared else "this rank",
+        **depends,
+    )
+
+
+def depends_on(job: Job) -> dict[str, Any]:
+    """What the outcome of ``job`` depends on, as :meth:`lib.runs.Run.produce` takes it: inputs, settings, code."""
+    strategy, run = negatives.get(job.strategy), job.run
+    return {
+        "inputs": _inputs(run, strategy),
+        "settings": _used(run, strategy) | {"strategy": strategy.name, "seed": job.seed},
+        "code": [make, strategy.reweight],
+    }
+
+
+def refuse_outdated(run: Run, names: Sequence[str]) -> None:
+    """Nothing, where the checkpoints of ``names`` are those that the run's settings and today's code would make.
+
+    The gallery apart: in a training it only validates, and other galleries may be evaluated with the same weights.
+
+    Raises:
+        ArtefactError: one was made by other settings, inputs or code; the message names them. One without a receipt passes.
+    """
+    for job in (Job.of(run, name, seed) for name in names for seed in run.settings.training.seeds):
+        depends = depends_on(job)
+        depends["settings"].pop("gallery")
+        depends["inputs"] = [path for path in depends["inputs"] if path not in gallery.input_files(run)]
+        run.refuse_outdated(f"training-{run.checkpoint(job.label, job.seed).stem}", **depends)
+
+
+def _inputs(run: Run, strategy: Strategy) -> list[Path]:
+    """Files that a training with ``strategy`` reads."""
+    inputs = [run.require(path, "01_data_preparation") for path in (run.manifest, run.features)]
+    if run.settings.backbone.views > 1:
+        inputs.append(run.require(run.views, "01_data_preparation"))
+    if strategy.needs_curve:
+        inputs.append(run.require(run.semivariogram, "03_semivariogram"))
+    return inputs + gallery.input_files(run)
+
+
+def _used(run: Run, strategy: Strategy) -> dict:
+    """Settings that one training depends on: not the other strategies and seeds, not what the strategy never reads."""
+    unread = {"strategies", "seeds", "precision", "variants", "parallel", *(set(negatives.PARAMETERS) - set(strategy.parameters))}
+    training = json.loads(run.settings.training.model_dump_json(exclude=unread))
+    evaluation = run.settings.evaluation
+    return {
+        "training": training,
+        "centred": run.settings.backbone.centred,
+        "gallery": [evaluation.gallery, evaluation.lattice_km if evaluation.gallery == "lattice" else None],
+        "arithmetic": run.arithmetic(run.settings.training.precision),
+    }
+
+
+def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[GeoCLIP, pd.DataFrame]:
+    """One training: the model after the last epoch, and a row an epoch of its history.
+
+    Weights, batches and noise are drawn from generators of their own, seeded by ``seed`` alone, so that strategies with
+    the same seed see the same weights, batches and noise. Several processes that share the batches out draw the same ones, so
+    that only embeddings and gradients travel, and the outcome is one process's, up to rounding.
+
+    Raises:
+        BundleError: the loss is not finite; the message names epoch and step. Or a batch cannot be shared out.
+    """
+    settings, device = run.settings.training, run.device
+    model = checkpoints.initialise(seed, data.frozen.mean, data.scale, settings).to(device)
+    queue = Queue.empty(settings.queue_size, data.frozen.dimension, device)
+    batch_size = min(settings.batch_size, len(data.train_rows))
+    steps, encoder = len(data.train_rows) // batch_size, _shared_encoder(model, settings, batch_size)
+    optimizer, schedule = _optimizer(model, run, steps)
+    draws, order = Draws(generator(seed, "noise"), generator(seed, "shuffled weights")), generator(seed, "batches")
+    parameters = {name: getattr(settings, name) for name in strategy.parameters}
+    loss_of = SemivariogramLoss(data.curve, strategy, **parameters).to(device)
+    history = []
+    bar = progress(range(1, settings.epochs + 1), f"{strategy.name}, seed {seed}", settings.epochs)
+    for epoch in bar:
+        losses, effect = [], None
+        for step, rows in enumerate(_batches(data.train_rows, batch_size, order)):
+            loss, effect = loss_of_batch(model, queue, data, Batch(epoch, rows), loss_of, run, draws, encoder)
+            if not torch.isfinite(loss):
+                raise _not_finite(run, data, f"{strategy.name}_seed{seed}", Batch(epoch, rows), step, loss.item())
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            _cap_temperature(model, settings)
+            rate = schedule.get_last_lr()[0]
+            schedule.step()
+            losses.append(loss.detach())
+        row = {"epoch": epoch, "steps": epoch * steps, "loss": _mean_loss(losses, encoder is not None)}
+        row |= {"learning_rate": rate, "temperature": math.exp(-model.logit_scale.item())}
+        if (encoder is None or ranks.rank() == 0) and (epoch % settings.validate_every == 0 or epoch == settings.epochs):
+            with run.autocast(settings.precision):
+                row |= validate(model, data, device)
+            row |= _weight_statistics(effect)
+        history.append(row)
+        bar.set_postfix(loss=f"{row['loss']:.3f}")
+    if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+        raise BundleError(
+            f"{strategy.name}, seed {seed}: weights are not finite after epoch {epoch}, step {step}; "
+            "lower training.learning_rate"
+        )
+    return model.eval(), pd.DataFrame(history)
+
+
+def _not_finite(run: Run, data: TrainingData, training: str, batch: Batch, step: int, loss: float) -> BundleError:
+    """An error that names the step, after failures/ of the run got the batch's ids, and those of all features that are not finite.
+
+    One such feature spoils every batch where features are centred: it is in their mean.
+    """
+    path, ids = run.folder / "failures" / f"{training}.json", datasets.read(run)["id"].astype(str)
+    blocks = np.array_split(data.train_rows, max(1, len(data.train_rows) // 4_096))
+    wrong = np.concatenate([rows[~np.isfinite(data.frozen.stored[rows]).all(1)] for rows in blocks])
+    about = {"training": training, "epoch": batch.epoch, "step": step, "loss": str(loss), "rows": batch.rows.tolist()}
+    write_json(path, about | {"ids": ids.iloc[batch.rows].tolist(), "features_not_finite": ids.iloc[wrong].tolist()})
+    return BundleError(
+        f"{training.replace('_seed', ', seed ')}: the loss is {loss} at epoch {batch.epoch}, step {step}; the ids of the batch are in {path}; "
+        "look at these photos' features, or lower training.learning_rate or training.beta"
+    )
+
+
+def _shared_encoder(model: GeoCLIP, settings: Training, batch_size: int) -> DistributedDataParallel | None:
+    """``model`` as the ranks run it together, who average its gradients; None where each trains for itself."""
+    if not _is_shared(settings):
+        return None
+    if batch_size % ranks.count():
+        raise BundleError(
+            f"a batch of {batch_size} cannot be shared out among {ranks.count()} processes; set training.batch_size to a multiple"
+        )
+    if settings.symmetric:
+        raise BundleError("training.symmetric needs all photos of a batch in one process; set training.parallel=trainings")
+    return DistributedDataParallel(model, broadcast_buffers=False)
+
+
+def _mean_loss(losses: list[torch.Tensor], shared: bool) -> float:
+    mean = torch.stack(losses).mean().item()
+    return float(ranks.total(np.array(mean))) / ranks.count() if shared else mean
+
+
+def _encoded(
+    model: GeoCLIP, encoder: DistributedDataParallel | None, photos: torch.Tensor, places: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings of ``photos`` and of ``places`` [M, 2], of which each rank that shares the batch encodes a part."""
+    if encoder is None:
+        return model(photos, places)
+    part = -(-len(places) // ranks.count())
+    padded = torch.cat((places, places[:1].expand(part * ranks.count() - len(places), -1)))
+    photos, embedded = encoder(photos, padded[ranks.rank() * part :][:part])
+    return photos, ranks.gather(embedded)[: len(places)]
+
+
+def _batches(rows: np.ndarray, size: int, order: torch.Generator) -> Iterator[np.ndarray]:
+    """``rows`` in random order, ``size`` at a time; what is left over waits for another epoch's order."""
+    shuffled = rows[torch.randperm(len(rows), generator=order).numpy()]
+    for start in range(0, len(rows) - size + 1, size):
+        yield shuffled[start : start + size]
+
+
+@torch.no_grad()
+def _cap_temperature(model: GeoCLIP, settings: Training) -> None:
+    if settings.max_logit_scale is not None:
+        model.logit_scale.clamp_(max=math.log(settings.max_logit_scale))
+
+
+def _optimizer(
+    model: GeoCLIP, run: Run, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Optimizer, and a schedule that is stepped once a batch; ``steps`` batches an epoch."""
+    settings = run.settings.training
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+    optimizer = kind(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    if settings.schedule == "one_cycle":
+        total = steps * settings.epochs
+        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=total + 1)
+    decay = settings.learning_rate_decay if settings.schedule == "exponential" else 1.0
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: decay ** (step // steps))
+
+
+def loss_of_batch(
+    model: GeoCLIP,
+    queue: Queue,
+    data: TrainingData,
+    batch: Batch,
+    loss_of: SemivariogramLoss,
+    run: Run,
+    draws: Draws,
+    encoder: DistributedDataParallel | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Loss of ``batch``, and the effect of its weights; the batch then joins the queue.
+
+    The head sees a view of each photo; dissimilarities are of the plain views. Where ranks share the batch out (``encoder``),
+    the loss of this one's photos, against the places of all.
+    """
+    settings, device, rows = run.settings.training, run.device, batch.rows
+    part = len(rows) if encoder is None else len(rows) // ranks.count()
+    own = slice(0, part) if encoder is None else slice(ranks.rank() * part, (ranks.rank() + 1) * part)
+    photos, unit = data.of_batch(batch, own, device)
+    places = data.coordinates_deg[rows].float().to(device)
+    noisy = [geodesy.jitter(places, settings.batch_noise_m, draws.noise)]
+    if len(queue):
+        noisy.append(geodesy.jitter(queue.coordinates_deg, settings.queue_noise_m, draws.noise))
+    with run.autocast(settings.precision):
+        photos, embedded = _encoded(model, encoder, photos, torch.cat(noisy))
+        logits = model.logits(photos, embedded)
+    numbers = torch.from_numpy(rows).to(device)
+    itself = torch.nn.functional.pad(numbers[own, None] == queue.rows, (len(rows), 0))
+    logits = logits.masked_fill(itself, -math.inf)  # a photo that is still queued from the last epoch is no negative
+    all_unit, all_places = torch.cat((unit, queue.unit_features)), torch.cat((places, queue.coordinates_deg))
+    if own.start:  # photo i's own place belongs in column i
+        order = torch.arange(logits.shape[1], device=device)
+        order[: len(rows)] = order[: len(rows)].roll(-own.start)
+        logits, all_unit, all_places = logits[:, order], all_unit[order], all_places[order]
+    reweighting = loss_of.reweighting(logits, all_places, all_unit, scale=model.logit_scale.detach().exp(), draw=draws.weights)
+    queue.push(numbers, places, unit)
+    loss = contrastive_loss(logits, reweighting)
+    if settings.symmetric:
+        loss = (loss + contrastive_loss(logits[:, : len(rows)].T, reweighting.transposed())) / 2
+    return loss, reweighting.effect()
+
+
+@torch.inference_mode()
+def validate(model: GeoCLIP, data: TrainingData, device: torch.device) -> dict[str, float]:
+    """Accuracy within each of ``VALIDATION_RADII_KM`` and the median error on the validation split."""
+    model.eval()
+    embedded = gallery.embed(model, data.gallery_deg, device)
+    found = gallery.retrieve(model, data.frozen.rows(data.validation_rows), embedded)
+    model.train()
+    error = geodesy.distance_km(data.gallery_deg[found], data.coordinates_deg[data.validation_rows].numpy())
+    accuracy = {f"validation_acc_{radius}km": float((error <= radius).mean()) for radius in VALIDATION_RADII_KM}
+    return accuracy | {"validation_median_km": float(np.median(error))}
+
+
+def _weight_statistics(effect: torch.Tensor | None) -> dict[str, float]:
+    """Quantiles of log w over the last batch's negatives, and the shares that are emphasized and damped."""
+    if effect is None:
+        return {}
+    positive = torch.eye(*effect.shape, dtype=torch.bool, device=effect.device)
+    values = effect[~positive].float()
+    chosen = values[:: max(1, len(values) // 1_000_000)]
+    quantiles = torch.quantile(chosen, torch.tensor(WEIGHT_QUANTILES, device=values.device)).tolist()
+    named = {f"log_weight_q{round(100 * q):02d}": value for q, value in zip(WEIGHT_QUANTILES, quantiles, strict=True)}
+    return named | {"emphasized": (values > 0).float().mean().item(), "damped": (values < 0).float().mean().item()}
+
+
+def histories(run: Run, strategies: list[str]) -> pd.DataFrame:
+    """Histories of all seeds of ``strategies``, with columns strategy and seed."""
+    frames = [
+        pd.read_csv(run.require(run.history(name, seed), "04_regularized_training")).assign(strategy=name, seed=seed)
+        for name in strategies
+        for seed in run.settings.training.seeds
+    ]
+    return pd.concat(frames, ignore_index=True)
