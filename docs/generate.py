@@ -19,6 +19,7 @@ from lib import runs, settings
 from lib.method import negatives
 from lib.show import report
 from lib.show.answer import points
+from lib.train.training import COMPARED_KM as RADII
 
 HERE = Path(__file__).resolve().parent
 HEAD = "<!-- Made by docs/generate.py from the code: change it there. -->\n"
@@ -35,7 +36,6 @@ GROUPS = {
 
 KEPT = HERE.parent / "results" / "reference"
 SPLITS = {"test": "random split `test`", "test_blocked": "held-out cells `test_blocked`"}
-RADII = (25, 100, 200, 750, 2_500)
 BOUNDS = ("ceiling", "chance")
 
 

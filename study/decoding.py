@@ -21,6 +21,7 @@ from lib.method.model import GeoCLIP
 from lib.method.semivariogram import Curve, FittedSemivariogram
 from lib.runs import Run, progress, writing
 from lib.train import checkpoints, gallery
+from lib.train.training import COMPARED_KM
 
 BEST = 64
 """Gallery places that an answer is made of."""
@@ -28,7 +29,6 @@ TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0)
 POWERS = (2.0, 8.0, 32.0)
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 FARTHEST_KM = math.pi * EARTH_RADIUS_KM
-RADII_KM = (25.0, 100.0, 200.0, 750.0, 2500.0)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ DECODERS = {
 
 def score(error_km: np.ndarray) -> float:
     """What decoders are chosen by on validation: the mean accuracy within 25, 100, 200, 750 and 2,500 km."""
-    return float(np.mean([np.mean(error_km <= radius) for radius in RADII_KM]))
+    return float(np.mean([np.mean(error_km <= radius) for radius in COMPARED_KM]))
 
 
 def decode_run(run: Run, strategies: list[str], split_names: list[str]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:

@@ -26,12 +26,11 @@ from lib.runs import Run, generator, ranks, writing
 from lib.runs.files import write_rows
 from lib.settings import Study
 from lib.train import curve, gallery, training
-from lib.train.training import VALIDATION_RADII_KM, Job
+from lib.train.training import COMPARED_KM, Job
 from study import simulation, variography
 
-SCORE = [f"validation_acc_{radius}km" for radius in VALIDATION_RADII_KM]
+SCORE = [f"validation_acc_{radius}km" for radius in COMPARED_KM]
 """The search takes the settings with the highest mean of these."""
-GAIN_METRICS = ("acc_25km", "acc_100km", "acc_200km", "acc_750km", "acc_2500km")
 
 
 class StudyError(BundleError):
@@ -259,7 +258,7 @@ def _gains(predictions: pd.DataFrame, run: Run) -> pd.DataFrame:
     """Differences to infonce, and beside them each strategy's own accuracy; infonce's own rows have no difference."""
     settings = run.settings.evaluation
     compared = evaluation.compare(predictions, "infonce", settings.bootstrap, settings.seed)
-    means = evaluation.accuracy(predictions).groupby("strategy", sort=False)[list(GAIN_METRICS)].mean().stack()
+    means = evaluation.accuracy(predictions).groupby("strategy", sort=False)[list(evaluation.COMPARED)].mean().stack()
     means = means.rename("accuracy").rename_axis(["strategy", "metric"]).reset_index()
     table = means.merge(compared.drop(columns=["baseline", "split"]), on=["strategy", "metric"], how="left")
     return table

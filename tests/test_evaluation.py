@@ -222,7 +222,7 @@ class TestRun:
             evaluate(make_run("training.strategies=infonce"))
 
     def test_the_radii_are_the_fields(self) -> None:
-        assert evaluation.RADII_KM == {1: "street", 25: "city", 200: "region", 750: "country", 2500: "continent"}
+        assert training.RADII_KM == {1: "street", 25: "city", 200: "region", 750: "country", 2500: "continent"}
 
 
 def test_a_table_read_back_knows_north_america(tmp_path: Path) -> None:

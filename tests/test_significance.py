@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lib.evaluate import significance
+from lib.evaluate import evaluation, significance
 from lib.evaluate.evaluation import PUBLISHED, compare
 from lib.evaluate.significance import SignificanceError, beats_all, corrected, final_table, mean_of, paired
 
@@ -151,7 +151,7 @@ class TestFinal:
         frame = predictions({"infonce": 0.5, "decayed": 0.6})
         frame["error_km"] += np.random.default_rng(0).random(len(frame))
         table = final_table(frame, resamples=100)
-        assert len(table) == 2 * (len(significance.RADII) + 1)
+        assert len(table) == 2 * (len(evaluation.COMPARED) + 1)
         for (name, metric), row in table.set_index(["strategy", "metric"]).iterrows():
             per_seed = frame[frame["strategy"] == name].groupby("seed")["error_km"]
             values = per_seed.median() if metric == "median_km" else per_seed.apply(lambda e, m=metric: (e <= float(m[4:-2])).mean())

@@ -16,28 +16,27 @@ from lib.method.geodesy import distance_km, nearest
 from lib.runs import Run, progress, ranks, writing
 from lib.settings import Evaluation
 from lib.train import checkpoints, gallery, training
+from lib.train.training import COMPARED_KM, RADII_KM
 
-RADII_KM = {1: "street", 25: "city", 200: "region", 750: "country", 2500: "continent"}
-"""Radii of the field's five granularities, kilometres (Hays & Efros, 2008)."""
 GEOSCORE_SCALE_KM = 1492.7
 """Decay length of GeoScore, kilometres (OSV5M)."""
-EXTRA_RADIUS_KM = 100
-"""A radius between city and region: the embedded data set's photos show 256 km, so 25 km is beyond what they resolve."""
 
 PUBLISHED = "geoclip_pretrained"
 """GeoCLIP as published, which is one model, whatever the seeds of the others."""
 CONTROL = "similarity"
 """The strategy without geography: what the semivariogram adds is the difference to it."""
 
+COMPARED = tuple(f"acc_{radius}km" for radius in COMPARED_KM)
+"""The accuracies that strategies are compared by."""
 PerPhoto = Callable[[np.ndarray], np.ndarray]
 METRICS: dict[str, PerPhoto] = {
     **{f"acc_{radius}km": lambda error, radius=radius: error <= radius for radius in RADII_KM},
     "mean_km": lambda error: error,
     "geoscore": lambda error: 5000.0 * np.exp(-error / GEOSCORE_SCALE_KM),
-    f"acc_{EXTRA_RADIUS_KM}km": lambda error: error <= EXTRA_RADIUS_KM,
+    "acc_100km": lambda error: error <= 100,
 }
 """Metrics that are means over photos, of great-circle errors in km; the median is not one of them."""
-COLUMNS = [*list(METRICS)[:5], "median_km", "mean_km", "geoscore", f"acc_{EXTRA_RADIUS_KM}km"]
+COLUMNS = [*list(METRICS)[:5], "median_km", "mean_km", "geoscore", "acc_100km"]
 
 
 def summarise(error_km: np.ndarray) -> dict[str, float]:
@@ -326,7 +325,7 @@ def with_bounds(run: Run, table: pd.DataFrame) -> pd.DataFrame:
 
 def for_reading(accuracies: pd.DataFrame, limits: pd.DataFrame) -> pd.DataFrame:
     """Accuracy, mean over seeds, with the rows ceiling and chance, rounded; one row a split and strategy."""
-    columns = [*[*METRICS][:5], f"acc_{EXTRA_RADIUS_KM}km"]
+    columns = [*[*METRICS][:5], "acc_100km"]
     order = [*sorted(columns, key=lambda name: int(name[4:-2])), "median_km", "mean_km", "geoscore"]
     rows = pd.concat([accuracies, limits]).groupby(["split", "strategy"], sort=False)[order].mean()
     rounding = {name: 3 for name in columns} | {"median_km": 0, "mean_km": 0, "geoscore": 0}

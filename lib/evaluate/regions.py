@@ -17,7 +17,7 @@ from scipy.spatial import KDTree
 
 from lib.data.manifest import read_table
 from lib.evaluate import significance
-from lib.evaluate.evaluation import METRICS, aligned, save_table, seed_by_photo
+from lib.evaluate.evaluation import COMPARED, METRICS, aligned, save_table, seed_by_photo
 from lib.method.geodesy import EARTH_RADIUS_KM, distance_km, unit_vectors, wrap_longitude
 from lib.runs import Run
 
@@ -182,7 +182,7 @@ def continent_gains(predictions: pd.DataFrame, continents: pd.Series) -> pd.Data
     Args:
         continents: continent of each photo, indexed by id.
     """
-    return gains(predictions, continents, significance.RADII, ("split", "metric")).rename(columns={"group": "continent"})
+    return gains(predictions, continents, COMPARED, ("split", "metric")).rename(columns={"group": "continent"})
 
 
 def cell_gains(

@@ -18,11 +18,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lib.evaluate.evaluation import METRICS, aligned, seed_by_photo
+from lib.evaluate.evaluation import COMPARED, METRICS, aligned, seed_by_photo
 from lib.method.errors import BundleError
 
-RADII = ("acc_25km", "acc_100km", "acc_200km", "acc_750km", "acc_2500km")
-"""The accuracies that a study compares."""
 LEVEL = 0.95
 
 
@@ -106,7 +104,7 @@ def final_table(predictions: pd.DataFrame, resamples: int = 300, seed: int = 0) 
         draws = _draws(next(iter(matrices.values())).shape, resamples, seed)
         for name, errors in matrices.items():
             errors = errors.to_numpy()
-            for metric in RADII:
+            for metric in COMPARED:
                 hits = METRICS[metric](errors).astype(float)
                 mean, error, freedom = mean_of(hits)
                 between = float(hits.mean(1).std(ddof=1)) if len(hits) > 1 else np.nan
@@ -119,7 +117,7 @@ def final_table(predictions: pd.DataFrame, resamples: int = 300, seed: int = 0) 
     return pd.DataFrame(rows, columns=names)
 
 
-def paired(predictions: pd.DataFrame, baseline: str, metrics: Sequence[str] = RADII) -> pd.DataFrame:
+def paired(predictions: pd.DataFrame, baseline: str, metrics: Sequence[str] = COMPARED) -> pd.DataFrame:
     """Differences, strategy minus ``baseline``, photo by photo and seed by seed, with what testing them takes.
 
     Returns:
@@ -173,7 +171,7 @@ def corrected(table: pd.DataFrame, family: Iterable[str] = ("split",), margin: f
     return whole
 
 
-def beats_all(predictions: pd.DataFrame, strategy: str, others: Sequence[str], metrics: Sequence[str] = RADII) -> pd.DataFrame:
+def beats_all(predictions: pd.DataFrame, strategy: str, others: Sequence[str], metrics: Sequence[str] = COMPARED) -> pd.DataFrame:
     """``strategy`` against each of ``others``, corrected over all of these comparisons of a split: the table of :func:`corrected`.
 
     Column ``baseline`` names the other one; the strategy beats all where every corrected_low of a metric is above zero.
@@ -187,7 +185,7 @@ def beats_all(predictions: pd.DataFrame, strategy: str, others: Sequence[str], m
 
 
 def beats_each(
-    predictions: pd.DataFrame, strategies: Sequence[str], others: Sequence[str], metrics: Sequence[str] = RADII
+    predictions: pd.DataFrame, strategies: Sequence[str], others: Sequence[str], metrics: Sequence[str] = COMPARED
 ) -> pd.DataFrame:
     """:func:`beats_all` for each of ``strategies`` against ``others`` but itself, one table; each corrected by itself."""
     frames = [beats_all(predictions, name, [one for one in others if one != name], metrics) for name in strategies]
@@ -201,7 +199,7 @@ def final_for_reading(table: pd.DataFrame) -> pd.DataFrame:
     text = [f"{value:.1f} ± {width:.1f}" for value, width in zip(table["value"] * share, half, strict=True)]
     wide = table.assign(text=text).pivot(index=["split", "strategy"], columns="metric", values="text")
     order = table[["split", "strategy"]].drop_duplicates()
-    return wide.loc[pd.MultiIndex.from_frame(order), [*RADII, "median_km"]].rename_axis(columns=None)
+    return wide.loc[pd.MultiIndex.from_frame(order), [*COMPARED, "median_km"]].rename_axis(columns=None)
 
 
 def differences_for_reading(table: pd.DataFrame, by: Sequence[str] = ("strategy",)) -> pd.DataFrame:
@@ -214,5 +212,5 @@ def differences_for_reading(table: pd.DataFrame, by: Sequence[str] = ("strategy"
     ]
     wide = table.assign(text=text).pivot(index=keys, columns="metric", values="text")
     order = table[keys].drop_duplicates()
-    columns = [metric for metric in RADII if metric in wide]
+    columns = [metric for metric in COMPARED if metric in wide]
     return wide.loc[pd.MultiIndex.from_frame(order), columns].rename_axis(columns=None)

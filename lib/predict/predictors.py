@@ -27,8 +27,6 @@ from lib.train.gallery import GalleryError
 
 PUBLISHED = "geoclip"
 """The word for the model that the package ``geoclip`` brings."""
-CHOICE_KM = 200
-"""Radius of the validation accuracy that chooses a run's strategy, kilometres."""
 
 
 class PredictorError(BundleError):
@@ -69,20 +67,6 @@ class Predictor:
         )
 
 
-def best_strategy(run: Run) -> tuple[str, float]:
-    """The strategy with the highest validation accuracy within 200 km after its last epoch, mean over seeds; and that mean.
-
-    Of equals the first in the settings' order. The test splits have no part in it.
-
-    Raises:
-        ArtefactError: a strategy has not been trained yet.
-    """
-    strategies, column = run.settings.training.strategies, f"validation_acc_{CHOICE_KM}km"
-    last = training.histories(run, strategies).groupby(["strategy", "seed"])[column].last()
-    means = last.groupby("strategy").mean().reindex(strategies)
-    return str(means.idxmax()), float(means.max())
-
-
 def of_run(run: Run, strategy: str | None = None, seed: int | None = None) -> Predictor:
     """The predictor of ``run``: of its best strategy on validation and its smallest seed, where none is named.
 
@@ -92,8 +76,8 @@ def of_run(run: Run, strategy: str | None = None, seed: int | None = None) -> Pr
     """
     settings, reason = run.settings.training, ""
     if strategy is None:
-        strategy, accuracy = best_strategy(run)
-        reason = f" (best on validation: {100 * accuracy:.1f} % within {CHOICE_KM} km)"
+        strategy, accuracy = training.best_strategy(run)
+        reason = f" (best on validation: {100 * accuracy:.1f} % within {training.CHOICE_KM} km)"
     for word, value, known in (("strategy", strategy, settings.strategies), ("seed", seed, settings.seeds)):
         if value is not None and value not in known:
             raise PredictorError(f"run {run.name} has no {word} {value}; it has {', '.join(map(str, known))}")

@@ -16,11 +16,12 @@ from matplotlib.figure import Figure
 from lib.data import places
 from lib.data.photos import open_photo
 from lib.evaluate import pairs as pair_kinds
-from lib.evaluate.evaluation import EXTRA_RADIUS_KM, RADII_KM
+from lib.evaluate.evaluation import METRICS
 from lib.method.empirical import EmpiricalSemivariogram
 from lib.method.geodesy import EARTH_AREA_KM2, EARTH_RADIUS_KM
 from lib.method.semivariogram import FittedSemivariogram
 from lib.runs import writing
+from lib.train import training
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 INK, MUTED, LAND, WATER = "#1b1f24", "#6b7280", "#dfe3e6", "#ffffff"
@@ -35,7 +36,7 @@ KIND_COLOURS = {
     pair_kinds.FALSE_NEGATIVE: PALETTE[0], pair_kinds.HARD_NEGATIVE: PALETTE[3], pair_kinds.EASY: MUTED,
 }  # fmt: skip
 KILOMETRES = mpl.ticker.StrMethodFormatter("{x:,.0f}")
-METRIC_LABELS = {f"acc_{radius}km": f"within {radius:,} km" for radius in [*RADII_KM, EXTRA_RADIUS_KM]}
+METRIC_LABELS = {name: f"within {int(name[4:-2]):,} km" for name in METRICS if name.startswith("acc_")}
 STYLE = {
     "figure.dpi": 110, "savefig.dpi": 200, "figure.facecolor": "white", "font.size": 9.5, "axes.titlesize": 10.5,
     "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 9.5, "axes.edgecolor": MUTED,
@@ -342,7 +343,7 @@ def error_distribution(predictions: pd.DataFrame) -> Figure:
     splits = list(dict.fromkeys(predictions["split"]))
     figure, axes = _figure(1, len(splits), (5.0 * len(splits), 3.8), sharey=True)
     for axis, split in zip(axes[0], splits, strict=True):
-        for radius, name in RADII_KM.items():
+        for radius, name in training.RADII_KM.items():
             axis.axvline(radius, color=MUTED, lw=0.7, ls=":")
             axis.text(radius, 1.005, f" {name}", rotation=38, fontsize=7.5, color=MUTED, ha="left", va="bottom")
         for name, frame in predictions[predictions["split"] == split].groupby("strategy", sort=False):

@@ -19,9 +19,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from lib.data.manifest import read_table
-from lib.evaluate.evaluation import COLUMNS
+from lib.evaluate.evaluation import COLUMNS, COMPARED
 from lib.evaluate.regions import HEADLINE
-from lib.evaluate.significance import RADII
 from lib.runs import RESULTS, Run, writing
 from lib.settings import Settings
 from lib.show import answer
@@ -329,10 +328,10 @@ def difference_cells(comparison: pd.DataFrame) -> list[dict[str, Any]]:
     """Paired differences for reading: one entry a split and baseline, with its rows; points, interval and verdict."""
     if comparison.empty:
         return []
-    chosen = comparison[comparison["metric"].isin(RADII)]
+    chosen = comparison[comparison["metric"].isin(COMPARED)]
     return [
-        {"split": split, "baseline": baseline, "metrics": [_heading(metric) for metric in RADII], "rows": [
-            {"strategy": strategy, "cells": [_difference_cell(frame[frame["metric"] == metric], "ci") for metric in RADII]}
+        {"split": split, "baseline": baseline, "metrics": [_heading(metric) for metric in COMPARED], "rows": [
+            {"strategy": strategy, "cells": [_difference_cell(frame[frame["metric"] == metric], "ci") for metric in COMPARED]}
             for strategy, frame in rows.groupby("strategy", sort=False)
         ]}
         for (split, baseline), rows in chosen.groupby(["split", "baseline"], sort=False)
