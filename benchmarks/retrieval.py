@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from benchmarks import reference
 from benchmarks.harness import Result, in_turn, measure, row
-from lib.method.geodesy import distance_km, uniform_on_sphere
+from lib.data.sphere import uniform_on_sphere
+from lib.method.geodesy import distance_km
 from lib.train import gallery
 
 SIZES = (125, 250, 500, 10_000)

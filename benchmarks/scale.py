@@ -32,7 +32,7 @@ def write_run(folder: Path, count: int) -> None:
     import pandas as pd
 
     from benchmarks.reweighting import CURVE
-    from lib.method.geodesy import uniform_on_sphere
+    from lib.data.sphere import uniform_on_sphere
 
     coordinates, numbers = uniform_on_sphere(count, np.random.default_rng(0), 70.0), np.arange(count)
     manifest = pd.DataFrame(

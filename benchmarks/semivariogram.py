@@ -11,8 +11,9 @@ import torch.nn.functional as F
 
 from benchmarks import reference
 from benchmarks.harness import Result, in_turn, measure, row
+from lib.data.sphere import uniform_on_sphere
 from lib.method import empirical
-from lib.method.geodesy import uniform_on_sphere, unit_vectors
+from lib.method.geodesy import unit_vectors
 
 SIZES = (2_000, 4_000, 8_000, 20_000, 50_000)
 PLAIN_UP_TO = 8_000

@@ -15,8 +15,9 @@ import pandas as pd
 import torch
 
 from lib.data import datasets, features
+from lib.data.sphere import coordinates_of
 from lib.evaluate import evaluation
-from lib.method.geodesy import EARTH_RADIUS_KM, chord_to_rad, coordinates_of, distance_km, rad_to_km, unit_vectors
+from lib.method.geodesy import EARTH_RADIUS_KM, chord_to_rad, distance_km, rad_to_km, unit_vectors
 from lib.method.model import GeoCLIP
 from lib.method.semivariogram import Curve, FittedSemivariogram
 from lib.runs import Run, progress, writing

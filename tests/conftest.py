@@ -17,8 +17,9 @@ from geoclip.model.rff import GaussianEncoding
 from hypothesis import settings as hypothesis_settings
 from torch import nn
 
+from lib.data.sphere import uniform_on_sphere
 from lib.method import model
-from lib.method.geodesy import uniform_on_sphere, unit_vectors
+from lib.method.geodesy import unit_vectors
 from lib.method.semivariogram import FittedSemivariogram
 from lib.runs import Run
 from lib.settings import load

@@ -27,9 +27,10 @@ from conftest import NarrowLocationEncoder
 from PIL import Image
 
 from lib.data import datasets, features
+from lib.data.sphere import uniform_on_sphere
 from lib.evaluate import evaluation
 from lib.method import model
-from lib.method.geodesy import uniform_on_sphere, unit_vectors
+from lib.method.geodesy import unit_vectors
 from lib.runs import Run
 from lib.settings import load
 from lib.train import curve, training

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from conftest import NarrowLocationEncoder
 
-from lib.data import datasets, features
+from lib.data import datasets, features, sampling
 from lib.evaluate import evaluation
-from lib.method import empirical, model
+from lib.method import model
 from lib.runs import Run, ranks
 from lib.settings import load
 from lib.train import checkpoints, gallery, training
@@ -23,7 +23,7 @@ def main(folder: Path, overrides: list[str]) -> None:
     run = Run(load("smoke", overrides), folder)
     manifest, frozen = datasets.read(run), features.read(run)
     for name, most in (("exact", 10**9), ("sampled", 4_000)):
-        sums = empirical.estimate(
+        sums = sampling.estimate(
             lambda rows: frozen.unit(rows), datasets.manifest.coordinates(manifest), 0.05, max_pairs=most, sample_pairs=4_000, among_ranks=True
         )
         if ranks.rank() == 0:

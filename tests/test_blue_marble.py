@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lib.data import blue_marble, datasets, places
+from lib.data import blue_marble, datasets, places, sphere
 from lib.data.blue_marble import build, cut_windows, draw_places
 from lib.method import geodesy
 from lib.runs import Run
@@ -58,7 +58,7 @@ class TestPlaces:
 
     def test_land_of_equal_area_holds_equally_many(self) -> None:
         many = blue_marble._draw(SETTINGS, np.random.default_rng(0), 60_000)
-        grid = geodesy.lattice(100.0)
+        grid = sphere.lattice(100.0)
         land = grid[places.is_land(grid) & (np.abs(grid[:, 0]) < 72.0)]
         for low, high in ((-35.0, 0.0), (0.0, 30.0), (50.0, 72.0)):
             share = [((part[:, 0] >= low) & (part[:, 0] < high)).mean() for part in (many, land)]
@@ -67,7 +67,7 @@ class TestPlaces:
     def test_the_clustered_design_stays_near_photo_places(self) -> None:
         clustered = draw_places(SETTINGS.model_copy(update={"design": "photo_places", "train": 100}))
         coordinates = clustered[["latitude", "longitude"]].to_numpy()
-        _, distance = geodesy.nearest(coordinates, blue_marble.photo_places())
+        _, distance = sphere.nearest(coordinates, blue_marble.photo_places())
         assert np.quantile(distance, 0.9) < 100.0
         assert places.is_land(coordinates).all()
 
@@ -107,7 +107,7 @@ def coloured(width: int = 1_440) -> torch.Tensor:
 
 
 def place_of(colour: np.ndarray) -> np.ndarray:
-    return geodesy.coordinates_of(colour / 127.5 - 1.0)
+    return sphere.coordinates_of(colour / 127.5 - 1.0)
 
 
 CENTRES = [(0.0, 0.0), (48.0, 11.0), (-33.0, 151.0), (70.0, 25.0), (-71.0, -60.0), (65.0, 179.9), (-17.0, -179.95), (71.0, -180.0)]

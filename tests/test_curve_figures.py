@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from test_semivariogram import LAG, unit_rows
 from test_variography import RISE, wavy
 
-from lib.method.geodesy import uniform_on_sphere
+from lib.data.sphere import uniform_on_sphere
 from study import curve_figures, variography
 
 

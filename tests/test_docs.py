@@ -15,7 +15,7 @@ from latex2mathml.converter import convert
 from PIL import Image
 
 from lib import pipeline, settings
-from lib.method.geodesy import uniform_on_sphere
+from lib.data.sphere import uniform_on_sphere
 from lib.settings import PROJECT
 
 DOCS = PROJECT / "docs"

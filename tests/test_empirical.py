@@ -10,10 +10,11 @@ import pytest
 import torch
 from conftest import small_world, unit_rows
 
+from lib.data.sampling import estimate, sampled
+from lib.data.sphere import uniform_on_sphere
 from lib.method import binning, empirical
-from lib.method.empirical import EmpiricalSemivariogram, estimate, exact, sampled
+from lib.method.empirical import EmpiricalSemivariogram, exact
 from lib.method.errors import BundleError
-from lib.method.geodesy import uniform_on_sphere
 
 
 def brute_force(features: np.ndarray, coordinates: np.ndarray, width: float) -> dict[str, np.ndarray]:
@@ -97,7 +98,7 @@ class TestEstimate:
         features, coordinates = small_world(5)
         with pytest.raises(BundleError, match="at least two photos; there are 1"):
             estimate(unit_rows(features[:1]), coordinates[:1])
-        with pytest.raises(ValueError, match="coordinate is not finite"):
+        with pytest.raises(BundleError, match="coordinate is not finite"):
             estimate(unit_rows(features), np.where(np.arange(5)[:, None] == 3, np.nan, coordinates))
         features[:, 0] = np.nan
         for max_pairs in (10, 9):  # exact, sampled

@@ -10,7 +10,8 @@ import torch
 from conftest import Runs, world
 
 from lib.data import places
-from lib.method.geodesy import EARTH_RADIUS_KM, uniform_on_sphere
+from lib.data.sphere import uniform_on_sphere
+from lib.method.geodesy import EARTH_RADIUS_KM
 from lib.method.model import GeoCLIP
 from lib.train import gallery
 from lib.train.gallery import GalleryError

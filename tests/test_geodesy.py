@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from sklearn.metrics.pairwise import haversine_distances
 
+from lib.data import sphere
 from lib.method import geodesy
 from lib.method.geodesy import EARTH_RADIUS_KM
 
@@ -89,8 +90,8 @@ class TestDistance:
         assert geodesy.km_to_rad(geodesy.rad_to_km(0.3)) == pytest.approx(0.3)
 
     def test_paired_arrays_keep_their_shape(self) -> None:
-        a = geodesy.uniform_on_sphere(6, np.random.default_rng(0)).reshape(2, 3, 2)
-        b = geodesy.uniform_on_sphere(6, np.random.default_rng(1)).reshape(2, 3, 2)
+        a = sphere.uniform_on_sphere(6, np.random.default_rng(0)).reshape(2, 3, 2)
+        b = sphere.uniform_on_sphere(6, np.random.default_rng(1)).reshape(2, 3, 2)
         found = geodesy.distance_km(a, b)
         assert found.shape == (2, 3)
         assert found[1, 2] == pytest.approx(by_pyproj_km(tuple(a[1, 2]), tuple(b[1, 2])), abs=1e-6)
@@ -107,7 +108,7 @@ class TestVectors:
     def test_there_and_back(self, a: tuple) -> None:
         vector = geodesy.unit_vectors(np.array(a))
         assert np.linalg.norm(vector) == pytest.approx(1.0, abs=1e-12)
-        back = geodesy.coordinates_of(3.0 * vector)
+        back = sphere.coordinates_of(3.0 * vector)
         assert float(geodesy.distance_km(back, a)) < 1e-6
 
 
@@ -178,51 +179,51 @@ class TestCells:
         def cell(latitude: float, longitude: float) -> tuple[int, int]:
             return math.floor((latitude + 90.0) / size), math.floor(((longitude + 180.0) % 360.0) / size)
 
-        first, second = geodesy.cell_of(np.array([a, b]), size)
+        first, second = sphere.cell_of(np.array([a, b]), size)
         assert (first == second) == (cell(*a) == cell(*b))
 
     @pytest.mark.parametrize("size", [7.0, 50.0, 0.7])
     def test_sizes_that_do_not_divide_the_circle_keep_the_cells_apart(self, size: float) -> None:
         last_of_a_row, first_of_the_next = (-90.0 + size / 2, 179.99), (-90.0 + 1.5 * size, -179.99)
-        first, second = geodesy.cell_of(np.array([last_of_a_row, first_of_the_next]), size)
+        first, second = sphere.cell_of(np.array([last_of_a_row, first_of_the_next]), size)
         assert first != second
 
     def test_the_180th_meridian_is_one_meridian(self) -> None:
-        first, second = geodesy.cell_of(np.array([[5.0, 180.0], [5.0, -180.0]]), 10.0)
+        first, second = sphere.cell_of(np.array([[5.0, 180.0], [5.0, -180.0]]), 10.0)
         assert first == second
 
 
 class TestNearest:
     def test_it_is_the_smallest_of_all_distances(self) -> None:
         generator = np.random.default_rng(4)
-        photos, among = geodesy.uniform_on_sphere(60, generator), geodesy.uniform_on_sphere(200, generator)
+        photos, among = sphere.uniform_on_sphere(60, generator), sphere.uniform_on_sphere(200, generator)
         naive = np.array([[by_pyproj_km(tuple(a), tuple(b)) for b in among] for a in photos])
         for rank in (1, 2, 5):
-            row, distance = geodesy.nearest(photos, among, rank)
+            row, distance = sphere.nearest(photos, among, rank)
             assert np.array_equal(row, np.argsort(naive, 1)[:, rank - 1])
             assert np.allclose(distance, np.sort(naive, 1)[:, rank - 1], atol=1e-5)
 
     def test_the_second_nearest_of_the_same_places_is_another_place(self) -> None:
-        places = geodesy.uniform_on_sphere(50, np.random.default_rng(5))
-        row, distance = geodesy.nearest(places, places, 2)
+        places = sphere.uniform_on_sphere(50, np.random.default_rng(5))
+        row, distance = sphere.nearest(places, places, 2)
         assert not np.any(row == np.arange(50))
         assert distance.min() > 0.0
 
     def test_it_looks_across_the_180th_meridian(self) -> None:
-        row, distance = geodesy.nearest(np.array([[0.0, 179.9]]), np.array([[0.0, 170.0], [0.0, -179.9]]))
+        row, distance = sphere.nearest(np.array([[0.0, 179.9]]), np.array([[0.0, 170.0], [0.0, -179.9]]))
         assert row.tolist() == [1]
         assert distance[0] == pytest.approx(22.24, abs=0.01)
 
 
 class TestLattice:
     def test_each_point_stands_for_the_stated_surface(self) -> None:
-        points = geodesy.lattice(300.0)
+        points = sphere.lattice(300.0)
         assert len(points) * 300.0**2 == pytest.approx(4.0 * math.pi * EARTH_RADIUS_KM**2, rel=1e-3)
         assert np.abs(points).max(0)[0] <= 90.0
         assert np.abs(points).max(0)[1] <= 180.0
 
     def test_no_region_is_denser_than_another(self) -> None:
-        _, gap = geodesy.nearest(points := geodesy.lattice(300.0), points, 2)
+        _, gap = sphere.nearest(points := sphere.lattice(300.0), points, 2)
         assert gap.min() > 0.6 * 300.0
         assert gap.max() < 1.2 * 300.0
         for low, high in ((-90.0, -60.0), (-15.0, 15.0), (60.0, 90.0)):
@@ -233,7 +234,7 @@ class TestLattice:
 
 class TestUniform:
     def test_equal_areas_hold_equally_many_and_the_limit_holds(self) -> None:
-        points = geodesy.uniform_on_sphere(40_000, np.random.default_rng(6), 60.0)
+        points = sphere.uniform_on_sphere(40_000, np.random.default_rng(6), 60.0)
         assert np.abs(points[:, 0]).max() <= 60.0
         below_30 = (np.abs(points[:, 0]) < 30.0).mean()
         assert below_30 == pytest.approx(0.5 / math.sin(math.radians(60.0)), abs=0.01)

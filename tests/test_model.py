@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from geoclip.model.location_encoder import LocationEncoder
 
+from lib.data.sphere import uniform_on_sphere
 from lib.method.errors import BundleError
-from lib.method.geodesy import uniform_on_sphere
 from lib.method.model import GeoCLIP, Queue, initialise, load
 from lib.settings import Training
 

@@ -19,8 +19,9 @@ from transformers import CLIPImageProcessor
 
 from lib.data.backbones import Backbone
 from lib.data.photos import GPS_IFD
+from lib.data.sphere import uniform_on_sphere
 from lib.method import model
-from lib.method.geodesy import distance_km, uniform_on_sphere
+from lib.method.geodesy import distance_km
 from lib.predict.predict import Prediction, exchange, predict, predictors, probabilities
 from lib.predict.predictors import Predictor, PredictorError
 from lib.runs import Run

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from lib.data.sphere import EARTH_AREA_KM2, uniform_on_sphere
 from lib.evaluate import regions, significance
 from lib.evaluate.evaluation import PUBLISHED, aligned
 from lib.evaluate.regions import EqualAreaGrid, cell_errors, cell_gains, continent_gains, error_field, gains
-from lib.method.geodesy import EARTH_AREA_KM2, uniform_on_sphere
 
 
 def predictions(errors: dict[str, np.ndarray], places: np.ndarray, split: str = "test") -> pd.DataFrame:

@@ -16,8 +16,9 @@ from browsing import Visit
 from PIL import Image
 
 from lib import pipeline
+from lib.data.sphere import uniform_on_sphere
 from lib.evaluate import evaluation, regions
-from lib.method.geodesy import distance_km, uniform_on_sphere
+from lib.method.geodesy import distance_km
 from lib.runs import Run
 from lib.settings import load
 from lib.show import report

@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from scipy.optimize import least_squares
 from sklearn.metrics.pairwise import haversine_distances
 
+from lib.data.sampling import estimate
+from lib.data.sphere import uniform_on_sphere
 from lib.method import semivariogram
-from lib.method.empirical import EmpiricalSemivariogram, estimate
+from lib.method.empirical import EmpiricalSemivariogram
 from lib.method.errors import BundleError
-from lib.method.geodesy import EARTH_RADIUS_KM, uniform_on_sphere
+from lib.method.geodesy import EARTH_RADIUS_KM
 from lib.method.semivariogram import Curve, fit, load
 from lib.train import curve
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
 from lib.data.sampling import Candidates, Shell
-from lib.method.geodesy import uniform_on_sphere, unit_vectors
+from lib.data.sphere import uniform_on_sphere
+from lib.method.geodesy import unit_vectors
 
 
 def as_set(left: np.ndarray, right: np.ndarray) -> set[tuple[int, int]]:

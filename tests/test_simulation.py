@@ -11,7 +11,7 @@ from conftest import Runs
 from sklearn.metrics import average_precision_score
 
 from lib.data import manifest as manifests
-from lib.method.empirical import estimate
+from lib.data.sampling import estimate
 from lib.method.geodesy import distance_km
 from lib.method.negatives import Candidates
 from lib.method.semivariogram import FittedSemivariogram, fit

@@ -21,10 +21,12 @@ from sklearn.metrics import roc_auc_score
 from test_semivariogram import LAG, measured, unit_rows
 
 from lib.data import datasets
+from lib.data.sampling import estimate
+from lib.data.sphere import cell_of, uniform_on_sphere
 from lib.method import semivariogram
-from lib.method.empirical import EmpiricalSemivariogram, estimate
+from lib.method.empirical import EmpiricalSemivariogram
 from lib.method.errors import BundleError
-from lib.method.geodesy import cell_of, pairwise_distance_rad, uniform_on_sphere, unit_vectors
+from lib.method.geodesy import pairwise_distance_rad, unit_vectors
 from lib.method.semivariogram import fit
 from lib.train import curve
 from study import variography

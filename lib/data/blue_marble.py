@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from lib.data import places
+from lib.data import places, sphere
 from lib.data.manifest import Built
 from lib.method import geodesy
 from lib.runs import code_digest, progress, writing
@@ -93,7 +93,7 @@ def draw_places(settings: BlueMarble) -> pd.DataFrame:
     found = {False: 0, True: 0}
     while any(found[blocked] < wanted[blocked] for blocked in wanted):
         drawn = _draw(settings, generator, 4_096)
-        in_held_out = np.isin(geodesy.cell_of(drawn, settings.blocked_cell_deg), held_out)
+        in_held_out = np.isin(sphere.cell_of(drawn, settings.blocked_cell_deg), held_out)
         for blocked in wanted:
             kept[blocked].append(drawn[in_held_out == blocked])
             found[blocked] += len(kept[blocked][-1])
@@ -105,7 +105,7 @@ def draw_places(settings: BlueMarble) -> pd.DataFrame:
             "latitude": coordinates[:, 0],
             "longitude": coordinates[:, 1],
             "split": split,
-            "cell": geodesy.cell_of(coordinates, settings.blocked_cell_deg),
+            "cell": sphere.cell_of(coordinates, settings.blocked_cell_deg),
         }
     )
     return frame
@@ -115,7 +115,7 @@ def _draw(settings: BlueMarble, generator: np.random.Generator, count: int) -> n
     """About ``count`` places on land within the latitude limit, [n, 2]."""
     limit = settings.max_abs_latitude_deg
     if settings.design == "uniform":
-        drawn = geodesy.uniform_on_sphere(count, generator, limit)
+        drawn = sphere.uniform_on_sphere(count, generator, limit)
     else:
         gallery = photo_places()
         chosen = gallery[generator.integers(len(gallery), size=count)]
@@ -126,7 +126,7 @@ def _draw(settings: BlueMarble, generator: np.random.Generator, count: int) -> n
 
 def _held_out_cells(settings: BlueMarble, generator: np.random.Generator) -> np.ndarray:
     """Cells that are held out whole: ``blocked_share`` of those in which the design puts a place."""
-    cells = np.unique(geodesy.cell_of(_draw(settings, generator, 50_000), settings.blocked_cell_deg))
+    cells = np.unique(sphere.cell_of(_draw(settings, generator, 50_000), settings.blocked_cell_deg))
     return generator.choice(
         cells, min(len(cells) - 1, max(1, round(settings.blocked_share * len(cells)))), replace=False
     )

@@ -19,8 +19,8 @@ import pandas as pd
 from pyarrow import parquet
 
 from lib.data.photos import UNREADABLE, open_photo
+from lib.data.sphere import nearest
 from lib.method.errors import BundleError
-from lib.method.geodesy import nearest
 from lib.runs import progress, writing
 from lib.runs.files import READING_ERRORS, one_line
 

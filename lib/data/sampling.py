@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -25,7 +28,6 @@ from lib.method.empirical import (
     finite_rows,
     lag_count,
     of_pairs,
-    one_thread_each,
     points_of,
 )
 from lib.method.geodesy import chord_to_rad
@@ -176,7 +178,8 @@ def estimate(
         def watch(starts: range) -> Iterator[int]:
             return progress(starts, "semivariogram", len(starts))
 
-        total = exact(unit_rows, coordinates_deg, lag_width_rad, device=device, part=part, watch=watch)
+        with one_thread_each(device) as apply:
+            total = exact(unit_rows, coordinates_deg, lag_width_rad, device=device, part=part, watch=watch, apply=apply)
         return over_ranks(total) if among_ranks else total
     return sampled(unit_rows, coordinates_deg, lag_width_rad, pairs=sample_pairs, seed=seed, device=device, among_ranks=among_ranks)
 
@@ -227,6 +230,34 @@ def _shells(points: np.ndarray, width: float, pairs: int, seed: int) -> Iterator
     for ends in itertools.pairwise(edges):
         yield Shell.of(points, width, range(*ends), pairs // (2 * len(edges) - 2), seed)
     yield Shell.of(points, width, range(edges[-1], lags), pairs // 2, seed)
+
+
+@contextmanager
+def one_thread_each(device: torch.device | str) -> Iterator[Callable]:
+    """``map`` over as many threads as torch has, each with one of them; a GPU needs only one.
+
+    Binning does not use several threads by itself, so a second tile is worked on meanwhile. Results come in order.
+    """
+    threads = torch.get_num_threads()
+    if torch.device(device).type != "cpu" or threads == 1:
+        yield map
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield lambda function, items: _ahead(pool, function, items, 2 * threads)
+    finally:
+        torch.set_num_threads(threads)  # its matrix products' threads are the process's, not the thread's
+
+
+def _ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, ahead: int) -> Iterator:
+    """``pool.map`` that is at most ``ahead`` results ahead of whoever reads them."""
+    waiting: deque = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def over_ranks(own: EmpiricalSemivariogram) -> EmpiricalSemivariogram:

@@ -11,8 +11,8 @@ import pandas as pd
 
 from lib.data import backbones, datasets, features
 from lib.data.blue_marble import photo_places
-from lib.method import model
-from lib.method.geodesy import distance_km, nearest
+from lib.data.sphere import nearest
+from lib.method.geodesy import distance_km
 from lib.runs import Run, progress, ranks, writing
 from lib.settings import Evaluation
 from lib.train import checkpoints, gallery, training
@@ -99,7 +99,7 @@ def predict_published(run: Run, among_ranks: bool = False) -> pd.DataFrame:
     backbones.check_published_head(run.settings.backbone)
     manifest, frozen, candidates = datasets.read(run), features.read(run), photo_places()
     rows = np.concatenate([datasets.manifest.rows_of(manifest, split) for split in splits_of(run)])
-    published = model.published().to(run.device)
+    published = checkpoints.published().to(run.device)
     found = gallery.search(published, frozen, rows, candidates, among_ranks=among_ranks)
     truth = datasets.manifest.coordinates(manifest)[rows]
     return predictions_of(manifest.iloc[rows], truth, candidates[found], PUBLISHED, 0)

@@ -10,10 +10,7 @@ All pairs cost one matrix product, tile by tile, and a fifth of that again to pu
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -169,6 +166,7 @@ def exact(
     device: torch.device | str = "cpu",
     part: tuple[int, int] = (0, 1),
     watch: Callable[[range], Iterable[int]] = iter,
+    apply: Callable = map,
 ) -> EmpiricalSemivariogram:
     """Empirical semivariogram of N photos over all N (N - 1) / 2 pairs.
 
@@ -177,6 +175,7 @@ def exact(
         coordinates_deg: [N, 2] latitude and longitude.
         part: (k, n): the k-th of n shares of the pairs, whose sums add up to those of all.
         watch: passes the starts of the blocks on, one by one, such as a progress bar does.
+        apply: ``map``, or that of a pool of threads.
         block: rows of a block; None: 512, on a GPU 4,096. Held beyond ``BLOCKS_AT_A_TIME`` blocks of features, whatever N: a block
             and 4 ``block``**2 bytes a thread, on a GPU about 60 ``block``**2.
 
@@ -189,13 +188,11 @@ def exact(
     block = block or (512 if device.type == "cpu" else 4_096)
     tiles = _Tiles(unit_rows, torch.from_numpy(points.T.copy()).to(device), lag_width_rad, block)
     starts = range(0, len(points), block * BLOCKS_AT_A_TIME)
-    mine = starts[part[0] :: part[1]]
     total = EmpiricalSemivariogram.empty(lag_width_rad)
-    with one_thread_each(device) as pool:
-        for first in watch(mine):
-            left = finite_rows(tiles.rows(first, block * BLOCKS_AT_A_TIME))
-            for sums in pool(partial(tiles.across, left, first), range(first, len(points), block)):
-                total = total + sums
+    for first in watch(starts[part[0] :: part[1]]):
+        left = finite_rows(tiles.rows(first, block * BLOCKS_AT_A_TIME))
+        for sums in apply(partial(tiles.across, left, first), range(first, len(points), block)):
+            total = total + sums
     return total
 
 
@@ -206,34 +203,6 @@ def points_of(coordinates_deg: np.ndarray) -> np.ndarray:
     if not np.isfinite(coordinates_deg).all():
         raise BundleError("a coordinate is not finite; check the manifest")
     return unit_vectors(coordinates_deg)
-
-
-@contextmanager
-def one_thread_each(device: torch.device | str) -> Iterator[Callable]:
-    """``map`` over as many threads as torch has, each with one of them; a GPU needs only one.
-
-    Binning does not use several threads by itself, so a second tile is worked on meanwhile. Results come in order.
-    """
-    threads = torch.get_num_threads()
-    if torch.device(device).type != "cpu" or threads == 1:
-        yield map
-        return
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield lambda function, items: _ahead(pool, function, items, 2 * threads)
-    finally:
-        torch.set_num_threads(threads)  # its matrix products' threads are the process's, not the thread's
-
-
-def _ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, ahead: int) -> Iterator:
-    """``pool.map`` that is at most ``ahead`` results ahead of whoever reads them."""
-    waiting: deque = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def finite_rows(rows: torch.Tensor) -> torch.Tensor:

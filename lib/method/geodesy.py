@@ -6,18 +6,14 @@ great circles on a sphere of mean radius. Imports nothing of ``lib``.
 
 from __future__ import annotations
 
-import math
 from typing import TypeVar
 
 import numpy as np
 import torch
-from scipy.spatial import KDTree
 
 EARTH_RADIUS_KM = 6371.0088
 """Mean radius R1 of the WGS84 ellipsoid, in kilometres (Moritz, 2000)."""
 
-EARTH_AREA_KM2 = 4.0 * math.pi * EARTH_RADIUS_KM**2
-"""Surface of the sphere of radius ``EARTH_RADIUS_KM``, in square kilometres."""
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
@@ -43,12 +39,6 @@ def unit_vectors(coordinates_deg: Array) -> Array:
         xp, angles = np, np.deg2rad(np.asarray(coordinates_deg, dtype=np.float64))
     latitude, longitude = angles[..., 0], angles[..., 1]
     return xp.stack((xp.cos(latitude) * xp.cos(longitude), xp.cos(latitude) * xp.sin(longitude), xp.sin(latitude)), -1)
-
-
-def coordinates_of(vectors: np.ndarray) -> np.ndarray:
-    """Latitude and longitude in degrees, [..., 2], of ``vectors`` [..., 3] of any length above 0."""
-    x, y, z = np.moveaxis(np.asarray(vectors, dtype=np.float64), -1, 0)
-    return np.stack((np.rad2deg(np.arctan2(z, np.hypot(x, y))), np.rad2deg(np.arctan2(y, x))), -1)
 
 
 def chord_to_rad(squared_chord: Array) -> Array:
@@ -114,41 +104,3 @@ def jitter(coordinates_deg: torch.Tensor, sigma_m: float, generator: torch.Gener
     ) * (sigma_m / 1000.0)
     noise_km = noise_km.to(coordinates_deg.device)
     return destination(coordinates_deg, noise_km[..., 0], noise_km[..., 1])
-
-
-def cell_of(coordinates_deg: np.ndarray, size_deg: float) -> np.ndarray:
-    """Index, int64 [...], of the ``size_deg`` x ``size_deg`` latitude-longitude cell that holds each coordinate."""
-    columns = math.ceil(360.0 / size_deg)
-    row = np.floor((coordinates_deg[..., 0] + 90.0) / size_deg).astype(np.int64)
-    column = np.floor((wrap_longitude(coordinates_deg[..., 1]) + 180.0) / size_deg).astype(np.int64)
-    return row * columns + column
-
-
-def nearest(coordinates_deg: np.ndarray, among_deg: np.ndarray, rank: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Row of ``among_deg`` [M, 2] that is nearest to each of ``coordinates_deg`` [N, 2], and its distance in km, both [N].
-
-    Args:
-        rank: 1 the nearest, 2 the second nearest (the nearest other, where both are the same places).
-    """
-    chord, row = KDTree(unit_vectors(among_deg)).query(unit_vectors(coordinates_deg), k=[rank])
-    return row[:, 0], rad_to_km(chord_to_rad(chord[:, 0] ** 2))
-
-
-def lattice(spacing_km: float) -> np.ndarray:
-    """Nearly uniform points of the sphere, float64 [N, 2], each standing for ``spacing_km``**2 of surface.
-
-    A Fibonacci lattice: no pole, no row that is denser than another.
-    Source: Gonzalez, "Measurement of areas on a sphere using Fibonacci and latitude-longitude lattices", 2010.
-    """
-    count = max(2, round(EARTH_AREA_KM2 / spacing_km**2))
-    index = np.arange(count)
-    golden = (1.0 + math.sqrt(5.0)) / 2.0
-    latitude = np.rad2deg(np.arcsin((2.0 * index + 1.0) / count - 1.0))
-    return np.stack((latitude, wrap_longitude(360.0 * (index / golden % 1.0))), -1)
-
-
-def uniform_on_sphere(count: int, generator: np.random.Generator, max_abs_latitude_deg: float = 90.0) -> np.ndarray:
-    """``count`` points drawn uniformly by area from the sphere between +-``max_abs_latitude_deg``, float64 [N, 2]."""
-    limit = math.sin(math.radians(max_abs_latitude_deg))
-    latitude = np.rad2deg(np.arcsin(generator.uniform(-limit, limit, count)))
-    return np.stack((latitude, generator.uniform(-180.0, 180.0, count)), -1)

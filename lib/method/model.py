@@ -7,14 +7,11 @@ import math
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-from lib.method.errors import BundleError
 
 EMBEDDING = 512
 """Dimension of the space that photos and places share (GeoCLIP)."""
@@ -78,36 +75,6 @@ class GeoCLIP(nn.Module):
         """z = exp(s) x cosine, float32 [B, M], of embeddings [B, 512] and [M, 512]."""
         with torch.autocast(photos.device.type, enabled=False):
             return self.logit_scale.exp() * photos @ places.T
-
-def published() -> GeoCLIP:
-    """GeoCLIP as published: location encoder, image head and temperature of the package, in evaluation mode.
-
-    Needs the 768 projected features of CLIP ViT-L/14, raw: no mean subtracted. Source: package ``geoclip``.
-    """
-    model = GeoCLIP(768, location_weights="geoclip")
-    load_published_head(model)
-    return model.eval()
-
-
-def load_published_head(model: GeoCLIP) -> None:
-    """Give ``model`` the published image head and temperature.
-
-    Raises:
-        BundleError: its features do not have 768 dimensions, or are centred.
-    """
-    if model.image_head[0].in_features != 768 or model.feature_mean.any():
-        raise BundleError(
-            "geoclip's published image head takes the 768 raw features of CLIP ViT-L/14; set "
-            "backbone.name=openai/clip-vit-large-patch14 and backbone.centred=false"
-        )
-    folder = Path(geoclip_locations().__file__).parent / "weights"
-    head, scale = (
-        torch.load(folder / f"{name}_weights.pth", map_location="cpu", weights_only=True)
-        for name in ("image_encoder_mlp", "logit_scale")
-    )
-    model.image_head.load_state_dict(head)
-    with torch.no_grad():
-        model.logit_scale.copy_(scale)
 
 
 @dataclass

@@ -15,7 +15,6 @@ import torch
 from lib.data import backbones, datasets
 from lib.data.backbones import Backbone
 from lib.data.blue_marble import photo_places
-from lib.method import model
 from lib.method.errors import BundleError
 from lib.method.model import GeoCLIP
 from lib.predict import exchange
@@ -110,7 +109,7 @@ def of_published(device: torch.device, gallery_name: str | None = None, backbone
     backbones.check_published_head(settings)
     among = (gallery_name or PUBLISHED, _gallery_without_run(gallery_name or PUBLISHED))
     description = "GeoCLIP as its authors published it; trained on MP-16"
-    return _assembled("GeoCLIP as published", description, model.published().to(device), settings, among)
+    return _assembled("GeoCLIP as published", description, checkpoints.published().to(device), settings, among)
 
 
 def of_release(

@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 
 from lib.data import places
 from lib.data.photos import open_photo
+from lib.data.sphere import EARTH_AREA_KM2
 from lib.evaluate import pairs as pair_kinds
 from lib.evaluate.evaluation import METRICS
 from lib.method.empirical import EmpiricalSemivariogram
-from lib.method.geodesy import EARTH_AREA_KM2, EARTH_RADIUS_KM
+from lib.method.geodesy import EARTH_RADIUS_KM
 from lib.method.semivariogram import FittedSemivariogram
 from lib.runs import writing
 from lib.train import training

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
 from lib.method.errors import BundleError
-from lib.method.model import GeoCLIP, load_published_head
+from lib.method.model import GeoCLIP, geoclip_locations
 from lib.runs.files import READING_ERRORS, one_line, writing
 from lib.runs.machine import generator
 from lib.settings import Training
@@ -47,6 +47,37 @@ def initialise(seed: int, mean: torch.Tensor, scale: float, settings: Training) 
     if settings.image_head == "geoclip":
         load_published_head(model)
     return model
+
+
+def published() -> GeoCLIP:
+    """GeoCLIP as published: location encoder, image head and temperature of the package, in evaluation mode.
+
+    Needs the 768 projected features of CLIP ViT-L/14, raw: no mean subtracted. Source: package ``geoclip``.
+    """
+    model = GeoCLIP(768, location_weights="geoclip")
+    load_published_head(model)
+    return model.eval()
+
+
+def load_published_head(model: GeoCLIP) -> None:
+    """Give ``model`` the published image head and temperature.
+
+    Raises:
+        BundleError: its features do not have 768 dimensions, or are centred.
+    """
+    if model.image_head[0].in_features != 768 or model.feature_mean.any():
+        raise BundleError(
+            "geoclip's published image head takes the 768 raw features of CLIP ViT-L/14; set "
+            "backbone.name=openai/clip-vit-large-patch14 and backbone.centred=false"
+        )
+    folder = Path(geoclip_locations().__file__).parent / "weights"
+    head, scale = (
+        torch.load(folder / f"{name}_weights.pth", map_location="cpu", weights_only=True)
+        for name in ("image_encoder_mlp", "logit_scale")
+    )
+    model.image_head.load_state_dict(head)
+    with torch.no_grad():
+        model.logit_scale.copy_(scale)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> GeoCLIP:

@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lib.data import datasets, places
+from lib.data import datasets, places, sphere
 from lib.data.blue_marble import photo_places
 from lib.data.features import Features
-from lib.method import geodesy
 from lib.method.errors import BundleError
 from lib.method.model import EMBEDDING, GeoCLIP
 from lib.runs import Run, ranks
@@ -44,7 +43,7 @@ def coordinates(run: Run) -> np.ndarray:
     if name == "train":
         return datasets.manifest.coordinates(manifest)[datasets.manifest.rows_of(manifest, "train")]
     if name == "lattice":
-        points = geodesy.lattice(run.settings.evaluation.lattice_km)
+        points = sphere.lattice(run.settings.evaluation.lattice_km)
         within = np.abs(points[:, 0]) <= manifest["latitude"].abs().max()
         return points[within & places.is_land(points)]
     if name == "geoclip":

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from lib.method.geodesy import uniform_on_sphere
+from lib.data.sphere import uniform_on_sphere
 
 SHARDS = {"train": [120, 120], "test": [60]}
 BROKEN, NO_PHOTO, NO_ROW = "train 0 3", "train 1 5", "777000777000777"

@@ -1,0 +1,57 @@
+"""Places on the sphere: draws, a lattice, cells, the nearest of several. Coordinates are degrees, latitude first."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.spatial import KDTree
+
+from lib.method.geodesy import EARTH_RADIUS_KM, chord_to_rad, rad_to_km, unit_vectors, wrap_longitude
+
+EARTH_AREA_KM2 = 4.0 * math.pi * EARTH_RADIUS_KM**2
+"""Surface of the sphere of radius ``EARTH_RADIUS_KM``, in square kilometres."""
+
+
+def coordinates_of(vectors: np.ndarray) -> np.ndarray:
+    """Latitude and longitude in degrees, [..., 2], of ``vectors`` [..., 3] of any length above 0."""
+    x, y, z = np.moveaxis(np.asarray(vectors, dtype=np.float64), -1, 0)
+    return np.stack((np.rad2deg(np.arctan2(z, np.hypot(x, y))), np.rad2deg(np.arctan2(y, x))), -1)
+
+
+def cell_of(coordinates_deg: np.ndarray, size_deg: float) -> np.ndarray:
+    """Index, int64 [...], of the ``size_deg`` x ``size_deg`` latitude-longitude cell that holds each coordinate."""
+    columns = math.ceil(360.0 / size_deg)
+    row = np.floor((coordinates_deg[..., 0] + 90.0) / size_deg).astype(np.int64)
+    column = np.floor((wrap_longitude(coordinates_deg[..., 1]) + 180.0) / size_deg).astype(np.int64)
+    return row * columns + column
+
+
+def nearest(coordinates_deg: np.ndarray, among_deg: np.ndarray, rank: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Row of ``among_deg`` [M, 2] that is nearest to each of ``coordinates_deg`` [N, 2], and its distance in km, both [N].
+
+    Args:
+        rank: 1 the nearest, 2 the second nearest (the nearest other, where both are the same places).
+    """
+    chord, row = KDTree(unit_vectors(among_deg)).query(unit_vectors(coordinates_deg), k=[rank])
+    return row[:, 0], rad_to_km(chord_to_rad(chord[:, 0] ** 2))
+
+
+def lattice(spacing_km: float) -> np.ndarray:
+    """Nearly uniform points of the sphere, float64 [N, 2], each standing for ``spacing_km``**2 of surface.
+
+    A Fibonacci lattice: no pole, no row that is denser than another.
+    Source: Gonzalez, "Measurement of areas on a sphere using Fibonacci and latitude-longitude lattices", 2010.
+    """
+    count = max(2, round(EARTH_AREA_KM2 / spacing_km**2))
+    index = np.arange(count)
+    golden = (1.0 + math.sqrt(5.0)) / 2.0
+    latitude = np.rad2deg(np.arcsin((2.0 * index + 1.0) / count - 1.0))
+    return np.stack((latitude, wrap_longitude(360.0 * (index / golden % 1.0))), -1)
+
+
+def uniform_on_sphere(count: int, generator: np.random.Generator, max_abs_latitude_deg: float = 90.0) -> np.ndarray:
+    """``count`` points drawn uniformly by area from the sphere between +-``max_abs_latitude_deg``, float64 [N, 2]."""
+    limit = math.sin(math.radians(max_abs_latitude_deg))
+    latitude = np.rad2deg(np.arcsin(generator.uniform(-limit, limit, count)))
+    return np.stack((latitude, generator.uniform(-180.0, 180.0, count)), -1)
