@@ -18,7 +18,7 @@ import lib
 from lib import runs, settings
 from lib.method import negatives
 from lib.show import report
-from lib.show.answer import points
+from lib.show.report import points
 from lib.train.training import COMPARED_KM as RADII
 
 HERE = Path(__file__).resolve().parent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -50,15 +51,31 @@ def provenance(run: Run) -> dict:
     }  # fmt: skip
 
 
+def choose(run: Run, strategy: str) -> None:
+    """Histories in which ``strategy`` has the highest accuracy on validation."""
+    for name in run.settings.training.strategies:
+        for seed in run.settings.training.seeds:
+            run.history(name, seed).parent.mkdir(exist_ok=True)
+            run.history(name, seed).write_text(f"epoch,validation_acc_200km\n1,{0.6 if name == strategy else 0.5}\n")
+
+
+def answer(page: Path) -> str:
+    """The words of the first screen's box."""
+    box = re.search(r'<section class="answer.*?</section>', page.read_text("utf-8"), re.S)[0]
+    return " ".join(re.sub("<[^>]+>", " ", box).split())
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with its tables, a figure, a map and a notebook, and its index."""
-    made = Run(load("smoke"), tmp_path_factory.mktemp("results") / "run")
+    made = Run(load("smoke", ["training.strategies=infonce,semivariogram,semivariance_margin,similarity"]),
+               tmp_path_factory.mktemp("results") / "run")  # fmt: skip
     frame = predictions()
     photos = pd.DataFrame({"id": frame["id"].unique()}).assign(continent=HOSTILE, country="BR")
     made.folder.mkdir()
     frame.to_parquet(made.predictions)
     photos.to_parquet(made.manifest)
+    choose(made, "semivariance_margin")
     regions.make(made, frame, photos)
     evaluation.save_table(evaluation.accuracy(frame), made.table("accuracy"))
     evaluation.save_table(pd.concat([evaluation.compare(frame, resamples=200), evaluation.compare(frame, "similarity", 200)]), made.table("comparison"))
@@ -133,13 +150,84 @@ def test_a_run_without_tables_still_has_its_page(tmp_path: Path) -> None:
     assert "Nothing to compare" in text and "notebook 05" in text
 
 
+@pytest.fixture
+def rewritten(run: Run) -> Iterator[Callable[[str], str]]:
+    """The first screen's words where validation chose a strategy; the page and the histories are put back in the end."""
+    page = run.folder / "index.html"
+    before = page.read_text()
+
+    def words(strategy: str) -> str:
+        choose(run, strategy)
+        return answer(report.write_index(run, provenance(run), []))
+
+    yield words
+    choose(run, "semivariance_margin")
+    page.write_text(before)
+
+
+def test_the_strategy_that_validation_chose_leads_and_not_the_best_of_the_test_split(rewritten: Callable) -> None:
+    """On the test split semivariance_margin is far ahead; validation chose semivariogram."""
+    said = rewritten("semivariogram")
+    assert said.startswith("Not shown: validation chose semivariogram, which is not shown to gain")
+    assert "Against GeoCLIP as it is, semivariogram changes" in said
+
+
+def test_a_gain_of_what_uses_no_curve_is_no_gain_of_the_semivariogram(rewritten: Callable) -> None:
+    assert rewritten("similarity").startswith("Not by the semivariogram: validation chose similarity")
+
+
+def test_where_validation_chose_the_baseline_nothing_leads(rewritten: Callable) -> None:
+    assert rewritten("infonce").startswith("No: validation chose infonce, GeoCLIP as it is")
+
+
+def test_the_answer_tells_each_difference_with_its_interval_and_verdict(page: Path) -> None:
+    said = answer(page)
+    assert said.startswith("Yes: validation chose semivariance_margin, which gains")
+    assert re.search(r"semivariance_margin changes .* by \+\d+\.\d points \(95 % interval \+.* to \+.*\), a gain\.", said)
+    assert re.search(r"The paper’s own strategy, semivariogram: .*, not shown\. The control without geography, similarity:", said)
+    assert "Of the 3 strategies that use the curve 1 gain and 0 lose." in said
+    assert "No difference is shown in &lt;img src=x onerror=alert(1)&gt;. " in said
+    assert re.search(r"On cells held out whole: \+.*, a gain\.", said)
+
+
+@pytest.mark.parametrize(("low", "high", "verdict"), [(0.1, 2, "gains"), (0, 18, "not shown"), (-1, 9, "not shown"), (-2, -1, "loses")])
+def test_an_interval_that_holds_zero_is_not_shown_however_large_the_estimate(low: float, high: float, verdict: str) -> None:
+    one = {"strategy": "decayed", "baseline": "infonce", "metric": "acc_200km", "difference": 0.09, "n": 9, "split": "test"}
+    (row,) = report.strategy_rows(pd.DataFrame([one | {"ci_low": low / 100, "ci_high": high / 100}]), "test")
+    assert row.verdict == verdict
+
+
+def test_what_gains_stands_before_a_larger_estimate_that_is_not_shown() -> None:
+    one = {"baseline": "infonce", "metric": "acc_200km", "n": 9, "split": "test"}
+    wide = one | {"strategy": "wide", "difference": 0.08, "ci_low": -0.01, "ci_high": 0.17}
+    sure = one | {"strategy": "sure", "difference": 0.02, "ci_low": 0.01, "ci_high": 0.03}
+    assert [row.label for row in report.strategy_rows(pd.DataFrame([wide, sure]), "test")] == ["sure", "wide"]
+
+
+def test_points_have_a_true_minus_and_nought_has_no_sign() -> None:
+    assert [report.points(value) for value in (3.44, -0.5, -0.04, 0.0)] == ["+3.4", "−0.5", "0.0", "0.0"]
+
+
+def test_the_kept_reference_is_read_with_the_names_and_settings_of_today(tmp_path: Path) -> None:
+    """Its files still say distance_gate, and have settings that are gone."""
+    kept = report.REFERENCE / "quick"
+    run = Run(load("quick"), tmp_path / "run")
+    (run.folder / "tables").mkdir(parents=True)
+    for name in ("semivariogram.json", "tables/accuracy.csv", "tables/comparison.csv"):
+        (run.folder / name).write_text((kept / name).read_text().replace("distance_gate", "semivariance_margin"))
+    table, _ = report.compare_with_reference(run)
+    assert table["reproduced"].all() and "semivariance_margin" in set(table["strategy"])
+
+
 def test_a_chart_has_one_scale_that_holds_zero_and_every_interval() -> None:
-    rows = [report.answer.Row("a", 9, 3.4, 2.2, 4.5, "gains"), report.answer.Row("b", 9, -1.8, -3.1, -0.7, "loses"),
-            report.answer.Row("c", 3, 9.0, float("nan"), float("nan"), "too few photos")]  # fmt: skip
+    rows = [report.Row("a", 9, 3.4, 2.2, 4.5, "gains", True), report.Row("b", 9, -1.8, -3.1, -0.7, "loses", True),
+            report.Row("c", 3, 9.0, float("nan"), float("nan"), "too few photos", False)]  # fmt: skip
     drawn = report._chart("title", rows)
-    assert 0.0 <= drawn["rows"][1]["left"] < drawn["rows"][1]["dot"] < drawn["rows"][1]["right"] < drawn["zero"] < drawn["rows"][0]["left"] <= 100.0
-    assert drawn["rows"][2]["dot"] is None
-    assert ("0" in [text for _, text in drawn["ticks"]]) and drawn["ticks"][0][0] == 0.0 and drawn["ticks"][-1][0] == 100.0
+    gain, loss, few = drawn["rows"]
+    assert 0.0 <= loss["left"] < loss["dot"] < loss["right"] < drawn["zero"] < gain["left"] <= 100.0
+    assert few["dot"] is None
+    places, texts = zip(*drawn["ticks"], strict=True)
+    assert "0" in texts and (places[0], places[-1]) == (0.0, 100.0)
 
 
 class TestBrowser:
@@ -150,7 +238,7 @@ class TestBrowser:
                 box = visit.tab.locator(part).bounding_box()
                 assert box["y"] + box["height"] <= 800
             said = visit.tab.locator(".answer").text_content()
-            assert "semivariance_margin places" in said and "Where on Earth?" in said and "not shown" in said
+            assert "semivariance_margin changes the share" in said and "Where on Earth?" in said and "not shown" in said
 
     def test_ink_and_ground_differ_enough_in_light_and_dark(self, browser: object, page: Path) -> None:
         grounds = []

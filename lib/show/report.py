@@ -1,4 +1,4 @@
-"""What a reader opens first: results/<run>/index.html, and the comparison with the run that the repository keeps.
+"""What a reader opens first: results/<run>/index.html; and the comparison with the run that the repository keeps.
 
 The page is one file: figures are in it, nothing is fetched, and it runs no script. Beyond rounding it computes nothing.
 """
@@ -9,7 +9,9 @@ import base64
 import io
 import json
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,25 @@ from PIL import Image
 from pydantic import ValidationError
 
 from lib.data.manifest import read_table
-from lib.evaluate.evaluation import COLUMNS, COMPARED
-from lib.evaluate.regions import HEADLINE
-from lib.runs import RESULTS, Run, writing
+from lib.evaluate.evaluation import COLUMNS, COMPARED, CONTROL
+from lib.evaluate.regions import HEADLINE, LEAST_PHOTOS
+from lib.method.negatives import REGISTRY, RENAMED
+from lib.runs import RESULTS, ArtefactError, Run, writing
 from lib.settings import Settings
-from lib.show import answer
+from lib.train.training import best_strategy
+
+BASELINE = "infonce"
+PAPERS_OWN = "semivariogram"
+"""The strategy that puts the paper's two definitions, of false and of hard negatives, to work."""
+HELD_OUT = "test_blocked"
+VERDICTS = ("gains", "not shown", "loses", "too few photos")
 
 REFERENCE = RESULTS / "reference"
-"""Tables, figures and manifest of a run of ours, kept in git."""
+"""Tables, figures and provenance of a run of ours, kept in git."""
+PROVENANCE = ("provenance.json", "manifest.json")
+"""Names of a run's provenance file, today's first."""
+SETTINGS_GONE = {"queue_embeddings": "renewed", "sampling": "random", "refit_every": 0, "trace_curve": False}
+"""Settings of training that an earlier version had, with the values that stand for what every training does now."""
 
 TOLERANCES: dict[str, float] = {
     **{name: 0.02 for name in COLUMNS if name.startswith("acc_")},
@@ -37,10 +50,10 @@ TOLERANCES: dict[str, float] = {
     "partial_sill": 0.03,
     "range_km": 0.15,
 }
-"""How far a figure may lie from the reference's: absolute for fractions and cosine distances, a share of the reference for
-kilometres and GeoScore. Wider than the seeds' spread: processors round differently, and bfloat16 is used where it is native."""
+"""How far a figure may lie from the reference's: absolute for fractions and cosine distances, a share of the
+reference for kilometres and GeoScore. Wider than the seeds' spread: processors round differently, and bfloat16 is
+used where it is native."""
 RELATIVE = {"median_km", "mean_km", "geoscore", "range_km"}
-
 FIGURES = {
     "semivariogram": "The empirical semivariogram of the frozen features and the fitted model.",
     "pairs": "What the curve calls false negatives and hard negatives.",
@@ -102,16 +115,19 @@ PICTURE_PX = 1_800
 """Width of a figure on the page: sharp on a dense screen, a fifth of the PNG's bytes."""
 
 
+# ---- the kept reference
+
+
 def compare_with_reference(run: Run) -> tuple[pd.DataFrame, str]:
     """Each figure of ``run`` beside the reference's, and a sentence that says what the comparison came to.
 
     Returns:
-        split, strategy, figure, reference, here, tolerance, reproduced; empty where there is nothing to compare with, and
-        the sentence says why.
+        split, strategy, figure, reference, here, tolerance, reproduced; empty where there is nothing to compare
+        with, and the sentence says why.
     """
     folder = REFERENCE / run.settings.profile
     empty = pd.DataFrame(columns=["split", "strategy", "figure", "reference", "here", "tolerance", "reproduced"])
-    if not (folder / "manifest.json").exists():
+    if not _provenance_name(folder):
         return empty, f"No reference run is kept for profile {run.settings.profile}."
     if differing := _differing_settings(run, folder):
         return empty, f"Not compared with the reference run: other settings ({', '.join(differing)})."
@@ -121,9 +137,22 @@ def compare_with_reference(run: Run) -> tuple[pd.DataFrame, str]:
     return table, f"{good} of {len(table)} figures of the reference run are reproduced within their tolerance."
 
 
+def _provenance_name(folder: Path) -> str:
+    """The name of the provenance file in ``folder``, or ""."""
+    return next((name for name in PROVENANCE if (folder / name).exists()), "")
+
+
+def _kept(path: Path) -> io.StringIO:
+    """The text of a kept file, with the strategies' earlier names replaced by those of today."""
+    text = path.read_text()
+    for old, new in RENAMED.items():
+        text = re.sub(rf"\b{old}\b", new, text)
+    return io.StringIO(text)
+
+
 def _differing_settings(run: Run, folder: Path) -> list[str]:
     """Names of the settings, other than places of files and devices, in which ``run`` and the reference differ."""
-    reference = _complete(json.loads((folder / "manifest.json").read_text())["settings"])
+    reference = _complete(json.load(_kept(folder / _provenance_name(folder)))["settings"])
     here = json.loads(run.settings.model_dump_json())
     ignored = {"device", "deterministic", "dataset.root", "backbone.workers"}
     then, now = (_flat(settings) for settings in (reference, here))
@@ -131,11 +160,14 @@ def _differing_settings(run: Run, folder: Path) -> list[str]:
 
 
 def _complete(settings: dict[str, Any]) -> dict[str, Any]:
-    """``settings`` of an earlier version with those that came later at their defaults, which is what it did."""
+    """``settings`` of an earlier version as they are written today: what came later is at its default."""
+    training = settings["training"]
+    same = [name for name, value in SETTINGS_GONE.items() if name in training and training[name] == value]
+    kept = settings | {"training": {name: value for name, value in training.items() if name not in same}}
     try:
-        return json.loads(Settings.model_validate(settings).model_dump_json())
-    except ValidationError:  # one has gone since: it is named as differing
-        return settings
+        return json.loads(Settings.model_validate(kept).model_dump_json())
+    except ValidationError:  # a setting is unknown today: it is named as differing
+        return kept
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
@@ -151,43 +183,41 @@ def _row(split: str, strategy: str, figure: str, reference: float, here: float) 
 
 def _semivariogram_rows(run: Run, folder: Path) -> list[tuple]:
     reference, here = (json.loads(path.read_text()) for path in (folder / "semivariogram.json", run.semivariogram))
-    return [
-        _row("train", "semivariogram fit", name, reference[name], here[name])
-        for name in ("nugget", "partial_sill", "range_km")
-    ]
+    names = ("nugget", "partial_sill", "range_km")
+    return [_row("train", "semivariogram fit", name, reference[name], here[name]) for name in names]
+
+
+def _both(run: Run, folder: Path, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table ``name`` of the reference and of the run."""
+    return pd.read_csv(_kept(folder / "tables" / f"{name}.csv")), pd.read_csv(run.table(name))
 
 
 def _accuracy_rows(run: Run, folder: Path) -> list[tuple]:
     """Means over seeds; a reference that is smaller than its tolerance says nothing and is left out."""
     keys = ["split", "strategy"]
     reference, here = (
-        pd.read_csv(path).groupby(keys, sort=False)[COLUMNS].mean()
-        for path in (folder / "tables" / "accuracy.csv", run.table("accuracy"))
+        table.groupby(keys, sort=False)[COLUMNS].mean() for table in _both(run, folder, "accuracy")
     )
     return [
-        _row(split, strategy, figure, reference.loc[(split, strategy), figure], here.loc[(split, strategy), figure])
-        for split, strategy in reference.index.intersection(here.index, sort=False)
+        _row(*key, figure, reference.loc[key, figure], here.loc[key, figure])
+        for key in reference.index.intersection(here.index, sort=False)
         for figure in COLUMNS
-        if reference.loc[(split, strategy), figure] > TOLERANCES[figure]
+        if reference.loc[key, figure] > TOLERANCES[figure]
     ]
 
 
 def _difference_rows(run: Run, folder: Path) -> list[tuple]:
     """Paired differences of accuracies: reproduced where the difference here lies in the reference's 95 % interval."""
     keys = ["split", "strategy", "baseline", "metric"]
-    reference, here = (
-        pd.read_csv(path).set_index(keys) for path in (folder / "tables" / "comparison.csv", run.table("comparison"))
-    )
+    reference, here = (table.set_index(keys) for table in _both(run, folder, "comparison"))
     rows = []
     for key in reference.index.intersection(here.index, sort=False):
         split, strategy, baseline, metric = key
         known, found = reference.loc[key], here.loc[key, "difference"]
-        if metric.startswith("acc_") and known["ci_high"] - known["ci_low"] > 0.002:
-            width = max(known["ci_high"] - known["difference"], known["difference"] - known["ci_low"])
-            name = f"{strategy}-{baseline}"
-            rows.append(
-                (split, name, metric, known["difference"], found, width, known["ci_low"] <= found <= known["ci_high"])
-            )
+        low, middle, high = known["ci_low"], known["difference"], known["ci_high"]
+        if metric.startswith("acc_") and high - low > 0.002:
+            width, inside = max(high - middle, middle - low), low <= found <= high
+            rows.append((split, f"{strategy}-{baseline}", metric, middle, found, width, inside))
     return rows
 
 
@@ -202,8 +232,11 @@ def format_comparison(table: pd.DataFrame, sentence: str) -> str:
     return "\n".join([*lines, sentence])
 
 
+# ---- the page
+
+
 def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, str]]) -> Path:
-    """Write results/<run>/index.html, one page with everything in it but maps, notebooks and tables, to which it links.
+    """Write results/<run>/index.html: all in one page but maps, notebooks and tables, to which it links.
 
     Args:
         notebooks: title, ipynb and html (relative links) of each executed notebook.
@@ -216,31 +249,33 @@ def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    comparison, intervals = _table(run, "comparison"), _table(run, "intervals")
-    given = answer.answer(comparison, _table(run, "gain_by_continent"), _table(run, "gain_cells"))
+    comparison, intervals, by_continent = (_table(run, f) for f in ("comparison", "intervals", "gain_by_continent"))
+    lead, dataset = _lead(run), provenance["settings"]["dataset"]["name"]
+    screen = first_screen(lead, comparison, by_continent, _table(run, "gain_cells"))
+    figures = [(name, text) for name, text in FIGURES.items() if run.figure(name).exists()]
     page = environment.get_template("index.html.j2").render(
         run=run,
-        answer=given,
-        charts=[_chart("By strategy", given.by_strategy), _chart(f"{given.lead}, by continent", given.by_continent)],
-        claims=claims(run),
+        screen=screen,
+        charts=[_chart("By strategy", screen["strategies"]), _chart(f"{lead}, by continent", screen["continents"])],
         accuracy=accuracy_cells(intervals, _table(run, "bounds")),
-        differences=difference_cells(comparison),
-        continents=continent_cells(_table(run, "gain_by_continent")),
-        photos=dict(comparison.groupby("split", sort=False)["n"].max()) if len(comparison) else {},
-        splits={split: text for (dataset, split), text in SPLITS.items() if dataset == provenance["settings"]["dataset"]["name"]},
+        differences=difference_tables(_only(comparison, COMPARED), ["split", "baseline"], "strategy", "metric"),
+        continents=difference_tables(_only(by_continent, [HEADLINE]), ["split"], "continent", "strategy"),
+        heading=_heading,
+        splits={split: text for (name, split), text in SPLITS.items() if name == dataset},
         fit=json.loads(run.semivariogram.read_text()) if run.semivariogram.exists() else None,
-        figures=[(name, text, _picture(run.figure(name))) for name, text in FIGURES.items() if run.figure(name).exists()],
+        figures=[(name, text, _picture(run.figure(name))) for name, text in figures],
         maps=_maps(run),
-        maps_there={path.stem for path in run.map("any").parent.glob("*.html")},
         tables=sorted(path.name for path in (run.folder / "tables").glob("*.csv")),
         notebooks=notebooks,
         provenance=provenance,
+        provenance_file=_provenance_name(run.folder),
         settings=provenance["settings"],
-        data=DATA.get(provenance["settings"]["dataset"]["name"], provenance["settings"]["dataset"]["name"]),
+        data=DATA.get(dataset, dataset),
         paper=beside_the_paper(intervals),
         reference=reference.to_dict("records"),
         reference_sentence=sentence,
-        points=answer.points,
+        points=points,
+        least_photos=LEAST_PHOTOS,
     )
     path = run.folder / "index.html"
     with writing(path) as aside:
@@ -254,11 +289,24 @@ def _table(run: Run, name: str) -> pd.DataFrame:
     return read_table(path) if path.exists() else pd.DataFrame()
 
 
+def _only(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """The rows of ``metrics``, in their order."""
+    return pd.concat([table[table["metric"] == metric] for metric in metrics]) if len(table) else table
+
+
+def _lead(run: Run) -> str:
+    """The strategy that the validation split chooses; "" before every strategy has been trained."""
+    try:
+        return best_strategy(run)[0]
+    except ArtefactError:
+        return ""
+
+
 def _maps(run: Run) -> list[tuple[str, str, str]]:
     """File, title and description of each map, those that answer the question first."""
     there = sorted(path.stem for path in (run.folder / "maps").glob("*.html"))
-    known = [name for name in MAPS if name in there]
-    return [(f"{name}.html", *MAPS.get(name, (name.replace("_", " "), ""))) for name in [*known, *sorted(set(there) - set(known))]]
+    order = sorted(there, key=lambda name: [*MAPS, name].index(name))
+    return [(f"{name}.html", *MAPS.get(name, (name.replace("_", " "), "Map"))) for name in order]
 
 
 def _picture(path: Path) -> dict[str, Any]:
@@ -266,37 +314,137 @@ def _picture(path: Path) -> dict[str, Any]:
     with Image.open(path) as image:
         small = image.convert("RGB")
     if small.width > PICTURE_PX:
-        small = small.resize((PICTURE_PX, round(small.height * PICTURE_PX / small.width)), Image.Resampling.LANCZOS)
+        size = (PICTURE_PX, round(small.height * PICTURE_PX / small.width))
+        small = small.resize(size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=84, method=4)
     return {"data": base64.b64encode(buffer.getvalue()).decode("ascii"), "width": small.width, "height": small.height}
 
 
-def _chart(title: str, rows: list[answer.Row]) -> dict[str, Any]:
-    """Rows with dot and interval as percent of a common scale that holds zero and every interval, and the scale's ticks."""
+# ---- the first screen
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a chart: a difference in percentage points and its interval; NaN where there is none.
+
+    Attributes:
+        label: strategy or continent; ``photos``: how many; ``verdict``: one of ``VERDICTS``.
+        uses_curve: whether this is a strategy that uses the semivariogram.
+    """
+
+    label: str
+    photos: int
+    difference: float
+    low: float
+    high: float
+    verdict: str
+    uses_curve: bool
+
+
+def first_screen(
+    lead: str, comparison: pd.DataFrame, by_continent: pd.DataFrame, gain_cells: pd.DataFrame
+) -> dict[str, Any]:
+    """The numbers of the first screen, on the first split and within 200 km.
+
+    Args:
+        lead: the strategy that validation chose, which need not be the best on the split.
+        comparison: of :func:`lib.evaluate.evaluation.compare`.
+        by_continent: of :func:`lib.evaluate.regions.continent_gains`.
+        gain_cells: of :func:`lib.evaluate.regions.cell_gains`. Each of the three may be empty.
+
+    Returns:
+        ``lead``; ``split``; ``strategies``, the rows of all; of the lead: ``found``, its row, ``held_out``, its row on
+        the cells held out whole, ``continents``, its rows, ``comparisons``, their number, and ``cells``, by side in km.
+    """
+    if comparison.empty:
+        return {"lead": lead, "split": "", "strategies": [], "found": None, "continents": []}
+    split = comparison["split"].iloc[0]
+    of_lead = f"strategy == {lead!r} and split == {split!r} and metric == {HEADLINE!r}"
+    continents, cells = (table.query(of_lead) if len(table) else table for table in (by_continent, gain_cells))
+    strategies = strategy_rows(comparison, split)
+    held_out = strategy_rows(comparison, HELD_OUT) if split != HELD_OUT else []
+    return {
+        "lead": lead,
+        "split": split,
+        "strategies": strategies,
+        "found": _row_of(lead, strategies),
+        "held_out": _row_of(lead, held_out),
+        "own": _row_of(PAPERS_OWN, strategies),
+        "control": _row_of(CONTROL, strategies),
+        "continents": continent_rows(continents),
+        "comparisons": int(continents["comparisons"].max()) if len(continents) else 0,
+        "cells": cells.groupby(["side_km", "verdict"], sort=False).size().unstack(fill_value=0).to_dict("index")
+        if len(cells)
+        else {},
+    }
+
+
+def _row_of(label: str, rows: list[Row]) -> Row | None:
+    return next((row for row in rows if row.label == label), None)
+
+
+def strategy_rows(comparison: pd.DataFrame, split: str) -> list[Row]:
+    """Each strategy against the baseline within 200 km on ``split``: what gains first, the larger gain first."""
+    of_split = comparison[(comparison["split"] == split) & (comparison["baseline"] == BASELINE)]
+    rows = [
+        _chart_row(one.strategy, one, one.ci_low, one.ci_high, _verdict(one.ci_low, one.ci_high))
+        for one in of_split[of_split["metric"] == HEADLINE].itertuples()
+    ]
+    return sorted(rows, key=lambda row: (VERDICTS.index(row.verdict), -row.difference))
+
+
+def continent_rows(of_lead: pd.DataFrame) -> list[Row]:
+    """The continents of one split and strategy within 200 km, the largest difference first."""
+    rows = of_lead.sort_values("difference", ascending=False).itertuples() if len(of_lead) else []
+    return [_chart_row(one.continent, one, one.corrected_low, one.corrected_high, one.verdict) for one in rows]
+
+
+def _chart_row(label: str, one: Any, low: float, high: float, verdict: str) -> Row:
+    uses_curve = label not in REGISTRY or REGISTRY[label].needs_curve
+    return Row(label, int(one.n), 100 * one.difference, 100 * low, 100 * high, verdict, uses_curve)
+
+
+def _verdict(low: float, high: float) -> str:
+    return "gains" if low > 0 else "loses" if high < 0 else "not shown"
+
+
+def points(value: float, sign: bool = True) -> str:
+    """Percentage points with one decimal and a true minus; "+" before what is positive where ``sign``; 0 has no sign."""
+    value = round(value, 6)
+    text = f"{value:+.1f}" if sign else f"{value:.1f}"
+    return "0.0" if float(text) == 0.0 else text.replace("-", "\u2212")
+
+
+def _chart(title: str, rows: list[Row]) -> dict[str, Any]:
+    """Rows with dot and interval as percent of one scale that holds zero and every interval, and its ticks."""
     ends = [value for row in rows for value in (row.low, row.difference, row.high) if math.isfinite(value)]
     low, high = min([0.0, *ends]), max([0.0, *ends])
     step = next((one for one in (0.5, 1, 2, 5, 10, 20, 50) if (high - low) / one <= 6), 100)
-    low, high = step * math.floor(low / step), step * max(math.ceil(high / step), math.floor(low / step) + 1)
+    first = math.floor(low / step)
+    last = max(math.ceil(high / step), first + 1)
 
-    def _place(value: float) -> float:
-        return round(100.0 * (value - low) / (high - low), 2)
+    def place(value: float) -> float | None:
+        return round(100.0 * (value / step - first) / (last - first), 2) if math.isfinite(value) else None
 
     drawn = [
-        {"row": row, "dot": _place(row.difference), "left": _place(row.low), "right": _place(row.high)}
-        if math.isfinite(row.low)
-        else {"row": row, "dot": None, "left": None, "right": None}
+        {"row": row, "dot": place(row.difference) if math.isfinite(row.low) else None}
+        | {"left": place(row.low), "right": place(row.high)}
         for row in rows
     ]
-    ticks = [(_place(step * k), f"{step * k:+g}".replace("-", "\u2212") if k else "0") for k in range(round(low / step), round(high / step) + 1)]
-    return {"title": title, "rows": drawn, "ticks": ticks, "zero": _place(0.0)}
+    ticks = [(place(step * k), f"{step * k:+g}".replace("-", "\u2212") if k else "0") for k in range(first, last + 1)]
+    return {"title": title, "rows": drawn, "ticks": ticks, "zero": place(0.0)}
+
+
+# ---- tables for reading
 
 
 def accuracy_cells(intervals: pd.DataFrame, bounds: pd.DataFrame) -> list[dict[str, Any]]:
-    """The accuracy table for reading: one entry a split, with its rows; values with their 95 % intervals as text.
+    """The accuracy table: one entry a split, with its rows; values with their 95 % intervals as text.
 
     Args:
-        intervals: of :func:`lib.evaluate.significance.final_table`. bounds: rows ceiling and chance, without intervals.
+        intervals: of :func:`lib.evaluate.significance.final_table`.
+        bounds: rows ceiling and chance, without intervals.
     """
     if intervals.empty:
         return []
@@ -304,14 +452,13 @@ def accuracy_cells(intervals: pd.DataFrame, bounds: pd.DataFrame) -> list[dict[s
     for split, of_split in intervals.groupby("split", sort=False):
         rows = []
         for strategy, frame in of_split.groupby("strategy", sort=False):
-            by_metric = frame.set_index("metric")
-            cells = [
-                (_amount(metric, by_metric.loc[metric, "value"]), "–".join(_amount(metric, by_metric.loc[metric, end]) for end in ("ci_low", "ci_high")))
-                for metric in metrics
-            ]
+            found = frame.set_index("metric").loc[metrics, ["value", "ci_low", "ci_high"]]
+            texts = [[_amount(metric, value) for value in found.loc[metric]] for metric in metrics]
+            cells = [(value, f"{low}–{high}") for value, low, high in texts]
             rows.append({"strategy": strategy, "cells": cells, "is_bound": False})
         for limit in bounds[bounds["split"] == split].to_dict("records") if len(bounds) else []:
-            rows.append({"strategy": limit["strategy"], "cells": [(_amount(metric, limit[metric]), "") for metric in metrics], "is_bound": True})
+            cells = [(_amount(metric, limit[metric]), "") for metric in metrics]
+            rows.append({"strategy": limit["strategy"], "cells": cells, "is_bound": True})
         entries.append({"split": split, "metrics": [_heading(metric) for metric in metrics], "rows": rows})
     return entries
 
@@ -324,49 +471,34 @@ def _heading(metric: str) -> str:
     return f"{int(metric[4:-2]):,} km" if metric.startswith("acc_") else metric.replace("_km", ", km")
 
 
-def difference_cells(comparison: pd.DataFrame) -> list[dict[str, Any]]:
-    """Paired differences for reading: one entry a split and baseline, with its rows; points, interval and verdict."""
-    if comparison.empty:
-        return []
-    chosen = comparison[comparison["metric"].isin(COMPARED)]
-    return [
-        {"split": split, "baseline": baseline, "metrics": [_heading(metric) for metric in COMPARED], "rows": [
-            {"strategy": strategy, "cells": [_difference_cell(frame[frame["metric"] == metric], "ci") for metric in COMPARED]}
-            for strategy, frame in rows.groupby("strategy", sort=False)
-        ]}
-        for (split, baseline), rows in chosen.groupby(["split", "baseline"], sort=False)
-    ]  # fmt: skip
+def difference_tables(table: pd.DataFrame, by: list[str], row: str, column: str) -> list[dict[str, Any]]:
+    """Differences for reading: one entry for each value of ``by``, with its rows; points, interval and verdict.
 
-
-def continent_cells(by_continent: pd.DataFrame) -> list[dict[str, Any]]:
-    """Differences within 200 km by continent for reading: one entry a split, with a column a strategy; corrected intervals."""
-    if by_continent.empty:
-        return []
-    chosen = by_continent[by_continent["metric"] == HEADLINE]
+    Args:
+        table: intervals that are corrected for the number of comparisons are taken, where there are any.
+        row, column: what stands in rows and columns.
+    """
     entries = []
-    for split, of_split in chosen.groupby("split", sort=False):
-        strategies = list(dict.fromkeys(of_split["strategy"]))
+    prefix = "corrected" if "corrected_low" in table else "ci"
+    for key, frame in table.groupby(by, sort=False) if len(table) else []:
+        columns = list(dict.fromkeys(frame[column]))
         rows = [
-            {"continent": continent, "photos": int(frame["n"].max()),
-             "cells": [_difference_cell(frame[frame["strategy"] == name], "corrected") for name in strategies]}
-            for continent, frame in of_split.groupby("continent", sort=True)
-        ]  # fmt: skip
-        entries.append({"split": split, "strategies": strategies, "rows": rows, "comparisons": int(of_split["comparisons"].max())})
+            {"name": name, "photos": int(of_row["n"].max())}
+            | {"cells": [_difference(of_row[of_row[column] == one], prefix) for one in columns]}
+            for name, of_row in frame.groupby(row, sort=False)
+        ]
+        comparisons = int(frame["comparisons"].max()) if "comparisons" in frame else 0
+        entries.append({"key": key, "columns": columns, "rows": rows, "comparisons": comparisons})
     return entries
 
 
-def _difference_cell(found: pd.DataFrame, prefix: str) -> dict[str, str]:
-    """Points, interval and what they say of the one row of ``found``; a dash where there is none or too few photos."""
+def _difference(found: pd.DataFrame, prefix: str) -> dict[str, str]:
+    """Points, interval and verdict of the one row of ``found``; a dash where there is none or too few photos."""
     if found.empty or not math.isfinite(found[f"{prefix}_low"].iloc[0]):
         return {"points": "–", "interval": "", "verdict": "too few photos"}
-    one = found.iloc[0]
-    low, high = one[f"{prefix}_low"], one[f"{prefix}_high"]
-    said = "gains" if low > 0 else "loses" if high < 0 else "not shown"
-    return {
-        "points": answer.points(100 * one["difference"]),
-        "interval": "no photo differs" if low == high == 0.0 else f"[{answer.points(100 * low)}, {answer.points(100 * high)}]",
-        "verdict": said,
-    }
+    middle, low, high = (found[name].iloc[0] for name in ("difference", f"{prefix}_low", f"{prefix}_high"))
+    interval = "no photo differs" if low == high == 0.0 else f"[{points(100 * low)}, {points(100 * high)}]"
+    return {"points": points(100 * middle), "interval": interval, "verdict": _verdict(low, high)}
 
 
 def beside_the_paper(intervals: pd.DataFrame) -> list[dict[str, Any]]:
@@ -375,40 +507,9 @@ def beside_the_paper(intervals: pd.DataFrame) -> list[dict[str, Any]]:
         return []
     first = intervals[intervals["split"] == intervals["split"].iloc[0]]
     rows = [{"source": "paper, OSV5M", "strategy": name, "cells": cells} for name, cells in PAPER.items()]
-    for name in (answer.BASELINE, "semivariogram"):
+    for name in (BASELINE, PAPERS_OWN):
         found = first[first["strategy"] == name].set_index("metric")
         if len(found):
             cells = [_amount(metric, found.loc[metric, "value"]) for metric in PAPER_METRICS]
             rows.append({"source": f"this run, {first['split'].iloc[0]}", "strategy": name, "cells": cells})
     return rows
-
-
-def claims(run: Run) -> list[str]:
-    """A sentence a split and strategy: at which radii its accuracy is higher or lower than the baseline's."""
-    comparison = _table(run, "comparison")
-    if comparison.empty:
-        return []
-    radii = comparison["metric"].str.extract(r"^acc_(\d+)km$")[0].astype(float)
-    comparison = comparison.assign(radius=radii).dropna(subset=["radius"]).sort_values("radius", kind="stable")
-    sentences = []
-    for (baseline, split, strategy), rows in comparison[comparison["radius"] > 1].groupby(
-        ["baseline", "split", "strategy"]
-    ):
-        parts = [
-            f"{verb} within {_and(_difference(row) for row in chosen.itertuples())}"
-            for verb, chosen in (("higher", rows[rows["ci_low"] > 0]), ("lower", rows[rows["ci_high"] < 0]))
-            if len(chosen)
-        ]
-        found = "; ".join(parts) or "no difference that these photos and seeds can show, at any radius"
-        sentences.append(f"{strategy} against {baseline}, split {split}: {found}.")
-    return sorted(sentences, key=lambda sentence: "no difference" in sentence)
-
-
-def _difference(row: Any) -> str:
-    points = f"{100 * row.difference:+.1f} points [{100 * row.ci_low:+.1f}, {100 * row.ci_high:+.1f}]"
-    return f"{row.radius:,.0f} km ({points})"
-
-
-def _and(parts: Iterable[str]) -> str:
-    *first, last = parts
-    return f"{', '.join(first)} and {last}" if first else last
