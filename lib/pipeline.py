@@ -319,8 +319,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overrides = [*options.set, *([f"device={options.device}"] if options.device else [])]
     try:
         refuse_what_would_be_ignored(options)
-        profile = str(Path(options.profile).resolve()) if Path(options.profile).is_file() else options.profile
-        run = Run.open(profile, options.run, overrides)
+        profile, name = _of_the_caller(options.profile), options.run
+        run = Run.open(profile, _of_the_caller(name) if os.sep in name else name, overrides)
         chosen = choose(options.only, run.settings.study is not None)
         if options.list:
             return _list(run, chosen)
@@ -341,6 +341,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nrun_all.sh: stopped; started again it goes on where it was", file=sys.stderr)
         return 130
     return 0
+
+
+def _of_the_caller(path: str) -> str:
+    """``path`` from the folder in which run_all.sh was called; what is no path there as it is."""
+    there = Path(os.environ.get("SEMIVARIOGRAM_CALLER", ""), path)
+    return str(there.resolve()) if os.sep in path or there.is_file() else path
 
 
 def refuse_what_would_be_ignored(options: argparse.Namespace) -> None:

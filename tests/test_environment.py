@@ -4,8 +4,6 @@ Set-ups run in a miniature checkout. Its PATH holds a few system tools and stand
 each call and "install" a pin as an empty package with that version; the checks of setup_environment.sh are the real ones.
 """
 
-
-
 import ast
 import os
 import re
@@ -22,14 +20,14 @@ import pytest
 import yaml
 
 PROJECT = Path(__file__).resolve().parent.parent
-SCRIPTS = ["run_all.sh", "run_tests.sh", "setup_environment.sh", ".ci/run"]
+SCRIPTS = ["run_all.sh", "run_tests.sh", "run_benchmarks.sh", "setup_environment.sh", ".ci/run"]
 FIXED = {
     "jupyterlab", "torch", "torchvision", "transformers", "numpy", "pandas", "scipy", "seaborn", "folium", "papermill"
 }  # fmt: skip
 OPTIONS = ["--profile", "--run", "--device", "--only", "--set", "--list", "--lab", "--fresh", "--help"]
 TOOLS = [
-    "sh", "bash", "env", "cat", "chmod", "cksum", "cp", "dirname", "find", "id", "ln", "ls", "mkdir", "mktemp", "mv", "ps",
-    "readlink", "rm", "rmdir", "sleep", "tail", "timeout", "uname",
+    "sh", "bash", "env", "cat", "chmod", "cksum", "cp", "dirname", "find", "id", "ls", "mkdir", "mktemp", "readlink", "rm",
+    "sed", "sleep", "tail", "timeout",
 ]  # fmt: skip
 PINS = "# a comment\nnumpy==2.4.6\nPyYAML==6.0.3  # named otherwise in its own metadata\n\ntorch==2.14.1\n"
 
@@ -39,7 +37,8 @@ case "$1 $2" in
     echo "venv" >>"$CALLS"
     mkdir -p "$3/bin" "$3/site" && cp "$STUBS/environment-python" "$3/bin/python" && : >"$3/has-pip" ;;
   "-c "*ensurepip*) [ -z "${FAKE_NO_VENV:-}" ] && echo "$0" ;;
-  "-c "*) "$REAL_PYTHON" "$@" >/dev/null && echo "$0" ;;
+  "-c "*_base_executable*) "$REAL_PYTHON" "$@" >/dev/null && echo "$0" ;;
+  "-c "*) exec "$REAL_PYTHON" "$@" ;;
   *) exit 1 ;;
 esac
 """
@@ -49,19 +48,18 @@ case "$*" in
   "-m pip --version") [ -f "$here/has-pip" ]; exit ;;
   "-m pip install"*) [ -f "$here/has-pip" ] || exit 1 ;;
   "-m uv install"*) ;;
-  "-m pytest"* | "-m lib.pipeline"*) echo "in $PWD:" "$@"; exit 0 ;;
+  "-m pytest"* | "-m lib.pipeline"*) echo "for $SEMIVARIOGRAM_CALLER in $PWD:" "$@"; exit 0 ;;
   *) PYTHONPATH=$here/site exec "$REAL_PYTHON" -S "$@" ;;
 esac
 echo "$2 $*" >>"$CALLS"
 sleep "${FAKE_SECONDS:-0}"
 for last in "$@"; do :; done
-case " $*" in *" -e "*) exec ln -sfn "$last/lib" "$here/site/lib" ;; esac
 while read -r pin rest; do
   [ -z "${FAKE_PIP_FAILS:-}" ] || { echo "ERROR: no distribution of $pin"; exit 1; }
-  case "$pin" in "" | "#"*) continue ;; PyYAML==*) pin=pyyaml==${pin#*==} ;; torch==*) pin=$pin+cpu ;; esac
+  case "$pin" in --hash* | "#"*) continue ;; torch==*) pin=$pin+cpu ;; esac
   [ "$pin" != "${FAKE_FORGOTTEN:-}" ] || continue
   mkdir -p "$here/site/${pin%%==*}-${pin##*==}.dist-info"
-  echo "Version: ${pin##*==}" >"$here/site/${pin%%==*}-${pin##*==}.dist-info/METADATA"
+  printf 'Name: %s\nVersion: %s\n' "${pin%%==*}" "${pin##*==}" >"$here/site/${pin%%==*}-${pin##*==}.dist-info/METADATA"
 done <"$last"
 """
 UV = """#!/bin/sh
@@ -71,6 +69,7 @@ case "$1" in
     echo "uv venv" >>"$CALLS"
     [ -z "${FAKE_UV_FAILS:-}" ] || { echo "No interpreter found"; exit 1; }
     mkdir -p "$last/bin" "$last/site" && cp "$STUBS/environment-python" "$last/bin/python" ;;
+  python) exit 1 ;;
   pip) python=$4; shift 4; exec "$python" -m uv install "$@" ;;
 esac
 """
@@ -143,13 +142,18 @@ class Checkout:
         for script in SCRIPTS:
             shutil.copy(PROJECT / script, self.root / script)
         (self.root / "lib" / "__init__.py").touch()
-        (self.root / "requirements.txt").write_text(PINS)
-        (self.root / "pyproject.toml").write_text("[project]\n")
+        self.pin(PINS)
         for tool in TOOLS:
             if found := shutil.which(tool):
                 (self.stubs / tool).symlink_to(found)
         self.stub("environment-python", ENVIRONMENT_PYTHON)
         self.stub("python3", BASE_PYTHON)
+
+    def pin(self, lines: str) -> None:
+        """Write requirements.txt, and the lock file with the same versions."""
+        (self.root / "requirements.txt").write_text(lines)
+        pins = re.findall(r"^[a-z]+==[0-9.]+", lines.lower(), re.MULTILINE)
+        (self.root / "requirements.lock").write_text("".join(f"{pin} \\\n    --hash=sha256:0\n" for pin in pins))
 
     def stub(self, name: str, text: str) -> None:
         """Put an executable of this name on the PATH."""
@@ -193,45 +197,53 @@ def checkout(tmp_path: Path) -> Checkout:
 def made(checkout: Checkout) -> Checkout:
     """A checkout whose environment has been made."""
     code, out, error = checkout.run()
-    assert (code, checkout.calls()) == (0, ["venv", "pip", "pip"]), error
+    assert (code, checkout.calls()) == (0, ["venv", "pip"]), error
     assert out == f"python: {checkout.environment}/bin/python\n"
-    assert re.search(r"^environment: created \.venv in \d+ s$", error, re.MULTILINE)
+    assert re.search(r"^environment: created .*/\.venv in \d+ s$", error, re.MULTILINE)
     return checkout
 
 
-def test_an_environment_is_reused_while_the_pins_stay(made):
-    assert made.run()[::2] == (0, "environment: reused .venv\n")
+def test_an_environment_is_made_from_the_lock_file_and_reused_while_that_stays(made):
+    log = (made.environment / "semivariogram-setup.log").read_text()
+    assert log.splitlines()[0] == str(made.root)
+    assert made.run()[::2] == (0, f"environment: reused {made.environment}\n")
     assert made.calls() == []
 
 
-def test_an_environment_is_made_anew_when_the_pins_change(made):
+def test_what_is_installed_is_what_the_lock_file_has_checksums_of(checkout):
+    asked = '#!/bin/sh\ncase "$*" in "-m pip install"*) echo "$*" >>"$CALLS" ;; esac\n'
+    checkout.stub("environment-python", asked + ENVIRONMENT_PYTHON.partition("\n")[2])
+    assert checkout.run()[0] == 0
+    assert "--require-hashes --no-deps -r requirements.lock" in checkout.calls_file.read_text()
+
+
+@pytest.mark.parametrize("change", ["pin", "lock", "moved", "stamp"])
+def test_an_environment_is_made_anew_when_it_is_not_what_it_should_be(made, change):
     (made.environment / "left-over").touch()
-    with (made.root / "requirements.txt").open("a") as lines:
-        lines.write("scipy==1.17.1\n")
-    assert made.run()[0] == 0
-    assert made.calls() == ["venv", "pip", "pip"]
+    if change == "pin":
+        made.pin(PINS + "scipy==1.17.1\n")
+    elif change == "lock":
+        (made.root / "requirements.lock").write_text((made.root / "requirements.lock").read_text() + "scipy==1.17.1\n")
+    elif change == "moved":
+        made.root.rename(made.root.with_name("moved"))
+        made.root, made.environment = made.root.with_name("moved"), made.root.with_name("moved") / ".venv"
+    else:
+        made.stamps()[0].unlink()
+    assert "created " in made.run(VIRTUAL_ENV=str(made.environment))[2]
+    assert made.calls() == ["venv", "pip"]
     assert not (made.environment / "left-over").exists()
-
-
-def test_an_environment_that_was_moved_is_made_anew(made):
-    moved = made.root.with_name("moved")
-    made.root.rename(moved)
-    assert "created .venv" in made.run(cwd=moved)[2]
 
 
 def test_a_failed_installation_says_why_and_leaves_no_stamp(checkout):
     code, out, error = checkout.run(FAKE_PIP_FAILS="1")
     assert (code, out, checkout.stamps()) == (1, "", [])
     assert "ERROR: no distribution" in error
-    assert f"pip could not install the pins (whole log: {checkout.environment}/semivariogram-setup.log)" in error
+    assert f"the pins could not be installed (whole log: {checkout.environment}/semivariogram-setup.log)" in error
     assert checkout.run()[0] == 0
-
-
-def test_a_failure_after_a_change_of_pins_leaves_no_stamp_either(made):
-    (made.root / "requirements.txt").write_text("numpy==2.4.5\n")
-    assert made.run(FAKE_PIP_FAILS="1")[0] == 1
-    (made.root / "requirements.txt").write_text(PINS)
-    assert "created .venv" in made.run()[2]
+    checkout.pin("numpy==2.4.5\n")
+    assert checkout.run(FAKE_PIP_FAILS="1")[0] == 1
+    checkout.pin(PINS)
+    assert "created " in checkout.run()[2]
 
 
 def test_an_installer_that_forgets_a_pin_is_found_out(checkout):
@@ -240,83 +252,98 @@ def test_an_installer_that_forgets_a_pin_is_found_out(checkout):
     assert "numpy none instead of 2.4.6" in error
 
 
-def test_without_a_stamp_an_environment_counts_as_half_made_even_when_it_is_active(made):
-    made.stamps()[0].unlink()
-    assert "created .venv" in made.run(VIRTUAL_ENV=str(made.environment))[2]
-
-
 @pytest.mark.parametrize("outside", [True, False])
 def test_semivariogram_env_names_the_folder(checkout, tmp_path, outside):
     folder = str(tmp_path / "elsewhere") if outside else "build/env"
     for made_or_reused in ("created", "reused"):
         code, out, error = checkout.run(SEMIVARIOGRAM_ENV=folder)
         assert (code, out) == (0, f"python: {checkout.root / folder}/bin/python\n"), error
-        assert f"environment: {made_or_reused} {folder}" in error
+        assert f"environment: {made_or_reused} {checkout.root / folder}" in error
     assert not checkout.environment.exists()
 
 
+@pytest.mark.parametrize("shared", ["variable", "link"])
+def test_two_checkouts_share_an_environment_and_neither_empties_the_others(made, tmp_path, shared):
+    (tmp_path / "second").mkdir()
+    second = Checkout(tmp_path / "second")
+    variables = {}
+    if shared == "variable":
+        variables = {"SEMIVARIOGRAM_ENV": str(made.environment)}
+    else:
+        second.environment.symlink_to(made.environment)
+    for one, more in ((second, variables), (made, {}), (second, variables)):
+        code, _, error = one.run("bash", "-c", 'set -eu; . ./setup_environment.sh; echo "${PYTHONPATH%%:*}"', **more)
+        assert (code, error) == (0, f"environment: reused {made.environment}\n")
+    second.pin(PINS + "scipy==1.17.1\n")
+    code, _, error = second.run(**variables)
+    assert code == 1 and f"{made.environment} belongs to {made.root}, which has other pins" in error
+    assert made.run()[::2] == (0, f"environment: reused {made.environment}\n")
+    shutil.rmtree(made.root.with_name("second"), ignore_errors=True)
+
+
+def test_lib_is_that_of_the_checkout_whose_script_runs(made):
+    program = 'set -eu; . ./setup_environment.sh; echo "$PYTHONPATH"'
+    assert made.run("bash", "-c", program, PYTHONPATH="/else")[1] == f"{made.root}:/else\n"
+
+
 def test_a_folder_that_is_not_an_environment_of_ours_is_never_emptied(checkout, tmp_path):
-    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "bin").mkdir(parents=True)
     (tmp_path / "thesis" / "chapter").touch()
+    shutil.copy(checkout.stubs / "environment-python", tmp_path / "thesis" / "bin" / "python")
     code, _, error = checkout.run(SEMIVARIOGRAM_ENV=str(tmp_path / "thesis"))
     assert code == 1
-    assert "was not made by this script" in error
-    assert (tmp_path / "thesis" / "chapter").exists()
+    assert "was not made by this script" in error and "numpy none instead of 2.4.6" in error
+    assert {path.name for path in (tmp_path / "thesis").iterdir()} == {"bin", "chapter"}
 
 
 @pytest.mark.parametrize("folder", ["/", "//"])
 def test_the_root_of_the_disk_is_no_folder_for_an_environment(checkout, folder):
-    """``find / -delete`` would be what follows; stand-ins take what deletes here."""
-    for tool in ("find", "rm", "mkdir", "ln"):
+    """Stand-ins take what would delete or write here."""
+    for tool in ("find", "rm", "mkdir"):
         checkout.stub(tool, f'#!/bin/sh\necho "{tool} $*" >>"$CALLS"\n')
     code, _, error = checkout.run(SEMIVARIOGRAM_ENV=folder)
-    assert code == 1 and f"SEMIVARIOGRAM_ENV={folder} is no folder for an environment" in error
-    assert checkout.calls() == []
+    assert code == 1 and "/ was not made by this script" in error
+    assert checkout.calls() == ["mkdir"]
 
 
-def test_an_active_environment_with_all_pins_is_taken_and_lib_installed_if_only_it_is_missing(made):
+def test_an_active_environment_with_all_pins_is_taken_as_it_is(made):
     active = made.root.with_name("active")
     made.environment.rename(active)
     for mark in active.glob("semivariogram-setup.*"):
         mark.unlink()
-    (active / "site" / "lib").unlink()
-    assert made.run(CONDA_PREFIX=str(active)) == (
-        0,
-        f"python: {active}/bin/python\n",
-        f"environment: reused {active}\n",
-    )
-    assert made.calls() == ["pip"]
-    assert (active / "site" / "lib").resolve() == made.root / "lib"
-    assert made.run(VIRTUAL_ENV=str(active))[0] == 0
+    for variable in ("CONDA_PREFIX", "VIRTUAL_ENV"):
+        answer = made.run(**{variable: str(active)})
+        assert answer == (0, f"python: {active}/bin/python\n", f"environment: reused {active}\n")
     assert made.calls() == []
 
 
 def test_an_active_environment_that_lacks_a_pin_is_passed_over_with_the_reason(made):
     other = made.root.with_name("active")
     shutil.copytree(made.environment, other, symlinks=True)
-    (other / "site" / "pyyaml-6.0.3.dist-info" / "METADATA").write_text("Version: 6.0.2\n")
+    for mark in other.glob("semivariogram-setup.*"):
+        mark.unlink()
+    (other / "site" / "pyyaml-6.0.3.dist-info" / "METADATA").write_text("Name: PyYAML\nVersion: 6.0.2\n")
     assert made.run(VIRTUAL_ENV=str(other))[1] == f"python: {made.environment}/bin/python\n"
     shutil.rmtree(made.environment)
-    assert f"{other} has PyYAML 6.0.2 instead of 6.0.3; not used" in made.run(VIRTUAL_ENV=str(other))[2]
+    assert f"{other} has pyyaml 6.0.2 instead of 6.0.3; not used" in made.run(VIRTUAL_ENV=str(other))[2]
 
 
 def test_uv_is_preferred_where_there_is_one(checkout):
     checkout.stub("uv", UV)
     code, _, error = checkout.run()
-    assert (code, checkout.calls()) == (0, ["uv", "uv", "uv"]), error
-    assert "creating .venv with uv" in error
+    assert (code, checkout.calls()) == (0, ["uv", "uv"]), error
+    assert ".venv with uv" in error
 
 
 def test_where_uv_fails_pip_takes_over_and_says_so(checkout):
     checkout.stub("uv", UV)
     code, _, error = checkout.run(FAKE_UV_FAILS="1")
-    assert (code, checkout.calls()) == (0, ["uv", "venv", "pip", "pip"])
-    assert error.count("uv could not install the pins (it reads no pip configuration") == 1
-    assert "created .venv" in error
+    assert (code, checkout.calls()) == (0, ["uv", "venv", "pip"])
+    assert error.index(".venv with uv") < error.index(".venv with pip") < error.index("created ")
 
 
 def test_a_missing_python_or_venv_is_a_sentence(checkout):
-    assert "(Debian, Ubuntu: apt-get install python3-venv)" in checkout.run(FAKE_NO_VENV="1")[2]
+    assert "(Debian: apt-get install python3-venv)" in checkout.run(FAKE_NO_VENV="1")[2]
     (checkout.stubs / "python3").unlink()
     code, _, error = checkout.run()
     assert (code, checkout.stamps()) == (1, [])
@@ -327,8 +354,8 @@ def test_of_two_set_ups_at_the_same_time_one_waits_for_the_other(checkout):
     both = [checkout.start(FAKE_SECONDS="0.3") for _ in range(2)]
     errors = "".join(process.communicate(timeout=15)[1] for process in both)
     assert [process.returncode for process in both] == [0, 0]
-    assert checkout.calls() == ["venv", "pip", "pip"]
-    assert [errors.count(word) for word in (" created .venv", " reused .venv", " waiting for ")] == [1, 1, 1]
+    assert checkout.calls() == ["venv", "pip"]
+    assert [errors.count(word) for word in (" created ", " reused ", " waiting for ")] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
@@ -343,8 +370,7 @@ def test_an_interrupted_set_up_is_begun_again(checkout, how):
         time.sleep(0.05)
     process.communicate(timeout=10)
     assert (checkout.stamps(), checkout.calls()) == ([], ["venv", "pip"])
-    assert "created .venv" in checkout.run()[2]
-    assert not os.path.lexists(f"{checkout.environment}.lock")
+    assert "created " in checkout.run()[2]
 
 
 # --- The run scripts -----------------------------------------------------------------------------------------------
@@ -353,39 +379,25 @@ def test_an_interrupted_set_up_is_begun_again(checkout, how):
 def test_run_scripts_work_through_links_and_from_any_folder(made, tmp_path):
     (tmp_path / "link").symlink_to("check out/run_tests.sh")
     code, out, _ = made.run(str(tmp_path / "link"), "-k", "two words", cwd=tmp_path)
-    assert (code, out) == (0, f"in {made.root}: -m pytest -k two words\n")
+    assert (code, out) == (0, f"for  in {made.root}: -m pytest -k two words\n")
 
 
-def test_a_profile_file_is_looked_for_where_the_caller_stands(made, tmp_path):
-    (tmp_path / "mine.yaml").touch()
-    script = str(made.root / "run_all.sh")
-    for given, passed in {
-        ("--profile", "mine.yaml"): f"--profile {tmp_path}/mine.yaml",
-        ("--profile=mine.yaml",): f"--profile={tmp_path}/mine.yaml",
-        ("--run", "./mine"): f"--run {tmp_path}/./mine",
-        ("--run=a/b",): f"--run={tmp_path}/a/b",
-        ("--run", "mine"): "--run mine",
-        ("--run", "/a/b"): "--run /a/b",
-        ("--profile", "not-here.yaml", "--set", "a=b c.yaml"): "--profile not-here.yaml --set a=b c.yaml",
-        (): "",
-    }.items():
-        code, out, _ = made.run(script, *given, cwd=tmp_path)
-        assert (code, out.strip()) == (0, f"in {made.root}: -m lib.pipeline {passed}".strip())
+def test_the_pipeline_is_told_where_the_caller_stands(made, tmp_path):
+    code, out, _ = made.run(str(made.root / "run_all.sh"), "--run", "./a b", cwd=tmp_path)
+    assert (code, out) == (0, f"for {tmp_path} in {made.root}: -m lib.pipeline --run ./a b\n")
 
 
 def test_help_names_every_option_and_sets_nothing_up(checkout):
     for flag in ("--help", "-h"):
         code, out, error = checkout.run("./run_all.sh", "--list", flag)
-        assert (code, error) == (0, "")
+        assert (code, error) == (0, "") and out.startswith("Usage: ./run_all.sh [options]\n")
         assert sorted(set(re.findall(r"--[a-z]+", out))) == sorted(OPTIONS)
     assert not checkout.environment.exists()
 
 
 def test_help_and_parser_know_the_same_options():
-    parser = ast.parse(
-        (PROJECT / "lib" / "pipeline.py").read_text(encoding="utf-8")
-    )  # read, not run: no wait for torch
-    calls = [node for node in ast.walk(parser) if isinstance(node, ast.Call) and "add_argument" in ast.dump(node.func)]
+    source = (PROJECT / "lib" / "pipeline.py").read_text(encoding="utf-8")  # read, not run: no wait for torch
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and "add_argument" in ast.dump(node.func)]
     named = {word.value for call in calls for word in call.args if isinstance(word, ast.Constant)}
     assert sorted({*named, "--help"}) == sorted(OPTIONS)
 
@@ -395,9 +407,9 @@ def test_continuous_integration_goes_on_where_debian_gives_nothing(made):
     made.stub("apt-get", '#!/bin/sh\necho "apt-get $1" >>"$CALLS"; exit 100\n')
     made.stub("id", "#!/bin/sh\necho 0\n")
     code, out, error = made.run("./.ci/run", CI="true")
-    assert (code, out) == (0, f"in {made.root}: -m pytest\n")
+    assert (code, out) == (0, f"for  in {made.root}: -m pytest\n")
     assert "ci: chromium could not be installed; going on without it" in error
-    assert set(made.calls()) == {"venv", "apt-get"}
+    assert set(made.calls()) <= {"venv", "apt-get"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
