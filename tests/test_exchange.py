@@ -8,9 +8,10 @@ import torch
 from transformers import CLIPImageProcessor
 
 from lib.method.errors import BundleError
-from lib.method.model import GeoCLIP, initialise, published
+from lib.method.model import GeoCLIP
 from lib.predict import exchange
 from lib.settings import Training
+from lib.train.checkpoints import initialise, published
 
 PLACES = np.array([[48.8, 2.3], [-33.9, 151.2], [1.3, 103.8], [64.1, -21.9], [-17.7, 178.1]])
 
@@ -90,7 +91,7 @@ def test_fine_tuning_begins_where_geoclip_ended():
 
 
 def test_another_width_of_features_is_refused_with_the_reason(tmp_path):
-    with pytest.raises(exchange.ExchangeError, match="768 features and this model 1280"):
+    with pytest.raises(BundleError, match="768 features and this model 1280"):
         exchange.export_geolocation(trained(1280), PLACES, tmp_path, "a/b", None)
 
 

@@ -1,8 +1,8 @@
-"""Exchange with the package ``geoclip``: a trained model as a release folder that its ``from_pretrained`` loads.
+"""Exchange with the package ``geoclip``: trained models as release folders that ``from_pretrained`` loads.
 
-``python -m lib.exchange results/NAME --strategy semivariogram --seed 0 FOLDER`` writes two folders: FOLDER/geolocation for
-``geoclip.GeoCLIP.from_pretrained`` (features of 768 dimensions, as CLIP ViT-L/14 has them) and FOLDER/location-encoder for
-``geoclip.LocationEncoder.from_pretrained``. ``read_geolocation`` reads the former back, whoever wrote it.
+``python -m lib.exchange results/NAME FOLDER`` writes FOLDER/location-encoder for
+``geoclip.LocationEncoder.from_pretrained`` and, for models on CLIP ViT-L/14 features, FOLDER/geolocation for
+``geoclip.GeoCLIP.from_pretrained``. ``read_geolocation`` reads the latter back, whoever wrote it.
 """
 
 from __future__ import annotations
@@ -16,57 +16,49 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
 from lib.data import backbones
-from lib.method import model
 from lib.method.errors import BundleError
 from lib.method.model import GeoCLIP
-from lib.runs import ArtefactError, Run, write_json, writing
+from lib.runs import Run, write_json, writing
 from lib.runs.files import READING_ERRORS, one_line
-from lib.train import checkpoints, gallery
+from lib.train import checkpoints, gallery, training
 
 HEAD_WIDTH = 768
 """Input and hidden width of the package's image head."""
-
-
 GEOLOCATION = "geoclip-geolocation"
 """``model_type`` in config.json of a release that predicts places."""
-
-
-class ExchangeError(BundleError):
-    """A model does not fit the package's architecture, or a release cannot be read; the message says in what."""
 
 
 def export_geolocation(
     trained: GeoCLIP, gallery_deg: np.ndarray, folder: Path, backbone: str, revision: str | None
 ) -> Path:
-    """Write ``trained`` as a release that ``geoclip.GeoCLIP.from_pretrained(folder)`` loads; return ``folder``.
+    """Write ``trained`` as a release for ``geoclip.GeoCLIP.from_pretrained(folder)``; return ``folder``.
 
-    Mean and scale of the features are folded into the head's first layer, so that the package, which knows neither, gives the
-    same logits on raw features.
+    Mean and scale of the features are folded into the head's first layer, since the package knows neither.
 
     Args:
         gallery_deg: coordinates that the package will predict among, [G, 2].
         backbone, revision: the CLIP checkpoint on the hub that made the features.
 
     Raises:
-        ExchangeError: the features do not have 768 dimensions.
+        BundleError: the features do not have 768 dimensions.
     """
     first = trained.image_head[0]
     if first.in_features != HEAD_WIDTH:
-        raise ExchangeError(
-            f"geoclip's image head takes {HEAD_WIDTH} features and this model {first.in_features}; only models on CLIP "
-            "ViT-L/14 features can be exported whole, any model's location encoder can"
+        raise BundleError(
+            f"geoclip's image head takes {HEAD_WIDTH} features and this model {first.in_features}; only "
+            "a model on CLIP ViT-L/14 features can be exported whole; the location encoder of any model can"
         )
     head = {name: value.detach().clone() for name, value in trained.image_head.state_dict().items()}
     head["0.weight"] = head["0.weight"] / trained.feature_scale
     head["0.bias"] = head["0.bias"] - head["0.weight"] @ trained.feature_mean
     weights = {f"image_encoder.mlp.{name}": value for name, value in head.items()}
-    weights |= {f"location_encoder.{name}": value for name, value in trained.location_encoder.state_dict().items()}
+    location = trained.location_encoder.state_dict()
+    weights |= {f"location_encoder.{name}": value for name, value in location.items()}
     weights["logit_scale"] = trained.logit_scale.detach()
     with writing(folder / "gallery.csv") as aside:
         pd.DataFrame(gallery_deg, columns=["LAT", "LON"]).to_csv(aside, index=False)
@@ -75,11 +67,12 @@ def export_geolocation(
 
 
 def export_location_encoder(trained: GeoCLIP, folder: Path) -> Path:
-    """Write the location encoder as a release that ``geoclip.LocationEncoder.from_pretrained(folder)`` loads."""
-    return _write_release(folder, "geoclip-location-encoder", trained, dict(trained.location_encoder.state_dict()), {})
+    """Write a release for ``geoclip.LocationEncoder.from_pretrained(folder)``; return ``folder``."""
+    weights = dict(trained.location_encoder.state_dict())
+    return _write_release(folder, "geoclip-location-encoder", trained, weights, {})
 
 
-def _write_release(folder: Path, kind: str, trained: GeoCLIP, weights: dict[str, torch.Tensor], config: dict) -> Path:
+def _write_release(folder: Path, kind: str, trained: GeoCLIP, weights: dict, config: dict) -> Path:
     with writing(folder / "model.safetensors") as aside:
         aside.write_bytes(to_bytes({name: value.contiguous().cpu() for name, value in weights.items()}))
     sigma = list(trained.location_encoder.sigma)
@@ -89,13 +82,7 @@ def _write_release(folder: Path, kind: str, trained: GeoCLIP, weights: dict[str,
 
 @dataclass(frozen=True)
 class Release:
-    """What a release folder for geolocation holds.
-
-    Attributes:
-        model: on raw features of 768 dimensions, in evaluation mode.
-        gallery_deg: coordinates that it predicts among, [G, 2].
-        backbone, revision: the CLIP checkpoint on the hub that makes the features.
-    """
+    """A model on 768 raw features, its gallery [G, 2], and the CLIP checkpoint that makes the features."""
 
     model: GeoCLIP
     gallery_deg: np.ndarray
@@ -107,8 +94,7 @@ def read_geolocation(folder: Path) -> Release:
     """The release in ``folder``, as ``export_geolocation`` or the package's authors have written it.
 
     Raises:
-        ExchangeError: a file is missing or not of that format, or the location encoder has other frequencies than ours.
-        GalleryError: the gallery cannot be used.
+        BundleError: a file is missing or of another format, or the location encoder has other frequencies.
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -120,38 +106,36 @@ def read_geolocation(folder: Path) -> Release:
         state |= {name.replace("image_encoder.mlp.", "image_head."): value for name, value in weights.items()}
         trained.load_state_dict(state)
     except (*READING_ERRORS, SafetensorError) as error:
-        raise ExchangeError(f"{folder}: not a release for geolocation ({one_line(error)}); export it again") from error
-    if (kind, version, sigma) != (GEOLOCATION, 1, list(trained.location_encoder.sigma)) or Path(table).name != table:
-        raise ExchangeError(
-            f"{folder / 'config.json'}: not a {GEOLOCATION} of format 1 with sigma {list(trained.location_encoder.sigma)} "
-            "and a gallery beside it"
-        )
-    return Release(trained.eval(), gallery.read_csv(folder / table), backbone, config["backbone"].get("revision"))
+        reason = f"not a release for geolocation ({one_line(error)}); export it again"
+        raise BundleError(f"{folder}: {reason}") from error
+    ours = list(trained.location_encoder.sigma)
+    if (kind, version, sigma) != (GEOLOCATION, 1, ours) or Path(table).name != table:
+        wanted = f"a {GEOLOCATION} of format 1 with sigma {ours} and a gallery beside it"
+        raise BundleError(f"{folder / 'config.json'}: not {wanted}")
+    revision = config["backbone"].get("revision")
+    return Release(trained.eval(), gallery.read_csv(folder / table), backbone, revision)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; exit status 1 with a sentence where there is nothing to export."""
-    parser = argparse.ArgumentParser(
-        "python -m lib.exchange", description="Export a trained model for the package geoclip."
-    )
+    """The command line; exit status 1 with a sentence where something cannot be exported."""
+    parser = argparse.ArgumentParser("python -m lib.exchange", description="A model for package geoclip.")
     parser.add_argument("run", type=Path, help="folder of a finished run, such as results/osv5m")
     parser.add_argument("folder", type=Path, help="where the releases are written")
-    parser.add_argument("--strategy", default="semivariogram")
+    parser.add_argument("--strategy", help="default: the best on validation")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     try:
         run = Run.finished(options.run)
-        trained = checkpoints.load(run.require(run.checkpoint(options.strategy, options.seed), "04_regularized_training"))
+        strategy = options.strategy or training.best_strategy(run)[0]
+        print(f"strategy {strategy}, seed {options.seed}")
+        path = run.require(run.checkpoint(strategy, options.seed), "04_regularized_training")
+        trained = checkpoints.load(path)
         print(f"wrote {export_location_encoder(trained, options.folder / 'location-encoder')}")
-        entry, settings = backbones.find(run.settings.backbone), run.settings.backbone
-        revision = settings.revision or entry.revision
-        places = gallery.coordinates(run)
-        print(f"wrote {export_geolocation(trained, places, options.folder / 'geolocation', settings.name, revision)}")
-    except (ArtefactError, ExchangeError, model.BundleError) as error:
-        print(f"lib.predict.exchange: {error}", file=sys.stderr)
+        settings = run.settings.backbone
+        revision = settings.revision or backbones.find(settings).revision
+        places, folder = gallery.coordinates(run), options.folder / "geolocation"
+        print(f"wrote {export_geolocation(trained, places, folder, settings.name, revision)}")
+    except BundleError as error:
+        print(f"lib.exchange: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
