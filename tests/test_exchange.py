@@ -16,6 +16,34 @@ from lib.train.checkpoints import initialise, published
 PLACES = np.array([[48.8, 2.3], [-33.9, 151.2], [1.3, 103.8], [64.1, -21.9], [-17.7, 178.1]])
 
 
+@pytest.fixture
+def package(tiny_clip, monkeypatch):
+    """The package geoclip with a tiny CLIP instead of a download; ``asked`` holds what it would have fetched."""
+    import geoclip
+    from geoclip.model import _hub, image_encoder
+
+    geoclip.asked = {}
+
+    def download(config, **_):
+        geoclip.asked.update(config["backbone"])
+        return str(tiny_clip)
+
+    monkeypatch.setattr(_hub, "download_backbone", download)
+    monkeypatch.setattr(image_encoder.AutoProcessor, "from_pretrained", CLIPImageProcessor.from_pretrained)
+    return geoclip
+
+
+def raw_features(model, photos):
+    """What the CLIP inside a model of the package makes of ``photos``."""
+    from geoclip.model import image_encoder
+
+    return image_encoder._extract_image_features(model.image_encoder.CLIP.get_image_features(pixel_values=photos))
+
+
+def some_photos():
+    return torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
 def trained(dimension=768) -> GeoCLIP:
     generator = torch.Generator().manual_seed(3)
     return initialise(7, torch.randn(dimension, generator=generator), 0.25, Training()).eval()
@@ -30,51 +58,33 @@ def test_the_package_loads_the_location_encoder_bit_for_bit(tmp_path):
     assert torch.equal(loaded(places), ours.location_encoder(places))
 
 
-def test_the_package_predicts_from_our_release_what_we_predict(tmp_path, tiny_clip, monkeypatch):
-    import geoclip
-    from geoclip.model import _hub, image_encoder
-
-    asked = {}
-    monkeypatch.setattr(_hub, "download_backbone", lambda config, **_: asked.update(config["backbone"]) or str(tiny_clip))
-    monkeypatch.setattr(image_encoder.AutoProcessor, "from_pretrained", CLIPImageProcessor.from_pretrained)
-    ours = trained()
-    folder = exchange.export_geolocation(ours, PLACES, tmp_path / "release", "openai/clip-vit-large-patch14", "abc")
-    package = geoclip.GeoCLIP.from_pretrained(folder)
-    assert asked == {"repo_id": "openai/clip-vit-large-patch14", "revision": "abc"}
-    assert np.allclose(package.gps_gallery.numpy(), PLACES)
-    photos = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+def test_the_package_predicts_from_our_release_what_we_predict(tmp_path, package):
+    ours, clip = trained(), "openai/clip-vit-large-patch14"
+    folder = exchange.export_geolocation(ours, PLACES, tmp_path / "release", clip, "abc")
+    loaded, photos = package.GeoCLIP.from_pretrained(folder), some_photos()
+    assert package.asked == {"repo_id": clip, "revision": "abc"}
+    assert np.allclose(loaded.gps_gallery.numpy(), PLACES)
     with torch.inference_mode():
-        theirs = package(photos, package.gps_gallery)
-        features = image_encoder._extract_image_features(package.image_encoder.CLIP.get_image_features(pixel_values=photos))
-        logits = ours.logits(ours.embed_photos(features), ours.embed_places(torch.tensor(PLACES)))
+        theirs = loaded(photos, loaded.gps_gallery)
+        embedded = ours.embed_photos(raw_features(loaded, photos))
+        logits = ours.logits(embedded, ours.embed_places(torch.tensor(PLACES)))
     assert torch.allclose(theirs, logits, atol=1e-4)
     assert torch.equal(theirs.argmax(1), logits.argmax(1))
 
 
-def test_without_mean_and_scale_the_package_gives_the_same_bits(tmp_path, tiny_clip, monkeypatch):
-    import geoclip
-    from geoclip.model import _hub, image_encoder
-
-    monkeypatch.setattr(_hub, "download_backbone", lambda *_, **__: str(tiny_clip))
-    monkeypatch.setattr(image_encoder.AutoProcessor, "from_pretrained", CLIPImageProcessor.from_pretrained)
+def test_without_mean_and_scale_the_package_gives_the_same_bits(tmp_path, package):
     ours = initialise(7, torch.zeros(768), 1.0, Training()).eval()
-    package = geoclip.GeoCLIP.from_pretrained(exchange.export_geolocation(ours, PLACES, tmp_path / "release", "a/b", None))
-    for name, value in ours.image_head.state_dict().items():
-        assert torch.equal(package.image_encoder.mlp.state_dict()[name], value)
+    folder = exchange.export_geolocation(ours, PLACES, tmp_path / "release", "a/b", None)
+    head = package.GeoCLIP.from_pretrained(folder).image_encoder.mlp.state_dict()
+    assert all(torch.equal(head[name], value) for name, value in ours.image_head.state_dict().items())
 
 
-def test_the_published_model_gives_the_packages_own_logits(tiny_clip, monkeypatch):
-    import geoclip
-    from geoclip.model import image_encoder
-
-    monkeypatch.setattr(image_encoder.AutoProcessor, "from_pretrained", CLIPImageProcessor.from_pretrained)
-    package = geoclip.GeoCLIP(clip_path=str(tiny_clip)).eval()
-    photos = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    places = torch.tensor(PLACES, dtype=torch.float32)
+def test_the_published_model_gives_the_packages_own_logits(tiny_clip, package):
+    theirs, ours = package.GeoCLIP(clip_path=str(tiny_clip)).eval(), published()
+    photos, places = some_photos(), torch.tensor(PLACES, dtype=torch.float32)
     with torch.inference_mode():
-        features = image_encoder._extract_image_features(package.image_encoder.CLIP.get_image_features(pixel_values=photos))
-        ours = published()
-        assert torch.allclose(ours.logits(ours.embed_photos(features), ours.embed_places(places)), package(photos, places), atol=1e-4)
+        embedded = ours.embed_photos(raw_features(theirs, photos))
+        assert torch.allclose(ours.logits(embedded, ours.embed_places(places)), theirs(photos, places), atol=1e-4)
     assert ours.logit_scale.exp() > 20  # not where training starts
 
 
@@ -86,7 +96,8 @@ def test_the_published_head_is_refused_where_features_are_not_the_published_ones
 
 
 def test_fine_tuning_begins_where_geoclip_ended():
-    begun = initialise(5, torch.zeros(768), 1.0, Training(image_head="geoclip", location_encoder="geoclip")).state_dict()
+    settings = Training(image_head="geoclip", location_encoder="geoclip")
+    begun = initialise(5, torch.zeros(768), 1.0, settings).state_dict()
     assert all(torch.equal(value, begun[name]) for name, value in published().state_dict().items())
 
 
