@@ -65,10 +65,10 @@ def checksums(folder: Path) -> Iterator[Finding]:
 def derivations(run: Run) -> dict[str, Callable[[], pd.DataFrame]]:
     """Table -> how it follows from the run's predictions, manifest and sums."""
     predictions = pd.read_parquet(run.predictions)
-    manifest = datasets.manifest.read(run.manifest)
+    manifest = datasets.read(run)
 
     def _bounds() -> pd.DataFrame:
-        return pd.concat([evaluation.bounds(run, split) for split in predictions["split"].unique()], ignore_index=True)
+        return pd.concat([evaluation.bounds(run, manifest, split) for split in predictions["split"].unique()], ignore_index=True)
 
     found: dict[str, Callable[[], pd.DataFrame]] = {
         "accuracy": lambda: evaluation.accuracy(predictions),

@@ -138,7 +138,7 @@ def score(error_km: np.ndarray) -> float:
     return float(np.mean([np.mean(error_km <= radius) for radius in COMPARED_KM]))
 
 
-def decode_run(run: Run, strategies: list[str], split_names: list[str]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def decode_run(run: Run, strategies: list[str], split_names: list[str] | None = None) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Answers of each decoder for each strategy and seed, with what is free chosen on validation.
 
     Returns:
@@ -148,7 +148,9 @@ def decode_run(run: Run, strategies: list[str], split_names: list[str]) -> tuple
     Raises:
         ArtefactError: a checkpoint, or the semivariogram, is not there.
     """
-    manifest, frozen, places = datasets.read(run), features.read(run), gallery.coordinates(run)
+    manifest = datasets.read(run)
+    split_names = split_names or evaluation.splits_of(run, manifest)
+    frozen, places = features.read(run, manifest), gallery.coordinates(run, manifest)
     curve = Curve(FittedSemivariogram.load(run.require(run.semivariogram, "03_semivariogram")))
     truth = datasets.manifest.coordinates(manifest)
     rows = {split: datasets.manifest.rows_of(manifest, split) for split in ["validation", *split_names]}
@@ -178,7 +180,7 @@ def decode(run: Run, strategies: list[str]) -> tuple[pd.DataFrame, pd.DataFrame,
     checkpoints = [run.checkpoint(name, seed) for name in strategies for seed in run.settings.training.seeds]
 
     def make() -> None:
-        predictions, *tables = decode_run(run, strategies, evaluation.splits_of(run))
+        predictions, *tables = decode_run(run, strategies)
         with writing(files[0]) as aside:
             predictions.to_parquet(aside, index=False)
         for table, path in zip(tables, files[1:], strict=True):

@@ -866,7 +866,8 @@ def examine(run: Run, resamples: int = 500) -> Findings:
 
 
 def _findings(run: Run, resamples: int) -> Findings:
-    settings, manifest, frozen = run.settings.semivariogram, datasets.read(run), features.read(run)
+    settings, manifest = run.settings.semivariogram, datasets.read(run)
+    frozen = features.read(run, manifest)
     every_row = datasets.manifest.rows_of(manifest, "train")
     rows = every_row[_drawn(len(every_row), settings.max_pairs, settings.seed)]
     places, fitting = datasets.manifest.coordinates(manifest)[rows], {

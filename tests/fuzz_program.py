@@ -117,7 +117,7 @@ def readers(home: Path) -> dict[str, Reader]:
         "gallery": Reader(own, [b"LAT,LON\n1,2\n-3.5,180\n90,-180\n"], lambda: gallery.read_csv(own)),
         "profile": Reader(home / "own.yaml", [path.read_bytes() for path in sorted(PROFILES.glob("*.yaml"))], lambda: load(home / "own.yaml"), one_sentence=False),
         "manifest": of(run.manifest, lambda: datasets.read(run)),
-        "features": of(run.features, lambda: features.read(run)),
+        "features": of(run.features, lambda: features.read(run, datasets.read(run))),
         "semivariogram": of(run.semivariogram, lambda: FittedSemivariogram.load(run.semivariogram)),
         "semivariograms of groups": of(run.semivariogram_local, lambda: semivariogram.load_local(run.semivariogram_local)),
         "sums of a semivariogram": of(run.empirical, lambda: curve.load_empirical(run.empirical)),

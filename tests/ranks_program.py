@@ -21,7 +21,8 @@ def main(folder: Path, overrides: list[str]) -> None:
     model.geoclip_locations().LocationEncoder = NarrowLocationEncoder
     ranks.start()
     run = Run(load("smoke", overrides), folder)
-    manifest, frozen = datasets.read(run), features.read(run)
+    manifest = datasets.read(run)
+    frozen = features.read(run, manifest)
     for name, most in (("exact", 10**9), ("sampled", 4_000)):
         sums = sampling.estimate(
             lambda rows: frozen.unit(rows), datasets.manifest.coordinates(manifest), 0.05, max_pairs=most, sample_pairs=4_000, among_ranks=True

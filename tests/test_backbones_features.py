@@ -20,12 +20,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from lib.data import backbones, features
+from lib.data import backbones, datasets, features, manifest
 from lib.data.backbones import BackboneError, build
 from lib.data.features import FeatureError, Features
 from lib.data.photos import open_photo
 from lib.runs import Run, receipts
 from lib.settings import PROJECT, Backbone
+
+
+def read(run: Run) -> Features:
+    return features.read(run, datasets.read(run))
+
 
 CPU = torch.device("cpu")
 ENCODE = features.encode
@@ -263,12 +268,12 @@ def stop_after(shards: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Stop extraction, as a user would, before it writes one shard more; the list returned fills with the shards' sizes."""
     encode, encoded = ENCODE, []
 
-    def counted(*arguments: object) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for plain, views in encode(*arguments):
+    def counted(*arguments: object) -> Iterator[tuple]:
+        for made in encode(*arguments):
             if len(encoded) == shards:
                 raise KeyboardInterrupt
-            encoded.append(len(plain))
-            yield plain, views
+            encoded.append(len(made[0]))
+            yield made
 
     monkeypatch.setattr(features, "encode", counted)
     return encoded
@@ -288,7 +293,7 @@ class TestExtract:
         features.extract(bare)
         monkeypatch.setattr(features, "encode", None)  # whoever calls it now fails
         features.extract(bare)
-        assert [path.name for path in bare.features.parent.iterdir()] == ["features.npy"]
+        assert sorted(path.name for path in bare.features.parent.iterdir()) == ["features.npy", "unreadable.csv"]
         assert [report.split()[0] for report in bare.reports] == ["made", "reused"]
 
     def test_a_run_that_was_stopped_goes_on_and_gives_the_same_bits(
@@ -361,12 +366,34 @@ class TestExtract:
         os.utime(copy / "model.safetensors", (1, 1))
         assert features.extract(run).read_bytes() != before
 
-    def test_a_broken_photo_is_named(self, bare: Run) -> None:
-        broken = bare.settings.dataset.root / "photos" / "p0005.jpg"
-        broken.write_bytes(broken.read_bytes()[:200])
-        with pytest.raises(FeatureError, match=r"p0005\.jpg: cannot be decoded"):
+    def test_what_cannot_be_decoded_has_no_feature_is_listed_and_belongs_to_no_split(self, viewed: Run) -> None:
+        photos = viewed.settings.dataset.root / "photos"
+        (photos / "p0005.jpg").write_bytes((photos / "p0005.jpg").read_bytes()[:200])
+        (photos / "p0009.jpg").unlink()
+        stored = np.load(features.extract(viewed))
+        assert np.flatnonzero(np.isnan(stored).all(1)).tolist() == [5, 9] and np.isnan(stored).any(1).sum() == 2
+        frame = datasets.read(viewed)
+        assert frame["split"].tolist() == ["train"] * 5 + ["unreadable"] + ["train"] * 2 + ["test", "unreadable"]
+        assert manifest.rows_of(frame, "train").tolist() == features.read(viewed, frame).view_rows.tolist() == [0, 1, 2, 3, 4, 6, 7]
+        listed = pd.read_csv(viewed.table("left_out"))
+        assert listed["id"].tolist() == ["p0005", "p0009"]
+        assert "truncated" in listed["reason"][0].lower() and "No such file" in listed["reason"][1]
+
+    def test_whole_batches_that_cannot_be_decoded_change_nothing_for_the_others(self, bare: Run) -> None:
+        whole = np.load(features.extract(bare))
+        bare.features.unlink()
+        for number in range(4, 8):  # a shard of its own
+            (bare.settings.dataset.root / "photos" / f"p000{number}.jpg").write_bytes(b"")
+        found = np.load(features.extract(bare))
+        assert np.isnan(found[4:8]).all()
+        assert np.array_equal(np.delete(found, range(4, 8), 0), np.delete(whole, range(4, 8), 0))
+
+    def test_where_no_photo_can_be_decoded_one_sentence_says_so(self, bare: Run) -> None:
+        for path in (bare.settings.dataset.root / "photos").iterdir():
+            path.write_bytes(b"")
+        with pytest.raises(FeatureError, match=r"none of 10 photos can be decoded \(.*p0000\.jpg: .*cannot identify.*check dataset\.root"):
             features.extract(bare)
-        assert not bare.features.exists()
+        assert not bare.features.exists() and not list(bare.features.parent.glob("shards-*"))
 
     def test_a_feature_that_float16_cannot_hold_is_named_with_the_remedy(self, bare: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         huge = backbones.Backbone("huge", 2, lambda image: torch.zeros(3, 4, 4), None, lambda batch: torch.full((len(batch), 2), 1e6), torch.nn.Identity())
@@ -378,7 +405,7 @@ class TestExtract:
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, "tests")
-from lib import features
+from lib.data import features
 from lib.runs import Run
 run = Run.open(sys.argv[1], sys.argv[2])
 save, left = features._save, int(sys.argv[3])
@@ -441,7 +468,7 @@ class TestViews:
 
     def test_with_as_many_views_as_epochs_none_is_seen_twice_and_each_photo_begins_elsewhere(self, viewed: Run) -> None:
         features.extract(viewed)
-        frozen, rows = features.read(viewed), np.array([5, 0, 7])
+        frozen, rows = read(viewed), np.array([5, 0, 7])
         seen = torch.stack([frozen.seen_in(epoch, rows) for epoch in (1, 2, 3)], 1)
         for position, row in enumerate(rows):
             ours = {tuple(view) for view in seen[position].tolist()}
@@ -450,7 +477,7 @@ class TestViews:
 
     def test_without_views_training_sees_the_plain_ones(self, bare: Run) -> None:
         features.extract(bare)
-        frozen = features.read(bare)
+        frozen = read(bare)
         assert torch.equal(frozen.seen_in(4, np.array([2, 3])), frozen.rows(np.array([2, 3])))
 
     def test_the_augmentation_is_the_published_one(self, clip_folder: Path) -> None:
@@ -472,7 +499,7 @@ class TestViews:
 class TestRead:
     def test_centred_features_have_the_training_mean_subtracted_and_unit_length(self, make_run: Runs) -> None:
         run = make_run("backbone.centred=true")
-        frozen, (manifest, stored) = features.read(run), world()
+        frozen, (manifest, stored) = read(run), world()
         mean = stored[(manifest["split"] == "train").to_numpy()].mean(0)
         assert np.allclose(frozen.mean, mean, atol=1e-6)
         rows = np.array([3, 100, 7])
@@ -482,7 +509,7 @@ class TestRead:
         assert frozen.dimension == stored.shape[1]
 
     def test_without_centring_nothing_is_subtracted(self, make_run: Runs) -> None:
-        frozen = features.read(make_run("backbone.centred=false"))
+        frozen = read(make_run("backbone.centred=false"))
         assert not frozen.mean.any()
         assert torch.equal(frozen.unit([0]), torch.nn.functional.normalize(frozen.rows([0]), dim=1))
 
@@ -494,4 +521,4 @@ class TestRead:
         run = make_run()
         np.save(run.features, np.zeros((5, 4), np.float32))
         with pytest.raises(FeatureError, match=r"shape \(5, 4\) does not fit the manifest's 160 rows"):
-            features.read(run)
+            read(run)

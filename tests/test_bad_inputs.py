@@ -25,7 +25,7 @@ import torch
 from conftest import Runs, world
 from PIL import Image
 
-from lib.data import datasets, features, folder, manifest, osv5m
+from lib.data import datasets, features, folder, manifest, osv5m, sampling
 from lib.data.photos import UNREADABLE, open_photo
 from lib.evaluate import evaluation
 from lib.method import model, semivariogram
@@ -57,20 +57,28 @@ class Desk:
         (self.path / "table.csv").write_bytes(table if isinstance(table, bytes) else table.encode())
         return folder.build(Folder(root=self.root, csv=self.path / "table.csv"), self.root)
 
-    def prepared(self, table: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The manifest, and what was left out, of a run over the photos."""
+    def run(self, table: str) -> Run:
+        """A run over the photos, before notebook 01."""
         (self.path / "table.csv").write_text(table)
-        run = Run(load("smoke", ["dataset=folder", f"data.root={self.root}", f"data.csv={self.path / 'table.csv'}"]), self.path / "run")
-        return datasets.prepare(run), pd.read_csv(run.table("left_out"))
+        asked = ["dataset=folder", f"data.root={self.root}", f"data.csv={self.path / 'table.csv'}", "backbone.image_px=32"]
+        return Run(load("smoke", asked), self.path / "run")
+
+    def prepared(self, table: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The manifest, and what did not match, of a run over the photos."""
+        run = self.run(table)
+        return datasets.prepare(run), pd.read_csv(run.table("not_matched"))
 
     def left_out(self, name: str | bytes, content: bytes | None = None) -> str:
         """Why one more photo is left out, beside a good one."""
         (self.root / "b.jpg").unlink()
         self.photo(name, content)
         shown = (name.encode() if isinstance(name, str) else name).decode("utf-8", "backslashreplace")
-        kept, out = self.prepared("path,lat,lon\na.jpg,1,2\n" + (f"{name},3,4\n" if isinstance(name, str) else ""))
-        assert kept["path"].tolist() == ["a.jpg"]
-        return out.set_index("path").at[shown, "reason"]
+        run = self.run("path,lat,lon\na.jpg,1,2\n" + (f"{name},3,4\n" if isinstance(name, str) else ""))
+        datasets.prepare(run)
+        features.extract(run)
+        kept = datasets.read(run)
+        assert kept["path"][kept["split"] != datasets.UNREADABLE].tolist() == ["a.jpg"]
+        return pd.read_csv(run.table("left_out")).set_index("path").at[shown, "reason"]
 
     def gallery(self, text: str | bytes) -> np.ndarray:
         (self.path / "places.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -82,7 +90,7 @@ class Desk:
             run.features.write_bytes(array)
         else:
             np.save(run.features, array)
-        return features.read(run)
+        return features.read(run, datasets.read(run))
 
     def trained_on(self, places: np.ndarray) -> bool:
         """A training, and its evaluation, of the world with other places."""
@@ -155,12 +163,12 @@ def one_photo(desk: Desk) -> object:
 
 
 def one_photo_curve(desk: Desk) -> object:
-    return semivariogram.estimate(lambda rows: torch.ones(len(rows), 4), np.array([[1.0, 2.0]]))
+    return sampling.estimate(lambda rows: torch.ones(len(rows), 4), np.array([[1.0, 2.0]]))
 
 
 def at_one_place(desk: Desk) -> object:
     unit = torch.nn.functional.normalize(torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), dim=1)
-    return semivariogram.fit(semivariogram.estimate(lambda rows: unit[rows], np.full((50, 2), 10.0), 0.05))
+    return semivariogram.fit(sampling.estimate(lambda rows: unit[rows], np.full((50, 2), 10.0), 0.05))
 
 
 def member_outside(desk: Desk) -> object:
@@ -239,7 +247,7 @@ def weights_of_nan(desk: Desk) -> object:
     trained = model.GeoCLIP(8)
     with torch.no_grad():
         trained.logit_scale.fill_(float("nan"))
-    trained.save(desk.path / "weights.safetensors")
+    checkpoints.save(trained, desk.path / "weights.safetensors")
     return checkpoints.load(desk.path / "weights.safetensors")
 
 
@@ -254,7 +262,7 @@ def profile(text: str) -> Callable[[Desk], object]:
 def nan_features(desk: Desk) -> object:
     unit = torch.ones(50, 8)
     unit[7] = float("nan")
-    return semivariogram.estimate(lambda rows: unit[rows], world()[0][["latitude", "longitude"]].to_numpy()[:50])
+    return sampling.estimate(lambda rows: unit[rows], world()[0][["latitude", "longitude"]].to_numpy()[:50])
 
 
 POLES = np.array([[90.0, 0.0], [-90.0, 0.0], [90.0, 120.0], [89.9999999, -180.0]])
@@ -355,7 +363,7 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
     "curve falling": (lambda desk: desk.estimated(lambda lag: 1.0 - 0.2 * lag), "do not rise with distance"),
     "curve of noise": (lambda desk: desk.estimated(lambda lag: 0.5 + 0.1 * np.random.default_rng(0).normal(size=len(lag))), "do not rise with distance"),
     "lags without pairs": (lambda _: semivariogram.fit(semivariogram.EmpiricalSemivariogram.empty(0.05)), "0 lags with pairs are too few"),
-    "coordinates not finite": (lambda _: semivariogram.estimate(lambda rows: torch.ones(len(rows), 2), np.array([[1.0, np.nan], [1.0, 2.0]])), "coordinate is not finite"),
+    "coordinates not finite": (lambda _: sampling.estimate(lambda rows: torch.ones(len(rows), 2), np.array([[1.0, np.nan], [1.0, 2.0]])), "coordinate is not finite"),
     "curve's file torn": (damaged_run_file(lambda run: run.semivariogram, lambda run: FittedSemivariogram.load(run.semivariogram)), "not a saved semivariogram"),
     "curve's nugget NaN": (curve_of(nugget=float("nan")), "not a saved semivariogram .no curve has nugget"),
     "curve without rise": (curve_of(partial_sill=0.0), "not a saved semivariogram .no curve has nugget"),

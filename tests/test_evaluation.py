@@ -11,7 +11,7 @@ import pyproj
 import pytest
 from conftest import SIZES, Runs, world
 
-from lib.data import manifest
+from lib.data import datasets, manifest
 from lib.evaluate import evaluation
 from lib.evaluate.evaluation import accuracy, bounds, by_group, compare, evaluate, latitude_band, predict_all
 from lib.method.geodesy import EARTH_RADIUS_KM
@@ -169,7 +169,7 @@ class TestRun:
     def test_tables_predictions_and_bounds_of_a_trained_run(self, run: Run) -> None:
         """One run for several statements, for it takes four trainings."""
         found = evaluate(run)
-        predictions, candidates = found["predictions"], gallery.coordinates(run)
+        predictions, candidates = found["predictions"], gallery.coordinates(run, datasets.read(run))
         assert len(predictions) == 4 * (SIZES["test"] + SIZES["test_blocked"])
         manifest = world()[0].set_index("id")
         sphere = pyproj.Geod(a=EARTH_RADIUS_KM * 1000.0, f=0.0)
@@ -187,7 +187,7 @@ class TestRun:
         assert set(found["by_continent"]["continent"]) == set(manifest["continent"][manifest["split"].str.startswith("test")])
 
         # no gallery point is nearer than the nearest
-        best = bounds(run, "test").set_index("strategy")
+        best = bounds(run, datasets.read(run), "test").set_index("strategy")
         assert best.loc["ceiling", "n"] == best.loc["chance", "n"] == 24
         ours = found["accuracy"][found["accuracy"]["split"] == "test"]
         assert (ours["mean_km"] >= best.loc["ceiling", "mean_km"]).all()

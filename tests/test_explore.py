@@ -31,7 +31,8 @@ def run(make_run):
 
 @pytest.fixture
 def curve_scene(run):
-    frozen, manifest = features.read(run), datasets.read(run)
+    manifest = datasets.read(run)
+    frozen = features.read(run, manifest)
     rows = datasets.manifest.rows_of(manifest, "train")
     places = datasets.manifest.coordinates(manifest)[rows]
     empirical = sampling.estimate(lambda chosen: frozen.unit(rows[chosen]), places, 0.05)
@@ -67,7 +68,8 @@ def test_a_curve_is_stretched_to_its_range_and_keeps_nugget_and_sill():
 
 @pytest.mark.parametrize("rule", explore.RULES)
 def test_weights_of_pairs_are_those_of_the_strategy_in_a_training(run, rule):
-    frozen, manifest = features.read(run), datasets.read(run)
+    manifest = datasets.read(run)
+    frozen = features.read(run, manifest)
     places, unit = datasets.manifest.coordinates(manifest)[:12], frozen.unit(np.arange(12))
     import torch
 

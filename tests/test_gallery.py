@@ -9,22 +9,27 @@ import pytest
 import torch
 from conftest import Runs, world
 
-from lib.data import places
+from lib.data import datasets, places
 from lib.data.sphere import uniform_on_sphere
 from lib.method.geodesy import EARTH_RADIUS_KM
 from lib.method.model import GeoCLIP
+from lib.runs import Run
 from lib.train import gallery
 from lib.train.gallery import GalleryError
+
+
+def coordinates_of(run: Run) -> np.ndarray:
+    return gallery.coordinates(run, datasets.read(run))
 
 
 class TestCoordinates:
     def test_train_is_the_training_splits_places(self, make_run: Runs) -> None:
         manifest = world()[0]
         train = manifest[manifest["split"] == "train"]
-        assert np.array_equal(gallery.coordinates(make_run()), train[["latitude", "longitude"]].to_numpy())
+        assert np.array_equal(coordinates_of(make_run()), train[["latitude", "longitude"]].to_numpy())
 
     def test_the_lattice_covers_the_land_within_the_photos_latitudes(self, make_run: Runs) -> None:
-        found = gallery.coordinates(make_run("evaluation.gallery=lattice", "evaluation.lattice_km=200"))
+        found = coordinates_of(make_run("evaluation.gallery=lattice", "evaluation.lattice_km=200"))
         limit = world()[0]["latitude"].abs().max()
         assert places.is_land(found).all()
         assert np.abs(found[:, 0]).max() <= limit
@@ -32,18 +37,18 @@ class TestCoordinates:
         assert 0.24 < land_share < 0.28  # 29 % of the globe, less Antarctica and the far north
 
     def test_geoclips_own_has_100000_places(self, make_run: Runs) -> None:
-        found = gallery.coordinates(make_run("evaluation.gallery=geoclip"))
+        found = coordinates_of(make_run("evaluation.gallery=geoclip"))
         assert found.shape == (100_000, 2)
         assert (np.abs(found) <= [90.0, 180.0]).all()
 
     def test_a_csv(self, make_run: Runs, tmp_path: Path) -> None:
         (tmp_path / "places.csv").write_text("name,LON,LAT\na,11.5,48\nb,-180,-90\n")
-        found = gallery.coordinates(make_run(f"evaluation.gallery={tmp_path / 'places.csv'}"))
+        found = coordinates_of(make_run(f"evaluation.gallery={tmp_path / 'places.csv'}"))
         assert found.tolist() == [[48.0, 11.5], [-90.0, -180.0]]
 
     def test_an_unknown_name_lists_the_known_ones(self, make_run: Runs) -> None:
         with pytest.raises(GalleryError, match="'everest' is unknown; take train, lattice, geoclip or the path of a CSV"):
-            gallery.coordinates(make_run("evaluation.gallery=everest"))
+            coordinates_of(make_run("evaluation.gallery=everest"))
 
     @pytest.mark.parametrize(
         ("text", "words"),

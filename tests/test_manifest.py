@@ -11,7 +11,7 @@ import pytest
 from conftest import SIZES, Runs, world
 from PIL import Image
 
-from lib.data import datasets, manifest
+from lib.data import datasets, features, manifest
 from lib.data.manifest import Built, ManifestError
 from lib.runs import ArtefactError, Run
 from lib.runs.files import checksum
@@ -125,11 +125,10 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         for number, path in enumerate(frame["path"]):
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(root / path)
-        (root / frame["path"][1]).write_bytes(b"no photo")
         sums = root / datasets.blue_marble.window_folder(settings) / datasets.blue_marble.SUMS
         sums.parent.mkdir(exist_ok=True)
         sums.write_text("".join(f"{checksum(root / path)}  {path}\n" for path in frame["path"]))
-        return Built(frame, pd.DataFrame(columns=["id", "path", "reason"]))
+        return Built(frame, pd.DataFrame([("x", "", "no such photo")], columns=["id", "path", "reason"]))
 
     monkeypatch.setattr(datasets.blue_marble, "build", build)
     return built
@@ -138,18 +137,26 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture
 def bare(make_run: Runs, tmp_path: Path) -> Run:
     """A run before notebook 01, whose data set lies in a temporary folder."""
-    run = make_run(f"dataset.root={tmp_path / 'data'}")
+    run = make_run(f"dataset.root={tmp_path / 'data'}", "backbone.image_px=32")
     run.manifest.unlink()
+    run.features.unlink()
     return run
 
 
 class TestPrepare:
-    def test_a_photo_that_cannot_be_decoded_is_left_out_and_listed(self, bare: Run, builder: list[int]) -> None:
+    def test_photos_that_cannot_be_decoded_are_tried_again_when_photos_have_changed(self, bare: Run, builder: list[int]) -> None:
         frame = datasets.prepare(bare)
-        listed = pd.read_csv(bare.table("left_out"))
-        assert frame["id"].tolist() == ["p0000", "p0002", "p0003", "p0004", "p0005"]
-        assert listed[["id", "path"]].values.tolist() == [["p0001", "photos/p0001.jpg"]]
-        assert "cannot identify image" in listed["reason"][0]
+        photo, whole = datasets.root_of(bare) / frame["path"][1], (datasets.root_of(bare) / frame["path"][1]).read_bytes()
+        photo.write_bytes(b"no photo")
+        features.extract(bare)
+        assert pd.read_csv(bare.table("left_out"))["id"].tolist() == ["x", "p0001"]
+        assert datasets.read(bare)["split"].tolist() == ["train", "unreadable", "train", "validation", "test", "test_blocked"]
+        photo.write_bytes(whole)
+        (datasets.root_of(bare) / frame["path"][0]).unlink()
+        datasets.prepare(bare)  # a photo is gone: they are written anew
+        features.extract(bare)
+        assert np.isfinite(np.load(bare.features)).all() and len(pd.read_csv(bare.table("left_out"))) == 1
+        pd.testing.assert_frame_equal(datasets.read(bare), frame)
 
     def test_it_is_built_once(self, bare: Run, builder: list[int]) -> None:
         pd.testing.assert_frame_equal(datasets.prepare(bare), datasets.prepare(bare))
@@ -170,7 +177,7 @@ class TestPrepare:
     def test_it_is_built_again_when_the_manifest_is_broken(self, bare: Run, builder: list[int]) -> None:
         datasets.prepare(bare)
         bare.manifest.write_bytes(b"PAR1 torn")
-        assert len(datasets.prepare(bare)) == 5
+        assert len(datasets.prepare(bare)) == PHOTOS
         assert builder == [0, 1]
 
     def test_reading_before_it_is_made_names_the_notebook(self, bare: Run) -> None:

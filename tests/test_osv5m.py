@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 from miniatures import osv5m as miniature
 
-from lib.data import datasets, osv5m
+from lib.data import datasets, features, osv5m
 from lib.data.manifest import ManifestError
 from lib.data.photos import open_photo
 from lib.runs import Run
@@ -89,10 +89,11 @@ class TestManifest:
         assert (left_out["reason"] == "train.csv: no usable coordinates").sum() == 2
 
     def test_a_broken_photo_is_left_out_and_listed_and_the_rest_goes_on(self, root: Path) -> None:
-        run = run_on(root)
-        photos = datasets.prepare(run)
-        listed = pd.read_csv(run.table("left_out"))
-        assert len(photos) == 298
+        run = run_on(root, "backbone.image_px=32")
+        assert len(datasets.prepare(run)) == 299
+        features.extract(run)
+        photos, listed = datasets.read(run), pd.read_csv(run.table("left_out"))
+        assert (photos["split"] == datasets.UNREADABLE).sum() == 1
         assert listed["reason"].str.contains("(?i)truncated").sum() == 1
         assert {"continent", "town", "country", "climate"} <= set(photos)
 

@@ -102,7 +102,7 @@ def test_an_input_that_was_changed_behind_our_back_is_not_read(chain: Run, kind:
 def test_a_reader_beside_the_stages_does_not_read_what_is_damaged(chain: Run) -> None:
     flip(chain.features, random.Random(2))  # noqa: S311
     with pytest.raises(ArtefactError, match=r"features\.npy is damaged"):
-        features.read(chain)
+        features.read(chain, datasets.read(chain))
 
 
 def with_settings(run: Run, *overrides: str) -> Run:

@@ -24,6 +24,11 @@ MODULES: dict[str, ModuleType] = {"blue_marble": blue_marble, "folder": folder, 
 """
 
 
+NOTEBOOK = "01_data_preparation"
+UNREADABLE = "unreadable"
+"""The split of photos that could not be decoded: no stage asks for it."""
+
+
 def root_of(run: Run) -> Path:
     """Folder that the manifest's paths are relative to; a relative setting is relative to the project."""
     return PROJECT / run.settings.dataset.root
@@ -32,8 +37,9 @@ def root_of(run: Run) -> Path:
 def prepare(run: Run) -> pd.DataFrame:
     """Build the run's manifest and photos, or reuse them; return the checked manifest.
 
-    What the builder could not use, and photos that cannot be decoded, are left out and listed in tables/left_out.csv with
-    the reason. Photos without a continent get town, country and continent by their coordinates.
+    No photo is decoded: which cannot be is found when features are extracted. What does not match (rows without photo, photos
+    without row or place) is left out and listed in tables/not_matched.csv with the reason. Photos without a continent get town,
+    country and continent by their coordinates.
 
     Raises:
         ManifestError: photos cannot be had, or the manifest cannot be used.
@@ -45,15 +51,13 @@ def prepare(run: Run) -> pd.DataFrame:
     ranks.wait()
 
     def make() -> None:
-        photos, left_out = module.build(settings, root)
+        photos, not_matched = module.build(settings, root)
         manifest.check(photos, str(run.manifest))
-        unreadable = manifest.unreadable_photos(photos, root)
-        left_out = pd.concat([left_out, unreadable], ignore_index=True)
-        with writing(run.table("left_out")) as aside:
-            left_out.to_csv(aside, index=False)
-        manifest.write(_with_places(photos[~photos["id"].isin(unreadable["id"])]), run.manifest)
-        if len(left_out):
-            print(f"left out {len(left_out):,} photos or rows, each with its reason in {run.table('left_out')}")
+        with writing(run.table("not_matched")) as aside:
+            not_matched.to_csv(aside, index=False)
+        if len(_listed(unreadable_list(run))):  # the photos have changed: they are all tried again
+            unreadable_list(run).unlink()
+        manifest.write(_with_places(photos), run.manifest)
 
     if isinstance(settings, BlueMarble) and run.manifest.exists() and not _windows_are_whole(run):
         with refusals_named(run.receipt("manifest")):
@@ -69,9 +73,9 @@ def stage_of(run: Run) -> dict[str, Any]:
     listing = MODULES[settings.name].listing(settings, root)
     return {
         "inputs": [path for path in files if path.exists()],
-        "outputs": [run.manifest, run.table("left_out")],
+        "outputs": [run.manifest, run.table("not_matched")],
         "settings": json.loads(settings.model_dump_json(exclude={"download"})) | {"photos": listing},
-        "code": [manifest.check, manifest.unreadable_photos, _with_places, MODULES[settings.name].build],
+        "code": [manifest.check, _with_places, MODULES[settings.name].build],
         "group": "dataset",
     }
 
@@ -92,9 +96,38 @@ def _windows_are_whole(run: Run) -> bool:
 
 
 def read(run: Run, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """The run's manifest, or ``columns`` of it.
+    """The run's manifest, or ``columns`` of it; the split of photos that could not be decoded is ``unreadable``.
 
     Raises:
         ArtefactError: notebook 01 has not made it yet.
     """
-    return manifest.read(run.require(run.manifest, "01_data_preparation"), columns)
+    photos = manifest.read(run.require(run.manifest, NOTEBOOK), columns)
+    if "split" in photos and unreadable_list(run).exists():
+        rows = _listed(run.require(unreadable_list(run), NOTEBOOK))["row"].astype(int)
+        photos.loc[photos.index.isin(rows), "split"] = UNREADABLE
+    return photos
+
+
+def unreadable_list(run: Run) -> Path:
+    """Photos that could not be decoded (CSV): row of the manifest, id, path, reason; written with the features."""
+    return run.features.with_name("unreadable.csv")
+
+
+def list_left_out(run: Run) -> None:
+    """Write tables/left_out.csv: what did not match, and photos that could not be decoded; columns id, path, reason."""
+    parts = [_listed(path)[["id", "path", "reason"]] for path in (run.table("not_matched"), unreadable_list(run))]
+    left_out, path = pd.concat(parts, ignore_index=True), run.table("left_out")
+    if path.exists() and _listed(path).equals(left_out):
+        return
+    with writing(path) as aside:
+        left_out.to_csv(aside, index=False)
+    if len(left_out):
+        print(f"left out {len(left_out):,} photos or rows, each with its reason in {path}")
+
+
+def _listed(path: Path) -> pd.DataFrame:
+    """A list of what was left out; an empty one where there is none. Ids are text, whatever they look like."""
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError):
+        return pd.DataFrame(columns=["row", "id", "path", "reason"], dtype=str)

@@ -1,7 +1,11 @@
 """Photos to frozen features, once, into a memory-mapped file; and what is read back from it.
 
+Each photo is decoded once. One that cannot be decoded gets a row of NaN, and a line with the reason in unreadable.csv beside the
+features; its split is then ``unreadable`` for everybody who reads the manifest (:func:`lib.data.datasets.read`).
+
 Extraction writes shards of ``backbone.shard_size`` photos, each whole or not at all and with its checksum; a run that is stopped
-goes on at the first shard that is missing or damaged. Finished shards are joined into features.npy [N, D], row i of the manifest's row i.
+goes on at the first shard that is missing or damaged. Finished shards are joined into features.npy [N, D], row i of the manifest's
+row i.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +32,7 @@ from lib.data.backbones import Backbone, build, find, weights
 from lib.data.photos import UNREADABLE, open_photo
 from lib.method.errors import BundleError
 from lib.method.geodesy import distance_km
-from lib.runs import Run, autocast, checksum, code_digest, generator, progress, ranks
+from lib.runs import Run, autocast, checksum, code_digest, generator, progress, ranks, writing
 from lib.runs.code import named
 from lib.runs.files import READING_ERRORS, one_line, write_json, write_rows
 from lib.settings import Backbone as BackboneSettings
@@ -39,7 +43,7 @@ class FeatureError(BundleError):
 
 
 class Photos(Dataset):
-    """Photos below a folder, each decoded once for all of its views: float tensors [K, 3, H, W].
+    """Photos below a folder, each decoded once for all of its views: float tensors [K, 3, H, W]; or why that cannot be done.
 
     The first view is the plain crop; the photos of the mask ``augmented`` have ``views`` others besides, drawn by the photo's
     path and the view's number alone: the same whichever process draws them, and in a run that goes on after a stop.
@@ -55,14 +59,12 @@ class Photos(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, index: int) -> torch.Tensor | str:
         path = self.paths[index]
         try:
             image = open_photo(self.root, path)
         except UNREADABLE as error:
-            raise FeatureError(
-                f"{self.root / path}: cannot be decoded ({one_line(error)}); replace it or run notebook 01 again"
-            ) from error
+            return f"{type(error).__name__}: {one_line(error)}"
         count = self.views if self.views and self.augmented[index] else 0
         return torch.stack([self.preprocess(image), *(self._view(image, path, number) for number in range(count))])
 
@@ -88,18 +90,23 @@ def augmentation(backbone: Backbone) -> Callable[[Image.Image], Image.Image]:
 def extract(run: Run) -> Path:
     """Extract the features of the run's manifest, or reuse them; return the path of features.npy.
 
-    Where ``backbone.views`` is V > 1, views.npy is written beside it: V augmented views of each training photo.
+    Where ``backbone.views`` is V > 1, views.npy is written beside it: V augmented views of each training photo. Photos that cannot
+    be decoded are listed in tables/left_out.csv, after what the data set left out.
 
     Holds one shard in memory. Deterministic on one machine: batches never straddle shards, so a resumed run gives the
     same bits.
+
+    Raises:
+        FeatureError: no photo can be decoded, or a feature is not finite.
     """
     settings = run.settings.backbone
     used = json.loads(settings.model_dump_json(exclude={"workers", "centred", "precision"}))
     used |= {"arithmetic": run.arithmetic(settings.precision), "weights": weights(settings)}
-    outputs, code = [run.features, *([run.views] if settings.views > 1 else [])], [_extract, find(settings).load]
+    outputs = [run.features, datasets.unreadable_list(run), *([run.views] if settings.views > 1 else [])]
+    code = [_extract, find(settings).load]
 
     def make() -> None:
-        manifest = datasets.read(run, ["path", "split"])
+        manifest = datasets.manifest.read(run.manifest, ["id", "path", "split"])
         key = hashlib.sha256(
             json.dumps([used, checksum(run.manifest), [code_digest(named(one)) for one in code]]).encode()
         ).hexdigest()
@@ -110,6 +117,7 @@ def extract(run: Run) -> Path:
     )
     if ranks.rank() == 0:  # not before the receipt is written: until then they are all that a killed extraction leaves
         _remove_shards(run)
+        datasets.list_left_out(run)
     return run.features
 
 
@@ -138,29 +146,48 @@ def _extract(run: Run, manifest: pd.DataFrame, folder: Path) -> None:
         views = settings.views if settings.views > 1 else 0
         photos = Photos(datasets.root_of(run), paths, backbone, views, (manifest["split"] == "train").to_numpy())
         made = encode(photos, backbone, settings, run.device, list(missing.values()))
-        for shard, (plain, views) in zip(missing, made, strict=True):
+        for (shard, rows), (plain, views, unreadable) in zip(missing.items(), made, strict=True):
             if settings.views > 1:
                 _save(shard.with_suffix(".views.npy"), views)
             _save(shard, plain)
-            _note(shard)
+            _note(shard, {rows[place]: reason for place, reason in unreadable.items()})
     ranks.wait()
     if ranks.rank() > 0:
         return
+    _list_unreadable(run, manifest, shards)
     _join(list(shards), run.features)
     if settings.views > 1:
         _join([shard.with_suffix(".views.npy") for shard in shards], run.views)
 
 
+def _list_unreadable(run: Run, manifest: pd.DataFrame, shards: Iterable[Path]) -> None:
+    """Write unreadable.csv: row in the manifest, id, path, reason.
+
+    Raises:
+        FeatureError: not a single photo can be decoded.
+    """
+    reasons = {int(row): reason for shard in shards for row, reason in _noted(shard)["unreadable"].items()}
+    if len(reasons) == len(manifest):
+        _remove_shards(run)  # whoever mends the photos starts anew
+        first = datasets.root_of(run) / manifest["path"].iloc[0]
+        raise FeatureError(f"none of {len(manifest):,} photos can be decoded ({first}: {reasons[0]}); check dataset.root")
+    listed = manifest.iloc[list(reasons)][["id", "path"]].assign(reason=list(reasons.values()))
+    with writing(datasets.unreadable_list(run)) as aside:
+        listed.to_csv(aside, index_label="row")
+
+
 def encode(
     photos: Photos, backbone: Backbone, settings: BackboneSettings, device: torch.device, groups: Sequence[Sequence[int]]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Features of each of ``groups`` of photos: plain ones [n, D], and those of the augmented views [m, V, D].
+) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
+    """Of each of ``groups`` of photos: features [n, D], those of the augmented views [m, V, D], why which photos have none.
+
+    A photo that cannot be decoded has a row of NaN, no views, and its place in the group -> the reason.
 
     Photos are decoded ahead by ``settings.workers`` processes, into pinned memory where there is a GPU; a forward pass takes about
     ``settings.batch_size`` images, never of two groups.
 
     Raises:
-        FeatureError: a photo cannot be decoded, or a feature is not finite.
+        FeatureError: a feature is not finite.
     """
     size = max(1, settings.batch_size // (1 + photos.views))
     batches = [list(group[start : start + size]) for group in groups for start in range(0, len(group), size)]
@@ -180,17 +207,18 @@ def encode(
     with progress((), "extracting features", len(photos)) as bar:
         bar.update(len(photos) - sum(map(len, groups)))
         for group in groups:
-            plain, views = [], [np.empty((0, photos.views, backbone.dimension), settings.storage)]
+            plain = np.full((len(group), backbone.dimension), np.nan, settings.storage)
+            views, unreadable = [], {}
             for start in range(0, len(group), size):
-                images, counts = next(decoded)
+                images, counts, reasons = next(decoded)
                 encoded = _forward(images, backbone, settings, device)
                 _refuse_infinite(encoded, counts, [photos.paths[row] for row in group[start : start + size]], settings)
-                first = np.cumsum(counts) - counts
-                plain.append(encoded[first])
+                first, decoded_here = (np.cumsum(counts) - counts)[counts > 0], start + np.flatnonzero(counts)
+                plain[decoded_here] = encoded[first]
                 views.append(np.delete(encoded, first, 0).reshape(-1, max(photos.views, 1), backbone.dimension))
+                unreadable |= {start + place: reason for place, reason in enumerate(reasons) if reason}
                 bar.update(len(counts))
-            views = [part for part in views if part.size] or views[:1]
-            yield np.concatenate(plain), np.concatenate(views)
+            yield plain, np.concatenate(views), unreadable
 
 
 def _one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
@@ -202,12 +230,18 @@ def _one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
             yield batch
 
 
-def _stack(items: list[torch.Tensor]) -> tuple[torch.Tensor, np.ndarray]:
-    return torch.cat(items), np.array([len(item) for item in items])
+def _stack(items: list[torch.Tensor | str]) -> tuple[torch.Tensor, np.ndarray, list[str]]:
+    """The images of a batch of photos, how many are of each photo, and why a photo has none, or nothing."""
+    reasons = [item if isinstance(item, str) else "" for item in items]
+    images = [item for item in items if not isinstance(item, str)]
+    counts = np.array([0 if reason else len(item) for item, reason in zip(items, reasons, strict=True)])
+    return torch.cat(images) if images else torch.empty(0), counts, reasons
 
 
 def _forward(images: torch.Tensor, backbone: Backbone, settings: BackboneSettings, device: torch.device) -> np.ndarray:
     """Features of ``images`` [B, 3, H, W] in the settings' storage type, [B, D]."""
+    if len(images) == 0:
+        return np.empty((0, backbone.dimension), settings.storage)
     with torch.inference_mode(), autocast(device, settings.precision):
         images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
         encoded = backbone.encode(images).float().cpu().numpy()
@@ -226,18 +260,23 @@ def _save(path: Path, array: np.ndarray) -> None:
     write_rows(path, [array], array.dtype, array.shape)
 
 
-def _note(shard: Path) -> None:
-    """Write beside a shard, as the last of its files, the checksums of them."""
+def _note(shard: Path, unreadable: dict[int, str]) -> None:
+    """Write beside a shard, as the last of its files, the checksums of them, and which of its rows have no photo and why."""
     of_shard = [path for path in (shard, shard.with_suffix(".views.npy")) if path.exists()]
-    write_json(shard.with_suffix(".json"), {path.name: checksum(path) for path in of_shard})
+    sums = {path.name: checksum(path) for path in of_shard}
+    write_json(shard.with_suffix(".json"), {"sums": sums, "unreadable": unreadable})
+
+
+def _noted(shard: Path) -> dict[str, Any]:
+    return json.loads(shard.with_suffix(".json").read_text())
 
 
 def _is_whole(shard: Path) -> bool:
     """Whether the shard, and what belongs to it, is there as it was written; one that is damaged is named."""
     try:
-        noted = json.loads(shard.with_suffix(".json").read_text())
-        damaged = [name for name, sum_ in noted.items() if checksum(shard.with_name(name)) != sum_]
-    except (OSError, ValueError, AttributeError):
+        sums = _noted(shard)["sums"]
+        damaged = [name for name, sum_ in sums.items() if checksum(shard.with_name(name)) != sum_]
+    except (OSError, ValueError, AttributeError, LookupError, TypeError):
         return False
     if damaged:
         print(f"again   {shard.with_name(damaged[0])} is damaged, its checksum is not the one that was noted", flush=True)
@@ -295,14 +334,16 @@ class Features:
         return torch.from_numpy(self.views[np.searchsorted(self.view_rows, indices), number]).to(device).float()
 
 
-def read(run: Run) -> Features:
+def read(run: Run, manifest: pd.DataFrame) -> Features:
     """The run's features, mapped, not loaded.
+
+    Args:
+        manifest: the run's, with its column split at least; see :func:`lib.data.datasets.read`.
 
     Raises:
         ArtefactError: notebook 01 has not made them yet.
         FeatureError: the file has other rows than the manifest.
     """
-    manifest = datasets.read(run, ["split"])
     stored = _mapped(run.require(run.features, "01_data_preparation"))
     if stored.ndim != 2 or len(stored) != len(manifest):
         raise FeatureError(

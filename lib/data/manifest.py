@@ -6,11 +6,8 @@ Columns: ``id`` (text, unique), ``path`` (relative to the data set's root), ``la
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +15,9 @@ import numpy as np
 import pandas as pd
 from pyarrow import parquet
 
-from lib.data.photos import UNREADABLE, open_photo
 from lib.data.sphere import nearest
 from lib.method.errors import BundleError
-from lib.runs import progress, writing
+from lib.runs import writing
 from lib.runs.files import READING_ERRORS, one_line
 
 REQUIRED = ("id", "path", "latitude", "longitude", "split")
@@ -78,27 +74,6 @@ def _refuse(source: str, manifest: pd.DataFrame, wrong: pd.Series, sentence: str
         )
 
 
-def unreadable_photos(manifest: pd.DataFrame, root: Path) -> pd.DataFrame:
-    """Photos that cannot be decoded: columns id, path, reason; none is an empty frame."""
-    block, found = 8_192, []
-    with ThreadPoolExecutor(os.cpu_count()) as pool, progress((), "reading photos", len(manifest)) as bar:
-        for start in range(0, len(manifest), block):
-            photos = manifest.iloc[start : start + block]
-            reasons = pool.map(partial(_why_unreadable, root), photos["path"])  # decoders let go of Python's lock
-            found += [row for row in zip(photos["id"], photos["path"], reasons, strict=True) if row[2]]
-            bar.update(len(photos))
-    return pd.DataFrame(found, columns=["id", "path", "reason"])
-
-
-def _why_unreadable(root: Path, path: str) -> str:
-    """What is wrong with a photo, or nothing. A JPEG is decoded at an eighth: every byte is read, few pixels are made."""
-    try:
-        open_photo(root, path, smallest_px=1)
-    except UNREADABLE as error:
-        return f"{type(error).__name__}: {one_line(error)}"
-    return ""
-
-
 def write(manifest: pd.DataFrame, path: Path) -> None:
     """Check ``manifest`` and write it to ``path`` (parquet), whole or not at all."""
     check(manifest, str(path))
@@ -107,11 +82,13 @@ def write(manifest: pd.DataFrame, path: Path) -> None:
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """The table at ``path``, or ``columns`` of it, its text known to be UTF-8: pandas would find out at the first look at it.
+    """The table at ``path``, or those of ``columns`` that it has; its text is known to be UTF-8.
 
     Raises one of ``READING_ERRORS``: it is none.
     """
-    table = parquet.read_table(path, columns=columns)
+    with parquet.ParquetFile(path) as file:
+        known = file.schema_arrow.names
+        table = file.read(columns=None if columns is None else [name for name in columns if name in known])
     table.validate(full=True)
     return table.to_pandas()
 
@@ -142,8 +119,7 @@ def read(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
         ManifestError: it cannot be read, or not be used.
     """
     try:
-        wanted = None if columns is None else [name for name in columns if name in parquet.read_schema(path).names]
-        manifest = read_parquet(path, wanted)
+        manifest = read_parquet(path, columns)
     except READING_ERRORS as error:
         raise ManifestError(f"{path}: cannot be read as a manifest ({one_line(error)}); run notebook 01 again") from error
     check(manifest, str(path), columns or REQUIRED)

@@ -45,13 +45,13 @@ def summarise(error_km: np.ndarray) -> dict[str, float]:
     return {name: float(np.median(error_km)) if name == "median_km" else values[name] for name in COLUMNS}
 
 
-def splits_of(run: Run) -> list[str]:
+def splits_of(run: Run, manifest: pd.DataFrame) -> list[str]:
     """The evaluation splits that the run's data set has; those that it lacks are named in a printed line.
 
     Raises:
         ManifestError: it has none of them.
     """
-    there = set(datasets.read(run, ["split"])["split"])
+    there = set(manifest["split"])
     wanted = run.settings.evaluation.splits
     if not there & set(wanted):
         raise datasets.manifest.ManifestError(
@@ -63,20 +63,27 @@ def splits_of(run: Run) -> list[str]:
 
 
 def predict_all(
-    run: Run, strategies: list[str], *, split_names: list[str] | None = None, among_ranks: bool = False
+    run: Run,
+    strategies: list[str],
+    *,
+    manifest: pd.DataFrame | None = None,
+    split_names: list[str] | None = None,
+    among_ranks: bool = False,
 ) -> pd.DataFrame:
     """Top-1 predictions of each strategy and seed on the evaluation splits, one row a photo, not written anywhere.
 
     Args:
+        manifest: the run's, where it has been read already.
         split_names: splits to predict; default ``evaluation.splits``.
         among_ranks: the gallery is shared out among the ranks, all of which call this and get the same.
 
     Returns:
         id, split, strategy, seed, latitude, longitude, predicted_latitude, predicted_longitude, error_km.
     """
-    manifest = datasets.read(run, [*datasets.manifest.PLACES, "id"])
-    frozen, candidates = features.read(run), gallery.coordinates(run)
-    splits = split_names or splits_of(run)
+    if manifest is None:
+        manifest = datasets.read(run, [*datasets.manifest.PLACES, "id"])
+    frozen, candidates = features.read(run, manifest), gallery.coordinates(run, manifest)
+    splits = split_names or splits_of(run, manifest)
     rows = np.concatenate([datasets.manifest.rows_of(manifest, split) for split in splits])
     photos, truth = manifest.iloc[rows], datasets.manifest.coordinates(manifest)[rows]
     trained = [(name, seed) for name in strategies for seed in run.settings.training.seeds]
@@ -90,15 +97,15 @@ def predict_all(
     return pd.concat(frames, ignore_index=True)
 
 
-def predict_published(run: Run, among_ranks: bool = False) -> pd.DataFrame:
+def predict_published(run: Run, manifest: pd.DataFrame, among_ranks: bool = False) -> pd.DataFrame:
     """Top-1 predictions of GeoCLIP as published among its own 100,000 places, the columns of :func:`predict_all`; seed 0.
 
     Raises:
         BackboneError: the run's features are not CLIP ViT-L/14's.
     """
     backbones.check_published_head(run.settings.backbone)
-    manifest, frozen, candidates = datasets.read(run), features.read(run), photo_places()
-    rows = np.concatenate([datasets.manifest.rows_of(manifest, split) for split in splits_of(run)])
+    frozen, candidates = features.read(run, manifest), photo_places()
+    rows = np.concatenate([datasets.manifest.rows_of(manifest, split) for split in splits_of(run, manifest)])
     published = checkpoints.published().to(run.device)
     found = gallery.search(published, frozen, rows, candidates, among_ranks=among_ranks)
     truth = datasets.manifest.coordinates(manifest)[rows]
@@ -122,12 +129,12 @@ def predictions_of(photos: pd.DataFrame, truth: np.ndarray, found: np.ndarray, s
     )
 
 
-def bounds(run: Run, split: str, seed: int = 0) -> pd.DataFrame:
+def bounds(run: Run, manifest: pd.DataFrame, split: str, seed: int = 0) -> pd.DataFrame:
     """What the gallery and chance allow on ``split``: the same columns as :func:`accuracy`, strategies ceiling and chance.
 
     ceiling: each photo is given its nearest gallery point; chance: a gallery point drawn at random.
     """
-    manifest, candidates = datasets.read(run, [*datasets.manifest.PLACES, "id"]), gallery.coordinates(run)
+    candidates = gallery.coordinates(run, manifest)
     rows = datasets.manifest.rows_of(manifest, split)
     truth = datasets.manifest.coordinates(manifest)[rows]
     drawn = np.random.default_rng(seed).integers(len(candidates), size=len(rows))
@@ -269,9 +276,10 @@ def evaluate(run: Run) -> dict[str, pd.DataFrame]:
     tables = ["accuracy", "comparison", "bounds", "by_continent", "by_latitude"]
 
     def make() -> None:
-        manifest, predictions = datasets.read(run), predict_all(run, strategies, among_ranks=True)
+        manifest = datasets.read(run)
+        predictions = predict_all(run, strategies, manifest=manifest, among_ranks=True)
         if PUBLISHED in settings.baselines:
-            predictions = pd.concat([predictions, predict_published(run, among_ranks=True)], ignore_index=True)
+            predictions = pd.concat([predictions, predict_published(run, manifest, among_ranks=True)], ignore_index=True)
         if ranks.rank() > 0:
             return
         with writing(run.predictions) as aside:
@@ -279,7 +287,7 @@ def evaluate(run: Run) -> dict[str, pd.DataFrame]:
         made = {
             "accuracy": accuracy(predictions),
             "comparison": comparisons(predictions, settings),
-            "bounds": pd.concat([bounds(run, split) for split in predictions["split"].unique()], ignore_index=True),
+            "bounds": pd.concat([bounds(run, manifest, split) for split in predictions["split"].unique()], ignore_index=True),
             "by_continent": by_group(predictions, manifest.set_index("id")["continent"], "continent"),
             "by_latitude": by_group(predictions, latitude_band(manifest), "latitude_band"),
         }
@@ -320,7 +328,8 @@ def save_table(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 def with_bounds(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     """An accuracy table with the rows ceiling and chance of its splits below."""
-    return pd.concat([table, *(bounds(run, split) for split in table["split"].unique())], ignore_index=True)
+    manifest = datasets.read(run, [*datasets.manifest.PLACES, "id"])
+    return pd.concat([table, *(bounds(run, manifest, split) for split in table["split"].unique())], ignore_index=True)
 
 
 def for_reading(accuracies: pd.DataFrame, limits: pd.DataFrame) -> pd.DataFrame:

@@ -26,7 +26,8 @@ def sample(run: Run, fitted: FittedSemivariogram, count: int = 200_000, seed: in
     Returns:
         first, second (manifest rows), distance_km, dissimilarity (0..2), gamma, residual, kind.
     """
-    manifest, frozen = datasets.read(run), features.read(run)
+    manifest = datasets.read(run)
+    frozen = features.read(run, manifest)
     generator = np.random.default_rng(seed)
     rows = datasets.manifest.rows_of(manifest, "train")
     rows = generator.choice(rows, min(len(rows), 20_000), replace=False)  # 20 million pairs to draw from, at most
@@ -103,7 +104,8 @@ def steps_of_distance(range_km: float, count: int = 4) -> list[tuple[str, float,
 
 def shares(run: Run, fitted: FittedSemivariogram, count: int = 200_000, seed: int = 1) -> pd.DataFrame:
     """Share of each kind among uniform random pairs of training photos, as a batch draws them, and how many in a batch."""
-    manifest, frozen = datasets.read(run), features.read(run)
+    manifest = datasets.read(run)
+    frozen = features.read(run, manifest)
     rows = datasets.manifest.rows_of(manifest, "train")
     anchors = np.random.default_rng(seed).choice(rows, min(len(rows), 1 + int(np.sqrt(2 * count))), replace=False)
     first, second = np.triu_indices(len(anchors), 1)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
-from lib.data import backbones
+from lib.data import backbones, datasets
 from lib.method.errors import BundleError
 from lib.method.model import GeoCLIP
 from lib.runs import Run, write_json, writing
@@ -133,7 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"wrote {export_location_encoder(trained, options.folder / 'location-encoder')}")
         settings = run.settings.backbone
         revision = settings.revision or backbones.find(settings).revision
-        places, folder = gallery.coordinates(run), options.folder / "geolocation"
+        places = gallery.coordinates(run, datasets.read(run, datasets.manifest.PLACES))
+        folder = options.folder / "geolocation"
         print(f"wrote {export_geolocation(trained, places, folder, settings.name, revision)}")
     except BundleError as error:
         print(f"lib.exchange: {error}", file=sys.stderr)

@@ -95,15 +95,14 @@ def predict(
         raise BundleError("a photo is named twice; name each once")
     if top < 1 or not 0.0 <= apart_km < np.inf:
         raise BundleError(f"top={top}, apart_km={apart_km}: give at least one candidate, and 0 km or more")
-    asked = pd.DataFrame({"id": list(paths), "path": list(paths)}, dtype=object)
-    unreadable = datasets.manifest.unreadable_photos(asked, root)
-    kept = np.flatnonzero(~asked["path"].isin(unreadable["path"]))
-    photos = [paths[row] for row in kept]
+    encoded, unreadable = _encoded(predictor, list(paths), root)
+    kept = np.array([row for row in range(len(paths)) if row not in unreadable], dtype=int)
+    photos, encoded = [paths[row] for row in kept], encoded[kept]
     if truth_deg is None:
         truth_deg = np.reshape([exif_coordinates(root, path) for path in photos], (-1, 2))
     else:
         truth_deg = np.asarray(truth_deg, dtype=np.float64)[kept]
-    encoded, units = _encoded(predictor, photos, root), unit_vectors(predictor.gallery_deg)
+    units = unit_vectors(predictor.gallery_deg)
     candidates, masses = [], [pd.DataFrame(columns=MASS)] if not photos else []
     for start in range(0, len(photos), BLOCK):
         block = probabilities(predictor.model, encoded[start : start + BLOCK], predictor.embedded)
@@ -113,31 +112,32 @@ def predict(
             found = _distinct(probability, order, units, top, apart_km)
             candidates += [(number, rank, *one) for rank, one in enumerate(found, 1)]
     table = _table(photos, truth_deg, predictor.gallery_deg, candidates)
-    left_out = unreadable[["path", "reason"]].rename(columns={"path": "photo"})
+    reasons = [(paths[row], reason) for row, reason in unreadable.items()]
+    left_out = pd.DataFrame(reasons, columns=["photo", "reason"], dtype=object)
     return Prediction(table, pd.concat(masses, ignore_index=True), left_out)
 
 
 def predict_examples(run: Run, predictor: Predictor, count: int = 4) -> Prediction:
     """Candidates for up to ``count`` photos of ``run``, evenly spaced in its first evaluation split."""
     manifest = datasets.read(run)
-    rows = datasets.manifest.rows_of(manifest, splits_of(run)[0])
+    rows = datasets.manifest.rows_of(manifest, splits_of(run, manifest)[0])
     spaced = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
     chosen = manifest.iloc[rows[spaced]].drop_duplicates("path")
     truth_deg = datasets.manifest.coordinates(chosen)
     return predict(predictor, chosen["path"].tolist(), datasets.root_of(run), truth_deg=truth_deg)
 
 
-def _encoded(predictor: Predictor, photos: list[str], root: Path) -> torch.Tensor:
-    """Features of ``photos``, float32 [N, D], as the model's training had them."""
+def _encoded(predictor: Predictor, photos: list[str], root: Path) -> tuple[torch.Tensor, dict[int, str]]:
+    """Features of ``photos``, float32 [N, D], as the model's training had them; why which photo has none."""
     if not photos:
-        return torch.empty(0, predictor.encoder.dimension)
+        return torch.empty(0, predictor.encoder.dimension), {}
     settings = predictor.settings
     if len(photos) < 10 * settings.batch_size:  # starting processes would take longer than decoding
         settings = settings.model_copy(update={"workers": 0})
     dataset = Photos(root, photos, predictor.encoder)
     device, everything = predictor.embedded.device, [range(len(photos))]
-    made = features.encode(dataset, predictor.encoder, settings, device, everything)
-    return torch.from_numpy(np.concatenate([plain for plain, _ in made])).float()
+    ((plain, _, unreadable),) = features.encode(dataset, predictor.encoder, settings, device, everything)
+    return torch.from_numpy(plain).float(), unreadable
 
 
 def _mass(photo: str, gallery_deg: np.ndarray, probability: np.ndarray, order: np.ndarray) -> pd.DataFrame:

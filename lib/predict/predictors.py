@@ -82,7 +82,7 @@ def of_run(run: Run, strategy: str | None = None, seed: int | None = None) -> Pr
         f"run {run.name}, strategy {strategy}{reason}, seed {seed}; trained on {dataset.name}",
         checkpoints.load(path, run.device),
         run.settings.backbone,
-        (run.settings.evaluation.gallery, gallery.coordinates(run)),
+        (run.settings.evaluation.gallery, gallery.coordinates(run, datasets.read(run, datasets.manifest.PLACES))),
     )
     if not isinstance(dataset, BlueMarble):
         return made

@@ -394,7 +394,7 @@ class LookAlikeScene(Scene):
         rows = datasets.manifest.rows_of(manifest, "train")
         rows = np.sort(np.random.default_rng(0).permutation(rows)[:most])
         rows = rows[np.argsort(manifest["latitude"].to_numpy()[rows], kind="stable")]  # from south to north
-        self.unit = features.read(run).unit(rows)
+        self.unit = features.read(run, manifest).unit(rows)
         self.photos, self.places = manifest.iloc[rows], datasets.manifest.coordinates(manifest)[rows]
         self.controls = {
             "photo": Slider("photo, south to north", len(rows) // 2, 0, len(rows) - 1),

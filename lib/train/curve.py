@@ -28,7 +28,8 @@ def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
     used = settings.model_dump() | {"centred": run.settings.backbone.centred, "device": run.adding_device.type}
 
     def make() -> None:
-        manifest, frozen = datasets.read(run, datasets.manifest.PLACES), features.read(run)
+        manifest = datasets.read(run, datasets.manifest.PLACES)
+        frozen = features.read(run, manifest)
         rows = datasets.manifest.rows_of(manifest, "train")
         empirical = sampling.estimate(
             lambda chosen: frozen.unit(rows[chosen]),

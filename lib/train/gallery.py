@@ -28,7 +28,7 @@ class GalleryError(BundleError):
     """A gallery cannot be used; the message names the file, the row and the mend."""
 
 
-def coordinates(run: Run) -> np.ndarray:
+def coordinates(run: Run, manifest: pd.DataFrame) -> np.ndarray:
     """Gallery of ``run``, float64 [G, 2]: ``evaluation.gallery`` is train, lattice, geoclip or a CSV's path.
 
     * ``train``: the training split's coordinates (GeoCLIP's protocol).
@@ -39,12 +39,12 @@ def coordinates(run: Run) -> np.ndarray:
         GalleryError: unknown name, or a CSV without usable LAT and LON.
     """
     name = find(run.settings.evaluation)
-    manifest = datasets.read(run, datasets.manifest.PLACES)
     if name == "train":
         return datasets.manifest.coordinates(manifest)[datasets.manifest.rows_of(manifest, "train")]
     if name == "lattice":
         points = sphere.lattice(run.settings.evaluation.lattice_km)
-        within = np.abs(points[:, 0]) <= manifest["latitude"].abs().max()
+        readable = manifest["split"] != datasets.UNREADABLE
+        within = np.abs(points[:, 0]) <= manifest["latitude"][readable].abs().max()
         return points[within & places.is_land(points)]
     if name == "geoclip":
         return photo_places()

@@ -67,7 +67,8 @@ class TrainingData:
         Raises:
             ArtefactError: notebook 01, or 03 where a curve is needed, has not run.
         """
-        manifest, frozen = datasets.read(run, datasets.manifest.PLACES), features.read(run)
+        manifest = datasets.read(run, datasets.manifest.PLACES)
+        frozen = features.read(run, manifest)
         every_row = datasets.manifest.rows_of(manifest, "train")
         train_rows, places = _some(every_row, run.settings.training.photos), datasets.manifest.coordinates(manifest)
         curve = None
@@ -78,7 +79,7 @@ class TrainingData:
             train_rows,
             datasets.manifest.rows_of(manifest, "validation"),
             torch.from_numpy(places),
-            gallery.coordinates(run),
+            gallery.coordinates(run, manifest),
             curve,
             _input_scale(run, frozen, every_row),
         )
