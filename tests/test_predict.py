@@ -222,7 +222,7 @@ class TestWhichModel:
         places = uniform_on_sphere(50, np.random.default_rng(1))
         folder = exchange.export_geolocation(trained, places, tmp_path / "release", str(tiny_clip), None)
         found = load_predictor(str(folder), device="cpu")
-        features, embedded = predict._encoded(found, photos, Path()).clone(), gallery.embed(trained, places, CPU)
+        features, embedded = predict._encoded(found, photos, Path())[0], gallery.embed(trained, places, CPU)
         ours = predict.probabilities(found.model, features, found.embedded)
         assert np.allclose(ours, predict.probabilities(trained, features, embedded), atol=1e-4)
         (folder / "model.safetensors").write_bytes(b"torn")
