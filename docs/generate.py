@@ -1,5 +1,7 @@
-"""Writes docs/reference/ from the code: settings, files, commands, functions; and, into README.md, results.md and study.md, the tables
-of the kept runs. ``python docs/generate.py``; a test finds what is stale."""
+"""Writes docs/reference/ from the code, and tables of the kept runs into README.md, results.md, study.md.
+
+``python docs/generate.py``; a test finds what is stale.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,11 @@ import inspect
 import json
 import re
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-import lib
 from lib import runs, settings
 from lib.method import negatives
 from lib.show import report
@@ -22,26 +22,37 @@ from lib.show.report import points
 from lib.train.training import COMPARED_KM as RADII
 
 HERE = Path(__file__).resolve().parent
+PROJECT = HERE.parent
+KEPT = PROJECT / "results" / "reference"
 HEAD = "<!-- Made by docs/generate.py from the code: change it there. -->\n"
-LIB = Path(lib.__file__).parent
-GROUPS = {
-    "dataset": [settings.BlueMarble, settings.Folder, settings.OSV5M, settings.Script],
-    "backbone": [settings.Backbone],
-    "semivariogram": [settings.Semivariogram],
-    "training": [settings.Training],
-    "evaluation": [settings.Evaluation],
-    "study": [settings.Study],
-    "study.simulation": [settings.Simulation],
-}
-
-KEPT = HERE.parent / "results" / "reference"
+ROOMS = ("method", "runs", "data", "train", "evaluate", "show", "predict")
+"""Folders of lib/ from the bottom to the top; settings.py stands above method."""
 SPLITS = {"test": "random split `test`", "test_blocked": "held-out cells `test_blocked`"}
 BOUNDS = ("ceiling", "chance")
 
 
+def table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    """A table in Markdown."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"|{'|'.join(f' {one} ' if one else ' ' for one in line)}|" for line in lines)
+
+
 def cell(text: object) -> str:
-    """``text`` for a cell of a Markdown table."""
+    """``text`` for a cell of a table."""
     return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def paragraph(text: str | None) -> str:
+    """The first paragraph of a docstring in one line: code as Markdown has it, everything else escaped."""
+    first = " ".join((text or "").partition("\n\n")[0].split())
+    first = re.sub(r":(?:mod|func|class|meth):`~?([^`]+)`", r"`\1`", first).replace("``", "`")
+    parts = re.split(r"(`[^`]*`)", first)
+    parts[::2] = [re.sub(r"([*_<|])", r"\\\1", part) for part in parts[::2]]
+    return "".join(parts)
+
+
+# --- docs/reference ---------------------------------------------------------------------------------------
 
 
 def allowed(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
@@ -54,10 +65,11 @@ def allowed(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
         return ", ".join(f"`{one}`" for one in schema.get("enum", [schema.get("const")]))
     if schema.get("type") == "array":
         return f"list of {allowed(schema['items'], definitions)}"
-    names = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null", "object": "mapping"}
+    names = {"integer": "whole number", "string": "text", "boolean": "true or false", "object": "mapping"}
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign} {schema[key]:,.16g}" for key, sign in bounds.items() if key in schema]
-    kind = "path" if schema.get("format") == "path" else names.get(schema.get("type", ""), "anything")
+    kind = schema.get("type", "anything")
+    kind = "path" if schema.get("format") == "path" else names.get(kind, kind)
     return " ".join([kind, ", ".join(limits)]).strip()
 
 
@@ -65,183 +77,223 @@ def settings_page() -> str:
     """Every setting: key, what it may be, default, meaning."""
     parts = [
         "# Settings",
-        "A profile (`notebooks/profiles/*.yaml`) names what differs from these defaults; `--set group.key=value` overrides single "
-        "entries. An unknown key or an impossible value is refused with the file, the key and what would be valid.",
+        "A profile (`notebooks/profiles/*.yaml`) names what differs from these defaults; "
+        "`--set group.key=value` overrides single entries. An unknown key or an impossible value is refused "
+        "with the file, the key and what would be valid. `training.variants` are settings of one strategy.",
     ]
-    for group, models in GROUPS.items():
-        for model in models:
-            schema = model.model_json_schema()
-            own = f": `{model.model_fields['name'].default}`" if group == "dataset" else ""
-            parts.append(f"## `{group}`{own}\n\n{paragraph(inspect.getdoc(model))}")
-            rows = ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
-            for key, one in schema["properties"].items():
-                default = json.dumps(one["default"], ensure_ascii=False) if "default" in one else "must be given"
-                what = allowed(one, schema.get("$defs", {}))
-                rows.append(f"| `{key}` | {cell(what)} | {cell(f'`{default}`' if 'default' in one else default)} | {cell(one.get('description', ''))} |")
-            parts.append("\n".join(rows))
-    parts.append("## Strategies\n\nWhat `training.strategies` may name, and the settings of `training` that each reads.")
-    rows = ["| strategy | kind | what it does | reads the curve | reads |", "| --- | --- | --- | --- | --- |"]
-    for name, row in negatives.table().iterrows():
-        rows.append(f"| `{name}` | {row['kind']} | {cell(row['description'])} | {'yes' if row['needs_curve'] else 'no'} | {cell(row['reads'])} |")
-    parts.append("\n".join(rows))
-    return "\n\n".join(parts) + "\n"
+    for group, model in settings.GROUPS.items():
+        title = f"`{group}`"
+        if "name" in model.model_fields and group != "backbone":
+            title = f"`dataset`: `{group}`"
+        schema = model.model_json_schema()
+        parts.append(f"## {title}\n\n{paragraph(inspect.getdoc(model))}")
+        rows = []
+        for key, one in schema["properties"].items():
+            default = cell(f"`{json.dumps(one['default'], ensure_ascii=False)}`")
+            what = cell(allowed(one, schema.get("$defs", {})))
+            rows.append((f"`{key}`", what, default, cell(one.get("description", ""))))
+        parts.append(table(("key", "value", "default", "meaning"), rows))
+    parts += ["## Strategies", "What `training.strategies` may name, and the settings that each reads."]
+    rows = []
+    for one in negatives.REGISTRY.values():
+        curve, reads = "yes" if one.needs_curve else "no", ", ".join(one.parameters)
+        rows.append((f"`{one.name}`", one.kind, cell(one.description), curve, reads))
+    parts.append(table(("strategy", "kind", "what it does", "reads the curve", "reads"), rows))
+    old = [f"`{old}` is now called `{new}`" for old, new in negatives.RENAMED.items()]
+    return "\n\n".join([*parts, f"Earlier names are still taken: {', '.join(old)}."]) + "\n"
 
 
 def files_page() -> str:
     """What a run leaves behind."""
-    run = runs.Run(settings.load("quick"), Path("results/NAME"))
-    rows = ["| file | what it is |", "| --- | --- |"]
-    examples = {"checkpoint": ("STRATEGY", 0), "history": ("STRATEGY", 0), "receipt": ("STAGE",), "table": ("NAME",), "figure": ("NAME",), "map": ("NAME",)}
+    run, folder = runs.Run(settings.load("quick"), Path("results/NAME")), "results/NAME"
+    examples = {"checkpoint": ("STRATEGY", 0), "history": ("STRATEGY", 0), "receipt": ("STAGE",)}
+    examples |= dict.fromkeys(("table", "figure", "map"), ("NAME",))
+    rows = []
     for name, member in vars(runs.Run).items():
-        value = member.fget(run) if isinstance(member, property) and name not in {"device", "name"} else None
-        value = member(run, *examples[name]) if name in examples else value
+        getter = getattr(member, "fget", member)
+        value = None
+        if isinstance(member, property) and name not in {"device", "name"}:
+            value = getter(run)
+        elif name in examples:
+            value = getter(run, *examples[name])
         if isinstance(value, Path):
-            text = inspect.getdoc(member.fget if isinstance(member, property) else member).splitlines()[0]
-            rows.append(f"| `{value.relative_to('results/NAME')}` | {paragraph(text)} |")
+            rows.append((f"`{value.relative_to(folder)}`", paragraph(inspect.getdoc(getter))))
     rows += [
-        "| `notebooks/*.ipynb`, `*.html` | the executed notebooks, and each as a page that needs no network |",
-        "| `logs/*.log` | what each notebook printed, with the time |",
-        "| `logs/comparison.txt` | every figure beside the reference run's |",
-        "| `manifest.json` | settings, versions, machine, times, checksums |",
-        "| `index.html` | what to open first |",
+        ("`notebooks/*.ipynb`, `*.html`", "the executed notebooks, and each as a page that needs no network"),
+        ("`logs/*.log`", "what each notebook printed, with the time"),
+        ("`logs/comparison.txt`", "every figure beside the reference run's"),
+        ("`index.html`", "what to open first"),
     ]
-    figures = ["| figure | what it shows |", "| --- | --- |", *(f"| `figures/{name}.png` | {cell(text)} |" for name, text in report.FIGURES.items())]
+    figures = [(f"`figures/{name}.png`", cell(text)) for name, text in report.FIGURES.items()]
     return "\n\n".join([
         "# Files of a run",
-        "Below `results/NAME/`. Features, checkpoints, tables and predictions are reused where nothing that they depend on has changed: the receipt of "
-        "a stage holds the digest of its inputs, settings, code and packages, and the checksums of what it wrote.",
-        "\n".join(rows), "## Figures", "Each also as PDF. Which of them there are depends on the notebooks that were executed.", "\n".join(figures),
+        "Below `results/NAME/`. Features, checkpoints, tables and predictions are reused where nothing that "
+        "they depend on has changed: the receipt of a stage holds the digest of its inputs, settings, code "
+        "and packages, and the checksums of what it wrote.",
+        table(("file", "what it is"), rows),
+        "## Figures",
+        "Each also as PDF. Which of them there are depends on the notebooks that were executed.",
+        table(("figure", "what it shows"), figures),
     ]) + "\n"  # fmt: skip
 
 
 def commands_page() -> str:
-    """The help of run_all.sh as it stands in the script."""
-    script = (HERE.parent / "run_all.sh").read_text(encoding="utf-8")
-    text = re.search(r"cat <<'TEXT'\n(.*?)TEXT\n", script, re.DOTALL)[1]
-    return f"# Commands\n\n```text\n{text}```\n\n`./run_tests.sh [pytest arguments]` runs the tests, with `--thorough` also those that take over a minute; `./run_benchmarks.sh [NAME…]` the benchmarks, `python -m lib.predict --help` places photos.\n"
+    """The help of run_all.sh, which is its first comment, and what the other commands do."""
+    script = (PROJECT / "run_all.sh").read_text(encoding="utf-8")
+    text = re.sub(r"^# ?", "", re.match(r"#!.*\n((?:#.*\n)+)", script)[1], flags=re.MULTILINE)
+    return (
+        f"# Commands\n\n```text\n{text}```\n\n`./run_tests.sh [pytest arguments]` runs the tests, with "
+        "`--thorough` also the long ones; `./run_benchmarks.sh [NAME…]` runs the benchmarks. "
+        "`python -m lib.predict --help` places photos, `python -m lib.exchange --help` exports a model for "
+        "the package `geoclip`, `python -m lib.runs verify results/NAME` checks a run.\n"
+    )
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    """Name and file of each module, in the order in which they may import each other."""
-    order = re.search(r"to the top: (.*?)\.\n", lib.__doc__, re.DOTALL)[1].replace("\n", " ").split(", ")
-    for room in order:
-        folder = LIB / room
-        yield from [(f"lib.{room}", LIB / f"{room}.py")] if not folder.is_dir() else [
-            (f"lib.{room}" + ("" if path.stem == "__init__" else f".{path.stem}"), path) for path in sorted(folder.glob("*.py"))
-        ]
+    """Name and file of each module: the rooms of lib/ from the bottom to the top, its programs, study/."""
+    patterns = [f"lib/{room}/*.py" for room in ROOMS] + ["lib/*.py", "study/*.py"]
+    patterns.insert(1, "lib/settings.py")
+    for path in dict.fromkeys(path for pattern in patterns for path in sorted(PROJECT.glob(pattern))):
+        yield ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"), path
 
 
 def functions_page() -> str:
-    """Every public function and class: how it is called, and the first paragraph of what it says of itself."""
-    parts = ["# Functions", "By module, from the bottom to the top: a module imports only what stands before it. What begins with an underscore is not for others."]
+    """Every public function and class: how it is called, and the first paragraph of its docstring."""
+    parts = [
+        "# Functions",
+        "By room, from the bottom to the top: a module imports only from its own room and those before it. "
+        "Names that begin with an underscore are not for others.",
+    ]
     for name, path in modules():
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        parts.append(f"## `{name}`\n\n{paragraph(ast.get_docstring(tree))}")
         rows = [line for node in tree.body for line in described(node)]
-        parts += ["\n".join(rows)] if rows else []
-    return "\n\n".join(parts) + "\n"
+        if rows or ast.get_docstring(tree):
+            parts += [f"## `{name}`\n\n{paragraph(ast.get_docstring(tree))}", "\n".join(rows)]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def described(node: ast.stmt) -> Iterator[str]:
-    """A list entry of a public function, or of a public class and its public methods."""
+def described(node: ast.stmt, indent: str = "") -> Iterator[str]:
+    """A list entry of a public function, or of a public class and its documented public methods."""
     if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
         return
-    called = f"{node.name}({', '.join(arguments(node))})" if isinstance(node, ast.FunctionDef) else f"class {node.name}"
-    yield f"* `{called}`: {paragraph(ast.get_docstring(node)) or 'see the code'}"
-    for inner in node.body if isinstance(node, ast.ClassDef) else []:
-        if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_") and ast.get_docstring(inner):
-            yield f"  * `{inner.name}({', '.join(arguments(inner))})`: {paragraph(ast.get_docstring(inner))}"
+    text = paragraph(ast.get_docstring(node))
+    called = f"class {node.name}"
+    if isinstance(node, ast.FunctionDef):
+        plain = [one.arg for one in node.args.args if one.arg not in {"self", "cls"}]
+        named = ["*", *(one.arg for one in node.args.kwonlyargs)] if node.args.kwonlyargs else []
+        called = f"{node.name}({', '.join(plain + named)})"
+    if text or not indent:
+        yield f"{indent}* `{called}`: {text or 'see the code'}"
+    for inner in node.body if isinstance(node, ast.ClassDef) else ():
+        yield from described(inner, f"{indent}  ")
 
 
-def arguments(node: ast.FunctionDef) -> list[str]:
-    """Names of a function's arguments; those after a star can be named only."""
-    plain = [one.arg for one in node.args.args if one.arg not in {"self", "cls"}]
-    return plain + (["*", *(one.arg for one in node.args.kwonlyargs)] if node.args.kwonlyargs else [])
+# --- Tables of the kept runs ------------------------------------------------------------------------------
 
 
-def paragraph(text: str | None) -> str:
-    """The first paragraph of a docstring, in one line, with code as Markdown has it and nothing that it would take for HTML."""
-    first = " ".join((text or "").partition("\n\n")[0].split())
-    first = re.sub(r":(?:mod|func|class|meth):`~?([^`]+)`", r"`\1`", first).replace("``", "`")
-    return "".join(part if number % 2 else re.sub(r"([*_<|])", r"\\\1", part) for number, part in enumerate(re.split(r"(`[^`]*`)", first)))
+def kept(run: str, name: str) -> pd.DataFrame:
+    """A table of a kept run, with the names that strategies have today."""
+    return pd.read_csv(KEPT / run / "tables" / f"{name}.csv").replace(negatives.RENAMED)
 
 
 def accuracies() -> pd.DataFrame:
-    """Means over the seeds of the kept ``quick``, by split and strategy, bounds last; in percent, the median in kilometres."""
-    both = pd.concat([pd.read_csv(KEPT / "quick" / "tables" / f"{name}.csv") for name in ("accuracy", "bounds")])
+    """Means over the seeds of the kept ``quick``, by split and strategy, bounds last; percent and km."""
+    both = pd.concat([kept("quick", name) for name in ("accuracy", "bounds")])
     means = both.groupby(["split", "strategy"], sort=False).mean(numeric_only=True)
-    shares = means.filter(like="acc_").mul(100).map(partial(points, sign=False))
+    shares = means.filter(like="acc_").mul(100).map(lambda value: points(value, sign=False))
     return shares.assign(median=means["median_km"].map("{:,.0f} km".format))
 
 
-def interval(row: pd.Series, low: str, high: str) -> str:
+def interval(row: pd.Series, low: str = "ci_low", high: str = "ci_high") -> str:
     """A difference and its interval, in percentage points."""
     return f"{points(100 * row['difference'])} [{points(100 * row[low])}, {points(100 * row[high])}]"
 
 
-def of_strategy(name: str, values: Iterable[object]) -> str:
-    """A row of a table; bounds are set apart from strategies."""
-    return " | ".join([f"| *{name}*" if name in BOUNDS else f"| `{name}`", *map(str, values)]) + " |"
+def label(name: str) -> str:
+    """A strategy as code, a bound in italics."""
+    return f"*{name}*" if name in BOUNDS else f"`{name}`"
 
 
 def first_screen() -> str:
     """The table of README: both splits side by side, three radii."""
-    table, columns = accuracies(), ["acc_100km", "acc_200km", "acc_2500km", "median"]
-    head = "| | random: 100 km | 200 km | 2,500 km | median | held out: 100 km | 200 km | 2,500 km | median |\n" + "| --- " * 9 + "|\n"
-    names = table.loc["test"].index
-    return head + "\n".join(of_strategy(name, [value for split in SPLITS for value in table.loc[(split, name), columns]]) for name in names)
+    values, columns = accuracies(), ["acc_100km", "acc_200km", "acc_2500km", "median"]
+    short = ["200 km", "2,500 km", "median"]
+    head = ["", "random: 100 km", *short, "held out: 100 km", *short]
+    names = values.loc["test"].index
+    rows = []
+    for name in names:
+        rows.append([label(name), *(one for split in SPLITS for one in values.loc[(split, name), columns])])
+    return table(head, rows)
+
+
+def by_radius(*more: str) -> list[str]:
+    """The head of a table with a column a radius."""
+    return ["", *(f"{radius:,} km" for radius in RADII), *more]
 
 
 def all_radii() -> str:
     """Every split, strategy and radius of ``quick``."""
-    table = accuracies()
-    lines = ["| | " + " | ".join(f"{radius:,} km" for radius in RADII) + " | median |", "| --- " * 7 + "|"]
+    values, columns = accuracies(), [*(f"acc_{radius}km" for radius in RADII), "median"]
+    rows = []
     for split, title in SPLITS.items():
-        lines += [f"| **{title}** | | | | | | |"]
-        lines += [of_strategy(name, row[[*(f"acc_{radius}km" for radius in RADII), "median"]]) for name, row in table.loc[split].iterrows()]
-    return "\n".join(lines)
+        rows.append((f"**{title}**", *[""] * len(columns)))
+        rows += [(label(name), *row[columns]) for name, row in values.loc[split].iterrows()]
+    return table(by_radius("median"), rows)
 
 
 def all_differences() -> str:
     """Every paired difference of ``quick``."""
-    table = pd.read_csv(KEPT / "quick" / "tables" / "comparison.csv")
-    lines = ["| | " + " | ".join(f"{radius:,} km" for radius in RADII) + " |", "| --- " * 6 + "|"]
+    found, rows = kept("quick", "comparison"), []
     for split, title in SPLITS.items():
-        lines += [f"| **{title}** | | | | | |"]
-        for (baseline, strategy), rows in table[table["split"] == split].groupby(["baseline", "strategy"], sort=False):
-            by_radius = rows.set_index("metric")
+        rows.append((f"**{title}**", *[""] * len(RADII)))
+        chosen = found[found["split"] == split].groupby(["baseline", "strategy"], sort=False)
+        for (baseline, strategy), one in chosen:
+            metrics = one.set_index("metric")
             if baseline == "infonce" or split == "test":
-                lines += [f"| `{strategy}` − `{baseline}` | " + " | ".join(interval(by_radius.loc[f"acc_{radius}km"], "ci_low", "ci_high") for radius in RADII) + " |"]
-    return "\n".join(lines)
+                values = [interval(metrics.loc[f"acc_{radius}km"]) for radius in RADII]
+                rows.append((f"`{strategy}` − `{baseline}`", *values))
+    return table(by_radius(), rows)
 
 
 def the_study() -> str:
-    """Every strategy of ``study`` against ``infonce`` on the random split, best first; bold where Holm's test leaves a difference."""
-    table = pd.read_csv(KEPT / "study" / "tables" / "ablations.csv").query("split == 'test'").set_index(["strategy", "metric"])
-    level = pd.read_csv(KEPT / "study" / "tables" / "final.csv").query("split == 'test' and strategy == 'infonce'").set_index("metric")["value"]
-    lines = ["| | kind | " + " | ".join(f"{radius:,} km" for radius in RADII) + " |", "| --- " * 7 + "|"]
-    lines += ["| `infonce`, % of the photos | baseline | " + " | ".join(points(100 * level[f"acc_{radius}km"], sign=False) for radius in RADII) + " |"]
-    for name in table.xs("acc_200km", level="metric")["difference"].sort_values(ascending=False, kind="stable").index:
+    """Every strategy of ``study`` against ``infonce``, random split, best first; bold: Holm's test."""
+    found = kept("study", "ablations").query("split == 'test'").set_index(["strategy", "metric"])
+    level = kept("study", "final").query("split == 'test' and strategy == 'infonce'")
+    level = level.set_index("metric")["value"]
+    today = settings.load("study").training.strategies
+    shares = [points(100 * level[f"acc_{radius}km"], sign=False) for radius in RADII]
+    rows = [("`infonce`, % of the photos", "baseline", *shares)]
+    order = found.xs("acc_200km", level="metric")["difference"].sort_values(ascending=False, kind="stable")
+    for name in order.index:
         cells = []
         for radius in RADII:
-            row = table.loc[(name, f"acc_{radius}km")]
-            cells.append(f"**{interval(row, 'corrected_low', 'corrected_high')}**" if row["verdict"] in {"better", "worse"} else interval(row, "corrected_low", "corrected_high"))
-        lines += [of_strategy(name, [negatives.REGISTRY[name].kind if name in negatives.REGISTRY else "option", *cells])]
-    return "\n".join(lines)
+            row = found.loc[(name, f"acc_{radius}km")]
+            text = interval(row, "corrected_low", "corrected_high")
+            cells.append(f"**{text}**" if row["verdict"] in {"better", "worse"} else text)
+        strategy = negatives.REGISTRY.get(name)
+        kind = strategy.kind if strategy else "option" if name in today else "removed"
+        rows.append((label(name), kind, *cells))
+    head = by_radius()
+    return table([*head[:1], "kind", *head[1:]], rows)
 
 
 def filled(page: Path) -> str:
     """The text of ``page``, each table between its marks made anew."""
-    makers = {"first_screen": first_screen, "all_radii": all_radii, "all_differences": all_differences, "the_study": the_study}
+    makers = (first_screen, all_radii, all_differences, the_study)
+    by_name = {maker.__name__: maker for maker in makers}
     mark = re.compile(r"(<!-- table (\w+), made by docs/generate.py -->\n).*?(\n<!-- end -->)", re.DOTALL)
-    return mark.sub(lambda found: found[1] + makers[found[2]]() + found[3], page.read_text(encoding="utf-8"))
+    text = page.read_text(encoding="utf-8")
+    return mark.sub(lambda found: found[1] + by_name[found[2]]() + found[3], text)
 
 
 def pages() -> dict[Path, str]:
     """Every generated page, and every page with generated tables, by its path."""
-    made = {"settings": settings_page(), "files": files_page(), "commands": commands_page(), "functions": functions_page()}
-    with_tables = (HERE.parent / "README.md", HERE / "results.md", HERE / "study.md")
-    return {HERE / "reference" / f"{name}.md": HEAD + text for name, text in made.items()} | {page: filled(page) for page in with_tables}
+    makers = (settings_page, files_page, commands_page, functions_page)
+    made = {}
+    for make in makers:
+        made[HERE / "reference" / f"{make.__name__.removesuffix('_page')}.md"] = HEAD + make()
+    with_tables = (PROJECT / "README.md", HERE / "results.md", HERE / "study.md")
+    return made | {page: filled(page) for page in with_tables}
 
 
 if __name__ == "__main__":
