@@ -19,7 +19,7 @@ from lib import runs, settings
 from lib.method import negatives
 from lib.show import report
 from lib.show.report import points
-from lib.train.training import COMPARED_KM as RADII
+from lib.train.metrics import COMPARED_KM as RADII
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent
@@ -269,7 +269,7 @@ def the_study() -> str:
         for radius in RADII:
             row = found.loc[(name, f"acc_{radius}km")]
             text = interval(row, "corrected_low", "corrected_high")
-            cells.append(f"**{text}**" if row["verdict"] in {"better", "worse"} else text)
+            cells.append(f"**{text}**" if row["verdict"] in {"gains", "loses", "better", "worse"} else text)
         strategy = negatives.REGISTRY.get(name)
         kind = strategy.kind if strategy else "option" if name in today else "removed"
         rows.append((label(name), kind, *cells))

@@ -67,13 +67,10 @@ def derivations(run: Run) -> dict[str, Callable[[], pd.DataFrame]]:
     predictions = pd.read_parquet(run.predictions)
     manifest = datasets.read(run)
 
-    def _bounds() -> pd.DataFrame:
-        return pd.concat([evaluation.bounds(run, manifest, split) for split in predictions["split"].unique()], ignore_index=True)
-
     found: dict[str, Callable[[], pd.DataFrame]] = {
         "accuracy": lambda: evaluation.accuracy(predictions),
-        "comparison": lambda: evaluation.comparisons(predictions, run.settings.evaluation),
-        "bounds": _bounds,
+        "comparison": lambda: evaluation.comparison(predictions, run.settings.evaluation),
+        "bounds": lambda: evaluation.bounds(run, manifest, predictions["split"].unique()),
         "by_continent": lambda: evaluation.by_group(predictions, manifest.set_index("id")["continent"], "continent"),
         "by_latitude": lambda: evaluation.by_group(predictions, evaluation.latitude_band(manifest), "latitude_band"),
         "semivariogram": lambda: curve.load_empirical(run.empirical).table(),

@@ -22,7 +22,7 @@ from lib.method.model import GeoCLIP
 from lib.method.semivariogram import Curve, FittedSemivariogram
 from lib.runs import Run, progress, writing
 from lib.train import checkpoints, gallery
-from lib.train.training import COMPARED_KM
+from lib.train.metrics import COMPARED_KM
 
 BEST = 64
 """Gallery places that an answer is made of."""
@@ -166,7 +166,7 @@ def decode_run(run: Run, strategies: list[str], split_names: list[str] | None = 
             for split in split_names:
                 label = name if chosen.name == "best" else f"{name}, {chosen.name}"
                 answer = chosen(found[split], curve)
-                frames.append(evaluation.predictions_of(manifest.iloc[rows[split]], truth[rows[split]], answer, label, seed))
+                frames.append(evaluation.predictions_of(manifest.iloc[rows[split]], answer, label, seed))
         for split in split_names:
             table = coverage(found["validation"], truth[rows["validation"]], found[split], truth[rows[split]])
             covered.append(table.assign(split=split, strategy=name, seed=seed))

@@ -33,11 +33,11 @@ def forest_all(
 ) -> Figure:
     """Paired differences of every strategy: thick the 95 % interval, thin the one corrected for the number of comparisons.
 
-    Sorted within groups by the difference at the middle radius on the first split; a filled dot where Holm leaves a
-    difference. The grey zone holds what is called equivalent.
+    Sorted within groups by the difference at the middle radius on the first split; a filled dot where the corrected interval
+    leaves zero out. The grey zone holds what is called equivalent.
 
     Args:
-        table: of :func:`lib.evaluate.significance.corrected`, with one baseline.
+        table: of :func:`lib.evaluate.intervals.corrected`, with one baseline.
         margin: half the width of that zone, as a fraction.
     """
     splits = list(dict.fromkeys(table["split"]))
@@ -64,7 +64,7 @@ def forest_all(
     handles = [mpl.lines.Line2D([], [], color=KIND_COLOURS[kind], lw=3, label=KIND_LABELS[kind]) for kind in kinds]
     filled = {"color": MUTED, "ls": "", "marker": "o", "ms": 5}
     handles += [
-        mpl.lines.Line2D([], [], label="differs after Holm", **filled),
+        mpl.lines.Line2D([], [], label="gains or loses", **filled),
         mpl.lines.Line2D([], [], label="not shown to differ", mfc="white", **filled),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
@@ -76,7 +76,7 @@ def _forest_panel(axis: Axes, points: pd.DataFrame, verdicts: pd.Series) -> None
         colour = KIND_COLOURS[kind_of(name)]
         axis.plot([row["corrected_low"], row["corrected_high"]], [order, order], color=colour, lw=0.9)
         axis.plot([row["ci_low"], row["ci_high"]], [order, order], color=colour, lw=3.0, alpha=0.55, solid_capstyle="butt")
-        shown = verdicts[name] in {"better", "worse"}
+        shown = verdicts[name] in {"gains", "loses"}
         axis.plot(row["difference"], order, "o", ms=5, color=colour, mfc=colour if shown else "white", zorder=4)
     axis.axvline(0.0, color=INK, lw=0.9)
     axis.grid(axis="y", visible=False)

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from lib.data import datasets, features
-from lib.evaluate import evaluation, significance
+from lib.evaluate import evaluation, intervals
 from lib.method import negatives
 from lib.method.errors import BundleError
 from lib.method.semivariogram import FittedSemivariogram
@@ -26,7 +26,8 @@ from lib.runs import Run, generator, ranks, writing
 from lib.runs.files import write_rows
 from lib.settings import Study
 from lib.train import curve, gallery, training
-from lib.train.training import COMPARED_KM, Job
+from lib.train.metrics import COMPARED, COMPARED_KM
+from lib.train.training import Job
 from study import simulation, variography
 
 SCORE = [f"validation_acc_{radius}km" for radius in COMPARED_KM]
@@ -256,11 +257,10 @@ def _with_seeds(run: Run, seeds: list[int]) -> Any:
 
 def _gains(predictions: pd.DataFrame, run: Run) -> pd.DataFrame:
     """Differences to infonce, and beside them each strategy's own accuracy; infonce's own rows have no difference."""
-    settings = run.settings.evaluation
-    compared = evaluation.compare(predictions, "infonce", settings.bootstrap, settings.seed)
-    means = evaluation.accuracy(predictions).groupby("strategy", sort=False)[list(evaluation.COMPARED)].mean().stack()
+    compared = intervals.compare(predictions, metrics=COMPARED)
+    means = evaluation.accuracy(predictions).groupby("strategy", sort=False)[list(COMPARED)].mean().stack()
     means = means.rename("accuracy").rename_axis(["strategy", "metric"]).reset_index()
-    table = means.merge(compared.drop(columns=["baseline", "split"]), on=["strategy", "metric"], how="left")
+    table = means.merge(compared.drop(columns=["baseline", "split", "p_value", "error", "freedom"]), on=["strategy", "metric"], how="left")
     return table
 
 
@@ -340,7 +340,7 @@ def simulate(run: Run) -> tuple[simulation.World, Run, dict[str, pd.DataFrame]]:
     """The simulated world of the profile: how well each strategy finds what is false and hard in it, and what that gains.
 
     Returns:
-        The world, its run, and the tables detection, curves, gains (:func:`lib.evaluate.significance.corrected`, against infonce) and
+        The world, its run, and the tables detection, curves, gains (:func:`lib.evaluate.intervals.corrected`, against infonce) and
         final; all but the curves are tables of ``run``, named ``simulation_…``.
 
     Raises:
@@ -354,11 +354,27 @@ def simulate(run: Run) -> tuple[simulation.World, Run, dict[str, pd.DataFrame]]:
     names = [*settings.strategies, *simulation.ORACLES]
     predictions = simulation.train_all(world, simulated, names)
     found, curves = simulation.detection(world, simulated, names)
-    compared = significance.corrected(significance.paired(predictions, "infonce"))
-    tables = {"detection": found, "gains": compared, "final": significance.final_table(predictions)}
+    compared = intervals.corrected(intervals.compare(predictions, metrics=COMPARED), margin=settings_of(run).margin_points / 100)
+    tables = {"detection": found, "gains": compared, "final": intervals.levels(predictions)}
     for name, table in tables.items():
         evaluation.save_table(table, run.table(f"simulation_{name}"))
     return world, simulated, tables | {"curves": curves}
+
+
+def against(predictions: pd.DataFrame, strategies: Sequence[str], others: Sequence[str]) -> pd.DataFrame:
+    """Each of ``strategies`` against each of ``others`` but itself, corrected over all comparisons of one strategy in a split.
+
+    Column ``baseline`` names the other one; a strategy beats all where every corrected_low of a metric is above zero.
+    """
+    tables = []
+    for name in dict.fromkeys(strategies):
+        pairs = [
+            intervals.compare(predictions[predictions["strategy"].isin([name, other])], other, COMPARED)
+            for other in others
+            if other != name
+        ]
+        tables.append(intervals.corrected(pd.concat(pairs, ignore_index=True)))
+    return pd.concat(tables, ignore_index=True)
 
 
 PARTS = ("search", "table", "length", "density", "queue", "worlds", "simulation")

@@ -23,7 +23,7 @@ from scipy.spatial.transform import Rotation
 
 from lib.data import datasets, features
 from lib.data.sphere import cell_of
-from lib.evaluate.significance import holm
+from lib.evaluate.intervals import holm
 from lib.method.empirical import EmpiricalSemivariogram, UnitRows
 from lib.method.errors import BundleError
 from lib.method.geodesy import chord_to_rad, km_to_rad, rad_to_km, unit_vectors

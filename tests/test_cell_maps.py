@@ -83,10 +83,10 @@ class TestPage:
     def test_no_markup_of_the_data_reaches_the_page(self, pages: dict[str, Path]) -> None:
         assert all(HOSTILE not in page.read_text("utf-8") for page in pages.values())
 
-    def test_without_the_baseline_the_errors_are_drawn_alone(self, frame: pd.DataFrame, tmp_path: Path) -> None:
+    def test_of_the_baseline_alone_only_errors_are_drawn(self, frame: pd.DataFrame, tmp_path: Path) -> None:
         run = Run(load("smoke"), tmp_path / "run")
-        alone = frame[frame["strategy"] == "decayed"]
-        draw_cells(run, {"error_cells": cell_errors(alone), "gain_cells": cell_gains(alone)}, ["decayed"])
+        alone = frame[frame["strategy"] == "infonce"]
+        draw_cells(run, {"error_cells": cell_errors(alone), "gain_cells": cell_gains(alone)}, ["infonce"])
         assert [path.name for path in (tmp_path / "run" / "maps").iterdir()] == ["error_cells.html"]
 
     def test_a_missing_column_and_an_empty_table_are_named(self, frame: pd.DataFrame) -> None:

@@ -13,7 +13,7 @@ from conftest import SIZES, Runs, world
 
 from lib.data import datasets, manifest
 from lib.evaluate import evaluation
-from lib.evaluate.evaluation import accuracy, bounds, by_group, compare, evaluate, latitude_band, predict_all
+from lib.evaluate.evaluation import accuracy, bounds, by_group, evaluate, latitude_band, predict_all
 from lib.method.geodesy import EARTH_RADIUS_KM
 from lib.runs import ArtefactError, Run
 from lib.train import gallery, training
@@ -68,75 +68,6 @@ class TestAccuracy:
         assert accuracy(table(np.full((1, 3), 1492.7), "infonce"))["geoscore"][0] == pytest.approx(5000.0 / math.e)
 
 
-class TestCompare:
-    def test_identical_strategies_differ_by_exactly_nothing(self) -> None:
-        errors = lognormal(0, (3, 50))
-        found = compare(pd.concat([table(errors, "infonce"), table(errors, "twin")]), resamples=100)
-        assert found["metric"].tolist() == METRICS
-        assert not found[["difference", "ci_low", "ci_high"]].to_numpy().any()
-
-    def test_the_difference_is_that_of_the_tables_means(self) -> None:
-        predictions = pd.concat([table(lognormal(0, (3, 50)), "infonce"), table(lognormal(1, (3, 50), 250.0), "residual")])
-        found = compare(predictions, resamples=100).set_index("metric")
-        means = accuracy(predictions).groupby("strategy")[METRICS].mean()
-        for metric in METRICS:
-            assert found.loc[metric, "difference"] == pytest.approx(means.loc["residual", metric] - means.loc["infonce", metric])
-            assert found.loc[metric, "ci_low"] <= found.loc[metric, "difference"] <= found.loc[metric, "ci_high"]
-        assert (found[["strategy", "baseline", "seeds", "n", "split"]] == ["residual", "infonce", 3, 50, "test"]).all(axis=None)
-
-    def test_photos_are_paired_whatever_the_order_of_rows(self) -> None:
-        hard = lognormal(0, (2, 60))
-        predictions = pd.concat([table(hard, "infonce"), table(hard - 0.5, "better").sample(frac=1.0, random_state=0)])
-        found = compare(predictions, resamples=100).set_index("metric").loc["mean_km"]
-        assert [found["difference"], found["ci_low"], found["ci_high"]] == pytest.approx([-0.5] * 3)
-
-    def test_the_interval_covers_the_true_difference_19_times_of_20(self) -> None:
-        """Differences of photos are drawn around a known mean, of one seed: 95 % +- 2 standard errors of 160 draws."""
-        covered, tries, truth = 0, 160, -20.0
-        for number in range(tries):
-            generator = np.random.default_rng(number)
-            base = 500.0 + 300.0 * generator.random((1, 80))
-            ours = base + truth + 60.0 * generator.normal(size=(1, 80))
-            found = compare(pd.concat([table(base, "infonce"), table(ours, "ours")]), resamples=200, seed=number)
-            row = found[found["metric"] == "mean_km"].iloc[0]
-            covered += row["ci_low"] <= truth <= row["ci_high"]
-        assert 0.90 <= covered / tries <= 0.985
-
-    def test_the_intervals_width_is_the_textbooks(self) -> None:
-        generator = np.random.default_rng(0)
-        base, gain = 500.0 + 300.0 * generator.random((1, 400)), 60.0 * generator.normal(size=(1, 400))
-        row = compare(pd.concat([table(base, "infonce"), table(base + gain, "ours")])).set_index("metric").loc["mean_km"]
-        assert row["ci_high"] - row["ci_low"] == pytest.approx(2 * 1.96 * gain.std() / math.sqrt(400), rel=0.1)
-
-    def test_seeds_that_disagree_widen_it(self) -> None:
-        base = lognormal(0, (3, 100))
-        agreeing = base - 10.0
-        disagreeing = base - np.array([[-80.0], [0.0], [110.0]])
-        widths = []
-        for ours in (agreeing, disagreeing):
-            row = compare(pd.concat([table(base, "infonce"), table(ours, "ours")]), resamples=300).set_index("metric").loc["mean_km"]
-            assert row["difference"] == pytest.approx(-10.0)
-            widths.append(row["ci_high"] - row["ci_low"])
-        assert widths[1] > 100.0 > widths[0] + 99.0
-
-    def test_it_is_seeded(self) -> None:
-        predictions = pd.concat([table(lognormal(0, (2, 30)), "infonce"), table(lognormal(1, (2, 30)), "ours")])
-        pd.testing.assert_frame_equal(compare(predictions, resamples=100), compare(predictions, resamples=100))
-        assert not compare(predictions, resamples=100, seed=1)["ci_low"].equals(compare(predictions, resamples=100)["ci_low"])
-
-    def test_the_published_model_stands_against_every_seed(self) -> None:
-        """One model, three seeds of ours: as if it had been listed three times."""
-        ours, theirs = table(lognormal(0, (3, 80)), "infonce"), lognormal(1, (1, 80))
-        once = compare(pd.concat([ours, table(theirs, "geoclip_pretrained")]), resamples=200)
-        thrice = compare(pd.concat([ours, table(theirs.repeat(3, 0), "other")]), resamples=200)
-        pd.testing.assert_frame_equal(once.drop(columns="strategy"), thrice.drop(columns="strategy"))
-
-    def test_other_photos_or_seeds_cannot_be_compared(self) -> None:
-        for ours in (table(lognormal(1, (2, 29)), "ours"), table(lognormal(1, (1, 30)), "ours")):
-            with pytest.raises(ValueError, match="ours and infonce were not evaluated on the same photos and seeds of split test"):
-                compare(pd.concat([table(lognormal(0, (2, 30)), "infonce"), ours]), resamples=100)
-
-
 class TestGroups:
     def test_a_groups_numbers_are_the_mean_over_seeds_of_its_photos(self) -> None:
         errors = lognormal(0, (2, 10))
@@ -187,7 +118,7 @@ class TestRun:
         assert set(found["by_continent"]["continent"]) == set(manifest["continent"][manifest["split"].str.startswith("test")])
 
         # no gallery point is nearer than the nearest
-        best = bounds(run, datasets.read(run), "test").set_index("strategy")
+        best = bounds(run, datasets.read(run), ["test"]).set_index("strategy")
         assert best.loc["ceiling", "n"] == best.loc["chance", "n"] == 24
         ours = found["accuracy"][found["accuracy"]["split"] == "test"]
         assert (ours["mean_km"] >= best.loc["ceiling", "mean_km"]).all()
@@ -220,9 +151,6 @@ class TestRun:
     def test_a_missing_checkpoint_is_named_with_its_notebook(self, make_run: Runs) -> None:
         with pytest.raises(ArtefactError, match=r"infonce_seed0\.safetensors is not there: run notebook"):
             evaluate(make_run("training.strategies=infonce"))
-
-    def test_the_radii_are_the_fields(self) -> None:
-        assert training.RADII_KM == {1: "street", 25: "city", 200: "region", 750: "country", 2500: "continent"}
 
 
 def test_a_table_read_back_knows_north_america(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from lib import pipeline
 from lib.data.sphere import uniform_on_sphere
-from lib.evaluate import evaluation, regions
+from lib.evaluate import evaluation, intervals, regions
 from lib.method.geodesy import distance_km
 from lib.runs import Run
 from lib.settings import load
@@ -28,12 +28,12 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 
 
 def predictions(count: int = 300) -> pd.DataFrame:
-    """Two splits, two seeds, four strategies of which semivariance_margin is the better and one is named by an attacker."""
+    """Two splits, four seeds, five strategies of which semivariance_margin is the better and one is named by an attacker."""
     generator, rows = np.random.default_rng(0), []
     for split in ("test", "test_blocked"):
         places = uniform_on_sphere(count, generator, 60.0)
         for name, share in (("infonce", 0.5), ("semivariogram", 0.5), ("semivariance_margin", 0.8), ("similarity", 0.45), (HOSTILE, 0.5)):
-            for seed in range(2):
+            for seed in range(4):
                 guess = places + np.column_stack((np.where(generator.random(count) < share, 0.5, 20.0), np.zeros(count)))
                 frame = pd.DataFrame({"id": [f"{split}{k}" for k in range(count)], "split": split, "strategy": name, "seed": seed,
                                       "latitude": places[:, 0], "longitude": places[:, 1], "predicted_latitude": guess[:, 0],
@@ -78,7 +78,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     choose(made, "semivariance_margin")
     regions.make(made, frame, photos)
     evaluation.save_table(evaluation.accuracy(frame), made.table("accuracy"))
-    evaluation.save_table(pd.concat([evaluation.compare(frame, resamples=200), evaluation.compare(frame, "similarity", 200)]), made.table("comparison"))
+    evaluation.save_table(pd.concat([intervals.compare(frame, resamples=200), intervals.compare(frame, "similarity", resamples=200)]), made.table("comparison"))
     evaluation.save_table(evaluation.accuracy(frame[frame["strategy"] == "infonce"]).assign(strategy="ceiling"), made.table("bounds"))
     for folder in ("figures", "maps", "notebooks"):
         (made.folder / folder).mkdir()
@@ -186,7 +186,7 @@ def test_the_answer_tells_each_difference_with_its_interval_and_verdict(page: Pa
     assert re.search(r"semivariance_margin changes .* by \+\d+\.\d points \(95 % interval \+.* to \+.*\), a gain\.", said)
     assert re.search(r"The paper’s own strategy, semivariogram: .*, not shown\. The control without geography, similarity:", said)
     assert "Of the 3 strategies that use the curve 1 gain and 0 lose." in said
-    assert "No difference is shown in &lt;img src=x onerror=alert(1)&gt;. " in said
+    assert "It gains in &lt;img src=x onerror=alert(1)&gt;. " in said
     assert re.search(r"On cells held out whole: \+.*, a gain\.", said)
 
 

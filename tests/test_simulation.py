@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score
 from lib.data import manifest as manifests
 from lib.data.sampling import estimate
 from lib.method.geodesy import distance_km
-from lib.method.negatives import Candidates
+from lib.method.negatives import Pairs
 from lib.method.semivariogram import FittedSemivariogram, fit
 from lib.settings import Simulation
 from lib.train import curve
@@ -83,7 +83,7 @@ class TestOracle:
         rows = np.flatnonzero(world.manifest["split"] == "train")
         places = torch.from_numpy(manifests.coordinates(world.manifest)[rows]).float()
         features = unit(world.features)(rows)
-        seen = Candidates(torch.zeros(600, 600), features, features, places, places, None, 0.0, 0.0)
+        seen = Pairs(torch.zeros(600, 600), features, places)
         first, second = np.indices((600, 600))
         kinds = world.kinds(rows[first.ravel()], rows[second.ravel()]).reshape(600, 600)
         np.fill_diagonal(kinds, "itself")

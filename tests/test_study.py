@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from conftest import Runs
 
-from lib.evaluate import evaluation
 from lib.runs import Run
 from lib.settings import Study
 from lib.train import curve, training
+from lib.train.metrics import COMPARED
 from study import sweeps as study
 from study.sweeps import StudyError, Variant
 
@@ -78,7 +78,7 @@ class TestSweeps:
         table = study.sweep(run, "length", study.length_variants(run))
         assert trained(run) == ["decayed,epochs=2_seed0", "decayed,epochs=2_seed1", "decayed_seed0", "decayed_seed1",
                                 "infonce,epochs=2_seed0", "infonce,epochs=2_seed1", "infonce_seed0", "infonce_seed1"]  # fmt: skip
-        assert table.columns[0] == "epochs" and set(table["metric"]) == set(evaluation.COMPARED)
+        assert table.columns[0] == "epochs" and set(table["metric"]) == set(COMPARED)
         for epochs, label in ((1, ""), (2, ",epochs=2")):
             frames = {
                 name: [pd.read_parquet(run.folder / "validation" / f"{name}{label}_seed{seed}.parquet") for seed in (0, 1)]
@@ -123,7 +123,7 @@ class TestWorlds:
         table = study.sweep_worlds(run, found)
         ratio = table.drop_duplicates("world").set_index("world")["nugget_to_sill"]
         assert ratio["as it is"] == pytest.approx(ratio["noise 0"], rel=1e-3) and ratio["noise 1"] > ratio["noise 0"]
-        assert len(table) == 3 * 2 * len(evaluation.COMPARED)
+        assert len(table) == 3 * 2 * len(COMPARED)
 
 
 class TestSimulation:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from test_significance import predictions
+from test_intervals import predictions
 
-from lib.evaluate.significance import corrected, paired
+from lib.evaluate.intervals import compare, corrected
 from lib.method.negatives import REGISTRY
+from lib.train.metrics import COMPARED
 from study import figures as study_figures
 
 SPLITS = ("test", "test_blocked")
@@ -18,7 +19,7 @@ SPLITS = ("test", "test_blocked")
 def table() -> pd.DataFrame:
     shares = {"infonce": 0.5, "decayed": 0.62, "similarity": 0.5, "hcl": 0.52, "infonce_symmetric": 0.51}
     frames = [predictions(shares, split=split, seed=seed, photos=800) for seed, split in enumerate(SPLITS)]
-    return corrected(paired(pd.concat(frames, ignore_index=True), "infonce"))
+    return corrected(compare(pd.concat(frames, ignore_index=True), metrics=COMPARED), margin=0.003)
 
 
 def sweep() -> pd.DataFrame:
@@ -48,7 +49,7 @@ class TestForest:
         thin, thick, dot = axis.lines[:3]
         assert np.allclose(thin.get_xdata(), 100 * row[["corrected_low", "corrected_high"]].to_numpy(float))
         assert np.allclose(thick.get_xdata(), 100 * row[["ci_low", "ci_high"]].to_numpy(float))
-        assert row["verdict"] == "better" and dot.get_markerfacecolor() == dot.get_color()
+        assert row["verdict"] == "gains" and dot.get_markerfacecolor() == dot.get_color()
         assert axis.lines[8].get_markerfacecolor() == "white"
 
     def test_every_strategy_has_a_group(self) -> None:

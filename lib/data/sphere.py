@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.spatial import KDTree
@@ -55,3 +56,48 @@ def uniform_on_sphere(count: int, generator: np.random.Generator, max_abs_latitu
     limit = math.sin(math.radians(max_abs_latitude_deg))
     latitude = np.rad2deg(np.arcsin(generator.uniform(-limit, limit, count)))
     return np.stack((latitude, generator.uniform(-180.0, 180.0, count)), -1)
+
+
+@dataclass(frozen=True)
+class EqualAreaGrid:
+    """Cells of the sphere with exactly the same area, nearly square: bands of latitude, each cut into equal longitudes.
+
+    Attributes:
+        counts: cells of each band, from south to north, int64 [R].
+        sines: sine of the latitude of each band's edges, float64 [R + 1].
+    """
+
+    counts: np.ndarray
+    sines: np.ndarray
+
+    @classmethod
+    def of(cls, side_km: float) -> EqualAreaGrid:
+        """Cells of about ``side_km`` x ``side_km``.
+
+        A band has as many cells as fit at its middle; its edges then follow from its share of all cells, since the area
+        between two latitudes is proportional to the difference of their sines (Archimedes).
+        """
+        bands = max(1, round(np.pi * EARTH_RADIUS_KM / side_km))
+        middle = (np.arange(bands) + 0.5) / bands * np.pi - np.pi / 2.0
+        counts = np.maximum(1, np.rint(2.0 * np.pi * EARTH_RADIUS_KM * np.cos(middle) / side_km)).astype(np.int64)
+        return cls(counts, np.concatenate(([0], np.cumsum(counts))) / counts.sum() * 2.0 - 1.0)
+
+    @property
+    def first(self) -> np.ndarray:
+        """Index of each band's first cell, which begins at the 180th meridian, int64 [R]."""
+        return np.concatenate(([0], np.cumsum(self.counts)[:-1]))
+
+    def cell_of(self, coordinates_deg: np.ndarray) -> np.ndarray:
+        """Index, int64 [...], of the cell that holds each of ``coordinates_deg`` [..., 2]."""
+        sine = np.sin(np.deg2rad(coordinates_deg[..., 0]))
+        band = np.clip(np.searchsorted(self.sines, sine, side="right") - 1, 0, len(self.counts) - 1)
+        share = (wrap_longitude(coordinates_deg[..., 1]) + 180.0) / 360.0
+        return self.first[band] + np.minimum((share * self.counts[band]).astype(np.int64), self.counts[band] - 1)
+
+    def bounds_of(self, cells: np.ndarray) -> np.ndarray:
+        """South, west, north and east edge in degrees, float64 [N, 4], of ``cells`` [N]."""
+        band = np.searchsorted(self.first, cells, side="right") - 1
+        width = 360.0 / self.counts[band]
+        west = (cells - self.first[band]) * width - 180.0
+        edges = np.rad2deg(np.arcsin(np.clip(self.sines, -1.0, 1.0)))
+        return np.column_stack((edges[band], west, edges[band + 1], west + width))

@@ -22,6 +22,7 @@ from lib.runs import RESULTS, Run, find_device
 from lib.settings import Backbone as BackboneSettings
 from lib.settings import BlueMarble
 from lib.train import checkpoints, gallery, training
+from lib.train.metrics import CHOICE_KM
 
 PUBLISHED = "geoclip"
 """The word for the model that the package ``geoclip`` brings."""
@@ -70,7 +71,7 @@ def of_run(run: Run, strategy: str | None = None, seed: int | None = None) -> Pr
     settings, reason = run.settings.training, ""
     if strategy is None:
         strategy, accuracy = training.best_strategy(run)
-        reason = f" (best on validation: {100 * accuracy:.1f} % within {training.CHOICE_KM} km)"
+        reason = f" (best on validation: {100 * accuracy:.1f} % within {CHOICE_KM} km)"
     for word, value, known in (("strategy", strategy, settings.strategies), ("seed", seed, settings.seeds)):
         if value is not None and value not in known:
             raise BundleError(f"run {run.name} has no {word} {value}; it has {', '.join(map(str, known))}")

@@ -12,7 +12,8 @@ import folium
 import numpy as np
 import pandas as pd
 
-from lib.evaluate.regions import LEAST_FOR_A_MEAN, LEAST_PHOTOS
+from lib.evaluate.intervals import LEAST_PHOTOS
+from lib.evaluate.regions import LEAST_FOR_A_MEAN
 from lib.method.geodesy import EARTH_RADIUS_KM
 from lib.runs import Run
 from lib.show.maps import integers, save_map, world_page
@@ -55,7 +56,7 @@ def error_cell_map(cells: pd.DataFrame, title: str = "") -> folium.Map:
         "notes": [
             f"Cells of {_side(cells):,.0f} km, all of the same area; a cell's errors are those of its photos over {_seeds(cells)}.",
             "The mean is drawn to the few photos that are placed on another continent; the median is not.",
-            "Intervals: 95 %, Student's t over the cell's photos, not corrected for the number of cells.",
+            "Intervals: 95 %, over the cell's photos and the seeds, not corrected for the number of cells.",
         ],
     }  # fmt: skip
     return world_page("cell_map.j2", data)

@@ -17,12 +17,11 @@ from lib.data import places
 from lib.data.photos import open_photo
 from lib.data.sphere import EARTH_AREA_KM2
 from lib.evaluate import pairs as pair_kinds
-from lib.evaluate.evaluation import METRICS
 from lib.method.empirical import EmpiricalSemivariogram
 from lib.method.geodesy import EARTH_RADIUS_KM
 from lib.method.semivariogram import FittedSemivariogram
 from lib.runs import writing
-from lib.train import training
+from lib.train.metrics import METRICS, RADII_KM
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 INK, MUTED, LAND, WATER = "#1b1f24", "#6b7280", "#dfe3e6", "#ffffff"
@@ -344,7 +343,7 @@ def error_distribution(predictions: pd.DataFrame) -> Figure:
     splits = list(dict.fromkeys(predictions["split"]))
     figure, axes = _figure(1, len(splits), (5.0 * len(splits), 3.8), sharey=True)
     for axis, split in zip(axes[0], splits, strict=True):
-        for radius, name in training.RADII_KM.items():
+        for radius, name in RADII_KM.items():
             axis.axvline(radius, color=MUTED, lw=0.7, ls=":")
             axis.text(radius, 1.005, f" {name}", rotation=38, fontsize=7.5, color=MUTED, ha="left", va="bottom")
         for name, frame in predictions[predictions["split"] == split].groupby("strategy", sort=False):

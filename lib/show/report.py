@@ -21,11 +21,12 @@ from PIL import Image
 from pydantic import ValidationError
 
 from lib.data.manifest import read_table
-from lib.evaluate.evaluation import COLUMNS, COMPARED, CONTROL
-from lib.evaluate.regions import HEADLINE, LEAST_PHOTOS
+from lib.evaluate.evaluation import CONTROL
+from lib.evaluate.intervals import LEAST_PHOTOS
 from lib.method.negatives import REGISTRY, RENAMED
 from lib.runs import RESULTS, ArtefactError, Run, writing
 from lib.settings import Settings
+from lib.train.metrics import COLUMNS, COMPARED, HEADLINE
 from lib.train.training import best_strategy
 
 BASELINE = "infonce"
@@ -349,7 +350,7 @@ def first_screen(
 
     Args:
         lead: the strategy that validation chose, which need not be the best on the split.
-        comparison: of :func:`lib.evaluate.evaluation.compare`.
+        comparison: of :func:`lib.evaluate.intervals.compare`.
         by_continent: of :func:`lib.evaluate.regions.continent_gains`.
         gain_cells: of :func:`lib.evaluate.regions.cell_gains`. Each of the three may be empty.
 
@@ -443,7 +444,7 @@ def accuracy_cells(intervals: pd.DataFrame, bounds: pd.DataFrame) -> list[dict[s
     """The accuracy table: one entry a split, with its rows; values with their 95 % intervals as text.
 
     Args:
-        intervals: of :func:`lib.evaluate.significance.final_table`.
+        intervals: of :func:`lib.evaluate.intervals.levels`.
         bounds: rows ceiling and chance, without intervals.
     """
     if intervals.empty:

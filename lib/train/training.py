@@ -25,14 +25,8 @@ from lib.method.semivariogram import FittedSemivariogram
 from lib.runs import Run, generator, progress, ranks, write_json, writing
 from lib.settings import Training
 from lib.train import checkpoints, gallery
+from lib.train.metrics import CHOICE_KM, COMPARED_KM
 
-RADII_KM = {1: "street", 25: "city", 200: "region", 750: "country", 2500: "continent"}
-"""Radii of the field's five granularities, kilometres (Hays & Efros, 2008)."""
-COMPARED_KM = (25, 100, 200, 750, 2500)
-"""Radii of validation and of every comparison: the photos of the embedded data set show 256 km, so 1 km is beyond what they
-resolve, and 100 km is what lies between city and region."""
-CHOICE_KM = 200
-"""Radius of the validation accuracy that chooses a run's strategy, kilometres."""
 WEIGHT_QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 class Batch(NamedTuple):
     """Manifest rows of a batch, int64 [B], and the epoch (from 1) in which they are seen."""

@@ -1,0 +1,268 @@
+"""Statements about intervals: they hold as often as they promise, corrections by their definition, verdicts that follow from them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from lib.evaluate.intervals import (
+    LEAST_PHOTOS,
+    PUBLISHED,
+    aligned,
+    compare,
+    corrected,
+    differences_for_reading,
+    holm,
+    levels,
+    levels_for_reading,
+    mean_squares,
+    means_of,
+    median_of,
+)
+from lib.method.errors import BundleError
+from lib.train.metrics import COLUMNS, COMPARED, METRICS, summarise
+
+
+def effects(
+    generator: np.random.Generator, seeds: int, photos: int, of_seed: float, of_photo: float, rest: float
+) -> np.ndarray:
+    return (
+        of_seed * generator.standard_normal((seeds, 1))
+        + of_photo * generator.standard_normal((1, photos))
+        + rest * generator.standard_normal((seeds, photos))
+    )
+
+
+def table(errors: np.ndarray, strategy: str, split: str = "test") -> pd.DataFrame:
+    """Predictions with errors [S, N] in kilometres."""
+    frames = [
+        pd.DataFrame({"id": range(len(row)), "split": split, "strategy": strategy, "seed": seed, "error_km": row})
+        for seed, row in enumerate(errors)
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def predictions(
+    shares: dict[str, float], seeds: int = 3, photos: int = 400, seed: int = 0, split: str = "test"
+) -> pd.DataFrame:
+    """Photos within 100 km with the given chance, else 5,000 km off; strategies share what makes a photo hard."""
+    generator = np.random.default_rng(seed)
+    hardness, frames = generator.random(photos), []
+    for name, share in shares.items():
+        hit = [0.7 * hardness + 0.3 * generator.random(photos) < share for _ in range(seeds)]
+        frames.append(table(np.where(hit, 90.0, 5_000.0), name, split))
+    return pd.concat(frames, ignore_index=True)
+
+
+def lognormal(seed: int, shape: tuple[int, int], median_km: float = 300.0) -> np.ndarray:
+    return median_km * np.exp(1.8 * np.random.default_rng(seed).normal(size=shape))
+
+
+class TestMeans:
+    @pytest.mark.parametrize("parts", [(0.0, 1.0, 1.0), (0.05, 1.0, 1.0), (0.3, 0.5, 1.0), (0.0, 0.0, 1.0)])
+    @pytest.mark.parametrize("seeds", [3, 5, 10])
+    def test_the_interval_holds_the_truth_at_least_93_times_of_100(
+        self, parts: tuple[float, float, float], seeds: int
+    ) -> None:
+        generator, held = np.random.default_rng(1), 0
+        for _ in range(800):
+            (one,) = means_of([effects(generator, seeds, 120, *parts)])
+            held += abs(one.mean) <= one.error * stats.t.ppf(0.975, one.freedom)
+        assert 0.93 <= held / 800 <= (0.985 if parts[1] else 1.0)  # wider where photos and seeds do not differ
+
+    def test_mean_squares_are_those_of_a_double_loop(self) -> None:
+        values = effects(np.random.default_rng(0), 4, 30, 1.0, 2.0, 1.0)
+        grand = values.mean()
+        of_seeds = 30 * sum((row.mean() - grand) ** 2 for row in values) / 3
+        of_photos = 4 * sum((column.mean() - grand) ** 2 for column in values.T) / 29
+        rest = 0.0
+        for s in range(4):
+            for i in range(30):
+                rest += (values[s, i] - values[s].mean() - values[:, i].mean() + grand) ** 2 / (3 * 29)
+        assert mean_squares(values) == pytest.approx((of_seeds, of_photos, rest))
+        (found,) = means_of([values])
+        assert found.mean == pytest.approx(grand)
+        assert found.error**2 == pytest.approx((of_seeds + of_photos - rest) / 120)
+        weights = of_seeds**2 / 3 + of_photos**2 / 29 + rest**2 / 87
+        assert found.freedom == pytest.approx((of_seeds + of_photos - rest) ** 2 / weights)
+
+    def test_one_seed_is_a_t_test_over_photos(self) -> None:
+        values = effects(np.random.default_rng(0), 1, 50, 0.0, 1.0, 0.0) + 0.2
+        expected = stats.ttest_1samp(values[0], 0.0)
+        (found,) = means_of([values])
+        assert (found.mean / found.error, found.freedom) == pytest.approx((expected.statistic, expected.df))
+
+    def test_no_spread_has_no_error_and_few_photos_have_no_interval(self) -> None:
+        assert means_of([np.full((3, 20), 0.25)])[0][:2] == (0.25, 0.0)
+        few, many = means_of([np.ones((3, 4)), np.ones((3, 5))], least=5)
+        assert few.mean == 1.0 and np.isnan(few.error) and many.error == 0.0
+
+    def test_groups_share_what_seeds_differ_by(self) -> None:
+        generator = np.random.default_rng(2)
+        calm = [generator.normal(size=(3, 50)) for _ in range(10)]
+        torn = means_of([group + np.array([[-3.0], [0.0], [3.0]]) for group in calm])
+        assert min(one.error for one in torn) > 3.0 * max(one.error for one in means_of(calm))
+        assert all(one.freedom == pytest.approx(10 * (3 - 1), rel=0.15) for one in torn)
+
+    def test_where_nothing_differs_a_map_of_forty_cells_is_rarely_wrong(self) -> None:
+        """Of 120 maps at most a twelfth names a cell, though seeds differ and photos differ much."""
+        generator, wrong = np.random.default_rng(1), 0
+        for _ in range(120):
+            seeds, groups = 0.05 * generator.normal(size=(2, 3, 1)), []
+            for count in generator.integers(20, 60, 40):
+                photo = np.sqrt(0.7) * generator.normal(size=count)
+                hits = 0.6 + photo + seeds + np.sqrt(0.3) * generator.normal(size=(2, 3, count)) > 0.0
+                groups.append(hits[0].astype(float) - hits[1])
+            mean, error, freedom = np.array(means_of(groups)).T
+            wrong += (np.abs(mean) > error * stats.t.ppf(1.0 - 0.05 / 80.0, freedom)).any()
+        assert wrong <= 10
+
+
+class TestMedian:
+    def test_the_interval_holds_the_true_median_about_19_times_of_20(self) -> None:
+        held = 0
+        for seed in range(120):
+            _, low, high = median_of(lognormal(seed, (1, 80)), resamples=200, seed=seed)
+            held += low <= 300.0 <= high
+        assert 0.88 <= held / 120 <= 1.0
+
+    def test_it_is_seeded_and_seeds_that_disagree_widen_it(self) -> None:
+        base = lognormal(0, (3, 60))
+        assert median_of(base, base - 10.0, 50) == median_of(base, base - 10.0, 50)
+        assert median_of(base, None, 50) != median_of(base, None, 50, seed=1)
+        assert median_of(base - 10.0, base, 50) == pytest.approx((-10.0,) * 3)
+        value, low, high = median_of(base - np.array([[-80.0], [0.0], [110.0]]), base, 200)
+        assert value == pytest.approx(-10.0) and high - low > 80.0
+
+
+class TestCompare:
+    def test_the_difference_is_that_of_the_means_over_seeds_and_lies_in_its_interval(self) -> None:
+        ours, theirs = lognormal(1, (3, 50), 250.0), lognormal(0, (3, 50))
+        found = compare(pd.concat([table(theirs, "infonce"), table(ours, "residual")]), resamples=50).set_index("metric")
+        assert found.index.tolist() == COLUMNS
+        means = [pd.DataFrame(map(summarise, errors)).mean() for errors in (ours, theirs)]
+        for metric in COLUMNS:
+            row = found.loc[metric]
+            assert row["difference"] == pytest.approx(means[0][metric] - means[1][metric])
+            assert row["ci_low"] <= row["difference"] <= row["ci_high"]
+        assert (found[["split", "strategy", "baseline", "seeds", "n"]] == ["test", "residual", "infonce", 3, 50]).all(axis=None)
+
+    def test_photos_are_paired_whatever_the_order_of_rows(self) -> None:
+        hard = lognormal(0, (2, 60))
+        frame = pd.concat([table(hard, "infonce"), table(hard - 0.5, "better").sample(frac=1.0, random_state=0)])
+        found = compare(frame, metrics=["mean_km"]).iloc[0]
+        assert [found["difference"], found["ci_low"], found["ci_high"]] == pytest.approx([-0.5] * 3)
+
+    def test_the_p_value_and_the_interval_say_the_same(self) -> None:
+        for seed in range(12):
+            frame = predictions({"infonce": 0.5, "decayed": 0.53}, seed=seed)
+            for row in compare(frame, metrics=COMPARED).itertuples():
+                assert (row.p_value < 0.05) == (row.ci_low > 0 or row.ci_high < 0)
+
+    def test_a_strategy_against_itself_differs_by_nothing(self) -> None:
+        one = predictions({"infonce": 0.5})
+        found = compare(pd.concat([one, one.assign(strategy="same")]), resamples=20).set_index("metric")
+        assert not found[["difference", "ci_low", "ci_high"]].to_numpy().any()
+        assert (found["p_value"].drop("median_km") == 1.0).all()
+
+    def test_other_photos_or_seeds_or_no_baseline_are_refused(self) -> None:
+        frame = predictions({"infonce": 0.5, "decayed": 0.5})
+        for missing in ("id", "seed"):
+            with pytest.raises(BundleError, match="decayed and infonce were not evaluated on the same photos and seeds"):
+                compare(frame[(frame["strategy"] == "infonce") | (frame[missing] != 2)])
+        with pytest.raises(BundleError, match="hcl is not among"):
+            compare(frame, "hcl")
+
+    def test_geoclip_as_published_is_one_model_and_stands_against_every_seed(self) -> None:
+        ours, one = table(lognormal(0, (3, 80)), "infonce"), lognormal(1, (1, 80))
+        once = compare(pd.concat([ours, table(one, PUBLISHED)]), resamples=50)
+        thrice = compare(pd.concat([ours, table(one.repeat(3, 0), "other")]), resamples=50)
+        pd.testing.assert_frame_equal(once.drop(columns="strategy"), thrice.drop(columns="strategy"))
+        assert aligned(table(one, PUBLISHED)).shape == (80, 5)
+
+    def test_groups_are_compared_each_by_itself(self) -> None:
+        ours, theirs = lognormal(1, (2, 80)), lognormal(0, (2, 80))
+        counts = [25, LEAST_PHOTOS, LEAST_PHOTOS - 1, 80 - 24 - 2 * LEAST_PHOTOS]
+        groups = pd.Series(np.repeat(["a", "b", "c", None], counts))
+        frame = pd.concat([table(theirs, "infonce"), table(ours, "x")])
+        found = compare(frame, metrics=["acc_200km"], groups=groups).set_index("group")
+        assert found["n"].to_dict() == {"a": 25, "b": LEAST_PHOTOS, "c": LEAST_PHOTOS - 1}
+        of = METRICS["acc_200km"]
+        expected = (of(ours)[:, :25].astype(float) - of(theirs)[:, :25]).mean()
+        assert found.loc["a", "difference"] == pytest.approx(expected)
+        assert found["ci_low"].isna().to_dict() == {"a": False, "b": False, "c": True}
+        assert corrected(found.reset_index())["verdict"].iloc[2] == "too few photos"
+
+
+class TestCorrected:
+    def table(self) -> pd.DataFrame:
+        shares = {"infonce": 0.5, "a": 0.5, "b": 0.55, "c": 0.62}
+        frames = [
+            compare(predictions(shares, seeds=4, photos=800, split=split, seed=seed), metrics=COMPARED)
+            for seed, split in enumerate(("test", "test_blocked"))
+        ]
+        return pd.concat(frames, ignore_index=True)
+
+    def test_holm_steps_down(self) -> None:
+        assert holm(np.array([0.03, 0.01, np.nan, 0.02])) == pytest.approx([0.04, 0.03, np.nan, 0.04], nan_ok=True)
+
+    def test_intervals_hold_all_at_once(self) -> None:
+        whole = corrected(self.table())
+        assert (whole["comparisons"] == 15).all()
+        for row in whole.itertuples():
+            width = row.error * stats.t.ppf(1.0 - 0.025 / 15, row.freedom) if row.error else 0.0
+            expected = max(-1, row.difference - width), min(1, row.difference + width)
+            assert (row.corrected_low, row.corrected_high) == pytest.approx(expected)
+            assert row.p_holm >= row.p_value
+        for _, rows in whole.groupby("split"):
+            assert rows["p_holm"].min() == pytest.approx(min(1.0, 15 * rows["p_value"].min()))
+
+    def test_no_family_is_wrong_in_more_than_one_run_of_twenty(self) -> None:
+        """Ten strategies like the baseline: at least one verdict in at most about 5 % of the worlds."""
+        wrong = 0
+        for seed in range(60):
+            frame = predictions({name: 0.5 for name in ("infonce", *"abcdefghij")}, seeds=3, photos=150, seed=seed)
+            wrong += corrected(compare(frame, metrics=["acc_100km"]))["verdict"].isin(["gains", "loses"]).any()
+        assert wrong <= 8
+
+    def test_verdicts(self) -> None:
+        def verdict(whole: pd.DataFrame, strategy: str) -> str:
+            return whole.set_index(["split", "strategy", "metric"])["verdict"].loc[("test", strategy, "acc_100km")]
+
+        whole = corrected(self.table(), margin=0.2)
+        assert (verdict(whole, "c"), verdict(whole, "a")) == ("gains", "equivalent")
+        assert verdict(corrected(self.table()), "a") == "not shown"
+        turned = corrected(compare(predictions({"infonce": 0.6, "c": 0.5}, photos=800), metrics=COMPARED))
+        assert verdict(turned, "c") == "loses"
+
+
+class TestLevels:
+    def test_values_are_the_means_over_seeds_and_lie_in_their_intervals(self) -> None:
+        frame = predictions({"infonce": 0.5, "decayed": 0.6})
+        frame["error_km"] += np.random.default_rng(0).random(len(frame))
+        table = levels(frame, resamples=50)
+        assert len(table) == 2 * (len(COMPARED) + 1)
+        for (name, metric), row in table.set_index(["strategy", "metric"]).iterrows():
+            values = [summarise(e.to_numpy())[metric] for _, e in frame[frame["strategy"] == name].groupby("seed")["error_km"]]
+            assert row["value"] == pytest.approx(np.mean(values)) and row["sd_of_seeds"] == pytest.approx(np.std(values, ddof=1))
+            assert row["ci_low"] <= row["value"] <= row["ci_high"]
+
+    def test_an_interval_of_an_accuracy_ends_at_nought_and_one(self) -> None:
+        hits = np.random.default_rng(0).random((2, 8)) < np.array([[0.1], [0.9]])
+        found = levels(table(np.where(hits, 10.0, 5_000.0), "infonce"), resamples=50)
+        shares = found[found["metric"].str.startswith("acc_")]
+        assert shares["ci_low"].min() == 0.0 and shares["ci_high"].max() == 1.0
+        assert found.loc[found["metric"] == "median_km", "ci_high"].item() > 1.0
+
+    def test_what_is_read_has_every_strategy_in_order(self) -> None:
+        frame = predictions({"infonce": 0.5, "decayed": 0.6})
+        shown = levels_for_reading(levels(frame, resamples=20))
+        assert [name for _, name in shown.index] == ["infonce", "decayed"]
+        share = (frame[frame["strategy"] == "infonce"]["error_km"] <= 100).mean()
+        assert shown.loc[("test", "infonce"), "acc_100km"].startswith(f"{100 * share:.1f} ±")
+        compared = compare(frame, metrics=COMPARED)
+        for given, mark in ((compared, "]"), (corrected(compared), "▲")):
+            text = differences_for_reading(given).loc[("test", "infonce", "decayed"), "acc_100km"]
+            assert text.startswith("+") and text.endswith(mark)
