@@ -82,7 +82,6 @@ class OSV5M(_Group):
     root: Path = _entry(Path("data/osv5m"), "folder with images/{train,test}, train.csv, test.csv")
     revision: str | None = _entry(None, "commit of the hub; null: the one that the first download took")
     download: bool = _entry(True, "download what is chosen and not there")
-    extract: bool = _entry(False, "unpack the archives; false: read the photos straight out of them")
     train_shards: Count | Literal["all"] = _entry("all", "training zips to use, of 98")
     test_shards: Count | Literal["all"] = _entry("all", "test zips to use, of 5")
     validation: int = _entry(10_000, "photos cut from the training split for validation", ge=1)

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from lib.data import datasets, folder
-from lib.data.manifest import ManifestError
 from lib.data.photos import GPS_IFD, exif_coordinates
+from lib.method.errors import BundleError
 from lib.runs import Run
 from lib.settings import PROJECT, Folder
 
@@ -152,19 +152,19 @@ def test_without_splits_a_seeded_cut_is_made(tmp_path):
     ],
 )
 def test_what_is_wrong_with_a_table_is_said_with_file_line_and_mend(root, text, sentence):
-    with pytest.raises(ManifestError, match=sentence):
+    with pytest.raises(BundleError, match=sentence):
         built(root, text)
 
 
 def test_a_missing_folder_or_table_and_an_empty_folder_are_named(tmp_path, root):
-    with pytest.raises(ManifestError, match=r"nowhere: no such folder"):
+    with pytest.raises(BundleError, match=r"nowhere: no such folder"):
         built(tmp_path / "nowhere")
-    with pytest.raises(ManifestError, match=r"none\.csv: no such table"):
+    with pytest.raises(BundleError, match=r"none\.csv: no such table"):
         built(root, csv=tmp_path / "none.csv")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ManifestError, match="no photos in it"):
+    with pytest.raises(BundleError, match="no photos in it"):
         built(tmp_path / "empty")
-    with pytest.raises(ManifestError, match="none of 5 photos has coordinates"):
+    with pytest.raises(BundleError, match="none of 5 photos has coordinates"):
         built(root)
 
 

@@ -12,7 +12,8 @@ from conftest import SIZES, Runs, world
 from PIL import Image
 
 from lib.data import datasets, features, manifest
-from lib.data.manifest import Built, ManifestError
+from lib.data.manifest import Built
+from lib.method.errors import BundleError
 from lib.runs import ArtefactError, Run
 from lib.runs.files import checksum
 
@@ -38,7 +39,7 @@ class TestCheck:
 
     @pytest.mark.parametrize("column", ["id", "path", "latitude", "longitude", "split"])
     def test_a_missing_column_is_named_and_the_others_listed(self, column: str) -> None:
-        with pytest.raises(ManifestError, match=f"table.csv: column '{column}' is missing; there are .*continent"):
+        with pytest.raises(BundleError, match=f"table.csv: column '{column}' is missing; there are .*continent"):
             manifest.check(small().drop(columns=column), "table.csv")
 
     @pytest.mark.parametrize(
@@ -59,20 +60,20 @@ class TestCheck:
         ],
     )
     def test_a_wrong_entry_is_named_with_file_and_row(self, column: str, value: object, words: str) -> None:
-        with pytest.raises(ManifestError, match=rf"^table\.csv: row 4: {words}.*1 such rows"):
+        with pytest.raises(BundleError, match=rf"^table\.csv: row 4: {words}.*1 such rows"):
             manifest.check(with_value(column, value), "table.csv")
 
     @pytest.mark.parametrize("value", [None, np.nan, 3])
     def test_a_photo_without_a_path_is_named_too(self, value: object) -> None:
-        with pytest.raises(ManifestError, match=r"^table\.csv: row 4: path"):
+        with pytest.raises(BundleError, match=r"^table\.csv: row 4: path"):
             manifest.check(with_value("path", value), "table.csv")
 
     def test_the_number_of_such_rows_is_said(self) -> None:
-        with pytest.raises(ManifestError, match="row 1: latitude .* 6 such rows"):
+        with pytest.raises(BundleError, match="row 1: latitude .* 6 such rows"):
             manifest.check(small().assign(latitude=1_000.0), "table.csv")
 
     def test_no_photos_at_all(self) -> None:
-        with pytest.raises(ManifestError, match=r"table\.csv: no photos"):
+        with pytest.raises(BundleError, match=r"table\.csv: no photos"):
             manifest.check(small().iloc[:0], "table.csv")
 
 
@@ -82,13 +83,13 @@ class TestFile:
         pd.testing.assert_frame_equal(manifest.read(tmp_path / "manifest.parquet"), small())
 
     def test_a_wrong_one_is_not_written(self, tmp_path: Path) -> None:
-        with pytest.raises(ManifestError, match=r"manifest\.parquet: row 4"):
+        with pytest.raises(BundleError, match=r"manifest\.parquet: row 4"):
             manifest.write(with_value("split", "x"), tmp_path / "manifest.parquet")
         assert list(tmp_path.iterdir()) == []
 
     def test_a_wrong_one_is_not_read(self, tmp_path: Path) -> None:
         small().assign(latitude=99.0).to_parquet(tmp_path / "manifest.parquet")
-        with pytest.raises(ManifestError, match=r"manifest\.parquet: row 1: latitude"):
+        with pytest.raises(BundleError, match=r"manifest\.parquet: row 1: latitude"):
             manifest.read(tmp_path / "manifest.parquet")
 
 
@@ -100,7 +101,7 @@ class TestRows:
         assert sorted(np.concatenate(list(rows.values()))) == list(range(len(frame)))
 
     def test_an_empty_split_lists_the_others(self) -> None:
-        with pytest.raises(ManifestError, match="split 'tset' has no photos; the manifest has test, test_blocked, train, validation"):
+        with pytest.raises(BundleError, match="split 'tset' has no photos; the manifest has test, test_blocked, train, validation"):
             manifest.rows_of(small(), "tset")
 
     def test_coordinates_are_latitude_longitude_and_a_copy(self) -> None:
@@ -198,12 +199,12 @@ class TestSomeColumns:
     def test_one_that_is_not_there_is_named(self, tmp_path: Path) -> None:
         whole, _ = world()
         whole.drop(columns="split").to_parquet(tmp_path / "manifest.parquet")
-        with pytest.raises(ManifestError, match="manifest.parquet: column 'split' is missing; there are latitude, longitude"):
+        with pytest.raises(BundleError, match="manifest.parquet: column 'split' is missing; there are latitude, longitude"):
             manifest.read(tmp_path / "manifest.parquet", manifest.PLACES)
 
     def test_they_are_checked_as_the_whole_is(self, tmp_path: Path) -> None:
         whole, _ = world()
         whole.loc[3, "latitude"] = 91.0
         whole.to_parquet(tmp_path / "manifest.parquet")
-        with pytest.raises(ManifestError, match="row 4: latitude is not within"):
+        with pytest.raises(BundleError, match="row 4: latitude is not within"):
             manifest.read(tmp_path / "manifest.parquet", manifest.PLACES)

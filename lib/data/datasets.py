@@ -1,4 +1,4 @@
-"""Data sets: one file each, all ending in the same manifest."""
+"""Data sets: one file each, all ending in the same manifest; and the manifest of a run, made and read."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ MODULES: dict[str, ModuleType] = {"blue_marble": blue_marble, "folder": folder, 
 * ``listing``: a digest of the files that are there, by which a change is noticed, or None;
 * ``build``: the manifest and what was left out.
 """
-
-
 NOTEBOOK = "01_data_preparation"
 UNREADABLE = "unreadable"
 """The split of photos that could not be decoded: no stage asks for it."""
@@ -37,12 +35,12 @@ def root_of(run: Run) -> Path:
 def prepare(run: Run) -> pd.DataFrame:
     """Build the run's manifest and photos, or reuse them; return the checked manifest.
 
-    No photo is decoded: which cannot be is found when features are extracted. What does not match (rows without photo, photos
-    without row or place) is left out and listed in tables/not_matched.csv with the reason. Photos without a continent get town,
-    country and continent by their coordinates.
+    No photo is decoded: those that cannot be are found when features are extracted. Photos without row or place, and rows
+    without photo, are listed with the reason in tables/not_matched.csv. Photos without a continent get town, country and
+    continent by their coordinates.
 
     Raises:
-        ManifestError: photos cannot be had, or the manifest cannot be used.
+        BundleError: photos cannot be had, or the manifest cannot be used.
     """
     settings, root = run.settings.dataset, root_of(run)
     module = MODULES[settings.name]
@@ -55,7 +53,7 @@ def prepare(run: Run) -> pd.DataFrame:
         manifest.check(photos, str(run.manifest))
         with writing(run.table("not_matched")) as aside:
             not_matched.to_csv(aside, index=False)
-        if len(_listed(unreadable_list(run))):  # the photos have changed: they are all tried again
+        if len(_listed(unreadable_list(run))):  # the photos have changed: all are tried again
             unreadable_list(run).unlink()
         manifest.write(_with_places(photos), run.manifest)
 
@@ -63,7 +61,7 @@ def prepare(run: Run) -> pd.DataFrame:
         with refusals_named(run.receipt("manifest")):
             run.receipt("manifest").unlink(missing_ok=True)
     run.produce("manifest", make=make, **stage_of(run))
-    return read(run)
+    return manifest.read(run.manifest)
 
 
 def stage_of(run: Run) -> dict[str, Any]:
@@ -113,20 +111,25 @@ def unreadable_list(run: Run) -> Path:
     return run.features.with_name("unreadable.csv")
 
 
-def list_left_out(run: Run) -> None:
-    """Write tables/left_out.csv: what did not match, and photos that could not be decoded; columns id, path, reason."""
-    parts = [_listed(path)[["id", "path", "reason"]] for path in (run.table("not_matched"), unreadable_list(run))]
-    left_out, path = pd.concat(parts, ignore_index=True), run.table("left_out")
-    if path.exists() and _listed(path).equals(left_out):
+def left_out(run: Run) -> pd.DataFrame:
+    """What did not match, and photos that could not be decoded, as tables/left_out.csv has it: id, path, reason."""
+    parts = [_listed(path) for path in (run.table("not_matched"), unreadable_list(run))]
+    return pd.concat([part[["id", "path", "reason"]] for part in parts], ignore_index=True)
+
+
+def write_left_out(run: Run) -> None:
+    """Write tables/left_out.csv, unless it is there and up to date, and print how many photos and rows it names."""
+    found, path = left_out(run), run.table("left_out")
+    if path.exists() and _listed(path).equals(found):
         return
     with writing(path) as aside:
-        left_out.to_csv(aside, index=False)
-    if len(left_out):
-        print(f"left out {len(left_out):,} photos or rows, each with its reason in {path}")
+        found.to_csv(aside, index=False)
+    if len(found):
+        print(f"left out {len(found):,} photos or rows, each with its reason in {path}")
 
 
 def _listed(path: Path) -> pd.DataFrame:
-    """A list of what was left out; an empty one where there is none. Ids are text, whatever they look like."""
+    """A list of what was left out, empty where there is none. Everything in it is text, whatever it looks like."""
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError):

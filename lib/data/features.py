@@ -117,7 +117,7 @@ def extract(run: Run) -> Path:
     )
     if ranks.rank() == 0:  # not before the receipt is written: until then they are all that a killed extraction leaves
         _remove_shards(run)
-        datasets.list_left_out(run)
+        datasets.write_left_out(run)
     return run.features
 
 

@@ -23,6 +23,7 @@ from lib.runs.files import READING_ERRORS, one_line
 REQUIRED = ("id", "path", "latitude", "longitude", "split")
 PLACES = ("latitude", "longitude", "split")
 """What a training or a semivariogram needs to know: of five million photos ids and paths are a gigabyte."""
+LIMITS = {"latitude": 90.0, "longitude": 180.0}
 OUTSIDE = r"^(?:[/\\]|[A-Za-z]:)|(?:^|[/\\])\.\.(?:[/\\]|$)"
 """Paths that are absolute or climb out of their folder."""
 
@@ -34,26 +35,22 @@ class Built(NamedTuple):
     left_out: pd.DataFrame
 
 
-class ManifestError(BundleError):
-    """A manifest cannot be used; the message names the file, the row and the mend."""
-
-
 def check(manifest: pd.DataFrame, source: str, columns: Sequence[str] = REQUIRED) -> None:
-    """Check that ``manifest`` has ``columns``, and the coordinates, ids, splits and paths among them; ``source`` names it in messages.
+    """Check that ``manifest`` has ``columns``, and coordinates, ids, splits and paths among them; messages name ``source``.
 
     Raises:
-        ManifestError: with the first offending row and the number of such rows.
+        BundleError: with the first offending row and the number of such rows.
     """
-    if missing := [name for name in columns if name not in manifest]:
-        raise ManifestError(f"{source}: column {missing[0]!r} is missing; there are {one_line(', '.join(map(str, manifest)))}")
+    require_columns(manifest, columns, source)
     if manifest.empty:
-        raise ManifestError(f"{source}: no photos; check the folder and the table it was made from")
-    for name, limit in ((name, limit) for name, limit in (("latitude", 90.0), ("longitude", 180.0)) if name in columns):
-        values = pd.to_numeric(manifest[name], errors="coerce")
+        raise BundleError(f"{source}: no photos; check the folder and the table it was made from")
+    for name in (name for name in LIMITS if name in columns):
+        limit, values = LIMITS[name], pd.to_numeric(manifest[name], errors="coerce")
         _refuse(source, manifest, ~np.isfinite(values), f"{name} is not a number")
         _refuse(source, manifest, values.abs() > limit, f"{name} is not within +-{limit:g} degrees (columns swapped?)")
     if "id" in columns:
-        _refuse(source, manifest, manifest["id"].isna() | manifest["id"].duplicated(), "id is missing or used twice")
+        wrong = manifest["id"].isna() | manifest["id"].duplicated()
+        _refuse(source, manifest, wrong, "id is missing or used twice")
     if "split" in columns:
         known = manifest["split"].isin(["train", "validation"]) | manifest["split"].astype(str).str.startswith("test")
         _refuse(source, manifest, ~known, "split is none of train, validation, test…")
@@ -64,12 +61,19 @@ def check(manifest: pd.DataFrame, source: str, columns: Sequence[str] = REQUIRED
         _refuse(source, manifest, outside, "path leaves the data set's folder")
 
 
+def require_columns(table: pd.DataFrame, columns: Sequence[str], source: str | Path) -> None:
+    """Check that ``table`` has all of ``columns``; the error lists those that it has."""
+    if missing := [name for name in columns if name not in table]:
+        there = one_line(", ".join(map(str, table)))
+        raise BundleError(f"{source}: column {missing[0]!r} is missing; there are {there}")
+
+
 def _refuse(source: str, manifest: pd.DataFrame, wrong: pd.Series, sentence: str) -> None:
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         entry = manifest.iloc[row]
-        shown = {name: entry[name] for name in ("id", "latitude", "longitude", "split") if name in entry}
-        raise ManifestError(
+        shown = {name: entry[name] for name in ("id", *PLACES) if name in entry}
+        raise BundleError(
             f"{source}: row {row + 1}: {sentence} ({shown}; {int(wrong.sum())} such rows); mend or drop them"
         )
 
@@ -84,7 +88,7 @@ def write(manifest: pd.DataFrame, path: Path) -> None:
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """The table at ``path``, or those of ``columns`` that it has; its text is known to be UTF-8.
 
-    Raises one of ``READING_ERRORS``: it is none.
+    Raises one of ``READING_ERRORS`` where it is no table.
     """
     with parquet.ParquetFile(path) as file:
         known = file.schema_arrow.names
@@ -96,8 +100,8 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pd.DataFra
 def read_csv(path: Path, **options: Any) -> pd.DataFrame:
     """The table at ``path``, read with pandas' ``options``.
 
-    Raises one of ``READING_ERRORS``: it is none, or its rows have more fields than its header names, of which pandas would take the
-    first for names of the rows, and shift all others.
+    Raises one of ``READING_ERRORS`` where it is no table, or its rows have more fields than its header has names: pandas would
+    take the first field for the row's name, and shift all others.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -116,12 +120,12 @@ def read(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """The checked manifest at ``path``, or ``columns`` of it.
 
     Raises:
-        ManifestError: it cannot be read, or not be used.
+        BundleError: it cannot be read, or not be used.
     """
     try:
         manifest = read_parquet(path, columns)
     except READING_ERRORS as error:
-        raise ManifestError(f"{path}: cannot be read as a manifest ({one_line(error)}); run notebook 01 again") from error
+        raise BundleError(f"{path}: cannot be read as a manifest ({one_line(error)}); run notebook 01 again") from error
     check(manifest, str(path), columns or REQUIRED)
     return manifest
 
@@ -135,12 +139,12 @@ def rows_of(manifest: pd.DataFrame, split: str) -> np.ndarray:
     """Row numbers of a split, int64 [n].
 
     Raises:
-        ManifestError: the split has no photos.
+        BundleError: the split has no photos.
     """
     rows = np.flatnonzero(manifest["split"] == split)
     if len(rows) == 0:
         splits = ", ".join(sorted(manifest["split"].unique()))
-        raise ManifestError(f"split {split!r} has no photos; the manifest has {splits}")
+        raise BundleError(f"split {split!r} has no photos; the manifest has {splits}")
     return rows
 
 
@@ -160,7 +164,7 @@ def summary(manifest: pd.DataFrame) -> pd.DataFrame:
 
 
 def nearest_training_km(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Distance of every photo to the nearest training photo (of a training photo: the nearest other), columns split, nearest_km."""
+    """Distance of every photo to the nearest (other) training photo, columns split, nearest_km."""
     train = coordinates(manifest)[rows_of(manifest, "train")]
     frames = []
     for split, frame in manifest.groupby("split", sort=False):

@@ -38,7 +38,7 @@ def open_photo(root: Path, path: str, smallest_px: int | None = None) -> Image.I
     """The photo at ``path`` below ``root``, wholly decoded: RGB, turned as its EXIF says.
 
     Args:
-        smallest_px: a JPEG may be decoded smaller than it is, by powers of two, down to this side: for thumbnails and checks.
+        smallest_px: a JPEG may be decoded smaller than it is, by powers of two, down to this side: for thumbnails.
 
     Raises:
         One of ``UNREADABLE``: it is missing or cannot be decoded.
@@ -51,7 +51,7 @@ def open_photo(root: Path, path: str, smallest_px: int | None = None) -> Image.I
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """``image`` turned as its EXIF says. Pillow's own way writes the EXIF anew, and fails on what cameras have written wrong."""
+    """``image`` turned as its EXIF says. Pillow's own way writes the EXIF anew, and fails where a camera wrote it wrong."""
     try:
         turn = TURNS.get(image.getexif().get(ORIENTATION))
     except (SyntaxError, ValueError, TypeError, struct.error):  # the pixels are fine
@@ -71,15 +71,16 @@ def exif_coordinates(root: Path, path: str) -> tuple[float, float]:
     try:
         with Image.open(_source(root, path)) as image:
             gps = image.getexif().get_ifd(GPS_IFD)
-        values = [
-            sum(float(part) / 60**power for power, part in enumerate(gps[number]))
-            * (-1.0 if gps[number - 1] in "SW" else 1.0)
-            for number in (2, 4)
-        ]
+        latitude, longitude = (_degrees(gps[number], gps[number - 1]) for number in (2, 4))
     except (*UNREADABLE, ZeroDivisionError):
         return np.nan, np.nan
-    latitude, longitude = values
     return (latitude, longitude) if abs(latitude) <= 90.0 and abs(longitude) <= 180.0 else (np.nan, np.nan)
+
+
+def _degrees(parts: tuple, hemisphere: str) -> float:
+    """Degrees, minutes and seconds as EXIF has them, in degrees; south and west are negative."""
+    size = sum(float(part) / 60**power for power, part in enumerate(parts))
+    return -size if hemisphere in "SW" else size
 
 
 def _source(root: Path, path: str) -> Path | io.BytesIO:

@@ -13,6 +13,7 @@ from lib.data import backbones, datasets, features
 from lib.data.blue_marble import photo_places
 from lib.data.sphere import nearest
 from lib.evaluate.intervals import BASELINE, PUBLISHED, compare
+from lib.method.errors import BundleError
 from lib.method.geodesy import distance_km
 from lib.runs import Run, progress, ranks, writing
 from lib.settings import Evaluation
@@ -28,12 +29,12 @@ def splits_of(run: Run, manifest: pd.DataFrame) -> list[str]:
     """The evaluation splits that the run's data set has; those that it lacks are named in a printed line.
 
     Raises:
-        ManifestError: it has none of them.
+        BundleError: it has none of them.
     """
     there = set(manifest["split"])
     wanted = run.settings.evaluation.splits
     if not there & set(wanted):
-        raise datasets.manifest.ManifestError(
+        raise BundleError(
             f"{run.manifest}: has none of the splits {', '.join(wanted)} (evaluation.splits); "
             f"it has {', '.join(sorted(there))}"
         )
