@@ -16,11 +16,12 @@ from benchmarks.semivariogram import world
 from lib import settings
 from lib.data import features
 from lib.method import negatives, semivariogram
-from lib.method.model import Queue, initialise
+from lib.method.model import initialise
 from lib.method.negatives import Strategy
 from lib.method.semivariogram import Curve
 from lib.runs import Run, generator
 from lib.train import training
+from lib.train.training import Queue
 
 SIZES = (0, 1_024, 2_048, 4_096)
 BATCH = 512

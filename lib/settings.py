@@ -128,7 +128,7 @@ class Semivariogram(_Group):
 
     family: Literal["Stable", "Exponential", "Gaussian", "Spherical", "Matern", "Rational"] = "Stable"
     metric: Literal["planar", "sphere"] = _entry("planar", "on radians (author code), or GSTools latlon=True")
-    weights: Literal["none", "pairs", "cressie"] = _entry("none", "of lags; cressie: pairs / gamma(h)^2")
+    weights: Literal["none", "pairs"] = _entry("none", "of the lags: none, or their pairs")
     lag_width_rad: float = _entry(0.001, "width of a lag, radians (0.001: 6.37 km)", gt=0, le=0.5)
     max_lag_rad: float = _entry(3.141592653589793, "longest lag, radians", gt=0, le=3.141592653589794)
     range_rule: Literal["slope", "sill95"] = _entry("slope", "d gamma/dh < 0.01 per rad, or 95 % of the sill")

@@ -25,10 +25,11 @@ import torch.nn.functional as F
 
 from lib.data import manifest as manifests
 from lib.data.blue_marble import photo_places
+from lib.data.sphere import destination
 from lib.evaluate import evaluation
 from lib.method import negatives
 from lib.method.errors import BundleError
-from lib.method.geodesy import EARTH_RADIUS_KM, destination, distance_km, pairwise_distance_rad
+from lib.method.geodesy import EARTH_RADIUS_KM, distance_km, pairwise_distance_rad
 from lib.method.negatives import Pairs, Reweighting, Strategy
 from lib.method.semivariogram import Curve, FittedSemivariogram
 from lib.runs import Run, ranks, writing

@@ -40,7 +40,7 @@ from lib.train.curve import load_empirical
 
 FAMILIES = ("Stable", "Exponential", "Gaussian", "Spherical", "Matern", "Rational")
 METRICS = ("planar", "sphere")
-WEIGHTS = ("none", "pairs", "cressie")
+WEIGHTS = ("none", "pairs")
 LEAST_PAIRS = 30
 """A lag of fewer pairs has no band worth reading a range from."""
 CONFIDENCE = (2.5, 97.5)

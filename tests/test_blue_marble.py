@@ -123,7 +123,7 @@ class TestWindows:
         for row in (0, 7, 19):
             for column in (0, 11, 19):
                 bearing, length = np.arctan2(offset[column], -offset[row]), np.hypot(offset[column], offset[row])
-                true = geodesy.destination(np.array(centre), length * np.sin(bearing), length * np.cos(bearing))
+                true = sphere.destination(np.array(centre), length * np.sin(bearing), length * np.cos(bearing))
                 # a step of colour is 1/127.5 rad, 50 km, so half a step in three channels is within 45 km
                 assert geodesy.distance_km(found[row, column], true) < 45.0
 

@@ -8,9 +8,9 @@ import torch
 from conftest import Runs, fitted
 from scipy.optimize import minimize
 
-from lib.data.sphere import uniform_on_sphere
+from lib.data.sphere import destination, uniform_on_sphere
 from lib.evaluate import evaluation
-from lib.method.geodesy import destination, distance_km
+from lib.method.geodesy import distance_km
 from lib.method.semivariogram import Curve
 from lib.train import training
 from study import decoding

@@ -115,16 +115,16 @@ class TestVectors:
 class TestWrap:
     @given(st.floats(-1_000.0, 1_000.0))
     def test_the_meridian_is_the_same_modulo_a_turn(self, longitude: float) -> None:
-        wrapped = geodesy.wrap_longitude(longitude)
+        wrapped = sphere.wrap_longitude(longitude)
         assert -180.0 <= wrapped <= 180.0
         assert math.sin(math.radians(wrapped)) == pytest.approx(math.sin(math.radians(longitude)), abs=1e-12)
         assert math.cos(math.radians(wrapped)) == pytest.approx(math.cos(math.radians(longitude)), abs=1e-12)
 
     def test_180_becomes_minus_180(self) -> None:
-        assert geodesy.wrap_longitude(180.0) == geodesy.wrap_longitude(-180.0) == -180.0
+        assert sphere.wrap_longitude(180.0) == sphere.wrap_longitude(-180.0) == -180.0
 
     def test_just_west_of_minus_180_it_stays_below_180(self) -> None:
-        assert geodesy.wrap_longitude(np.nextafter(-180.0, -181.0)) < 180.0
+        assert sphere.wrap_longitude(np.nextafter(-180.0, -181.0)) < 180.0
 
 
 class TestDestination:
@@ -136,14 +136,14 @@ class TestDestination:
     def test_a_kilometre_is_a_kilometre_everywhere(self, start: tuple, bearing: float, length: float) -> None:
         east, north = length * math.sin(bearing), length * math.cos(bearing)
         for make in (np.array, lambda values: torch.tensor(values, dtype=torch.float64)):
-            end = np.asarray(geodesy.destination(make(start), make(east), make(north)))
+            end = np.asarray(sphere.destination(make(start), make(east), make(north)))
             assert np.abs(end[0]) <= 90.0
             assert by_vectors_km(start, tuple(end)) == pytest.approx(length, abs=2e-3)
 
     @given(st.tuples(st.floats(-85.0, 85.0), st.floats(-180.0, 180.0)), st.floats(0, 6.28), st.floats(1.0, 2_000.0))
     def test_it_is_where_pyproj_arrives(self, start: tuple, bearing: float, length: float) -> None:
         longitude, latitude, _ = SPHERE.fwd(start[1], start[0], math.degrees(bearing), length * 1000.0)
-        end = geodesy.destination(np.array(start), np.array(length * math.sin(bearing)), np.array(length * math.cos(bearing)))
+        end = sphere.destination(np.array(start), np.array(length * math.sin(bearing)), np.array(length * math.cos(bearing)))
         assert float(geodesy.distance_km(end, (latitude, longitude))) < 1e-5
 
 
@@ -151,7 +151,7 @@ class TestJitter:
     @pytest.mark.parametrize("latitude", [0.0, 60.0, -80.0, 85.0])
     def test_metres_are_metres_at_every_latitude_in_float32(self, latitude: float) -> None:
         still = torch.tensor([[latitude, 179.9999]], dtype=torch.float32).repeat(20_000, 1)
-        moved = geodesy.jitter(still, 1_000.0, torch.Generator().manual_seed(0)).double().numpy()
+        moved = sphere.jitter(still, 1_000.0, torch.Generator().manual_seed(0)).double().numpy()
         north_m = np.deg2rad(moved[:, 0] - still[:, 0].double().numpy()) * EARTH_RADIUS_KM * 1000.0
         total_m = geodesy.distance_km(moved, still.double().numpy()) * 1000.0
         assert np.std(north_m) == pytest.approx(1_000.0, rel=0.03)
@@ -160,7 +160,7 @@ class TestJitter:
 
     def test_the_noise_is_that_of_its_generator_and_leaves_the_input_alone(self) -> None:
         still = torch.tensor([[10.0, 20.0], [30.0, 40.0]])
-        first, second = (geodesy.jitter(still, 150.0, torch.Generator().manual_seed(3)) for _ in range(2))
+        first, second = (sphere.jitter(still, 150.0, torch.Generator().manual_seed(3)) for _ in range(2))
         assert torch.equal(first, second)
         assert not torch.equal(first, still)
         assert still.tolist() == [[10.0, 20.0], [30.0, 40.0]]
@@ -169,7 +169,7 @@ class TestJitter:
         generator = torch.Generator().manual_seed(1)
         before = generator.get_state()
         still = torch.tensor([[10.0, 20.0]])
-        assert torch.equal(geodesy.jitter(still, 0.0, generator), still)
+        assert torch.equal(sphere.jitter(still, 0.0, generator), still)
         assert torch.equal(generator.get_state(), before)
 
 

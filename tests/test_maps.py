@@ -16,9 +16,9 @@ import pytest
 from browsing import Visit
 from PIL import Image
 
-from lib.data.sphere import uniform_on_sphere
+from lib.data.sphere import destination, uniform_on_sphere
 from lib.evaluate.regions import error_field
-from lib.method.geodesy import EARTH_RADIUS_KM, destination, distance_km
+from lib.method.geodesy import EARTH_RADIUS_KM, distance_km
 from lib.show import maps
 from lib.show.maps import ERROR_CLASSES, great_circle, prediction_map, save_map
 

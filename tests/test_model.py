@@ -13,8 +13,10 @@ from geoclip.model.location_encoder import LocationEncoder
 
 from lib.data.sphere import uniform_on_sphere
 from lib.method.errors import BundleError
-from lib.method.model import GeoCLIP, Queue, initialise, load
+from lib.method.model import GeoCLIP
 from lib.settings import Training
+from lib.train.checkpoints import initialise, load, save
+from lib.train.training import Queue
 
 PLACES = torch.from_numpy(
     np.concatenate([uniform_on_sphere(60, np.random.default_rng(0)), [[90.0, 0.0], [-90.0, 0.0], [0.0, 180.0], [0.0, -180.0]]])
@@ -93,7 +95,7 @@ class TestCheckpoint:
         model = GeoCLIP(4, torch.arange(4.0), scale=0.3)
         metadata = {"strategy": "residual", "seed": 3, "gallery": "Städte.csv", "training": {"epochs": 2}, "a": 1, "z": None}
         for number in range(3):
-            model.save(tmp_path / f"{number}.safetensors", **metadata)
+            save(model, tmp_path / f"{number}.safetensors", **metadata)
         assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
         back = load(tmp_path / "0.safetensors")
         assert not back.training

@@ -15,15 +15,14 @@ import torch.nn.functional as F
 from conftest import fitted
 
 from lib.method.errors import BundleError
-from lib.method.negatives import REGISTRY, Candidates, Reweighting, contrastive_loss, get
-from lib.method.semivariogram import Curve, LocalCurves
+from lib.method.loss import SemivariogramLoss, contrastive_loss
+from lib.method.negatives import REGISTRY, Pairs, Reweighting, get
+from lib.method.semivariogram import Curve
 
 ALPHA, BETA = 1.5, 2.5
 SHARPNESS, SOFTNESS_KM, CONCENTRATION, PRIOR = 3.0, 900.0, 0.4, 0.05
 PHOTOS, PLACES = 6, 11
 MODEL = fitted()
-OTHER_MODEL = fitted(nugget=0.25, partial_sill=0.6, length_scale_rad=0.5, exponent=1.2)
-GROUPS = [0, 1, 1, 0, 1, 0]
 NUGGET, PARTIAL_SILL, LENGTH, EXPONENT, RHO = 0.1, 0.85, 0.3, 0.8, 0.9
 
 
@@ -54,7 +53,7 @@ FORMULAS: dict[str, Formula] = {
     "signed_residual": lambda d, h: (1.0, BETA * (gamma(h) - d)),
     "similarity": lambda d, h: (1.0, BETA * (1.0 - d)),
     "constant_gamma": lambda d, h: (1.0, BETA * positive_part(NUGGET + PARTIAL_SILL - d)),
-    "distance_gate": lambda d, h: (1.0, BETA * (1.0 - correlation(h))),
+    "semivariance_margin": lambda d, h: (1.0, BETA * (1.0 - correlation(h))),
     "constant_offset": lambda d, h: (1.0, BETA),
 }  # fmt: skip
 TARGETS: dict[str, Callable[[float], float]] = {
@@ -62,7 +61,7 @@ TARGETS: dict[str, Callable[[float], float]] = {
     "distance_soft": lambda h: math.exp(-h * 6371.0088 / SOFTNESS_KM),
 }
 """Share of a place in the target, of its distance; the own place has 1."""
-OF_THEIR_OWN = {"hcl", "debiased", "shuffled", "semivariogram_local"}
+OF_THEIR_OWN = {"hcl", "debiased", "shuffled"}
 """Strategies whose weight is not a function of d and h alone; each has a class below."""
 
 
@@ -72,7 +71,7 @@ def haversine(a: list[float], b: list[float]) -> float:
     return 2.0 * math.asin(min(1.0, math.sqrt(squared)))
 
 
-def batch(dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object) -> Candidates:
+def batch(dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object) -> Pairs:
     """Six photos against eleven places, near and far, alike and unlike, with logits of both signs."""
     generator = torch.Generator().manual_seed(seed)
     place_deg = torch.tensor(
@@ -81,26 +80,24 @@ def batch(dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object) 
     unit = F.normalize(torch.randn(PLACES, 4, generator=generator, dtype=torch.float64), dim=1).to(dtype)
     logits = 3.0 * torch.randn(PHOTOS, PLACES, generator=generator, dtype=torch.float64).to(dtype)
     values = {
-        "logits": logits, "photo_unit": unit[:PHOTOS], "place_unit": unit, "photo_deg": place_deg[:PHOTOS],
-        "place_deg": place_deg, "curve": Curve(MODEL), "alpha": ALPHA, "beta": BETA, "sharpness": SHARPNESS,
+        "logits": logits, "unit": unit, "place_deg": place_deg, "curve": Curve(MODEL), "alpha": ALPHA, "beta": BETA, "sharpness": SHARPNESS,
         "softness_km": SOFTNESS_KM, "concentration": CONCENTRATION, "prior": PRIOR, "scale": 12.0,
-        "local": LocalCurves([MODEL, OTHER_MODEL]), "group": torch.tensor(GROUPS), "draw": torch.Generator().manual_seed(seed),
+        "draw": torch.Generator().manual_seed(seed),
     }  # fmt: skip
-    return Candidates(**(values | changes))
+    return Pairs(**(values | changes))
 
 
-def pairs(candidates: Candidates) -> list[tuple[int, int, float, float, float]]:
+def pairs(candidates: Pairs) -> list[tuple[int, int, float, float, float]]:
     """(i, j, z, d, h) of every pair, positives included."""
-    u, v = candidates.photo_unit.tolist(), candidates.place_unit.tolist()
-    a, b = candidates.photo_deg.tolist(), candidates.place_deg.tolist()
+    u, a = candidates.unit.tolist(), candidates.place_deg.tolist()
     return [
-        (i, j, candidates.logits[i, j].item(), 1.0 - sum(x * y for x, y in zip(u[i], v[j], strict=True)), haversine(a[i], b[j]))
+        (i, j, candidates.logits[i, j].item(), 1.0 - sum(x * y for x, y in zip(u[i], u[j], strict=True)), haversine(a[i], a[j]))
         for i in range(PHOTOS)
         for j in range(PLACES)
     ]
 
 
-def loss_by_hand(candidates: Candidates, formula: Formula) -> float:
+def loss_by_hand(candidates: Pairs, formula: Formula) -> float:
     denominators = [0.0] * PHOTOS
     for i, j, z, d, h in pairs(candidates):
         factor, log_weight = (1.0, 0.0) if i == j else formula(d, h)
@@ -224,7 +221,7 @@ class TestTargets:
 
     def test_the_narrowest_target_is_infonce(self, name: str) -> None:
         apart = torch.tensor([[10.0 * number, 30.0 * number] for number in range(PLACES)])
-        candidates = batch(sharpness=1e4, softness_km=1e-3, place_deg=apart, photo_deg=apart[:PHOTOS])
+        candidates = batch(sharpness=1e4, softness_km=1e-3, place_deg=apart)
         found = contrastive_loss(candidates.logits, get(name).reweight(candidates))
         assert torch.allclose(found, F.cross_entropy(candidates.logits, torch.arange(PHOTOS)))
 
@@ -285,15 +282,6 @@ class TestShuffled:
         assert torch.allclose(mean[off], (expected.sum(1, keepdim=True) / (PLACES - 1)).expand(PHOTOS, PLACES)[off], atol=0.12)
 
 
-class TestLocal:
-    def test_each_photo_is_weighted_by_the_curve_of_its_group(self) -> None:
-        candidates = batch()
-        both = [get("decayed").reweight(batch(curve=Curve(model))).log_weight for model in (MODEL, OTHER_MODEL)]
-        found = get("semivariogram_local").reweight(candidates).log_weight
-        for i, group in enumerate(GROUPS):
-            assert torch.allclose(found[i], both[group][i], atol=1e-6)
-
-
 class TestRange:
     @pytest.mark.parametrize("name", ["thesis", "semivariogram", "hard_only", "false_only"])
     def test_a_given_range_replaces_the_curves(self, name: str) -> None:
@@ -301,25 +289,6 @@ class TestRange:
         moved = get(name).reweight(batch(curve=Curve(fitted(range_rad=RHO / 9.0)))).effect()
         assert torch.equal(given, moved)
         assert not torch.equal(given, get(name).reweight(batch()).effect())
-
-
-class TestSymmetric:
-    @pytest.mark.parametrize("name", sorted(REGISTRY))
-    def test_places_against_photos_are_the_same_strategy_turned_round(self, name: str) -> None:
-        """Logits, looks and distances of a batch are all symmetric here, so both directions must agree."""
-        logits = batch().logits[:, :PHOTOS]
-        square = {"logits": (logits + logits.T) / 2.0, "place_unit": batch().photo_unit, "place_deg": batch().photo_deg}
-        if name in {"hcl", "shuffled", "semivariogram_local"}:
-            square["group"] = torch.zeros(PHOTOS, dtype=torch.long)
-        candidates = batch(**square)
-        reweighting = get(name).reweight(candidates)
-        turned = reweighting.transposed()
-        for before, after in zip((reweighting.log_weight, reweighting.factor, reweighting.targets), (turned.log_weight, turned.factor, turned.targets), strict=True):
-            assert (before is None) == (after is None)
-            if before is not None:
-                assert torch.equal(after, before.T)
-        if name in set(REGISTRY) - {"hcl", "shuffled"}:
-            assert torch.allclose(contrastive_loss(candidates.logits, reweighting), contrastive_loss(candidates.logits.T, turned), atol=1e-5)
 
 
 class TestInfoNCE:
@@ -355,7 +324,7 @@ class TestInfoNCE:
         same = torch.ones(PLACES, 2)
         unit = F.normalize(torch.ones(PLACES, 4), dim=1)
         for name in REGISTRY:
-            candidates = batch(photo_unit=unit[:PHOTOS], place_unit=unit, photo_deg=same[:PHOTOS], place_deg=same)
+            candidates = batch(unit=unit, place_deg=same)
             assert torch.isfinite(contrastive_loss(candidates.logits, get(name).reweight(candidates)))
 
 
@@ -363,10 +332,10 @@ class TestGradient:
     @pytest.mark.parametrize("name", sorted(FORMULAS))
     def test_none_flows_through_the_weights(self, name: str) -> None:
         plain = batch()
-        unit, curve = plain.place_unit.clone().requires_grad_(), Curve(MODEL)
+        unit, curve = plain.unit.clone().requires_grad_(), Curve(MODEL)
         curve.values.requires_grad_()
         logits = plain.logits.clone().requires_grad_()
-        candidates = batch(logits=logits, place_unit=unit, photo_unit=unit[:PHOTOS], curve=curve)
+        candidates = batch(logits=logits, unit=unit, curve=curve)
         contrastive_loss(logits, get(name).reweight(candidates)).backward()
         assert unit.grad is None
         assert curve.values.grad is None
@@ -417,11 +386,65 @@ def test_weights_and_loss_never_leave_the_device(name: str) -> None:
     """On the device ``meta`` tensors have a shape and no values: whatever asked for a number, or went through NumPy, would fail."""
     with torch.device("meta"):
         logits = torch.empty(PHOTOS, PLACES, requires_grad=True)
-        unit = [torch.empty(count, 8) for count in (PHOTOS, PLACES)]
-        places = [torch.empty(count, 2) for count in (PHOTOS, PLACES)]
-        group, scale = torch.empty(PHOTOS, dtype=torch.long), torch.empty(())
-    curve, local = Curve(MODEL).to("meta"), LocalCurves([MODEL, OTHER_MODEL]).to("meta")
-    seen = Candidates(logits.detach(), *unit, *places, curve, ALPHA, BETA, prior=PRIOR, scale=scale, local=local, group=group)
+        unit, places, scale = torch.empty(PLACES, 8), torch.empty(PLACES, 2), torch.empty(())
+    seen = Pairs(logits.detach(), unit, places, Curve(MODEL).to("meta"), ALPHA, BETA, prior=PRIOR, scale=scale)
     loss = contrastive_loss(logits, get(name).reweight(seen))
     loss.backward()
     assert loss.device.type == logits.grad.device.type == "meta" and loss.shape == ()
+
+
+class TestModule:
+    """The loss as other people's training loops use it."""
+
+    @staticmethod
+    def made(name: str) -> SemivariogramLoss:
+        values = {"alpha": ALPHA, "beta": BETA, "sharpness": SHARPNESS, "softness_km": SOFTNESS_KM,
+                  "concentration": CONCENTRATION, "prior": PRIOR, "range_km": None}  # fmt: skip
+        return SemivariogramLoss(MODEL, name, **{key: values[key] for key in get(name).parameters})
+
+    @pytest.mark.parametrize("name", sorted(set(REGISTRY) - {"shuffled"}))
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+    def test_it_is_the_strategys_loss_of_features_of_any_length(self, name: str, dtype: torch.dtype) -> None:
+        plain = batch()
+        logits = plain.logits.to(dtype).requires_grad_()
+        expected = contrastive_loss(logits.float(), get(name).reweight(batch(logits=logits.detach().float())))
+        found = self.made(name)(logits, plain.place_deg, 7.0 * plain.unit, scale=12.0)
+        assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+        found.backward()
+        assert torch.isfinite(logits.grad).all() and logits.grad.dtype == dtype
+
+    def test_under_autocast_it_computes_in_float32(self) -> None:
+        plain, loss = batch(), self.made("semivariance_margin")
+        with torch.autocast("cpu", torch.bfloat16):
+            found = loss(plain.logits, plain.place_deg, plain.unit)
+        assert torch.equal(found, loss(plain.logits, plain.place_deg, plain.unit))
+
+    def test_nothing_but_the_logits_gets_a_gradient_and_the_curve_moves_with_the_module(self) -> None:
+        plain, loss = batch(), self.made("decayed")
+        logits, features = plain.logits.clone().requires_grad_(), plain.unit.clone().requires_grad_()
+        loss(logits, plain.place_deg, features).backward()
+        assert logits.grad is not None and features.grad is None and not list(loss.parameters())
+        assert loss.to("meta").curve.values.device.type == "meta"
+
+    def test_the_margin_is_infonce_plus_the_risk_of_a_wrong_place(self) -> None:
+        """L = InfoNCE + log sum_j p_ij e^(a_ij), a = beta (1 - C): the identity of method.md, section 8."""
+        plain = batch(torch.float64)
+        a = BETA * (1.0 - plain.correlation.double()).masked_fill(plain.positive, 0.0)
+        risk = (torch.softmax(plain.logits, 1) * a.exp()).sum(1).log().mean()
+        infonce = F.cross_entropy(plain.logits, torch.arange(PHOTOS))
+        found = self.made("semivariance_margin")(plain.logits, plain.place_deg, plain.unit)
+        assert found.item() == pytest.approx((infonce + risk).item(), rel=1e-5)
+
+    def test_the_earlier_name_of_the_margin_still_works(self) -> None:
+        assert SemivariogramLoss(MODEL, "distance_gate", beta=1.0).strategy.name == "semivariance_margin"
+
+    def test_what_cannot_be_is_a_sentence(self) -> None:
+        with pytest.raises(BundleError, match=r"'semivariance_margin' does not read alpha, prior; it reads beta"):
+            SemivariogramLoss(MODEL, prior=0.1, alpha=2.0)
+        with pytest.raises(BundleError, match="'decayed' needs a fitted semivariogram"):
+            SemivariogramLoss(None, "decayed")
+        plain, loss = batch(), SemivariogramLoss(None, "infonce")
+        for wrong in ((plain.logits.T, plain.place_deg[:PHOTOS], plain.unit[:PHOTOS]),
+                      (plain.logits, plain.place_deg[:PHOTOS], plain.unit), (plain.logits, plain.place_deg, plain.unit[1:])):
+            with pytest.raises(BundleError, match=r"\[B, M >= B\].*do not fit: \["):
+                loss(*wrong)

@@ -14,10 +14,9 @@ from safetensors.numpy import load_file
 from lib.settings import PROJECT
 
 SETTINGS = ["device=cpu", "training.precision=float32", "backbone.precision=float32", "training.batch_size=32", "training.seeds=0",
-            "training.queue_size=40", "training.epochs=3", "training.strategies=infonce,decayed,semivariogram,hcl,distance_soft,kept",
-            "training.variants.kept.strategy=decayed", "training.variants.kept.queue_embeddings=kept",
+            "training.queue_size=40", "training.epochs=3", "training.strategies=infonce,decayed,semivariogram,hcl,distance_soft",
             "training.validate_every=10", "training.parallel=batches"]  # fmt: skip
-LABELS = ["infonce", "decayed", "semivariogram", "hcl", "distance_soft", "kept"]
+LABELS = ["infonce", "decayed", "semivariogram", "hcl", "distance_soft"]
 
 
 def work(folder: Path, processes: int, *more: str) -> subprocess.CompletedProcess[str]:

@@ -24,7 +24,7 @@ from lib.method import semivariogram
 from lib.method.empirical import EmpiricalSemivariogram
 from lib.method.errors import BundleError
 from lib.method.geodesy import EARTH_RADIUS_KM
-from lib.method.semivariogram import Curve, fit, load
+from lib.method.semivariogram import Curve, FittedSemivariogram, fit, fit_semivariogram
 from lib.train import curve
 
 FAMILIES = ["Stable", "Exponential", "Gaussian", "Spherical", "Matern", "Rational"]
@@ -223,7 +223,7 @@ class TestSaved:
     def test_the_json_gives_back_the_same_model(self, family: str, metric: str, tmp_path: Path) -> None:
         before = fitted(family=family, metric=metric, exponent=SHAPE[family][1] if family in SHAPE else None, nugget=1.0 / 3.0)
         before.save(tmp_path / "semivariogram.json")
-        after = load(tmp_path / "semivariogram.json")
+        after = FittedSemivariogram.load(tmp_path / "semivariogram.json")
         assert after == before
         assert np.array_equal(after.gamma(LAG), before.gamma(LAG))
         assert json.loads((tmp_path / "semivariogram.json").read_text()) == asdict(before)
@@ -232,11 +232,11 @@ class TestSaved:
     def test_what_is_no_model_is_named(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "odd.json").write_text(text)
         with pytest.raises(BundleError, match=r"odd\.json: not a saved semivariogram.*notebook 03"):
-            load(tmp_path / "odd.json")
+            FittedSemivariogram.load(tmp_path / "odd.json")
 
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(BundleError, match=r"none\.json"):
-            load(tmp_path / "none.json")
+            FittedSemivariogram.load(tmp_path / "none.json")
 
 
 class TestCurve:
@@ -284,7 +284,7 @@ class TestRun:
         assert np.array_equal(empirical.pairs, expected.pairs)
         assert np.allclose(empirical.gamma, expected.gamma, atol=1e-5, equal_nan=True)
         assert (model.photos, model.pairs, model.backbone, model.centred) == (96, 96 * 95 // 2, "efficientnet-lite0", True)
-        assert load(run.semivariogram) == model
+        assert FittedSemivariogram.load(run.semivariogram) == model
         assert len(pd.read_csv(run.table("semivariogram"))) == (expected.pairs > 0).sum()
 
     def test_it_is_reused_until_a_setting_changes(self, make_run: Runs) -> None:
@@ -292,3 +292,29 @@ class TestRun:
         first = curve.fit_run(run)[1]
         assert curve.fit_run(run)[1] == first
         assert [report.split()[0] for report in run.reports] == ["made", "reused"]
+
+
+class TestInOneCall:
+    """``fit_semivariogram``, as a reader of the README calls it."""
+
+    def test_tensors_and_arrays_of_any_length_give_the_exact_estimates_fit(self) -> None:
+        manifest, features = world({"train": 300})
+        places = manifest[["latitude", "longitude"]].to_numpy(copy=True)
+        features = features - features.mean(0)
+        expected = fit(estimate(unit_rows(features), places, 0.05), photos=300)
+        found = fit_semivariogram(5.0 * features, places, 0.05)
+        assert (found.nugget, found.range_rad) == pytest.approx((expected.nugget, expected.range_rad), rel=1e-4)
+        assert found.partial_sill == pytest.approx(expected.partial_sill, rel=1e-4) and found.photos == 300
+        tensors = torch.from_numpy(features).requires_grad_(), torch.from_numpy(places)
+        assert fit_semivariogram(*tensors, 0.05, family="Exponential").family == "Exponential"
+
+    def test_of_many_photos_a_fixed_sample_is_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(semivariogram, "MOST_PHOTOS", 200)
+        manifest, features = world({"train": 300})
+        places = manifest[["latitude", "longitude"]].to_numpy()
+        found = [fit_semivariogram(features - features.mean(0), places, 0.1) for _ in range(2)]
+        assert found[0] == found[1] and (found[0].photos, found[0].pairs) == (200, 19_900)
+
+    def test_shapes_that_do_not_fit_are_named(self) -> None:
+        with pytest.raises(BundleError, match=r"\[N, D\] and coordinates \[N, 2\]; they are \[5, 3\] and \[4, 2\]"):
+            fit_semivariogram(np.ones((5, 3)), np.zeros((4, 2)))

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Runs, fitted, world
+from conftest import Runs, world
 from geoclip.model.location_encoder import LocationEncoder
 
 from lib.data.features import Features
 from lib.method import model, negatives
 from lib.method.errors import BundleError
-from lib.method.model import GeoCLIP, load
-from lib.method.negatives import REGISTRY, Candidates, Reweighting, Strategy
+from lib.method.model import GeoCLIP
+from lib.method.negatives import REGISTRY, Pairs, Reweighting, Strategy
 from lib.runs import ArtefactError, Run
 from lib.train import training
+from lib.train.checkpoints import load
 from lib.train.training import TrainingData, train
 
 pytestmark = pytest.mark.usefixtures("narrow")
@@ -29,23 +28,7 @@ STEPS = 4
 
 def trained(run: Run, name: str | Strategy = "infonce", seed: int = 0) -> tuple[GeoCLIP, pd.DataFrame]:
     strategy = negatives.get(name) if isinstance(name, str) else name
-    return train(run, TrainingData.read(run, with_curve=True, with_local=strategy.needs_local), strategy, seed)
-
-
-def with_local_curves(run: Run) -> Run:
-    """``run`` with curves of two continents."""
-    curves = {"Europe": asdict(fitted()), "Asia": asdict(fitted(nugget=0.3, partial_sill=0.5))}
-    run.semivariogram_local.write_text(json.dumps(curves))
-    return run
-
-
-def with_empirical(run: Run) -> Run:
-    """``run`` with the sums of its semivariogram."""
-    lag = (np.arange(158) + 0.5) * 0.02
-    gamma, pairs = fitted().gamma(lag), np.full(158, 100)
-    run.empirical.parent.mkdir(exist_ok=True)
-    np.savez(run.empirical, lag_width_rad=0.02, pairs=pairs, distance_sum_rad=100 * lag, gamma_sum=100 * gamma, square_sum=100 * (gamma**2 + 0.04))
-    return run
+    return train(run, TrainingData.read(run, with_curve=True), strategy, seed)
 
 
 def same(a: GeoCLIP, b: GeoCLIP) -> bool:
@@ -56,10 +39,11 @@ class Watch:
     """A strategy that notes what it is shown, and does what another one does."""
 
     def __init__(self, name: str = "infonce") -> None:
-        self.seen: list[Candidates] = []
-        self.strategy = Strategy(name, "watches", self, needs_curve=True)
+        self.seen: list[Pairs] = []
+        known = negatives.get(name)
+        self.strategy = Strategy(name, "watches", self, True, known.parameters)
 
-    def __call__(self, candidates: Candidates) -> Reweighting:
+    def __call__(self, candidates: Pairs) -> Reweighting:
         self.seen.append(candidates)
         return negatives.get(self.strategy.name).reweight(candidates)
 
@@ -97,7 +81,7 @@ class TestSeeds:
         assert torch.equal(one.seen[0].logits, two.seen[0].logits)  # the same weights, batch and noise to begin with
         for first, second in zip(one.seen, two.seen, strict=True):
             assert torch.equal(first.place_deg, second.place_deg)
-            assert torch.equal(first.place_unit, second.place_unit)
+            assert torch.equal(first.unit, second.unit)
 
     @pytest.mark.parametrize("name", ["residual", "semivariogram"])
     def test_weights_of_one_train_exactly_as_infonce(self, make_run: Runs, name: str) -> None:
@@ -117,7 +101,7 @@ class TestBatches:
         train_places = manifest[manifest["split"] == "train"][["latitude", "longitude"]].to_numpy(np.float32)
         orders = []
         for epoch in range(2):
-            shown = np.concatenate([one.photo_deg.numpy() for one in watch.seen[epoch * STEPS : (epoch + 1) * STEPS]])
+            shown = np.concatenate([one.place_deg[: len(one.logits)].numpy() for one in watch.seen[epoch * STEPS : (epoch + 1) * STEPS]])
             assert sorted(map(tuple, shown)) == sorted(map(tuple, train_places))
             orders.append(shown)
         assert not np.array_equal(*orders)
@@ -129,7 +113,7 @@ class TestBatches:
         places = manifest[["latitude", "longitude"]].to_numpy(np.float32)
         mean = features[(manifest["split"] == "train").to_numpy()].mean(0)
         seen = watch.seen[0]
-        for place, unit in zip(seen.photo_deg.numpy(), seen.photo_unit.numpy(), strict=True):
+        for place, unit in zip(seen.place_deg[: len(seen.logits)].numpy(), seen.unit[: len(seen.logits)].numpy(), strict=True):
             row = int(np.flatnonzero((places == place).all(1))[0])
             centred = features[row] - mean
             assert np.allclose(unit, centred / np.linalg.norm(centred), atol=1e-5)
@@ -158,7 +142,6 @@ class TestData:
         assert read == [4]
         assert torch.equal(photos, data.frozen.rows(chosen[1:3]))
         assert torch.equal(looks, data.frozen.unit(chosen))
-        assert torch.equal(looks, data.looks(chosen, run.device))
 
 
 class TestQueue:
@@ -167,14 +150,14 @@ class TestQueue:
         trained(make_run(*SHORT, "training.queue_size=30"), watch.strategy)
         assert [tuple(one.logits.shape) for one in watch.seen] == [(24, 24), (24, 48), (24, 54), (24, 54)]
         for one in watch.seen:
-            assert len(one.place_deg) == len(one.place_unit) == one.logits.shape[1]
-            assert torch.equal(one.place_deg[:24], one.photo_deg)
-        shown = torch.cat([one.photo_deg for one in watch.seen])
-        looks = torch.cat([one.photo_unit for one in watch.seen])
+            assert len(one.place_deg) == len(one.unit) == one.logits.shape[1]
+            assert torch.equal(one.place_deg[:24], one.place_deg[: len(one.logits)])
+        shown = torch.cat([one.place_deg[: len(one.logits)] for one in watch.seen])
+        looks = torch.cat([one.unit[: len(one.logits)] for one in watch.seen])
         for step in (1, 2, 3):
             before = slice(max(0, 24 * step - 30), 24 * step)
             assert torch.equal(watch.seen[step].place_deg[24:], shown[before])
-            assert torch.equal(watch.seen[step].place_unit[24:], looks[before])
+            assert torch.equal(watch.seen[step].unit[24:], looks[before])
 
     def test_a_photo_that_is_still_queued_is_no_negative_of_itself(self, make_run: Runs) -> None:
         watch = Watch("infonce")
@@ -183,33 +166,10 @@ class TestQueue:
         assert met[:4] == [0, 0, 0, 0] and sum(met[4:]) > 0
         for one in watch.seen:
             hidden = torch.isinf(one.logits)
-            same = (one.photo_deg[:, None] == one.place_deg[None]).all(-1)
+            same = (one.place_deg[: len(one.logits)][:, None] == one.place_deg[None]).all(-1)
             same[:, : len(same)] = False
             assert torch.equal(hidden, same)
         assert np.isfinite(history["loss"]).all()
-
-    STILL = (*SHORT, "training.queue_size=30", "training.batch_noise_m=0", "training.queue_noise_m=0", "training.learning_rate=1e-12")
-
-    def test_kept_embeddings_of_a_model_that_stands_still_are_renewed_ones(self, make_run: Runs) -> None:
-        losses = [
-            trained(make_run(*self.STILL, f"training.queue_embeddings={how}"), "decayed")[1]["loss"].item() for how in ("renewed", "kept")
-        ]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-
-    def test_kept_embeddings_of_a_model_that_learns_lag_behind(self, make_run: Runs) -> None:
-        renewed, kept = (
-            trained(make_run(*SHORT, "training.queue_size=30", "training.learning_rate=0.01", f"training.queue_embeddings={how}"))[1]["loss"].item()
-            for how in ("renewed", "kept")
-        )
-        assert renewed != pytest.approx(kept, rel=1e-4)
-
-    def test_only_renewed_ones_are_encoded_at_each_step(self, make_run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-        encode, counts = GeoCLIP.embed_places, []
-        monkeypatch.setattr(GeoCLIP, "embed_places", lambda self, places: counts.append(len(places)) or encode(self, places))
-        for how, expected in (("renewed", [24, 48, 54, 54]), ("kept", [24, 24, 24, 24])):
-            counts.clear()
-            trained(make_run(*SHORT, "training.queue_size=30", f"training.queue_embeddings={how}"))
-            assert counts[:4] == expected
 
     def test_it_changes_what_is_learned(self, make_run: Runs) -> None:
         with_queue, without = make_run(*SHORT, "training.queue_size=24"), make_run(*SHORT)
@@ -219,7 +179,7 @@ class TestQueue:
 class TestStrategies:
     @pytest.mark.parametrize("name", sorted(set(REGISTRY) - {"infonce"}))
     def test_each_learns_something_else_than_infonce_and_says_what_it_did(self, make_run: Runs, name: str) -> None:
-        run = with_local_curves(make_run("training.epochs=1", "training.batch_size=96", "training.prior=0.1"))
+        run = make_run("training.epochs=1", "training.batch_size=96", "training.prior=0.1")
         geoclip, history = trained(run, name)
         assert not same(geoclip, trained(run)[0])
         quantiles = history.filter(like="log_weight_q").iloc[-1]
@@ -232,9 +192,9 @@ class TestStrategies:
 
 
 class TestOptions:
-    @pytest.mark.parametrize("option", ["symmetric=true", "max_logit_scale=2", "photos=60", "sampling=curve", "refit_every=1", "range_km=300"])
+    @pytest.mark.parametrize("option", ["symmetric=true", "max_logit_scale=2", "photos=60", "range_km=300"])
     def test_each_changes_what_is_learned(self, make_run: Runs, option: str) -> None:
-        runs = [with_empirical(make_run(*SHORT, "training.epochs=2", *more)) for more in ([], [f"training.{option}"])]
+        runs = [make_run(*SHORT, "training.epochs=2", *more) for more in ([], [f"training.{option}"])]
         assert not same(*(trained(run, "semivariogram")[0] for run in runs))
 
     def test_a_strategy_that_does_not_read_a_setting_keeps_its_training(self, make_run: Runs) -> None:
@@ -252,21 +212,6 @@ class TestOptions:
         rows = {count: TrainingData.read(make_run(f"training.photos={count}"), False).train_rows for count in (20, 40, 96)}
         assert set(rows[20]) < set(rows[40]) < set(rows[96])
         assert [len(one) for one in rows.values()] == [20, 40, 96]
-
-    def test_the_learned_curve_is_traced_at_each_validation(self, make_run: Runs) -> None:
-        run = make_run("training.epochs=4", "training.batch_size=24", "training.validate_every=2", "training.trace_curve=true", "training.learning_rate=1e-3")
-        history = trained(run)[1]
-        assert history["learned_nugget"].notna().tolist() == [False, True, False, True]
-        assert same(trained(run)[0], trained(make_run("training.epochs=4", "training.batch_size=24", "training.learning_rate=1e-3"))[0])
-
-    @pytest.mark.parametrize("queue", [0, 48])
-    def test_refitted_looks_are_the_embeddings_of_the_epoch_before(self, make_run: Runs, queue: int) -> None:
-        watch = Watch("decayed")
-        trained(make_run(*SHORT, "training.epochs=3", "training.refit_every=2", f"training.queue_size={queue}"), watch.strategy)
-        assert [one.photo_unit.shape[1] for one in watch.seen] == [watch.seen[0].photo_unit.shape[1]] * 2 * STEPS + [512] * STEPS
-        for one in watch.seen[2 * STEPS :]:
-            assert torch.allclose(one.place_unit.norm(dim=1), torch.ones(len(one.place_unit)), atol=1e-5)
-            assert one.curve is not watch.seen[0].curve
 
     def test_the_backward_direction_alone_is_symmetric_minus_forward(self, make_run: Runs) -> None:
         """At the first step, from the watched logits: loss = (photos to places + places to photos) / 2."""
@@ -357,8 +302,3 @@ class TestPretrained:
         assert all(torch.allclose(found[name], value, atol=1e-6) for name, value in LocationEncoder().state_dict().items())
 
 
-def test_curves_of_continents_cannot_be_refitted_and_the_training_says_so(make_run: Runs) -> None:
-    run = make_run("training.epochs=2", "training.refit_every=1", "training.strategies=infonce,semivariogram_local")
-    with pytest.raises(BundleError, match=r"semivariogram_local: training\.refit_every refits one curve for all"):
-        training.make(training.Job.of(run, "semivariogram_local", 0))
-    assert not run.checkpoint("semivariogram_local", 0).exists()

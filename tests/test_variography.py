@@ -16,7 +16,6 @@ import torch
 from conftest import Runs, fitted, world
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import least_squares
 from sklearn.metrics import roc_auc_score
 from test_semivariogram import LAG, measured, unit_rows
 
@@ -46,17 +45,6 @@ def wavy(coordinates: np.ndarray, dimension: int, seed: int, frequency: float = 
 
 
 class TestCressie:
-    def test_its_fixed_point_minimises_under_the_weights_of_its_own_curve(self) -> None:
-        generator = np.random.default_rng(1)
-        pairs = (1_000 * np.sin(LAG) + 20).astype(int)
-        gamma = RISE * (1.0 + 0.3 * generator.normal(size=len(LAG)) / np.sqrt(pairs / 20))
-        found = fit(measured(gamma, LAG, pairs), family="Exponential", weights="cressie")
-        root = np.sqrt(pairs) / found.gamma(LAG)
-        best = least_squares(lambda p: root * (gamma - p[0] - p[1] * (1.0 - np.exp(-LAG / p[2]))), [0.2, 0.6, 0.5]).x
-        assert (found.nugget, found.partial_sill, found.length_scale_rad) == pytest.approx(tuple(best), rel=1e-3)
-        plain = fit(measured(gamma, LAG, pairs), family="Exponential", weights="pairs")
-        assert abs(found.nugget - plain.nugget) > 1e-3
-
     def test_the_other_weights_are_gstools_own_bit_for_bit(self) -> None:
         pairs = (1_000 * np.sin(LAG) + 20).astype(int)
         gamma = RISE + 0.01 * np.random.default_rng(2).normal(size=len(LAG))
@@ -94,7 +82,7 @@ class TestMerged:
             assert coarse.pairs[k] == fine.pairs[inside].sum()
             assert coarse.gamma_sum[k] == pytest.approx(fine.gamma_sum[inside].sum())
 
-    @pytest.mark.parametrize("weights", ["none", "pairs", "cressie"])
+    @pytest.mark.parametrize("weights", ["none", "pairs"])
     def test_a_fit_to_them_is_the_fit_to_the_narrow_lags(self, weights: str) -> None:
         lag = (np.arange(1_570) + 0.5) * 0.002
         pairs = (2_000 * np.sin(lag) + 20).astype(int)

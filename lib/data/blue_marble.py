@@ -25,7 +25,6 @@ from PIL import Image
 
 from lib.data import places, sphere
 from lib.data.manifest import Built
-from lib.method import geodesy
 from lib.runs import code_digest, progress, writing
 from lib.runs.code import named
 from lib.runs.files import make_folder, refusals_named
@@ -125,7 +124,7 @@ def _draw(settings: BlueMarble, generator: np.random.Generator, count: int) -> n
         gallery = photo_places()
         chosen = gallery[generator.integers(len(gallery), size=count)]
         offset_km = generator.normal(0.0, PHOTO_PLACE_SPREAD_M / 1_000.0, (2, count))
-        drawn = geodesy.destination(chosen, *offset_km)
+        drawn = sphere.destination(chosen, *offset_km)
     return drawn[places.is_land(drawn) & (np.abs(drawn[:, 0]) < limit)]
 
 
@@ -183,7 +182,7 @@ def cut_windows(mosaic: torch.Tensor, centres_deg: torch.Tensor, side_km: float,
     _, height, width = mosaic.shape
     offset_km = (torch.arange(side_px, dtype=torch.float64) + 0.5) / side_px * side_km - side_km / 2.0
     north_km, east_km = torch.meshgrid(-offset_km, offset_km, indexing="ij")
-    target = geodesy.destination(centres_deg[:, None, None, :], east_km, north_km)
+    target = sphere.destination(centres_deg[:, None, None, :], east_km, north_km)
     column = (target[..., 1] + 180.0) / 360.0 * width + 1.0  # + 1: the column repeated on the left
     row = (90.0 - target[..., 0]) / 180.0 * height
     grid = torch.stack((2.0 * column / (width + 2) - 1.0, 2.0 * row / height - 1.0), -1).float()

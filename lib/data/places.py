@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from lib.method.geodesy import wrap_longitude
+from lib.data.sphere import wrap_longitude
 
 ANTARCTIC_LATITUDE_DEG = -60.0
 """South of here (the Antarctic Treaty's limit) there are no towns; the nearest one would be in Australia."""

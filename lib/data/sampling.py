@@ -178,8 +178,14 @@ def estimate(
         def watch(starts: range) -> Iterator[int]:
             return progress(starts, "semivariogram", len(starts))
 
+        tile = {}
+        if torch.device(device).type == "cpu":
+            from lib.data import binning  # numba takes a second to import
+
+            tile = {"tile": binning.of_tile}
         with one_thread_each(device) as apply:
-            total = exact(unit_rows, coordinates_deg, lag_width_rad, device=device, part=part, watch=watch, apply=apply)
+            hooks = {"part": part, "watch": watch, "apply": apply} | tile
+            total = exact(unit_rows, coordinates_deg, lag_width_rad, device=device, **hooks)
         return over_ranks(total) if among_ranks else total
     return sampled(unit_rows, coordinates_deg, lag_width_rad, pairs=sample_pairs, seed=seed, device=device, among_ranks=among_ranks)
 

@@ -1,4 +1,4 @@
-"""Places on the sphere: draws, a lattice, cells, the nearest of several. Coordinates are degrees, latitude first."""
+"""Places on the sphere: draws, noise, a lattice, cells, the nearest of several. Coordinates are degrees, latitude first."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.spatial import KDTree
 
-from lib.method.geodesy import EARTH_RADIUS_KM, chord_to_rad, rad_to_km, unit_vectors, wrap_longitude
+from lib.method.geodesy import EARTH_RADIUS_KM, Array, chord_to_rad, km_to_rad, rad_to_km, unit_vectors
 
 EARTH_AREA_KM2 = 4.0 * math.pi * EARTH_RADIUS_KM**2
 """Surface of the sphere of radius ``EARTH_RADIUS_KM``, in square kilometres."""
@@ -101,3 +102,41 @@ class EqualAreaGrid:
         west = (cells - self.first[band]) * width - 180.0
         edges = np.rad2deg(np.arcsin(np.clip(self.sines, -1.0, 1.0)))
         return np.column_stack((edges[band], west, edges[band + 1], west + width))
+
+
+def wrap_longitude(longitude_deg: Array) -> Array:
+    """Longitude in [-180, 180) degrees."""
+    wrapped = (longitude_deg + 180.0) % 360.0 - 180.0
+    return wrapped - 360.0 * (wrapped >= 180.0)  # just west of -180 the remainder rounds to 360
+
+
+def destination(coordinates_deg: Array, east_km: Array, north_km: Array) -> Array:
+    """Coordinates [..., 2] reached from ``coordinates_deg`` [..., 2] by an offset in the local tangent plane.
+
+    The plane is azimuthal equidistant: the offset (``east_km``, ``north_km``) [...] gives bearing and distance of a
+    great circle, so a kilometre is a kilometre at every latitude and across the 180th meridian and the poles.
+    """
+    xp = torch if isinstance(coordinates_deg, torch.Tensor) else np
+    latitude, longitude = xp.deg2rad(coordinates_deg[..., 0]), xp.deg2rad(coordinates_deg[..., 1])
+    length_rad = km_to_rad(xp.hypot(east_km, north_km))
+    bearing = xp.arctan2(east_km, north_km)
+    sin_target = xp.sin(latitude) * xp.cos(length_rad) + xp.cos(latitude) * xp.sin(length_rad) * xp.cos(bearing)
+    target_latitude = xp.arcsin(xp.clip(sin_target, -1.0, 1.0))
+    target_longitude = longitude + xp.arctan2(
+        xp.sin(bearing) * xp.sin(length_rad) * xp.cos(latitude), xp.cos(length_rad) - xp.sin(latitude) * sin_target
+    )
+    return xp.stack((xp.rad2deg(target_latitude), wrap_longitude(xp.rad2deg(target_longitude))), -1)
+
+
+def jitter(coordinates_deg: torch.Tensor, sigma_m: float, generator: torch.Generator) -> torch.Tensor:
+    """``coordinates_deg`` [N, 2] moved by Gaussian noise of ``sigma_m`` metres in each direction of the tangent plane.
+
+    Source: GeoCLIP adds the noise in degrees, without cos(latitude); here metres are metres (method.md, section 2).
+    """
+    if sigma_m == 0.0:
+        return coordinates_deg
+    noise_km = torch.randn(
+        coordinates_deg.shape, generator=generator, device=generator.device, dtype=coordinates_deg.dtype
+    ) * (sigma_m / 1000.0)
+    noise_km = noise_km.to(coordinates_deg.device)
+    return destination(coordinates_deg, noise_km[..., 0], noise_km[..., 1])

@@ -1,4 +1,4 @@
-"""The method: semivariogram of features, reweighted contrastive loss, GeoCLIP's model. Imports nothing else of lib."""
+"""The method: semivariogram, reweighted loss, GeoCLIP's model. Imports nothing else of lib."""
 
 from lib.method.errors import BundleError
 from lib.method.loss import SemivariogramLoss

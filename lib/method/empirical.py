@@ -1,10 +1,10 @@
 """The empirical semivariogram: sums over pairs of photos by lag.
 
-Convention: gamma, not 2 gamma. With unit features u the cosine distance d_ij = 1 - u_i . u_j equals half of
-||u_i - u_j||^2, so its mean over the pairs of a lag is Matheron's classical semivariogram of the feature field, summed
-over its dimensions (method.md, section 3). Lags are in radians; an empty lag is NaN, not 0.
+    gamma_hat(k) = mean of d_ij over the pairs whose distance h_ij lies in lag k
 
-All pairs cost one matrix product, tile by tile, and a fifth of that again to put the tile's pairs into their lags.
+Convention: gamma, not 2 gamma. With unit features u the cosine distance d_ij = 1 - u_i . u_j equals half of
+||u_i - u_j||^2, so this is Matheron's classical semivariogram of the feature field, summed over its
+dimensions (method.md, section 3). Lags are in radians; an empty lag is NaN, not 0.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ from lib.method.geodesy import chord_to_rad, rad_to_km, unit_vectors
 
 BLOCKS_AT_A_TIME = 8
 """Blocks of photos that are held while the others pass by them one at a time."""
+SUMS = ("pairs", "distance_sum_rad", "gamma_sum", "square_sum")
+
+UnitRows = Callable[[np.ndarray], torch.Tensor]
+"""Row numbers [n] -> unit features, float32 [n, D]."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,8 @@ class EmpiricalSemivariogram:
     def __add__(self, other: EmpiricalSemivariogram) -> EmpiricalSemivariogram:
         if self.lag_width_rad != other.lag_width_rad or len(self.pairs) != len(other.pairs):
             raise BundleError("two semivariograms add up only over the same lags")
-        names = ("pairs", "distance_sum_rad", "gamma_sum", "square_sum")
-        return EmpiricalSemivariogram(
-            self.lag_width_rad, *(getattr(self, name) + getattr(other, name) for name in names)
-        )
+        sums = (getattr(self, name) + getattr(other, name) for name in SUMS)
+        return EmpiricalSemivariogram(self.lag_width_rad, *sums)
 
     @property
     def lag_rad(self) -> np.ndarray:
@@ -74,10 +76,7 @@ class EmpiricalSemivariogram:
 
     @property
     def standard_error(self) -> np.ndarray:
-        """[K] standard error of each lag's ``gamma`` where its pairs are a uniform sample (:func:`lib.data.sampling.sampled`); NaN below two pairs.
-
-        It is towards the mean over all pairs of these photos, not towards that of other photos, whose pairs share places.
-        """
+        """[K] standard error of ``gamma`` where the pairs are a uniform sample; NaN below two pairs."""
         return np.where(self.pairs > 1, np.sqrt(self.variance / np.maximum(self.pairs - 1, 1)), np.nan)
 
     def _mean(self, total: np.ndarray) -> np.ndarray:
@@ -86,14 +85,13 @@ class EmpiricalSemivariogram:
     def coarsened(self, factor: int) -> EmpiricalSemivariogram:
         """The same sums over lags ``factor`` times as wide, for drawing."""
         starts = np.arange(0, len(self.pairs), factor)
-        sums = (self.pairs, self.distance_sum_rad, self.gamma_sum, self.square_sum)
-        return EmpiricalSemivariogram(self.lag_width_rad * factor, *(np.add.reduceat(total, starts) for total in sums))
+        sums = (np.add.reduceat(getattr(self, name), starts) for name in SUMS)
+        return EmpiricalSemivariogram(self.lag_width_rad * factor, *sums)
 
     def table(self) -> pd.DataFrame:
         """Columns lag_km, gamma, variance, pairs; lags without pairs are left out."""
-        frame = pd.DataFrame(
-            {"lag_km": rad_to_km(self.lag_rad), "gamma": self.gamma, "variance": self.variance, "pairs": self.pairs}
-        )
+        columns = {"lag_km": rad_to_km(self.lag_rad), "gamma": self.gamma, "variance": self.variance}
+        frame = pd.DataFrame(columns | {"pairs": self.pairs})
         return frame[frame["pairs"] > 0].reset_index(drop=True)
 
 
@@ -102,20 +100,13 @@ def lag_count(width_rad: float) -> int:
     return max(1, math.ceil(math.pi / width_rad - 1e-9))
 
 
-def _lag_of(distance_rad: torch.Tensor, width: float, lags: int) -> torch.Tensor:
-    return (distance_rad / width).long().clamp_(max=lags - 1)
-
-
 def of_pairs(distance_rad: torch.Tensor, dissimilarity: torch.Tensor, width: float) -> EmpiricalSemivariogram:
     """Sums over the given pairs, both tensors flat [P], on any device."""
     lags, dissimilarity = lag_count(width), dissimilarity.double()
-    lag = _lag_of(distance_rad, width, lags)
+    lag = (distance_rad / width).long().clamp_(max=lags - 1)
     sums = [torch.bincount(lag, weights, lags) for weights in (distance_rad, dissimilarity, dissimilarity**2)]
-    return EmpiricalSemivariogram(width, *(one.cpu().numpy() for one in (torch.bincount(lag, minlength=lags), *sums)))
-
-
-UnitRows = Callable[[np.ndarray], torch.Tensor]
-"""Row numbers [n] -> unit features, float32 [n, D]."""
+    counts = torch.bincount(lag, minlength=lags)
+    return EmpiricalSemivariogram(width, *(one.cpu().numpy() for one in (counts, *sums)))
 
 
 @dataclass(frozen=True)
@@ -126,6 +117,7 @@ class _Tiles:
     points: torch.Tensor
     width: float
     block: int
+    of_tile: Callable[..., EmpiricalSemivariogram]
 
     def rows(self, first: int, count: int) -> torch.Tensor:
         """Unit features of up to ``count`` photos from row ``first``."""
@@ -133,28 +125,32 @@ class _Tiles:
         return self.unit_rows(rows).to(self.points.device)
 
     def across(self, left: torch.Tensor, first: int, second: int) -> EmpiricalSemivariogram:
-        """Sums over the pairs of the photos from row ``first``, whose features are ``left``, with the block from ``second``."""
+        """Sums over the pairs of the rows from ``first`` (features ``left``) with the block from ``second``."""
         held = first <= second < first + len(left)
         right = left[second - first :][: self.block] if held else self.rows(second, self.block)
         total = EmpiricalSemivariogram.empty(self.width)
         for start in range(first, min(first + len(left), second + 1), self.block):
             product = left[start - first :][: self.block] @ right.T
-            total = total + (self._binned(product, start, second) if product.device.type == "cpu" else self._counted(product, start, second))
+            here = self.points[:, start : start + len(product)]
+            there = self.points[:, second : second + len(right)]
+            total = total + self.of_tile(product, here, there, self.width, second - start)
         return total
 
-    def _binned(self, product: torch.Tensor, start: int, second: int) -> EmpiricalSemivariogram:
-        from lib.method import binning
 
-        sums = np.zeros((lag_count(self.width), 4))
-        left, right = (np.ascontiguousarray(self.points[:, row : row + count].numpy()) for row, count in zip((start, second), product.shape, strict=True))
-        binning.add_tile(product.numpy(), left, right, self.width, second - start, sums)
-        return EmpiricalSemivariogram(self.width, sums[:, 0].astype(np.int64), *sums[:, 1:].T)
+def of_tile(
+    product: torch.Tensor, left: torch.Tensor, right: torch.Tensor, width: float, ahead: int
+) -> EmpiricalSemivariogram:
+    """Sums over the pairs i < j of a tile.
 
-    def _counted(self, product: torch.Tensor, start: int, second: int) -> EmpiricalSemivariogram:
-        left, right = (self.points[:, row : row + count] for row, count in zip((start, second), product.shape, strict=True))
-        distance = chord_to_rad(2.0 - 2.0 * (left.T @ right))
-        once = torch.ones_like(product, dtype=torch.bool).triu_(start + 1 - second)
-        return of_pairs(distance[once], 1.0 - product[once], self.width)
+    Args:
+        product: u_i . u_j [n, m].
+        left, right: unit vectors of the places, [3, n] and [3, m].
+        width: of a lag, radians.
+        ahead: how many rows of the photos the right block begins after the left one.
+    """
+    distance = chord_to_rad(2.0 - 2.0 * (left.T @ right))
+    once = torch.ones_like(product, dtype=torch.bool).triu_(1 - ahead)
+    return of_pairs(distance[once], 1.0 - product[once], width)
 
 
 def exact(
@@ -167,17 +163,19 @@ def exact(
     part: tuple[int, int] = (0, 1),
     watch: Callable[[range], Iterable[int]] = iter,
     apply: Callable = map,
+    tile: Callable[..., EmpiricalSemivariogram] = of_tile,
 ) -> EmpiricalSemivariogram:
-    """Empirical semivariogram of N photos over all N (N - 1) / 2 pairs.
+    """Empirical semivariogram of N photos over all N (N - 1) / 2 pairs, tile by tile.
 
     Args:
         unit_rows: reads unit features of rows 0..N-1.
         coordinates_deg: [N, 2] latitude and longitude.
+        block: rows of a block; None: 512, on a GPU 4,096. Memory, whatever N: ``BLOCKS_AT_A_TIME`` + 1 blocks
+            of features, and 4 ``block``**2 bytes a thread, on a GPU about 60 ``block``**2.
         part: (k, n): the k-th of n shares of the pairs, whose sums add up to those of all.
-        watch: passes the starts of the blocks on, one by one, such as a progress bar does.
+        watch: hands on the starts of the blocks one by one, as a progress bar does.
         apply: ``map``, or that of a pool of threads.
-        block: rows of a block; None: 512, on a GPU 4,096. Held beyond ``BLOCKS_AT_A_TIME`` blocks of features, whatever N: a block
-            and 4 ``block``**2 bytes a thread, on a GPU about 60 ``block``**2.
+        tile: a faster :func:`of_tile`, such as that of :mod:`lib.data.binning`.
 
     Raises:
         BundleError: fewer than two photos, or a coordinate or feature that is not finite.
@@ -186,7 +184,7 @@ def exact(
     """
     points, device = points_of(coordinates_deg), torch.device(device)
     block = block or (512 if device.type == "cpu" else 4_096)
-    tiles = _Tiles(unit_rows, torch.from_numpy(points.T.copy()).to(device), lag_width_rad, block)
+    tiles = _Tiles(unit_rows, torch.from_numpy(points.T.copy()).to(device), lag_width_rad, block, tile)
     starts = range(0, len(points), block * BLOCKS_AT_A_TIME)
     total = EmpiricalSemivariogram.empty(lag_width_rad)
     for first in watch(starts[part[0] :: part[1]]):

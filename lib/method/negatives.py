@@ -1,16 +1,14 @@
-"""Strategies: how each negative of a batch is reweighted. Pure functions of :class:`Pairs`, registered by name.
+"""Strategies: how each negative of a batch is reweighted. One pure function each, headed by its equation.
 
-Photo i of a batch stands against places j: its own (the positive, j = i) and all others (negatives). A strategy sees
-logits z_ij, dissimilarities d_ij, distances h_ij and the fitted curve, and answers with a log-weight that is added to the
-negative logits, a factor on them, targets instead of the one positive, or nothing. :mod:`lib.method.loss` applies the answer:
+Photo i of a batch stands against places j: its own (the positive, j = i) and all others (the negatives). A
+strategy sees the logits z_ij, dissimilarities d_ij, distances h_ij and the fitted curve gamma
+(:class:`Pairs`). It answers with a log-weight that is added to the negative logits, a factor on them, or
+targets (:class:`Reweighting`); :mod:`lib.method.loss` applies the answer.
 
-    L_i = -log( e^{z_ii} / (e^{z_ii} + sum_{j != i} w_ij e^{s_ij z_ij}) )
-
-Besides the semivariogram's family there are its peers (weights without it) and controls, each of which takes one thing away from
-a member of the family.
-
-The direction is defined once: d is a dissimilarity (0: the same look), and the residual r_ij = gamma(h_ij) - d_ij is
-positive where two photos look MORE alike than their distance leads one to expect. Source: method.md, section 5.
+d is a dissimilarity (0: the same look). The residual r_ij = gamma(h_ij) - d_ij is positive where two photos
+look MORE alike than their distance leads one to expect. A kind is ``family`` (of the semivariogram), ``peer``
+(weights without it) or ``control`` (one thing less than a member of the family). Source: method.md, sections
+5 and 8.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ from typing import Literal
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from lib.method.errors import BundleError
 from lib.method.geodesy import EARTH_RADIUS_KM, chord_to_rad, unit_vectors
@@ -31,14 +30,14 @@ from lib.method.semivariogram import Curve
 
 @dataclass(frozen=True)
 class Pairs:
-    """B photos against M >= B places, the first B of which are the photos' own; all that a strategy may look at.
+    """B photos against M >= B places, of which the first B are the photos' own: all that a strategy sees.
 
     Attributes:
         logits: z [B, M], detached.
         unit: u [M, D] unit features of the photos taken at the places.
         place_deg: [M, 2] latitude and longitude, degrees.
         curve: the fitted semivariogram.
-        alpha, beta: damping of near and emphasis on far look-alikes.
+        alpha, beta: damping of near look-alikes, emphasis on far ones.
         range_km: where far begins; None: the curve's range.
         softness_km, sharpness, concentration, prior: see the strategies that read them.
         scale: exp(s), which bounds every logit from both sides.
@@ -47,9 +46,9 @@ class Pairs:
     Matrices are made when a strategy asks for them, float32 [B, M] each: ``infonce`` costs nothing.
     """
 
-    logits: torch.Tensor
-    unit: torch.Tensor
-    place_deg: torch.Tensor
+    logits: Tensor
+    unit: Tensor
+    place_deg: Tensor
     curve: Curve | None = None
     alpha: float = 2.0
     beta: float = 2.0
@@ -58,91 +57,79 @@ class Pairs:
     sharpness: float = 20.0
     concentration: float = 0.1
     prior: float = 0.002
-    scale: torch.Tensor | float = math.inf
+    scale: Tensor | float = math.inf
     draw: torch.Generator | None = None
 
     @cached_property
-    def positive(self) -> torch.Tensor:
+    def positive(self) -> Tensor:
         """Whether place j is photo i's own, bool [B, M]."""
         return torch.eye(*self.logits.shape, dtype=torch.bool, device=self.logits.device)
 
     @cached_property
-    def dissimilarity(self) -> torch.Tensor:
+    def dissimilarity(self) -> Tensor:
         """d_ij = 1 - u_i . u_j, 0..2."""
         return 1.0 - self.unit[: len(self.logits)] @ self.unit.T
 
     @cached_property
-    def distance_rad(self) -> torch.Tensor:
+    def distance_rad(self) -> Tensor:
         """h_ij, great-circle distance, 0..pi."""
         points = unit_vectors(self.place_deg)
         return chord_to_rad(2.0 - 2.0 * points[: len(self.logits)] @ points.T).float()
 
     @cached_property
-    def gamma(self) -> torch.Tensor:
+    def gamma(self) -> Tensor:
         """gamma(h_ij), the dissimilarity that the distance leads one to expect."""
         return self.curve.gamma(self.distance_rad)
 
     @cached_property
-    def residual(self) -> torch.Tensor:
+    def correlation(self) -> Tensor:
+        """C(h_ij) = 1 - (gamma - nugget) / partial sill, 1 at h = 0 and towards 0 beyond the range."""
+        return self.curve.correlation(self.gamma)
+
+    @cached_property
+    def residual(self) -> Tensor:
         """r_ij = gamma(h_ij) - d_ij; positive: more alike than expected."""
         photos = self.unit[: len(self.logits)]
         return torch.addmm(self.gamma.to(photos.dtype), photos, self.unit.T).sub_(1.0)
 
     @cached_property
-    def look_alike(self) -> torch.Tensor:
+    def look_alike(self) -> Tensor:
         """max(0, r_ij)."""
         return self.residual.clamp(min=0.0)
 
     @cached_property
-    def near(self) -> torch.Tensor:
+    def near(self) -> Tensor:
         """h_ij <= rho, bool."""
         rho = self.curve.range_rad if self.range_km is None else self.range_km / EARTH_RADIUS_KM
         return self.distance_rad <= rho
 
-    @cached_property
-    def correlation(self) -> torch.Tensor:
-        """C(h_ij), 1 at h = 0 and towards 0 beyond the range."""
-        return self.curve.correlation(self.gamma)
-
 
 @dataclass(frozen=True)
 class Reweighting:
-    """What a strategy does to the negatives, each [B, M] or None for nothing; positives are left out by the loss.
+    """What a strategy does to the negatives, each [B, M] or None for nothing; the loss leaves positives out.
 
     Attributes:
         log_weight: log w_ij, added to z_ij.
         factor: s_ij, multiplies z_ij.
         targets: shares >= 0 of the places in photo i's target, of any sum; None: its own place alone.
-        prior: tau, the share of negatives that are positives in truth, taken out of the sum of negatives; 0: none.
+        prior: tau, the share of negatives that are positives in truth; 0: none.
         floor: least logit that there can be, where ``prior`` is used.
     """
 
-    log_weight: torch.Tensor | None = None
-    factor: torch.Tensor | None = None
-    targets: torch.Tensor | None = None
+    log_weight: Tensor | None = None
+    factor: Tensor | None = None
+    targets: Tensor | None = None
     prior: float = 0.0
-    floor: torch.Tensor | float = -math.inf
+    floor: Tensor | float = -math.inf
 
-    def transposed(self) -> Reweighting:
-        """The same for places against photos: the first B columns, turned round."""
-        count = next((len(one) for one in (self.log_weight, self.factor, self.targets) if one is not None), 0)
-        turned = [None if one is None else one[:, :count].T for one in (self.log_weight, self.factor, self.targets)]
-        return Reweighting(*turned, self.prior, self.floor)
-
-    def effect(self) -> torch.Tensor | None:
-        """[B, M] log-weight, or log of the factor: what a plot of the weights shows; None where there are none."""
+    def effect(self) -> Tensor | None:
+        """[B, M] log-weight, or log of the factor, for plots of the weights; None where there are none."""
         return self.log_weight if self.factor is None else self.factor.log()
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A registered strategy.
-
-    Attributes:
-        needs_curve: whether it reads the fitted semivariogram.
-        parameters: which of ``PARAMETERS`` it reads.
-        kind: ``family`` of the semivariogram, ``peer`` without it, or ``control``.
-    """
+    """A registered strategy; ``parameters`` are the settings that it reads, of ``PARAMETERS``."""
 
     name: str
     description: str
@@ -154,7 +141,6 @@ class Strategy:
 
 REGISTRY: dict[str, Strategy] = {}
 PARAMETERS = ("alpha", "beta", "range_km", "softness_km", "sharpness", "concentration", "prior")
-"""Settings that some strategy reads; one that a strategy does not read is no part of its training's key."""
 RENAMED = {"distance_gate": "semivariance_margin"}
 """Earlier name of a strategy -> its name."""
 
@@ -166,7 +152,7 @@ def strategy(
     needs_curve: bool = True,
     kind: Literal["family", "peer", "control"] = "family",
 ) -> Callable:
-    """Decorator: register a function of :class:`Pairs`, which reads the settings ``parameters``, under ``name``."""
+    """Decorator: register a function of :class:`Pairs` that reads the settings ``parameters``."""
 
     def register(reweight: Callable[[Pairs], Reweighting]) -> Callable[[Pairs], Reweighting]:
         REGISTRY[name] = Strategy(name, description, reweight, needs_curve, parameters, kind)
@@ -188,11 +174,11 @@ def get(name: str) -> Strategy:
 
 
 def table() -> pd.DataFrame:
-    """Registered strategies: name, kind, description, whether the fitted curve is needed, the settings read."""
-    rows = [
-        (one.name, one.kind, one.description, one.needs_curve, ", ".join(one.parameters)) for one in REGISTRY.values()
-    ]
-    return pd.DataFrame(rows, columns=["strategy", "kind", "description", "needs_curve", "reads"]).set_index("strategy")
+    """Registered strategies: name, kind, description, whether the curve is needed, the settings read."""
+    columns = ["strategy", "kind", "description", "needs_curve", "reads"]
+    of = REGISTRY.values()
+    rows = [(one.name, one.kind, one.description, one.needs_curve, ", ".join(one.parameters)) for one in of]
+    return pd.DataFrame(rows, columns=columns).set_index("strategy")
 
 
 @strategy("infonce", "the baseline: all weights 1", needs_curve=False, kind="peer")
@@ -205,29 +191,32 @@ def infonce(pairs: Pairs) -> Reweighting:
 def thesis(pairs: Pairs) -> Reweighting:
     """s_ij = exp(max(0, d_ij - gamma(h_ij))) for h_ij <= rho, else 1; multiplies the LOGIT.
 
-    Its effect turns round with the logit's sign: a factor above 1 makes a positive logit harder and a negative one
-    easier. It presses on near pairs that look different and leaves near look-alikes alone.
-    Source: author code, get_penalty5.
+    It presses on near pairs that look different and leaves near look-alikes alone. Its effect turns round
+    with the logit's
+    sign: a factor above 1 makes a positive logit harder and a negative one easier. Source: author code,
+    get_penalty5.
     """
     return Reweighting(factor=torch.where(pairs.near, (-pairs.residual).clamp(min=0.0).exp(), 1.0))
 
 
 @strategy("semivariogram", "far look-alikes up, near look-alikes down", "alpha", "beta", "range_km")
 def semivariogram(pairs: Pairs) -> Reweighting:
-    """log w_ij = beta max(0, r_ij) for h_ij > rho, -alpha max(0, r_ij) for h_ij <= rho. Source: the paper's two definitions."""
-    sign = torch.where(pairs.near, -pairs.alpha, pairs.beta)
-    return Reweighting(log_weight=sign * pairs.look_alike)
+    """log w_ij = beta max(0, r_ij) for h_ij > rho, -alpha max(0, r_ij) for h_ij <= rho.
+
+    Source: the paper's two definitions, of hard and of false negatives; the formula is ours.
+    """
+    return Reweighting(log_weight=torch.where(pairs.near, -pairs.alpha, pairs.beta) * pairs.look_alike)
 
 
 @strategy("hard_only", "far look-alikes up", "beta", "range_km")
 def hard_only(pairs: Pairs) -> Reweighting:
-    """log w_ij = beta max(0, r_ij) for h_ij > rho, else 0: hard negatives only. Ours: ``semivariogram`` with alpha = 0."""
+    """log w_ij = beta max(0, r_ij) for h_ij > rho, else 0. Ours: ``semivariogram`` with alpha = 0."""
     return Reweighting(log_weight=torch.where(pairs.near, 0.0, pairs.beta * pairs.look_alike))
 
 
 @strategy("false_only", "near look-alikes down", "alpha", "range_km")
 def false_only(pairs: Pairs) -> Reweighting:
-    """log w_ij = -alpha max(0, r_ij) for h_ij <= rho, else 0: false negatives only. Ours: ``semivariogram`` with beta = 0."""
+    """log w_ij = -alpha max(0, r_ij) for h_ij <= rho, else 0. Ours: ``semivariogram`` with beta = 0."""
     return Reweighting(log_weight=torch.where(pairs.near, -pairs.alpha * pairs.look_alike, 0.0))
 
 
@@ -239,16 +228,17 @@ def residual(pairs: Pairs) -> Reweighting:
 
 @strategy("decayed", "look-alikes up as correlation fades", "beta")
 def decayed(pairs: Pairs) -> Reweighting:
-    """log w_ij = beta max(0, r_ij) (1 - C(h_ij)), C = 1 - (gamma - nugget) / partial sill: the switch at rho made smooth. Ours."""
+    """log w_ij = beta max(0, r_ij) (1 - C(h_ij)). Ours: the switch at rho made smooth."""
     return Reweighting(log_weight=pairs.beta * pairs.look_alike * (1.0 - pairs.correlation))
 
 
 @strategy("semivariance_margin", "a wrong place must lose by how different it should look", "beta")
 def semivariance_margin(pairs: Pairs) -> Reweighting:
-    """log w_ij = beta (1 - C(h_ij)) = beta (gamma(h_ij) - nugget) / partial sill: no look at the photos, the curve alone.
+    """log w_ij = beta (1 - C(h_ij)) = beta (gamma(h_ij) - nugget) / partial sill.
 
-    A softmax-margin (Gimpel and Smith 2010) whose cost is the normalised semivariance: a wrong place must lose by more, the more
-    different it is expected to look. Ours (method.md, section 8).
+    A softmax-margin (Gimpel and Smith 2010) whose cost is the normalised semivariance: the more different a
+    wrong place is expected to look, the more it must lose by. The photos themselves are not looked at. Ours
+    (method.md, section 8).
     """
     return Reweighting(log_weight=pairs.beta * (1.0 - pairs.correlation))
 
@@ -266,11 +256,12 @@ def soft_targets(pairs: Pairs) -> Reweighting:
     return Reweighting(targets=shares.masked_fill(pairs.positive, 1.0))
 
 
-@strategy("distance_soft", "targets spread over places by distance alone", "softness_km", needs_curve=False, kind="peer")
+@strategy("distance_soft", "targets spread by distance alone", "softness_km", needs_curve=False, kind="peer")
 def distance_soft(pairs: Pairs) -> Reweighting:
     """Target share of place j: exp(-h_ij / softness), 1 for photo i's own place.
 
-    Source: targets softened by geodesic distance, as in spatially weighted CLIP (arXiv 2604.04357); the exponential is ours.
+    Source: targets softened by geodesic distance, as in spatially weighted CLIP (arXiv 2604.04357); the form
+    is ours.
     """
     shares = torch.exp(-pairs.distance_rad * (EARTH_RADIUS_KM / pairs.softness_km))
     return Reweighting(targets=shares.masked_fill(pairs.positive, 1.0))
@@ -280,7 +271,8 @@ def distance_soft(pairs: Pairs) -> Reweighting:
 def hcl(pairs: Pairs) -> Reweighting:
     """w_ij = e^(concentration z_ij), scaled so that photo i's negatives have mean weight 1.
 
-    Source: Robinson et al. 2021, arXiv 2010.04592, without the correction for false negatives, which is ``debiased``.
+    Source: Robinson et al. 2021, arXiv 2010.04592, without the correction for false negatives, which is
+    ``debiased``.
     """
     none = pairs.positive | pairs.logits.isneginf()  # 0 times infinity is no number
     log_weight = (pairs.concentration * pairs.logits).masked_fill(none, -math.inf)
@@ -290,7 +282,7 @@ def hcl(pairs: Pairs) -> Reweighting:
 
 @strategy("debiased", "a share of negatives counted as positives", "prior", needs_curve=False, kind="peer")
 def debiased(pairs: Pairs) -> Reweighting:
-    """Of the negatives' sum the share ``prior`` that are positives in truth is taken out, down to its least possible value.
+    """The share ``prior`` of true positives is taken out of the negatives' sum, down to its least value.
 
     Source: Chuang et al. 2020, arXiv 2007.00224.
     """
@@ -312,14 +304,15 @@ def constant_gamma(pairs: Pairs) -> Reweighting:
 
 @strategy("constant_offset", "all negatives up alike", "beta", needs_curve=False, kind="control")
 def constant_offset(pairs: Pairs) -> Reweighting:
-    """log w_ij = beta. Control: weights are not normalized, so a part of any emphasis is that of a margin, whatever the pair."""
+    """log w_ij = beta. Control: a plain margin, the same for every pair."""
     return Reweighting(log_weight=torch.full_like(pairs.logits, pairs.beta))
 
 
 @strategy("shuffled", "decayed's weights, dealt out at random", "beta", kind="control")
 def shuffled(pairs: Pairs) -> Reweighting:
-    """The weights of ``decayed``, permuted over each photo's negatives. Control: the same weights on the wrong pairs."""
-    log_weight, positive = decayed(pairs).log_weight, pairs.positive
-    negatives = log_weight[~positive].view(len(log_weight), -1)
-    order = torch.rand(negatives.shape, generator=pairs.draw).argsort(1).to(negatives.device)
-    return Reweighting(log_weight=torch.zeros_like(log_weight).masked_scatter(~positive, negatives.gather(1, order)))
+    """``decayed``, permuted over each photo's negatives. Control: the same weights on the wrong pairs."""
+    log_weight, negative = decayed(pairs).log_weight, ~pairs.positive
+    values = log_weight[negative].view(len(log_weight), -1)
+    order = torch.rand(values.shape, generator=pairs.draw).argsort(1).to(values.device)
+    dealt = torch.zeros_like(log_weight).masked_scatter(negative, values.gather(1, order))
+    return Reweighting(log_weight=dealt)

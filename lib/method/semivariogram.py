@@ -1,10 +1,12 @@
-"""The theoretical semivariogram: fitted to an empirical one, evaluated, saved. Lags and length scales in radians.
+"""The theoretical semivariogram: fitted to an empirical one, evaluated, saved. Lags are in radians.
 
-    gamma(h) = nugget + partial_sill (1 - rho(h / length_scale)),  h > 0       expected dissimilarity at distance h
-    C(h)     = 1 - (gamma(h) - nugget) / partial_sill                          correlation, 1 near by, towards 0 far away
+    gamma(h) = nugget + partial_sill (1 - rho(h / length_scale)),  h > 0       expected dissimilarity at
+    distance h C(h)     = 1 - (gamma(h) - nugget) / partial_sill                          correlation, 1 near
+    by, towards 0 far away
 
-For the stable family, the author code's and the default, rho(x) = exp(-x^exponent). Convention: gamma, not 2 gamma. At h = 0 both
-take the limit from above: two photos of one place are not one photo. Source: method.md, sections 3 and 4.
+For the stable family, the author code's and the default, rho(x) = exp(-x^exponent). Convention: gamma, not 2
+gamma. At h = 0 both take the limit from above: two photos of one place are not one photo. Source: method.md,
+sections 3 and 4.
 """
 
 from __future__ import annotations
@@ -35,11 +37,6 @@ NO_RISE = (
     "the lag means do not rise with distance, so no semivariogram can be fitted: near places look no more "
     "alike than far ones; check coordinates, features and lag width"
 )
-CRESSIE_ROUNDS = 6
-"""Most rounds of reweighting by the fitted curve; they end once no weight moves by a ten-thousandth."""
-CRESSIE_FLOOR = 1e-3
-"""Smallest gamma that divides a weight: a curve without nugget would give its first lag all the weight there is."""
-
 SHAPE_PARAMETERS = {"Stable": "alpha", "Matern": "nu", "Rational": "alpha"}
 """GSTools' name of the shape parameter of the families that have one; called exponent here."""
 MOST_PHOTOS = 20_000
@@ -55,7 +52,8 @@ class FittedSemivariogram:
         metric: planar (h itself) or sphere (GSTools latlon=True: the chord 2 sin(h/2), valid on a sphere).
         nugget, partial_sill: cosine distance, 0..2.
         length_scale_rad: radians.
-        exponent: shape parameter (Stable: alpha, 0..2; Matern: nu; Rational: alpha); None where the family has none.
+        exponent: shape parameter (Stable: alpha, 0..2; Matern: nu; Rational: alpha); None where the family
+            has none.
         range_rad, range_km: distance beyond which two photos count as far, by ``range_rule``.
         r2: share of the lag means' variance that the model explains.
         backbone, centred, photos, pairs: what it was fitted to.
@@ -114,15 +112,16 @@ class FittedSemivariogram:
         """
         try:
             fitted = cls(**json.loads(Path(path).read_text(encoding="utf-8")))
-            numbers = (fitted.nugget, fitted.partial_sill, fitted.length_scale_rad, fitted.range_rad, fitted.exponent or 0.0)
-            is_curve = all(map(math.isfinite, numbers)) and fitted.nugget >= 0 < min(numbers[1:3])
+            scales = (fitted.partial_sill, fitted.length_scale_rad)
+            numbers = (fitted.nugget, *scales, fitted.range_rad, fitted.exponent or 0.0)
+            is_curve = all(map(math.isfinite, numbers)) and fitted.nugget >= 0 and min(scales) > 0
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             said = " ".join(str(error).split())[:300]
             raise BundleError(f"{path}: not a saved semivariogram ({said}); run notebook 03") from error
         if not is_curve:
             raise BundleError(
-                f"{path}: not a saved semivariogram (no curve has nugget, partial sill, length scale, range, exponent "
-                f"{numbers}); run notebook 03"
+                f"{path}: not a saved semivariogram (no curve has nugget, partial sill, length scale, range, "
+                f"exponent {numbers}); run notebook 03"
             )
         return fitted
 
@@ -138,12 +137,15 @@ def _evaluate(model: gstools.CovModel, distance_rad: np.ndarray) -> np.ndarray:
 
 
 def fit_semivariogram(
-    features: np.ndarray | torch.Tensor, coordinates_deg: np.ndarray | torch.Tensor, lag_width_rad: float = 0.001, **options: str
+    features: np.ndarray | torch.Tensor,
+    coordinates_deg: np.ndarray | torch.Tensor,
+    lag_width_rad: float = 0.001,
+    **options: str,
 ) -> FittedSemivariogram:
-    """The semivariogram of photos: cosine distance of their features against great-circle distance of their places.
+    """The semivariogram of photos: cosine distance of features against great-circle distance of places.
 
     Args:
-        features: [N, D], of any length. Features with a large common mean are better centred first, here and in the loss.
+        features: [N, D], of any length; centre them first, here and in the loss, if they share a large mean.
         coordinates_deg: [N, 2] latitude and longitude, degrees.
         lag_width_rad: width of a lag, radians (0.001: 6.37 km).
         options: of :func:`fit`, such as ``family="Exponential"``.
@@ -151,7 +153,7 @@ def fit_semivariogram(
     Uses all pairs of up to ``MOST_PHOTOS`` photos; of more, that many drawn at random with a fixed seed.
 
     Raises:
-        BundleError: too few photos, a number that is not finite, or dissimilarity does not rise with distance.
+        BundleError: too few photos, a number that is not finite, or nothing rises with distance.
     """
     features, coordinates = (torch.as_tensor(values).detach().cpu() for values in (features, coordinates_deg))
     count = len(features)
@@ -160,7 +162,8 @@ def fit_semivariogram(
         raise BundleError(f"features must be [N, D] and coordinates [N, 2]; they are {shapes}")
     chosen = np.sort(np.random.default_rng(0).permutation(count)[:MOST_PHOTOS])
     unit = F.normalize(features[torch.from_numpy(chosen)].float(), dim=1)
-    empirical = exact(lambda rows: unit[torch.from_numpy(rows)], coordinates.double().numpy()[chosen], lag_width_rad)
+    places = coordinates.double().numpy()[chosen]
+    empirical = exact(lambda rows: unit[torch.from_numpy(rows)], places, lag_width_rad)
     return fit(empirical, photos=len(chosen), **options)
 
 
@@ -178,28 +181,32 @@ def fit(
     """Least-squares fit of a GSTools model with nugget to the lag means.
 
     Args:
-        weights: ``none`` (author code), ``pairs`` (each lag counts by its number of pairs) or ``cressie`` (by pairs /
-            gamma(h)**2 of the model itself; Cressie 1985, found by reweighting).
+        weights: ``none`` (author code) or ``pairs`` (each lag counts by its number of pairs).
         max_lag_rad: longer lags are left out.
-        start: a curve of the same family and metric from which to search; GSTools' own guess where there is none.
+        start: a curve of the same family and metric from which to search; GSTools' own guess where there is
+            none.
         about: backbone, centred, photos: kept with the curve.
 
     Raises:
         BundleError: fewer than 5 lags, or the means do not rise with distance (nothing to fit).
 
-    Source: author code, ``Stable(dim=2)`` on radians, unweighted, with GSTools' robust loss; plain squares and the rest are
-    ours (method.md, section 4).
+    Source: author code, ``Stable(dim=2)`` on radians, unweighted, with GSTools' robust loss; plain squares
+    and the rest are ours (method.md, section 4).
     """
     used = (empirical.pairs > 0) & (empirical.lag_rad <= max_lag_rad)
     lag, gamma, pairs = empirical.lag_rad[used], empirical.gamma[used], empirical.pairs[used]
     if len(lag) < 5:
-        raise BundleError(f"{len(lag)} lags with pairs are too few for a fit; widen semivariogram.lag_width_rad")
+        said = f"{len(lag)} lags with pairs are too few for a fit"
+        raise BundleError(f"{said}; widen semivariogram.lag_width_rad")
+    lag_weights = np.ones(len(lag)) if weights == "none" else pairs
     model = _covariance_model(family, metric) if start is None else start.model()
-    guess = "default" if start is None else "current"
+    options = {"loss": "linear", "init_guess": "default" if start is None else "current"}
+    root = None if weights == "none" else np.sqrt(pairs)
     try:
-        found, lag_weights = _least_squares(model, lag, gamma, pairs, weights, guess)
+        found, _ = model.fit_variogram(lag, gamma, nugget=True, weights=root, **options)
     except (RuntimeError, ValueError) as error:
-        raise BundleError(f"the {family} model cannot be fitted: {error}; try another semivariogram.family") from error
+        said = f"the {family} model cannot be fitted: {error}"
+        raise BundleError(f"{said}; try another semivariogram.family") from error
     if not _rises(lag, gamma, lag_weights, model):
         raise BundleError(NO_RISE)
     range_rad = RANGE_RULES[range_rule](model)
@@ -220,35 +227,21 @@ def fit(
     )
 
 
-def _least_squares(
-    model: gstools.CovModel, lag: np.ndarray, gamma: np.ndarray, pairs: np.ndarray, weights: str, guess: str
-) -> tuple[dict[str, float], np.ndarray]:
-    """Fit ``model`` in place; its parameters, and the weights of the lags [K] under which it was found."""
-    lag_weights = np.ones(len(lag)) if weights == "none" else pairs
-    root = None if weights == "none" else np.sqrt(pairs)
-    found, _ = model.fit_variogram(lag, gamma, nugget=True, weights=root, loss="linear", init_guess=guess)
-    for _ in range(CRESSIE_ROUNDS if weights == "cressie" else 0):
-        before, lag_weights = lag_weights, pairs / np.maximum(_evaluate(model, lag), CRESSIE_FLOOR) ** 2
-        if np.allclose(lag_weights, before, rtol=1e-4):
-            break
-        root = np.sqrt(lag_weights)
-        found, _ = model.fit_variogram(lag, gamma, nugget=True, weights=root, loss="linear", init_guess="current")
-    return found, lag_weights
-
-
 def _rises(lag: np.ndarray, gamma: np.ndarray, weights: np.ndarray, model: gstools.CovModel) -> bool:
-    """Whether the curve beats a constant by Schwarz' criterion: three more parameters must earn ln n each, and 4 to spare."""
+    """Whether the curve beats a constant by Schwarz' criterion, with 4 to spare."""
     constant = np.average(gamma, weights=weights)
-    around_constant, around_curve = (np.sum(weights * (gamma - to) ** 2) for to in (constant, _evaluate(model, lag)))
+    around_constant = np.sum(weights * (gamma - constant) ** 2)
+    around_curve = np.sum(weights * (gamma - _evaluate(model, lag)) ** 2)
     if model.var < 1e-9 or around_constant <= 1e-18 * len(lag):
         return False
     return len(lag) * math.log(around_constant / max(around_curve, 1e-300)) > 3.0 * math.log(len(lag)) + 4.0
 
 
 def range_by_slope(model: gstools.CovModel) -> float:
-    """First h, radians, at which d gamma / dh < 1e-2 per radian, in steps of 0.01 rad; pi where there is none.
+    """First h, radians, at which d gamma / dh < 1e-2 per radian, in steps of 0.01; pi where there is none.
 
-    Source: author code (method.md, section 4). Ours: counted from where the curve is steepest, since a Gaussian starts flat.
+    Source: author code (method.md, section 4). Ours: counted from where the curve is steepest, since a
+    Gaussian starts flat.
     """
     grid = np.arange(SLOPE_STEP_RAD, math.pi + SLOPE_STEP_RAD, SLOPE_STEP_RAD)
     slope = np.diff(_evaluate(model, grid)) / SLOPE_STEP_RAD
@@ -257,20 +250,22 @@ def range_by_slope(model: gstools.CovModel) -> float:
 
 
 def range_by_sill(model: gstools.CovModel) -> float:
-    """First h, radians, at which gamma has gained 95 % of the partial sill, to 0.001 rad; pi where there is none."""
+    """First h, radians, at which gamma has gained 95 % of the partial sill; pi where there is none."""
     grid = np.arange(1, round(math.pi / 1e-3)) * 1e-3
     reached = np.flatnonzero(_evaluate(model, grid) >= model.nugget + SILL_SHARE * model.var)
     return float(grid[reached[0]]) if len(reached) else math.pi
 
 
-RANGE_RULES: dict[str, Callable[[gstools.CovModel], float]] = {"slope": range_by_slope, "sill95": range_by_sill}
+RangeRule = Callable[[gstools.CovModel], float]
+RANGE_RULES: dict[str, RangeRule] = {"slope": range_by_slope, "sill95": range_by_sill}
 
 
 class Curve(torch.nn.Module):
     """A fitted semivariogram on a tensor's device: gamma(h) by linear interpolation in sqrt(h).
 
-    Families need no code of their own here: the model itself fills a table of 16,385 nodes, dense where gamma is steep. From
-    6 m on the error is below 1e-4 of the partial sill, for all but extreme exponents below 1e-5.
+    Families need no code of their own here: the model itself fills a table of 16,385 nodes, dense where gamma
+    is steep. From 6 m on the error is below 1e-4 of the partial sill, for all but extreme exponents below
+    1e-5.
     """
 
     NODES = 16_385

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from lib.data.photos import UNREADABLE
-from lib.method.geodesy import wrap_longitude
+from lib.data.sphere import wrap_longitude
 from lib.show.maps import great_circle, integers, thumbnail, world_page
 
 HEAT_SCRIPT = "https://cdn.jsdelivr.net/gh/python-visualization/folium@main/folium/templates/leaflet_heat.min.js"

@@ -33,9 +33,9 @@ from PIL import Image
 
 from lib.data.datasets import root_of
 from lib.data.photos import UNREADABLE, open_photo
-from lib.data.sphere import coordinates_of
+from lib.data.sphere import coordinates_of, wrap_longitude
 from lib.evaluate.regions import REACH_KM, ErrorField, error_field
-from lib.method.geodesy import chord_to_rad, unit_vectors, wrap_longitude
+from lib.method.geodesy import chord_to_rad, unit_vectors
 from lib.runs import Run, writing
 
 

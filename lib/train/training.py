@@ -15,11 +15,11 @@ import pandas as pd
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from lib.data import datasets, features
+from lib.data import datasets, features, sphere
 from lib.method import geodesy, negatives
 from lib.method.errors import BundleError
 from lib.method.loss import SemivariogramLoss, contrastive_loss
-from lib.method.model import GeoCLIP, Queue
+from lib.method.model import GeoCLIP
 from lib.method.negatives import Strategy
 from lib.method.semivariogram import FittedSemivariogram
 from lib.runs import Run, generator, progress, ranks, write_json, writing
@@ -40,6 +40,39 @@ class Draws(NamedTuple):
 
     noise: torch.Generator
     weights: torch.Generator
+
+
+@dataclass
+class Queue:
+    """The latest ``size`` places and the unit features of the photos taken there: negatives beyond the batch.
+
+    Starts empty and grows. Upstream fills it with random unit vectors instead, which are not coordinates but
+    places within a degree of (0, 0). The manifest's rows tell a photo from itself when it comes back in the
+    next epoch.
+    """
+
+    size: int
+    rows: torch.Tensor
+    coordinates_deg: torch.Tensor
+    unit_features: torch.Tensor
+
+    @classmethod
+    def empty(cls, size: int, dimension: int, device: torch.device | str = "cpu") -> Queue:
+        """A queue for ``size`` places and features of ``dimension``."""
+        rows = torch.empty(0, dtype=torch.long, device=device)
+        return cls(size, rows, *(torch.empty(0, width, device=device) for width in (2, dimension)))
+
+    def __len__(self) -> int:
+        return len(self.coordinates_deg)
+
+    @torch.no_grad()
+    def push(self, rows: torch.Tensor, coordinates_deg: torch.Tensor, unit_features: torch.Tensor) -> None:
+        """Add rows [B], coordinates [B, 2] and unit features [B, D]; the oldest beyond ``size`` leave."""
+        if self.size == 0:
+            return
+        self.rows = torch.cat((self.rows, rows))[-self.size :]
+        self.coordinates_deg = torch.cat((self.coordinates_deg, coordinates_deg))[-self.size :]
+        self.unit_features = torch.cat((self.unit_features, unit_features))[-self.size :]
 
 
 @dataclass(frozen=True)
@@ -388,9 +421,9 @@ def loss_of_batch(
     own = slice(0, part) if encoder is None else slice(ranks.rank() * part, (ranks.rank() + 1) * part)
     photos, unit = data.of_batch(batch, own, device)
     places = data.coordinates_deg[rows].float().to(device)
-    noisy = [geodesy.jitter(places, settings.batch_noise_m, draws.noise)]
+    noisy = [sphere.jitter(places, settings.batch_noise_m, draws.noise)]
     if len(queue):
-        noisy.append(geodesy.jitter(queue.coordinates_deg, settings.queue_noise_m, draws.noise))
+        noisy.append(sphere.jitter(queue.coordinates_deg, settings.queue_noise_m, draws.noise))
     with run.autocast(settings.precision):
         photos, embedded = _encoded(model, encoder, photos, torch.cat(noisy))
         logits = model.logits(photos, embedded)
@@ -406,7 +439,9 @@ def loss_of_batch(
     queue.push(numbers, places, unit)
     loss = contrastive_loss(logits, reweighting)
     if settings.symmetric:
-        loss = (loss + contrastive_loss(logits[:, : len(rows)].T, reweighting.transposed())) / 2
+        turned = logits[:, : len(rows)].T
+        of_places = loss_of.reweighting(turned, places, unit, scale=model.logit_scale.detach().exp(), draw=draws.weights)
+        loss = (loss + contrastive_loss(turned, of_places)) / 2
     return loss, reweighting.effect()
 
 
