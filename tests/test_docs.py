@@ -1,11 +1,11 @@
-"""The pages say what is so: links lead somewhere, formulas parse, commands are taken, how-tos run, the reference is fresh."""
+"""What the pages say is true: links, formulas, commands, how-tos that run, a reference that is fresh."""
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,38 +16,51 @@ from PIL import Image
 
 from lib import pipeline, settings
 from lib.data.sphere import uniform_on_sphere
+from lib.method import negatives
 from lib.settings import PROJECT
 
 DOCS = PROJECT / "docs"
 PAGES = sorted([PROJECT / "README.md", PROJECT / "data" / "README.md", *DOCS.rglob("*.md")])
-HOWTOS = {"howto-strategy": "lib/negatives.py", "howto-backbone": "lib/backbones.py", "howto-data-set": "my_data_set.py"}
 FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+HOWTOS = {
+    "howto-strategy": "lib/method/negatives.py",
+    "howto-backbone": "lib/data/backbones.py",
+    "howto-data-set": "my_data_set.py",
+}
+"""Page -> the one file that it extends or adds."""
 
 
-def name(path: Path) -> str:
+def name(path):
     return str(path.relative_to(PROJECT))
 
 
-def prose(path: Path) -> str:
+def read(path):
+    return path.read_text(encoding="utf-8")
+
+
+def prose(path):
     """A page without its code."""
-    return re.sub(r"`[^`\n]*`", "", FENCE.sub("", path.read_text(encoding="utf-8")))
+    return re.sub(r"`[^`\n]*`", "", FENCE.sub("", read(path)))
 
 
-def anchors(path: Path) -> set[str]:
+def anchors(path):
     """What GitHub calls the headings of a page."""
-    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", path.read_text(encoding="utf-8")), re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", read(path)), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def blocks(path: Path) -> list[tuple[str, str]]:
+def blocks(path):
     """Title (or empty) and text of every block of code."""
-    return [(title[1] if (title := re.search(r'title="([^"]+)"', found["info"])) else "", found["text"]) for found in FENCE.finditer(path.read_text(encoding="utf-8"))]
+    for found in FENCE.finditer(read(path)):
+        title = re.search(r'title="([^"]+)"', found["info"])
+        yield title[1] if title else "", found["text"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 class TestEachPage:
     def test_every_link_and_picture_leads_somewhere(self, page):
-        for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        for target in LINK.findall(prose(page)):
             if re.match(r"https?://", target):
                 continue
             path, _, anchor = target.partition("#")
@@ -56,38 +69,35 @@ class TestEachPage:
             assert not anchor or anchor in anchors(there), target
 
     def test_every_formula_parses(self, page):
-        text = page.read_text(encoding="utf-8")
-        displayed = [found["text"] for found in FENCE.finditer(text) if found["info"] == "math"]
-        inline = re.findall(r"\$([^$\n]+)\$", prose(page))
-        for formula in displayed + inline:
+        displayed = [found["text"] for found in FENCE.finditer(read(page)) if found["info"] == "math"]
+        for formula in displayed + re.findall(r"\$([^$\n]+)\$", prose(page)):
             assert "<math" in convert(formula), formula
-            assert formula.count("{") == formula.count("}") and formula.count(r"\left") == formula.count(r"\right"), formula
+            assert formula.count("{") == formula.count("}"), formula
+            assert formula.count(r"\left") == formula.count(r"\right"), formula
         assert prose(page).count("$") % 2 == 0
 
     def test_its_fences_close_and_its_tables_have_one_width(self, page):
-        text = page.read_text(encoding="utf-8")
+        text = read(page)
         assert len(re.findall(r"^```", text, re.MULTILINE)) % 2 == 0
-        for table in re.findall(r"(?:^\|.*\n)+", FENCE.sub("", text), re.MULTILINE):
-            widths = {len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", line))) for line in table.splitlines()}
-            assert len(widths) == 1, table.splitlines()[0]
+        for rows in re.findall(r"(?:^\|.*\n)+", FENCE.sub("", text), re.MULTILINE):
+            plain = [re.sub(r"`[^`]*`", "", row) for row in rows.splitlines()]
+            assert len({len(re.findall(r"(?<!\\)\|", row)) for row in plain}) == 1, plain[0]
 
-    def test_every_command_is_one_that_the_program_takes(self, page, tmp_path, monkeypatch):
-        for title, text in blocks(page):
-            if title.endswith(".yaml"):
-                (tmp_path / title).write_text(text)
+    def test_every_command_and_profile_is_one_that_the_program_takes(self, page, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        for line in (line for _, text in blocks(page) for line in text.splitlines()):
-            found = re.match(r"(?:NPROC=\d+ )?\./run_all\.sh\b(.*)", line)
-            if not found:
-                continue
-            options = pipeline.parse(found[1].partition("#")[0].split())
-            settings.load(options.profile, options.set)
-
-    def test_every_profile_shown_is_valid(self, page, tmp_path):
         for title, text in blocks(page):
             if title.endswith(".yaml"):
                 (tmp_path / title).write_text(text)
-                assert settings.load(tmp_path / title).model_dump()["training"]["strategies"] == yaml.safe_load(text)["training"]["strategies"]
+                loaded = settings.load(tmp_path / title).training.strategies
+                assert loaded == yaml.safe_load(text)["training"]["strategies"]
+        for line in (line for _, text in blocks(page) for line in text.splitlines()):
+            if found := re.match(r"(?:NPROC=\d+ )?\./run_all\.sh\b(.*)", line):
+                options = pipeline.parse(found[1].partition("#")[0].split())
+                settings.load(options.profile, options.set)
+
+    def test_every_file_of_the_code_that_it_names_is_there(self, page):
+        named = re.findall(r"`((?:lib|study|tests|docs|notebooks)/[\w./]+\.\w+)`", FENCE.sub("", read(page)))
+        assert [path for path in named if not (PROJECT / path).exists()] == []
 
 
 def test_every_page_can_be_reached_from_the_readme():
@@ -95,68 +105,90 @@ def test_every_page_can_be_reached_from_the_readme():
     while waiting:
         page = waiting.pop()
         seen.add(page)
-        linked = [(page.parent / target.partition("#")[0]).resolve() for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)) if "://" not in target]
+        targets = [target.partition("#")[0] for target in LINK.findall(prose(page)) if "://" not in target]
+        linked = [(page.parent / target).resolve() for target in targets]
         waiting += [path for path in linked if path.suffix == ".md" and path not in seen]
     assert set(PAGES) <= seen
 
 
-def test_the_readme_keeps_each_section_within_a_screen():
-    sections = re.split(r"^## ", (PROJECT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert not {section.partition("\n")[0]: section.count("\n") for section in sections if section.count("\n") > 42}
-    assert "![" in sections[0] and "./run_all.sh" in sections[0] and "./run_tests.sh" in sections[0]
+def test_the_readme_begins_with_a_picture_and_the_two_commands():
+    first = read(PROJECT / "README.md").partition("\n## ")[0]
+    assert "![" in first and "./run_all.sh" in first and "./run_tests.sh" in first
+
+
+def test_strategies_bear_the_names_of_today():
+    for page in PAGES:
+        for old in negatives.RENAMED:
+            said = [line for line in re.split(r"(?<=[.:])\s", read(page)) if f"`{old}`" in line]
+            assert all("earlier name" in line.lower() for line in said) or page.parent.name == "reference", said
 
 
 def test_the_reference_is_what_the_code_says():
     spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
-    stale = [path.name for path, text in generate.pages().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    pages = generate.pages()
+    stale = [path.name for path, text in pages.items() if not path.exists() or read(path) != text]
     assert not stale, "run python docs/generate.py"
-    assert set((DOCS / "reference").glob("*.md")) == {path for path in generate.pages() if path.parent.name == "reference"}
+    assert set((DOCS / "reference").glob("*.md")) == {path for path in pages if path.parent.name == "reference"}
+    modules = {path for _, path in generate.modules()}
+    assert modules == {*(PROJECT / "lib").rglob("*.py"), *(PROJECT / "study").glob("*.py")}
 
 
-# --- The how-tos, executed in a copy of the project ----------------------------------------------------------------
+# --- The code of the how-tos and of the loss's page, executed ----------------------------------------------
+
+
+def python(folder, *arguments):
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(folder)})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3_000:]
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory):
-    """A copy of the project with the code of all three how-tos, and a folder of photos named by their places."""
+    """A copy of the project with the code of the how-tos, and a folder of photos named by their places."""
     copy = tmp_path_factory.mktemp("project")
     shutil.copytree(PROJECT / "lib", copy / "lib", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(PROJECT / "notebooks" / "profiles", copy / "notebooks" / "profiles")
     shutil.copy(PROJECT / "requirements.txt", copy)
     for howto, file in HOWTOS.items():
-        code = next(text for title, text in blocks(DOCS / f"{howto}.md") if title)
-        before = (copy / file).read_text() if (copy / file).exists() else ""
-        end = before.index("def contrastive_loss") if howto == "howto-strategy" else len(before)
-        (copy / file).write_text(f"{before[:end]}{code}\n\n{before[end:]}")
+        (code,) = [text for title, text in blocks(DOCS / f"{howto}.md") if title == file]
+        before = f"{read(copy / file)}\n\n" if (copy / file).exists() else ""
+        (copy / file).write_text(before + code)
     (copy / "photos").mkdir()
     for number, (latitude, longitude) in enumerate(uniform_on_sphere(300, np.random.default_rng(0), 70.0)):
         colour = (int(128 + latitude), int(128 + longitude / 2), 90)
-        Image.new("RGB", (24, 16), colour).save(copy / "photos" / f"{latitude:.4f}_{longitude:.4f}_{number}.jpg")
+        path = copy / "photos" / f"{latitude:.4f}_{longitude:.4f}_{number}.jpg"
+        Image.new("RGB", (24, 16), colour).save(path)
     return copy
 
 
-def test_each_howto_is_one_file(extended):
+def test_each_howto_is_one_file():
     for howto, file in HOWTOS.items():
-        titles = [title for title, _ in blocks(DOCS / f"{howto}.md") if title]
-        assert titles == [file]
-    changed = {name for name in ("lib/negatives.py", "lib/backbones.py") if (extended / name).read_text() != (PROJECT / name).read_text()}
-    same = [path for path in (extended / "lib").rglob("*.py") if path.read_text() == (PROJECT / path.relative_to(extended)).read_text()]
-    assert len(same) == len(list((extended / "lib").rglob("*.py"))) - len(changed) and len(changed) == 2
+        assert [title for title, _ in blocks(DOCS / f"{howto}.md") if title] == [file]
 
 
 def test_the_howtos_data_set_backbone_and_strategy_go_through_a_training(extended):
-    asked = ["dataset=script", "data.file=my_data_set.py", "data.root=photos", "data.options.seed=7", "backbone=thumbnail", "study=null", "device=cpu"]
-    asked += ["training.strategies=infonce,near_down", "training.alpha=4", "training.epochs=1", "training.seeds=0", "training.queue_size=0", "semivariogram.lag_width_rad=0.1"]
-    command = [sys.executable, "-m", "lib.stages", "smoke", str(extended / "results" / "mine"), *asked]
-    import os
-
-    done = subprocess.run(command, cwd=extended, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(extended)})
-    assert done.returncode == 0, done.stderr[-3_000:]
+    python(extended, "my_data_set.py", "photos", "places.csv")
+    asked = [
+        "dataset=folder", "data.root=photos", "data.csv=places.csv", "backbone=thumbnail", "study=null", "device=cpu",
+        "training.strategies=infonce,near_down", "training.alpha=4", "training.epochs=1", "training.seeds=0",
+        "training.queue_size=0", "semivariogram.lag_width_rad=0.1", "evaluation.splits=test,test_blocked",
+    ]  # fmt: skip
+    python(extended, "-m", "lib.stages", "smoke", str(extended / "results" / "mine"), *asked)
     folder = extended / "results" / "mine"
-    manifest = pd.read_parquet(folder / "manifest.parquet")
-    assert set(manifest["split"]) == {"train", "validation", "test", "test_blocked"} and len(manifest) == 300
+    splits = pd.read_parquet(folder / "manifest.parquet")["split"]
+    assert set(splits) == {"train", "validation", "test", "test_blocked"} and len(splits) == 300
     assert np.load(folder / "features" / "features.npy", mmap_mode="r").shape == (300, 192)
     history = pd.read_csv(folder / "history" / "near_down_seed0.csv")
     assert history["damped"].iloc[-1] > 0.99 and history["emphasized"].iloc[-1] == 0.0
+
+
+def test_the_loss_of_the_page_runs_in_both_training_loops(tmp_path):
+    code = [text for title, text in blocks(DOCS / "loss.md") if title]
+    assert len(code) == 3
+    shutil.copytree(PROJECT / "lib" / "method", tmp_path / "lib" / "method")  # nothing else of lib is needed
+    (tmp_path / "loops.py").write_text("\n".join(code))
+    said = python(tmp_path, "loops.py")
+    assert "GeoCLIP: loss" in said and "two towers: loss" in said
