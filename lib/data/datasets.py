@@ -35,9 +35,9 @@ def root_of(run: Run) -> Path:
 def prepare(run: Run) -> pd.DataFrame:
     """Build the run's manifest and photos, or reuse them; return the checked manifest.
 
-    No photo is decoded: those that cannot be are found when features are extracted. Photos without row or place, and rows
-    without photo, are listed with the reason in tables/not_matched.csv. Photos without a continent get town, country and
-    continent by their coordinates.
+    No photo is decoded: those that cannot be are found when features are extracted. Photos without row or
+    place, and rows without photo, are listed with the reason in tables/not_matched.csv. Photos without a
+    continent get town, country and continent by their coordinates.
 
     Raises:
         BundleError: photos cannot be had, or the manifest cannot be used.
@@ -65,7 +65,8 @@ def prepare(run: Run) -> pd.DataFrame:
 
 
 def stage_of(run: Run) -> dict[str, Any]:
-    """What the stage ``manifest`` is made from and writes: of the arguments of :meth:`lib.runs.Run.produce`."""
+    """What the stage ``manifest`` is made from and writes: of the arguments of
+    :meth:`lib.runs.Run.produce`."""
     settings, root = run.settings.dataset, root_of(run)
     files = [PROJECT / path for path in (getattr(settings, "csv", None),) if path]
     listing = MODULES[settings.name].listing(settings, root)
@@ -94,7 +95,8 @@ def _windows_are_whole(run: Run) -> bool:
 
 
 def read(run: Run, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """The run's manifest, or ``columns`` of it; the split of photos that could not be decoded is ``unreadable``.
+    """The run's manifest, or ``columns`` of it; the split of photos that could not be decoded is
+    ``unreadable``.
 
     Raises:
         ArtefactError: notebook 01 has not made it yet.
@@ -107,18 +109,21 @@ def read(run: Run, columns: Sequence[str] | None = None) -> pd.DataFrame:
 
 
 def unreadable_list(run: Run) -> Path:
-    """Photos that could not be decoded (CSV): row of the manifest, id, path, reason; written with the features."""
+    """Photos that could not be decoded (CSV): row of the manifest, id, path, reason; written with the
+    features."""
     return run.features.with_name("unreadable.csv")
 
 
 def left_out(run: Run) -> pd.DataFrame:
-    """What did not match, and photos that could not be decoded, as tables/left_out.csv has it: id, path, reason."""
+    """What did not match, and photos that could not be decoded, as tables/left_out.csv has it: id, path,
+    reason."""
     parts = [_listed(path) for path in (run.table("not_matched"), unreadable_list(run))]
     return pd.concat([part[["id", "path", "reason"]] for part in parts], ignore_index=True)
 
 
 def write_left_out(run: Run) -> None:
-    """Write tables/left_out.csv, unless it is there and up to date, and print how many photos and rows it names."""
+    """Write tables/left_out.csv, unless it is there and up to date, and print how many photos and rows it
+    names."""
     found, path = left_out(run), run.table("left_out")
     if path.exists() and _listed(path).equals(found):
         return
@@ -129,7 +134,8 @@ def write_left_out(run: Run) -> None:
 
 
 def _listed(path: Path) -> pd.DataFrame:
-    """A list of what was left out, empty where there is none. Everything in it is text, whatever it looks like."""
+    """A list of what was left out, empty where there is none. Everything in it is text, whatever it looks
+    like."""
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError):

@@ -1,11 +1,12 @@
 """Photos to frozen features, once, into a memory-mapped file; and what is read back from it.
 
-Each photo is decoded once. One that cannot be decoded gets a row of NaN, and a line with the reason in unreadable.csv beside the
-features; its split is then ``unreadable`` for everybody who reads the manifest (:func:`lib.data.datasets.read`).
+Each photo is decoded once. One that cannot be decoded gets a row of NaN, and a line with the reason in
+unreadable.csv beside the features; its split is then ``unreadable`` for everybody who reads the manifest
+(:func:`lib.data.datasets.read`).
 
-Extraction writes shards of ``backbone.shard_size`` photos, each whole or not at all and with its checksum; a run that is stopped
-goes on at the first shard that is missing or damaged. Finished shards are joined into features.npy [N, D], row i of the manifest's
-row i.
+Extraction writes shards of ``backbone.shard_size`` photos, each whole or not at all and with its checksum; a
+run that is stopped goes on at the first shard that is missing or damaged. Finished shards are joined into
+features.npy [N, D], row i of the manifest's row i.
 """
 
 from __future__ import annotations
@@ -38,19 +39,22 @@ from lib.runs.files import READING_ERRORS, one_line, write_json, write_rows
 from lib.settings import Backbone as BackboneSettings
 
 
-class FeatureError(BundleError):
-    """Features cannot be made or read; the message names the file and the mend."""
-
-
 class Photos(Dataset):
-    """Photos below a folder, each decoded once for all of its views: float tensors [K, 3, H, W]; or why that cannot be done.
+    """Photos below a folder, each decoded once for all of its views: float tensors [K, 3, H, W]; or why that
+    cannot be done.
 
-    The first view is the plain crop; the photos of the mask ``augmented`` have ``views`` others besides, drawn by the photo's
-    path and the view's number alone: the same whichever process draws them, and in a run that goes on after a stop.
+    The first view is the plain crop; the photos of the mask ``augmented`` have ``views`` others besides,
+    drawn by the photo's path and the view's number alone: the same whichever process draws them, and in a run
+    that goes on after a stop.
     """
 
     def __init__(
-        self, root: Path, paths: Sequence[str], backbone: Backbone, views: int = 0, augmented: np.ndarray | None = None
+        self,
+        root: Path,
+        paths: Sequence[str],
+        backbone: Backbone,
+        views: int = 0,
+        augmented: np.ndarray | None = None,
     ) -> None:
         self.root, self.paths, self.views, self.augmented = root, paths, views, augmented
         self.preprocess, self.normalise = backbone.preprocess, backbone.normalise
@@ -66,7 +70,9 @@ class Photos(Dataset):
         except UNREADABLE as error:
             return f"{type(error).__name__}: {one_line(error)}"
         count = self.views if self.views and self.augmented[index] else 0
-        return torch.stack([self.preprocess(image), *(self._view(image, path, number) for number in range(count))])
+        return torch.stack(
+            [self.preprocess(image), *(self._view(image, path, number) for number in range(count))]
+        )
 
     def _view(self, image: Image.Image, path: str, number: int) -> torch.Tensor:
         with torch.random.fork_rng(devices=[]):
@@ -77,27 +83,30 @@ class Photos(Dataset):
 def augmentation(backbone: Backbone) -> Callable[[Image.Image], Image.Image]:
     """GeoCLIP's training augmentation, RGB image -> RGB image of the backbone's size.
 
-    Random resized crop, horizontal flip, colour jitter (0.4, 0.4, 0.4, 0.1; p 0.8), greyscale (p 0.2). What follows is the
-    backbone's own normalisation; upstream takes ImageNet's for training and CLIP's for prediction. Source: GeoCLIP's code.
+    Random resized crop, horizontal flip, colour jitter (0.4, 0.4, 0.4, 0.1; p 0.8), greyscale (p 0.2). What
+    follows is the backbone's own normalisation; upstream takes ImageNet's for training and CLIP's for
+    prediction. Source: GeoCLIP's code.
     """
     from torchvision.transforms import v2
 
     side = backbone.preprocess(Image.new("RGB", (64, 64))).shape[-2:]
     jitter = v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
-    return v2.Compose([v2.RandomResizedCrop(tuple(side)), v2.RandomHorizontalFlip(), jitter, v2.RandomGrayscale(0.2)])
+    return v2.Compose(
+        [v2.RandomResizedCrop(tuple(side)), v2.RandomHorizontalFlip(), jitter, v2.RandomGrayscale(0.2)]
+    )
 
 
 def extract(run: Run) -> Path:
     """Extract the features of the run's manifest, or reuse them; return the path of features.npy.
 
-    Where ``backbone.views`` is V > 1, views.npy is written beside it: V augmented views of each training photo. Photos that cannot
-    be decoded are listed in tables/left_out.csv, after what the data set left out.
+    Where ``backbone.views`` is V > 1, views.npy is written beside it: V augmented views of each training
+    photo. Photos that cannot be decoded are listed in tables/left_out.csv, after what the data set left out.
 
-    Holds one shard in memory. Deterministic on one machine: batches never straddle shards, so a resumed run gives the
-    same bits.
+    Holds one shard in memory. Deterministic on one machine: batches never straddle shards, so a resumed run
+    gives the same bits.
 
     Raises:
-        FeatureError: no photo can be decoded, or a feature is not finite.
+        BundleError: no photo can be decoded, or a feature is not finite.
     """
     settings = run.settings.backbone
     used = json.loads(settings.model_dump_json(exclude={"workers", "centred", "precision"}))
@@ -113,9 +122,18 @@ def extract(run: Run) -> Path:
         _extract(run, manifest, run.features.parent / f"shards-{key[:12]}")
 
     run.produce(
-        "features", make=make, inputs=[run.manifest], outputs=outputs, settings=used, code=code, by="all ranks", group="backbone"
+        "features",
+        make=make,
+        inputs=[run.manifest],
+        outputs=outputs,
+        settings=used,
+        code=code,
+        by="all ranks",
+        group="backbone",
     )
-    if ranks.rank() == 0:  # not before the receipt is written: until then they are all that a killed extraction leaves
+    if (
+        ranks.rank() == 0
+    ):  # not before the receipt is written: until then they are all that a killed extraction leaves
         _remove_shards(run)
         datasets.write_left_out(run)
     return run.features
@@ -144,7 +162,9 @@ def _extract(run: Run, manifest: pd.DataFrame, folder: Path) -> None:
     if missing:
         backbone, paths = build(settings, run.device), manifest["path"].tolist()
         views = settings.views if settings.views > 1 else 0
-        photos = Photos(datasets.root_of(run), paths, backbone, views, (manifest["split"] == "train").to_numpy())
+        photos = Photos(
+            datasets.root_of(run), paths, backbone, views, (manifest["split"] == "train").to_numpy()
+        )
         made = encode(photos, backbone, settings, run.device, list(missing.values()))
         for (shard, rows), (plain, views, unreadable) in zip(missing.items(), made, strict=True):
             if settings.views > 1:
@@ -164,30 +184,37 @@ def _list_unreadable(run: Run, manifest: pd.DataFrame, shards: Iterable[Path]) -
     """Write unreadable.csv: row in the manifest, id, path, reason.
 
     Raises:
-        FeatureError: not a single photo can be decoded.
+        BundleError: not a single photo can be decoded.
     """
     reasons = {int(row): reason for shard in shards for row, reason in _noted(shard)["unreadable"].items()}
     if len(reasons) == len(manifest):
         _remove_shards(run)  # whoever mends the photos starts anew
         first = datasets.root_of(run) / manifest["path"].iloc[0]
-        raise FeatureError(f"none of {len(manifest):,} photos can be decoded ({first}: {reasons[0]}); check dataset.root")
+        raise BundleError(
+            f"none of {len(manifest):,} photos can be decoded ({first}: {reasons[0]}); check dataset.root"
+        )
     listed = manifest.iloc[list(reasons)][["id", "path"]].assign(reason=list(reasons.values()))
     with writing(datasets.unreadable_list(run)) as aside:
         listed.to_csv(aside, index_label="row")
 
 
 def encode(
-    photos: Photos, backbone: Backbone, settings: BackboneSettings, device: torch.device, groups: Sequence[Sequence[int]]
+    photos: Photos,
+    backbone: Backbone,
+    settings: BackboneSettings,
+    device: torch.device,
+    groups: Sequence[Sequence[int]],
 ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
-    """Of each of ``groups`` of photos: features [n, D], those of the augmented views [m, V, D], why which photos have none.
+    """Of each of ``groups`` of photos: features [n, D], those of the augmented views [m, V, D], why which
+    photos have none.
 
     A photo that cannot be decoded has a row of NaN, no views, and its place in the group -> the reason.
 
-    Photos are decoded ahead by ``settings.workers`` processes, into pinned memory where there is a GPU; a forward pass takes about
-    ``settings.batch_size`` images, never of two groups.
+    Photos are decoded ahead by ``settings.workers`` processes, into pinned memory where there is a GPU; a
+    forward pass takes about ``settings.batch_size`` images, never of two groups.
 
     Raises:
-        FeatureError: a feature is not finite.
+        BundleError: a feature is not finite.
     """
     size = max(1, settings.batch_size // (1 + photos.views))
     batches = [list(group[start : start + size]) for group in groups for start in range(0, len(group), size)]
@@ -212,17 +239,22 @@ def encode(
             for start in range(0, len(group), size):
                 images, counts, reasons = next(decoded)
                 encoded = _forward(images, backbone, settings, device)
-                _refuse_infinite(encoded, counts, [photos.paths[row] for row in group[start : start + size]], settings)
+                _refuse_infinite(
+                    encoded, counts, [photos.paths[row] for row in group[start : start + size]], settings
+                )
                 first, decoded_here = (np.cumsum(counts) - counts)[counts > 0], start + np.flatnonzero(counts)
                 plain[decoded_here] = encoded[first]
-                views.append(np.delete(encoded, first, 0).reshape(-1, max(photos.views, 1), backbone.dimension))
+                views.append(
+                    np.delete(encoded, first, 0).reshape(-1, max(photos.views, 1), backbone.dimension)
+                )
                 unreadable |= {start + place: reason for place, reason in enumerate(reasons) if reason}
                 bar.update(len(counts))
             yield plain, np.concatenate(views), unreadable
 
 
 def _one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
-    """``batches``, the next of which a thread fetches while the last is worked on, so that no core waits for the decoder."""
+    """``batches``, the next of which a thread fetches while the last is worked on, so that no core waits for
+    the decoder."""
     with ThreadPoolExecutor(1) as thread:
         waiting = thread.submit(next, batches, None)
         while (batch := waiting.result()) is not None:
@@ -238,7 +270,9 @@ def _stack(items: list[torch.Tensor | str]) -> tuple[torch.Tensor, np.ndarray, l
     return torch.cat(images) if images else torch.empty(0), counts, reasons
 
 
-def _forward(images: torch.Tensor, backbone: Backbone, settings: BackboneSettings, device: torch.device) -> np.ndarray:
+def _forward(
+    images: torch.Tensor, backbone: Backbone, settings: BackboneSettings, device: torch.device
+) -> np.ndarray:
     """Features of ``images`` [B, 3, H, W] in the settings' storage type, [B, D]."""
     if len(images) == 0:
         return np.empty((0, backbone.dimension), settings.storage)
@@ -249,11 +283,15 @@ def _forward(images: torch.Tensor, backbone: Backbone, settings: BackboneSetting
         return encoded.astype(settings.storage)
 
 
-def _refuse_infinite(encoded: np.ndarray, counts: np.ndarray, paths: list[str], settings: BackboneSettings) -> None:
+def _refuse_infinite(
+    encoded: np.ndarray, counts: np.ndarray, paths: list[str], settings: BackboneSettings
+) -> None:
     wrong = ~np.isfinite(encoded).all(1)
     if wrong.any():
         photo = paths[int(np.searchsorted(np.cumsum(counts), np.flatnonzero(wrong)[0], side="right"))]
-        raise FeatureError(f"{photo}: its feature is not finite as {settings.storage}; try backbone.storage=float32")
+        raise BundleError(
+            f"{photo}: its feature is not finite as {settings.storage}; try backbone.storage=float32"
+        )
 
 
 def _save(path: Path, array: np.ndarray) -> None:
@@ -261,7 +299,8 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 
 def _note(shard: Path, unreadable: dict[int, str]) -> None:
-    """Write beside a shard, as the last of its files, the checksums of them, and which of its rows have no photo and why."""
+    """Write beside a shard, as the last of its files, the checksums of them, and which of its rows have no
+    photo and why."""
     of_shard = [path for path in (shard, shard.with_suffix(".views.npy")) if path.exists()]
     sums = {path.name: checksum(path) for path in of_shard}
     write_json(shard.with_suffix(".json"), {"sums": sums, "unreadable": unreadable})
@@ -279,14 +318,22 @@ def _is_whole(shard: Path) -> bool:
     except (OSError, ValueError, AttributeError, LookupError, TypeError):
         return False
     if damaged:
-        print(f"again   {shard.with_name(damaged[0])} is damaged, its checksum is not the one that was noted", flush=True)
+        print(
+            f"again   {shard.with_name(damaged[0])} is damaged, its checksum is not the one that was noted",
+            flush=True,
+        )
     return not damaged
 
 
 def _join(shards: list[Path], path: Path) -> None:
-    first, rows = np.load(shards[0], mmap_mode="r"), sum(len(np.load(shard, mmap_mode="r")) for shard in shards)
+    first, rows = (
+        np.load(shards[0], mmap_mode="r"),
+        sum(len(np.load(shard, mmap_mode="r")) for shard in shards),
+    )
     # One map at a time: each holds a file open, and there may be more shards than a process may open files.
-    write_rows(path, (np.load(shard, mmap_mode="r") for shard in shards), first.dtype, (rows, *first.shape[1:]))
+    write_rows(
+        path, (np.load(shard, mmap_mode="r") for shard in shards), first.dtype, (rows, *first.shape[1:])
+    )
 
 
 @dataclass(frozen=True)
@@ -311,7 +358,8 @@ class Features:
         return self.stored.shape[1]
 
     def rows(self, indices: np.ndarray | torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Features v of the rows ``indices`` [n], float32 [n, D]; they travel to ``device`` as they are stored."""
+        """Features v of the rows ``indices`` [n], float32 [n, D]; they travel to ``device`` as they are
+        stored."""
         return torch.from_numpy(self.stored[np.asarray(indices)]).to(device).float()
 
     def directions(self, photos: torch.Tensor) -> torch.Tensor:
@@ -323,15 +371,20 @@ class Features:
         return self.directions(self.rows(indices, device))
 
     def seen_in(self, epoch: int, indices: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-        """What the image head sees of the training photos ``indices`` [n] in ``epoch`` (from 1), float32 [n, D].
+        """What the image head sees of the training photos ``indices`` [n] in ``epoch`` (from 1), float32 [n,
+        D].
 
-        The plain view where there is no other; else each photo's V views in turn, beginning at one of its own, so that with as
-        many views as epochs no view is seen twice.
+        The plain view where there is no other; else each photo's V views in turn, beginning at one of its
+        own, so that with as many views as epochs no view is seen twice.
         """
         if self.views is None:
             return self.rows(indices, device)
-        number = (epoch + np.asarray(indices) * 2_654_435_761) % self.views.shape[1]  # Knuth's multiplicative hash
-        return torch.from_numpy(self.views[np.searchsorted(self.view_rows, indices), number]).to(device).float()
+        number = (epoch + np.asarray(indices) * 2_654_435_761) % self.views.shape[
+            1
+        ]  # Knuth's multiplicative hash
+        return (
+            torch.from_numpy(self.views[np.searchsorted(self.view_rows, indices), number]).to(device).float()
+        )
 
 
 def read(run: Run, manifest: pd.DataFrame) -> Features:
@@ -342,11 +395,11 @@ def read(run: Run, manifest: pd.DataFrame) -> Features:
 
     Raises:
         ArtefactError: notebook 01 has not made them yet.
-        FeatureError: the file has other rows than the manifest.
+        BundleError: the file has other rows than the manifest.
     """
     stored = _mapped(run.require(run.features, "01_data_preparation"))
     if stored.ndim != 2 or len(stored) != len(manifest):
-        raise FeatureError(
+        raise BundleError(
             f"{run.features}: shape {stored.shape} does not fit the manifest's {len(manifest)} rows; run notebook 01"
         )
     mean, wanted = _training_mean(run, stored, manifest), run.settings.backbone.views
@@ -355,7 +408,9 @@ def read(run: Run, manifest: pd.DataFrame) -> Features:
     views = _mapped(run.require(run.views, "01_data_preparation"))
     rows = datasets.manifest.rows_of(manifest, "train")
     if views.shape != (len(rows), wanted, stored.shape[1]):
-        raise FeatureError(f"{run.views}: shape {views.shape} does not fit the settings; run notebook 01 again")
+        raise BundleError(
+            f"{run.views}: shape {views.shape} does not fit the settings; run notebook 01 again"
+        )
     return Features(stored, mean, views, rows)
 
 
@@ -363,14 +418,16 @@ def _mapped(path: Path) -> np.ndarray:
     """The array at ``path``, mapped; never unpickled.
 
     Raises:
-        FeatureError: it is no array of numbers.
+        BundleError: it is no array of numbers.
     """
     try:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
     except READING_ERRORS as error:
-        raise FeatureError(f"{path}: not an array of features ({one_line(error)}); run notebook 01 again") from error
+        raise BundleError(
+            f"{path}: not an array of features ({one_line(error)}); run notebook 01 again"
+        ) from error
     if not np.issubdtype(stored.dtype, np.floating):
-        raise FeatureError(f"{path}: holds {stored.dtype}, not float16 or float32; run notebook 01 again")
+        raise BundleError(f"{path}: holds {stored.dtype}, not float16 or float32; run notebook 01 again")
     return stored
 
 
@@ -379,12 +436,15 @@ def _training_mean(run: Run, stored: np.ndarray, manifest: pd.DataFrame) -> torc
     if not run.settings.backbone.centred:
         return torch.zeros(stored.shape[1])
     rows = datasets.manifest.rows_of(manifest, "train")
-    total = sum(stored[rows[start : start + 65_536]].sum(0, dtype=np.float64) for start in range(0, len(rows), 65_536))
+    total = sum(
+        stored[rows[start : start + 65_536]].sum(0, dtype=np.float64) for start in range(0, len(rows), 65_536)
+    )
     return torch.from_numpy((total / len(rows)).astype(np.float32))
 
 
 def most_alike(frozen: Features, manifest: pd.DataFrame, count: int = 2_000, seed: int = 0) -> pd.DataFrame:
-    """For ``count`` random training photos the most alike among them: rows first and second, dissimilarity, distance_km."""
+    """For ``count`` random training photos the most alike among them: rows first and second, dissimilarity,
+    distance_km."""
     rows = datasets.manifest.rows_of(manifest, "train")
     chosen = np.random.default_rng(seed).choice(rows, min(count, len(rows)), replace=False)
     unit = frozen.unit(chosen)

@@ -1,9 +1,10 @@
 """A folder of photos: with a table of coordinates, with GPS in the photos' EXIF, or both.
 
-The table is a CSV (any of the usual delimiters, with or without a byte-order mark) or a parquet file. Its columns may have any
-of the usual names, in any case: those of MP-16, IM2GPS3k, YFCC4k, Global Streetscapes and OSV5M among them. A photo is found by
-its path below the root, its file name, or its file name without the ending. Where the table has no coordinates for a photo, EXIF
-is asked. What cannot be used is left out and listed with the reason; what is wrong stops with the line and the mend.
+The table is a CSV (any of the usual delimiters, with or without a byte-order mark) or a parquet file. Its
+columns may have any of the usual names, in any case: those of MP-16, IM2GPS3k, YFCC4k, Global Streetscapes
+and OSV5M among them. A photo is found by its path below the root, its file name, or its file name without the
+ending. Where the table has no coordinates for a photo, EXIF is asked. What cannot be used is left out and
+listed with the reason; what is wrong stops with the line and the mend.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ def build(settings: Folder, root: Path) -> Built:
     if not sizes:
         raise BundleError(f"{root}: no photos in it ({', '.join(sorted(ENDINGS))}); check dataset.root")
     if settings.csv is None:
-        photos = pd.DataFrame({"id": list(sizes), "path": list(sizes), "latitude": np.nan, "longitude": np.nan})
+        photos = pd.DataFrame(
+            {"id": list(sizes), "path": list(sizes), "latitude": np.nan, "longitude": np.nan}
+        )
     else:
         source = PROJECT / settings.csv
         photos = _match(_read_table(source), list(sizes), source, left_out)
@@ -74,7 +77,8 @@ def build(settings: Folder, root: Path) -> Built:
 
 
 def photo_sizes(root: Path) -> dict[str, int]:
-    """Path below ``root`` and size in bytes of every photo, in order of the paths: by these a changed folder is noticed."""
+    """Path below ``root`` and size in bytes of every photo, in order of the paths: by these a changed folder
+    is noticed."""
     files = (path for path in root.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
     return {path.relative_to(root).as_posix(): path.stat().st_size for path in sorted(files)}
 
@@ -89,9 +93,12 @@ def _is_text(name: str) -> bool:
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    """The table at ``path`` under our column names; coordinates as numbers, checked; everything else as it is."""
+    """The table at ``path`` under our column names; coordinates as numbers, checked; everything else as it
+    is."""
     if not path.is_file():
-        raise BundleError(f"{path}: no such table; set dataset.csv to a CSV or parquet file, or to null for EXIF")
+        raise BundleError(
+            f"{path}: no such table; set dataset.csv to a CSV or parquet file, or to null for EXIF"
+        )
     try:
         if path.suffix.lower() == ".parquet":
             table = read_parquet(path)
@@ -120,21 +127,30 @@ def _delimiter(path: Path) -> str:
 
 
 def _renamed(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """``table`` with the columns photo, id, latitude, longitude, split under these names, where it has them."""
+    """``table`` with the columns photo, id, latitude, longitude, split under these names, where it has
+    them."""
     lower = {str(name).strip().lower(): name for name in table}
-    found = {ours: next((lower[name] for name in names if name in lower), None) for ours, names in COLUMN_NAMES.items()}
+    found = {
+        ours: next((lower[name] for name in names if name in lower), None)
+        for ours, names in COLUMN_NAMES.items()
+    }
     if found["photo"] is None:
-        raise BundleError(f"{path}: no column names the photos; take one of {', '.join(COLUMN_NAMES['photo'])}")
+        raise BundleError(
+            f"{path}: no column names the photos; take one of {', '.join(COLUMN_NAMES['photo'])}"
+        )
     if (found["latitude"] is None) != (found["longitude"] is None):
         missing = "latitude" if found["latitude"] is None else "longitude"
-        raise BundleError(f"{path}: column {missing} is missing; take one of {', '.join(COLUMN_NAMES[missing])}")
+        raise BundleError(
+            f"{path}: column {missing} is missing; take one of {', '.join(COLUMN_NAMES[missing])}"
+        )
     chosen = pd.DataFrame({ours: table[name] for ours, name in found.items() if name is not None})
     rest = [name for name in table if name not in found.values() and str(name) not in {*COLUMN_NAMES, "path"}]
     return pd.concat([chosen, table[rest]], axis=1)
 
 
 def _degrees(table: pd.DataFrame, name: str, path: Path) -> pd.Series:
-    """The column ``name`` (latitude or longitude) as numbers, NaN where it is empty; a decimal comma is a point."""
+    """The column ``name`` (latitude or longitude) as numbers, NaN where it is empty; a decimal comma is a
+    point."""
     given, limit = table[name], LIMITS[name]
     if given.dtype == object or isinstance(given.dtype, pd.StringDtype):
         given = given.str.strip().str.replace(",", ".", regex=False)
@@ -152,7 +168,8 @@ def _degrees(table: pd.DataFrame, name: str, path: Path) -> pd.Series:
 
 
 def _match(table: pd.DataFrame, files: list[str], source: Path, left_out: list[tuple]) -> pd.DataFrame:
-    """Rows of ``table`` with the path of their photo; rows without photo and photos without row go to ``left_out``."""
+    """Rows of ``table`` with the path of their photo; rows without photo and photos without row go to
+    ``left_out``."""
     wanted = table["photo"].astype(str).str.strip().str.replace("\\", "/", regex=False).str.removeprefix("./")
     paths = wanted.map(_names_of(files))
     if not paths.notna().any():
@@ -167,21 +184,29 @@ def _match(table: pd.DataFrame, files: list[str], source: Path, left_out: list[t
     frame = table.assign(path=paths)[paths.notna()].drop(columns="photo")
     frame["id"] = (frame["id"] if "id" in frame else frame["path"]).astype(str)
     for name in LIMITS:
-        frame[name] = frame[name].astype("float64") if name in frame else np.nan  # whole degrees too: EXIF may fill gaps
+        frame[name] = (
+            frame[name].astype("float64") if name in frame else np.nan
+        )  # whole degrees too: EXIF may fill gaps
     return frame
 
 
 def _names_of(files: list[str]) -> dict[str, str]:
-    """Every name by which a row may call a file: its path, its name, its stem; a name of several files is none."""
+    """Every name by which a row may call a file: its path, its name, its stem; a name of several files is
+    none."""
     known = {}
-    for of in (lambda path: PurePosixPath(path).stem, lambda path: PurePosixPath(path).name, lambda path: path):
+    for of in (
+        lambda path: PurePosixPath(path).stem,
+        lambda path: PurePosixPath(path).name,
+        lambda path: path,
+    ):
         counted = Counter(map(of, files))
         known |= {of(path): path for path in files if counted[of(path)] == 1}
     return known
 
 
 def _with_exif(photos: pd.DataFrame, root: Path, left_out: list[tuple]) -> pd.DataFrame:
-    """``photos`` with missing coordinates taken from EXIF; those that have none there either go to ``left_out``."""
+    """``photos`` with missing coordinates taken from EXIF; those that have none there either go to
+    ``left_out``."""
     missing = photos[list(LIMITS)].isna().any(axis=1)
     for row in progress(photos.index[missing], "reading EXIF", int(missing.sum())):
         photos.loc[row, list(LIMITS)] = exif_coordinates(root, photos.at[row, "path"])
@@ -190,7 +215,10 @@ def _with_exif(photos: pd.DataFrame, root: Path, left_out: list[tuple]) -> pd.Da
         raise BundleError(
             f"{root}: none of {len(photos):,} photos has coordinates; give dataset.csv, or photos with GPS in EXIF"
         )
-    left_out += [(photo.id, photo.path, "no coordinates in the table or in EXIF") for photo in photos[lost].itertuples()]
+    left_out += [
+        (photo.id, photo.path, "no coordinates in the table or in EXIF")
+        for photo in photos[lost].itertuples()
+    ]
     return photos[~lost].reset_index(drop=True)
 
 
@@ -199,7 +227,10 @@ def _with_splits(photos: pd.DataFrame, settings: Folder) -> pd.DataFrame:
     if "split" in photos:
         return photos.assign(split=photos["split"].astype(str).str.strip().str.lower().replace(SPLIT_NAMES))
     order = np.random.default_rng(settings.seed).permutation(len(photos))
-    test, validation = round(settings.test_share * len(photos)), round(settings.validation_share * len(photos))
+    test, validation = (
+        round(settings.test_share * len(photos)),
+        round(settings.validation_share * len(photos)),
+    )
     split = np.full(len(photos), "train", dtype=object)
     split[order[:test]], split[order[test : test + validation]] = "test", "validation"
     return photos.assign(split=split)

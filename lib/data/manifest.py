@@ -1,7 +1,8 @@
 """The manifest: one row a photo, the same columns whatever the data set.
 
-Columns: ``id`` (text, unique), ``path`` (relative to the data set's root), ``latitude``, ``longitude`` (degrees), ``split``
-(train, validation, test, or another test split whose name begins with ``test``), then whatever the data set adds.
+Columns: ``id`` (text, unique), ``path`` (relative to the data set's root), ``latitude``, ``longitude``
+(degrees), ``split`` (train, validation, test, or another test split whose name begins with ``test``), then
+whatever the data set adds.
 """
 
 from __future__ import annotations
@@ -29,14 +30,16 @@ OUTSIDE = r"^(?:[/\\]|[A-Za-z]:)|(?:^|[/\\])\.\.(?:[/\\]|$)"
 
 
 class Built(NamedTuple):
-    """What a data set's builder returns: the photos' manifest, and what it left out (columns id, path, reason)."""
+    """What a data set's builder returns: the photos' manifest, and what it left out (columns id, path,
+    reason)."""
 
     photos: pd.DataFrame
     left_out: pd.DataFrame
 
 
 def check(manifest: pd.DataFrame, source: str, columns: Sequence[str] = REQUIRED) -> None:
-    """Check that ``manifest`` has ``columns``, and coordinates, ids, splits and paths among them; messages name ``source``.
+    """Check that ``manifest`` has ``columns``, and coordinates, ids, splits and paths among them; messages
+    name ``source``.
 
     Raises:
         BundleError: with the first offending row and the number of such rows.
@@ -47,12 +50,19 @@ def check(manifest: pd.DataFrame, source: str, columns: Sequence[str] = REQUIRED
     for name in (name for name in LIMITS if name in columns):
         limit, values = LIMITS[name], pd.to_numeric(manifest[name], errors="coerce")
         _refuse(source, manifest, ~np.isfinite(values), f"{name} is not a number")
-        _refuse(source, manifest, values.abs() > limit, f"{name} is not within +-{limit:g} degrees (columns swapped?)")
+        _refuse(
+            source,
+            manifest,
+            values.abs() > limit,
+            f"{name} is not within +-{limit:g} degrees (columns swapped?)",
+        )
     if "id" in columns:
         wrong = manifest["id"].isna() | manifest["id"].duplicated()
         _refuse(source, manifest, wrong, "id is missing or used twice")
     if "split" in columns:
-        known = manifest["split"].isin(["train", "validation"]) | manifest["split"].astype(str).str.startswith("test")
+        known = manifest["split"].isin(["train", "validation"]) | manifest["split"].astype(
+            str
+        ).str.startswith("test")
         _refuse(source, manifest, ~known, "split is none of train, validation, test…")
     if "path" in columns:
         named = manifest["path"].map(lambda path: isinstance(path, str) and path != "")
@@ -100,15 +110,17 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pd.DataFra
 def read_csv(path: Path, **options: Any) -> pd.DataFrame:
     """The table at ``path``, read with pandas' ``options``.
 
-    Raises one of ``READING_ERRORS`` where it is no table, or its rows have more fields than its header has names: pandas would
-    take the first field for the row's name, and shift all others.
+    Raises one of ``READING_ERRORS`` where it is no table, or its rows have more fields than its header has
+    names: pandas would take the first field for the row's name, and shift all others.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
             return pd.read_csv(path, index_col=False, **options)
         except pd.errors.ParserWarning as error:
-            raise ValueError("its rows have more fields than its header has names; name every column") from error
+            raise ValueError(
+                "its rows have more fields than its header has names; name every column"
+            ) from error
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -125,7 +137,9 @@ def read(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     try:
         manifest = read_parquet(path, columns)
     except READING_ERRORS as error:
-        raise BundleError(f"{path}: cannot be read as a manifest ({one_line(error)}); run notebook 01 again") from error
+        raise BundleError(
+            f"{path}: cannot be read as a manifest ({one_line(error)}); run notebook 01 again"
+        ) from error
     check(manifest, str(path), columns or REQUIRED)
     return manifest
 
@@ -149,7 +163,8 @@ def rows_of(manifest: pd.DataFrame, split: str) -> np.ndarray:
 
 
 def summary(manifest: pd.DataFrame) -> pd.DataFrame:
-    """One row a split: photos, range of latitudes and longitudes, countries, photos that share a place with another."""
+    """One row a split: photos, range of latitudes and longitudes, countries, photos that share a place with
+    another."""
     shared = manifest.duplicated(["latitude", "longitude"], keep=False)
     grouped = manifest.assign(shared=shared).groupby("split", sort=False)
     frame = grouped.agg(

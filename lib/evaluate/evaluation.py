@@ -64,7 +64,7 @@ def predict_all(
 
     Raises:
         ArtefactError: a strategy has not been trained yet.
-        BackboneError: GeoCLIP as published is asked for, and the run's features are not CLIP ViT-L/14's.
+        BundleError: GeoCLIP as published is asked for, and the run's features are not CLIP ViT-L/14's.
     """
     if manifest is None:
         manifest = datasets.read(run, [*datasets.manifest.PLACES, "id"])
