@@ -381,7 +381,7 @@ def check_before_computing(run: Run) -> None:
     """Find what cannot work before hours go into what can.
 
     Raises:
-        ArtefactError, BackboneError, BundleError, GalleryError: device, backbone, strategy or gallery is not there.
+        ArtefactError, BackboneError, BundleError, BundleError: device, backbone, strategy or gallery is not there.
     """
     _ = run.device
     backbones.find(run.settings.backbone)

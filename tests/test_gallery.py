@@ -15,7 +15,7 @@ from lib.method.geodesy import EARTH_RADIUS_KM
 from lib.method.model import GeoCLIP
 from lib.runs import Run
 from lib.train import gallery
-from lib.train.gallery import GalleryError
+from lib.method.errors import BundleError
 
 
 def coordinates_of(run: Run) -> np.ndarray:
@@ -47,7 +47,7 @@ class TestCoordinates:
         assert found.tolist() == [[48.0, 11.5], [-90.0, -180.0]]
 
     def test_an_unknown_name_lists_the_known_ones(self, make_run: Runs) -> None:
-        with pytest.raises(GalleryError, match="'everest' is unknown; take train, lattice, geoclip or the path of a CSV"):
+        with pytest.raises(BundleError, match="'everest' is unknown; take train, lattice, geoclip or the path of a CSV"):
             coordinates_of(make_run("evaluation.gallery=everest"))
 
     @pytest.mark.parametrize(
@@ -63,11 +63,11 @@ class TestCoordinates:
     )
     def test_a_wrong_csv_is_named_with_the_row(self, tmp_path: Path, text: str, words: str) -> None:
         (tmp_path / "odd.csv").write_text(text)
-        with pytest.raises(GalleryError, match=rf"odd\.csv: {words}"):
+        with pytest.raises(BundleError, match=rf"odd\.csv: {words}"):
             gallery.read_csv(tmp_path / "odd.csv")
 
     def test_a_missing_csv_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(GalleryError, match=r"none\.csv: not a gallery"):
+        with pytest.raises(BundleError, match=r"none\.csv: not a gallery"):
             gallery.read_csv(tmp_path / "none.csv")
 
 

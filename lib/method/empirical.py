@@ -125,7 +125,7 @@ class _Tiles:
         return self.unit_rows(rows).to(self.points.device)
 
     def across(self, left: torch.Tensor, first: int, second: int) -> EmpiricalSemivariogram:
-        """Sums over the pairs of the rows from ``first`` (features ``left``) with the block from ``second``."""
+        """Sums over the pairs of rows from ``first`` (features ``left``) with the block from ``second``."""
         held = first <= second < first + len(left)
         right = left[second - first :][: self.block] if held else self.rows(second, self.block)
         total = EmpiricalSemivariogram.empty(self.width)

@@ -112,8 +112,8 @@ def _at_least_float32(values: Tensor) -> Tensor:
 def _debiased_loss(logits: Tensor, positive: Tensor, reweighting: Reweighting) -> Tensor:
     """Mean of -log( e^{z_ii} / (e^{z_ii} + N g) ).
 
-    N g = max( (sum_j e^{z_ij} - tau N e^{z_ii}) / (1 - tau), N e^floor ), tau: ``prior``. Every term is divided
-    by the row's largest: the loss stays the same, and e^z stays finite.
+    N g = max( (sum_j e^{z_ij} - tau N e^{z_ii}) / (1 - tau), N e^floor ), tau: ``prior``. Every term is
+    divided by the row's largest: the loss stays the same, and e^z stays finite.
     """
     largest = logits.amax(1, keepdim=True).detach()
     shifted = logits - largest

@@ -58,8 +58,8 @@ class GeoCLIP(nn.Module):
     def embed_places(self, coordinates_deg: Tensor) -> Tensor:
         """Unit embeddings [M, 512] of latitude and longitude in degrees [M, 2].
 
-        The Fourier features are made in float32 under autocast too. bfloat16 would lose their phases, hundreds of
-        radians at sigma = 2^8, and with them everything below some 50 km.
+        The Fourier features are made in float32 under autocast too. bfloat16 would lose their phases,
+        hundreds of radians at sigma = 2^8, and with them everything below some 50 km.
         """
         encoder = self.location_encoder
         projected = geoclip_locations().equal_earth_projection(coordinates_deg.float())

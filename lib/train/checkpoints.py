@@ -36,7 +36,7 @@ def _with_sorted_metadata(content: bytes) -> bytes:
 
 
 def initialise(seed: int, mean: torch.Tensor, scale: float, settings: Training) -> GeoCLIP:
-    """A model as ``settings`` begin one; what is random depends on ``seed`` alone; torch's CPU generator is left as it was.
+    """A model as ``settings`` begin one, drawn from ``seed`` alone; torch's own generator is left as it was.
 
     Raises:
         BundleError: ``image_head: geoclip`` on features that are not CLIP ViT-L/14's raw ones.

@@ -19,13 +19,14 @@ from lib.runs.files import READING_ERRORS, one_line
 
 
 def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
-    """Estimate and fit on the training split of ``run``, or reuse; empirical sums, tables and semivariogram.json.
+    """Estimate and fit on the training split of ``run``, or reuse: empirical sums and fitted curve.
 
     Never sees the validation and test splits. Of several processes each takes a share of the pairs.
     """
     settings = run.settings.semivariogram
     sums = run.empirical
-    used = settings.model_dump() | {"centred": run.settings.backbone.centred, "device": run.adding_device.type}
+    used = settings.model_dump() | {"centred": run.settings.backbone.centred}
+    used["device"] = run.adding_device.type
 
     def make() -> None:
         manifest = datasets.read(run, datasets.manifest.PLACES)
@@ -64,7 +65,7 @@ def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
     run.produce(
         "semivariogram",
         make=make,
-        inputs=[run.require(run.manifest, "01_data_preparation"), run.require(run.features, "01_data_preparation")],
+        inputs=[run.require(path, "01_data_preparation") for path in (run.manifest, run.features)],
         outputs=[sums, run.table("semivariogram"), run.semivariogram],
         settings=used,
         code=[fit_run],
@@ -84,7 +85,8 @@ def load_empirical(path: Path) -> EmpiricalSemivariogram:
         with np.load(path, allow_pickle=False) as stored:
             return EmpiricalSemivariogram(**{name: value[()] for name, value in stored.items()})
     except READING_ERRORS as error:
-        raise BundleError(f"{path}: not the sums of a semivariogram ({one_line(error)}); run notebook 03") from error
+        said = f"{path}: not the sums of a semivariogram ({one_line(error)})"
+        raise BundleError(f"{said}; run notebook 03") from error
 
 
 def parameters(fitted: FittedSemivariogram) -> pd.DataFrame:
@@ -99,11 +101,14 @@ def parameters(fitted: FittedSemivariogram) -> pd.DataFrame:
     ]
     if fitted.exponent is not None:
         rows.insert(4, ("exponent", fitted.exponent, "", "shape of the rise"))
-    return pd.DataFrame(rows, columns=["parameter", "value", "unit", "meaning"]).round(4).set_index("parameter")
+    columns = ["parameter", "value", "unit", "meaning"]
+    return pd.DataFrame(rows, columns=columns).round(4).set_index("parameter")
 
 
 def range_table(fitted: FittedSemivariogram) -> pd.DataFrame:
     """The range by each rule, radians and kilometres; the one that the run uses is marked."""
     model = fitted.model()
-    rows = [(name, of(model), rad_to_km(of(model)), name == fitted.range_rule) for name, of in RANGE_RULES.items()]
-    return pd.DataFrame(rows, columns=["rule", "range_rad", "range_km", "used"]).round({"range_rad": 3, "range_km": 0})
+    found = {name: of(model) for name, of in RANGE_RULES.items()}
+    rows = [(name, rad, rad_to_km(rad), name == fitted.range_rule) for name, rad in found.items()]
+    table = pd.DataFrame(rows, columns=["rule", "range_rad", "range_km", "used"])
+    return table.round({"range_rad": 3, "range_km": 0})

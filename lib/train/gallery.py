@@ -20,12 +20,6 @@ from lib.settings import PROJECT, Evaluation
 NAMES = ("train", "lattice", "geoclip")
 GALLERY_BLOCK = 8_192
 """Gallery places that are compared with a block of photos at a time."""
-GROUP = 64
-"""Neighbouring places whose largest similarity is found first; divides ``GALLERY_BLOCK``."""
-
-
-class GalleryError(BundleError):
-    """A gallery cannot be used; the message names the file, the row and the mend."""
 
 
 def coordinates(run: Run, manifest: pd.DataFrame) -> np.ndarray:
@@ -36,7 +30,7 @@ def coordinates(run: Run, manifest: pd.DataFrame) -> np.ndarray:
     * ``geoclip``: the 100,000 photo places of the package ``geoclip``.
 
     Raises:
-        GalleryError: unknown name, or a CSV without usable LAT and LON.
+        BundleError: unknown name, or a CSV without usable LAT and LON.
     """
     name = find(run.settings.evaluation)
     if name == "train":
@@ -55,19 +49,20 @@ def find(settings: Evaluation) -> str:
     """``settings.gallery``, if it names a gallery.
 
     Raises:
-        GalleryError: it does not, or names a CSV that is not there.
+        BundleError: it does not, or names a CSV that is not there.
     """
     name = settings.gallery
     if name.lower().endswith(".csv"):
         if not (PROJECT / name).is_file():
-            raise GalleryError(f"evaluation.gallery: {PROJECT / name} is not there")
+            raise BundleError(f"evaluation.gallery: {PROJECT / name} is not there")
     elif name not in NAMES:
-        raise GalleryError(f"evaluation.gallery={name!r} is unknown; take {', '.join(NAMES)} or the path of a CSV")
+        known = ", ".join(NAMES)
+        raise BundleError(f"evaluation.gallery={name!r} is unknown; take {known} or the path of a CSV")
     return name
 
 
 def csv_of(run: Run) -> Path:
-    """The gallery's file where ``evaluation.gallery`` names one; a relative path is relative to the project."""
+    """The gallery's file where ``evaluation.gallery`` names one, relative to the project."""
     return PROJECT / run.settings.evaluation.gallery
 
 
@@ -80,21 +75,26 @@ def read_csv(path: Path) -> np.ndarray:
     """Coordinates of a CSV with columns LAT and LON (as ``geoclip`` has it), float64 [G, 2].
 
     Raises:
-        GalleryError: no such file, columns missing, or a row that is no coordinate.
+        BundleError: no such file, columns missing, or a row that is no coordinate.
     """
     try:
-        table = datasets.manifest.read_csv(path)[["LAT", "LON"]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+        read = datasets.manifest.read_csv(path)[["LAT", "LON"]]
+        table = read.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     except READING_ERRORS as error:
-        raise GalleryError(f"{path}: not a gallery, a CSV with columns LAT and LON ({one_line(error)})") from error
+        said = f"{path}: not a gallery, a CSV with columns LAT and LON"
+        raise BundleError(f"{said} ({one_line(error)})") from error
     wrong = ~np.isfinite(table).all(1) | (np.abs(table) > [90.0, 180.0]).any(1)
     if wrong.any() or len(table) == 0:
-        where = f"row {int(np.flatnonzero(wrong)[0]) + 2} is no coordinate" if wrong.any() else "it has no rows"
-        raise GalleryError(f"{path}: {where}; mend or drop it")
+        row = int(np.flatnonzero(wrong)[0]) + 2 if wrong.any() else 0
+        where = f"row {row} is no coordinate" if row else "it has no rows"
+        raise BundleError(f"{path}: {where}; mend or drop it")
     return table
 
 
 @torch.inference_mode()
-def embed(model: GeoCLIP, coordinates_deg: np.ndarray, device: torch.device, block: int = 4_096) -> torch.Tensor:
+def embed(
+    model: GeoCLIP, coordinates_deg: np.ndarray, device: torch.device, block: int = 4_096
+) -> torch.Tensor:
     """Unit embeddings [G, 512] of a gallery, ``block`` places at a time."""
     tensor = torch.tensor(coordinates_deg, dtype=torch.float32)
     embedded = torch.empty(len(tensor), EMBEDDING, device=device)
@@ -105,7 +105,13 @@ def embed(model: GeoCLIP, coordinates_deg: np.ndarray, device: torch.device, blo
 
 @torch.inference_mode()
 def search(
-    model: GeoCLIP, frozen: Features, rows: np.ndarray, gallery_deg: np.ndarray, *, among_ranks: bool = False, block: int = 4_096
+    model: GeoCLIP,
+    frozen: Features,
+    rows: np.ndarray,
+    gallery_deg: np.ndarray,
+    *,
+    among_ranks: bool = False,
+    block: int = 4_096,
 ) -> np.ndarray:
     """Row of the gallery that ``model`` finds most similar to each photo, int64 [n]; of equals the first.
 
@@ -114,10 +120,11 @@ def search(
     Args:
         rows: the photos' rows of ``frozen``, int64 [n].
         gallery_deg: [G, 2].
-        among_ranks: each rank embeds and searches its part of the gallery; all call this, and all get the whole answer.
+        among_ranks: each rank embeds and searches its part of the gallery; all call this, and all get the
+            whole answer.
     """
-    parts = np.array_split(np.arange(len(gallery_deg)), ranks.count()) if among_ranks else [np.arange(len(gallery_deg))]
-    mine = parts[ranks.rank() if among_ranks else 0]
+    part, parts = (ranks.rank(), ranks.count()) if among_ranks else (0, 1)
+    mine = np.array_split(np.arange(len(gallery_deg)), parts)[part]
     best, found = torch.full((len(rows),), -torch.inf), torch.zeros(len(rows), dtype=torch.long)
     if len(mine):
         embedded = embed(model, gallery_deg[mine], model.logit_scale.device)
@@ -145,16 +152,18 @@ def retrieve(model: GeoCLIP, photos: torch.Tensor, gallery: torch.Tensor, block:
 def retrieve_top(
     model: GeoCLIP, photos: torch.Tensor, gallery: torch.Tensor, count: int, block: int = 1_024
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and rows of the places that are most similar to each photo, best first, both [N, min(count, G)], on the CPU.
+    """Cosines and rows of the places most similar to each photo, best first, both [N, min(count, G)].
 
-    Holds ``block`` x ``GALLERY_BLOCK`` similarities at a time, whatever N and G. Arguments as in :func:`retrieve`.
+    Holds ``block`` x ``GALLERY_BLOCK`` similarities at a time, whatever N and G. Arguments as in
+    :func:`retrieve`.
     """
     found = []
     for part in photos.split(block):
         embedded = model.embed_photos(part.to(gallery.device))
-        best, rows = embedded.new_empty(len(part), 0), torch.empty(len(part), 0, dtype=torch.long, device=gallery.device)
+        best = embedded.new_empty(len(part), 0)
+        rows = torch.empty(len(part), 0, dtype=torch.long, device=gallery.device)
         for start in range(0, len(gallery), GALLERY_BLOCK):
-            with torch.autocast(gallery.device.type, enabled=False):  # in bfloat16 many places would be equally good
+            with torch.autocast(gallery.device.type, enabled=False):  # in bfloat16 many places tie
                 similarity = embedded @ gallery[start : start + GALLERY_BLOCK].T
             values, places = largest(similarity, count)
             best, rows = torch.cat((best, values), 1), torch.cat((rows, places + start), 1)
@@ -166,23 +175,10 @@ def retrieve_top(
 
 
 def largest(similarity: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ``count`` largest of each row [n, w], best first, and their columns; where ``count`` is 1, the first of equals.
-
-    Whole groups of columns are ruled out by their maxima, which are found at the speed of memory: the ``count`` largest values lie
-    in the ``count`` groups with the largest maxima.
-    """
-    photos, width = similarity.shape
-    if width % GROUP or width // GROUP <= count:
-        return torch.sort(similarity, dim=1, descending=True, stable=True) if width <= count else _largest_few(similarity, count)
-    groups = similarity.view(photos, width // GROUP, GROUP)
-    _, chosen = _largest_few(groups.amax(2), count)
-    within = groups.gather(1, chosen[..., None].expand(-1, -1, GROUP)).flatten(1)
-    values, position = _largest_few(within, count)
-    return values, chosen.gather(1, position // GROUP) * GROUP + position % GROUP
-
-
-def _largest_few(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    if count == 1:  # topk does not say which of several equals it takes; argmax takes the first
-        place = values.argmax(1, keepdim=True)
-        return values.gather(1, place), place
-    return values.topk(count, 1)
+    """The ``count`` largest of each row [n, w], best first, and their columns; of equals, one takes the first."""
+    if similarity.shape[1] <= count:
+        return torch.sort(similarity, dim=1, descending=True, stable=True)
+    if count > 1:
+        return similarity.topk(count, 1)
+    place = similarity.argmax(1, keepdim=True)  # topk does not say which of several equals it takes
+    return similarity.gather(1, place), place

@@ -1,4 +1,4 @@
-"""What an error in kilometres is worth: accuracies within radii, mean, median and GeoScore. The one place that names the radii."""
+"""What an error in kilometres is worth: accuracies within radii, mean, median, GeoScore."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 RADII_KM = {1: "street", 25: "city", 200: "region", 750: "country", 2500: "continent"}
 """Radii of the field's five granularities, kilometres (Hays & Efros, 2008)."""
 COMPARED_KM = (25, 100, 200, 750, 2500)
-"""Radii of validation and of comparisons, kilometres. The embedded data set's windows show 256 km: 1 km is beyond what they
+"""Radii of validation and of comparisons, kilometres. The embedded data set's windows show 256 km: 1 km is
+beyond what they
 resolve, and 100 km lies between city and region."""
 CHOICE_KM = 200
 """Radius of the validation accuracy that chooses a run's strategy, kilometres."""
@@ -31,6 +32,6 @@ HEADLINE = f"acc_{CHOICE_KM}km"
 
 
 def summarise(error_km: np.ndarray) -> dict[str, float]:
-    """Accuracies (0..1), median and mean error (km) and GeoScore (0..5000) of errors [N] in kilometres, N > 0."""
+    """Accuracies (0..1), median and mean error (km), GeoScore (0..5000) of errors [N], km, N > 0."""
     values = {name: float(np.mean(of(error_km))) for name, of in METRICS.items()}
     return {name: float(np.median(error_km)) if name == "median_km" else values[name] for name in COLUMNS}

@@ -1,4 +1,4 @@
-"""The training loop: cached features in, a checkpoint and its history out. One loop for every strategy and data set."""
+"""The training loop: cached features in, a checkpoint and its history out. One loop for every strategy."""
 
 from __future__ import annotations
 
@@ -97,13 +97,12 @@ class TrainingData:
         manifest = datasets.read(run, datasets.manifest.PLACES)
         frozen = features.read(run, manifest)
         every_row = datasets.manifest.rows_of(manifest, "train")
-        train_rows, places = _some(every_row, run.settings.training.photos), datasets.manifest.coordinates(manifest)
-        curve = None
+        places, curve = datasets.manifest.coordinates(manifest), None
         if with_curve:
             curve = FittedSemivariogram.load(run.require(run.semivariogram, "03_semivariogram"))
         return cls(
             frozen,
-            train_rows,
+            _some(every_row, run.settings.training.photos),
             datasets.manifest.rows_of(manifest, "validation"),
             torch.from_numpy(places),
             gallery.coordinates(run, manifest),
@@ -112,22 +111,26 @@ class TrainingData:
         )
 
     def of_batch(self, batch: Batch, own: slice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the head sees of the photos ``own`` of a batch, and the looks of all of it; read once where both are the plain view."""
+        """What the head sees of the photos ``own`` of a batch, and the unit features of all of it.
+
+        Both are read once where the head sees the plain view.
+        """
         if self.frozen.views is not None:
-            return self.frozen.seen_in(batch.epoch, batch.rows[own], device), self.frozen.unit(batch.rows, device)
+            seen = self.frozen.seen_in(batch.epoch, batch.rows[own], device)
+            return seen, self.frozen.unit(batch.rows, device)
         photos = self.frozen.rows(batch.rows, device)
         return photos[own], self.frozen.directions(photos)
 
 
 def _some(rows: np.ndarray, count: int | None) -> np.ndarray:
-    """``count`` of ``rows``, ascending; a smaller count's are among a larger one's, and seeds have no part in it."""
+    """``count`` of ``rows``, ascending, the same for every seed; fewer are among the more."""
     if count is None:
         return rows
     return np.sort(rows[torch.randperm(len(rows), generator=generator(0, "photos")).numpy()[:count]])
 
 
 def _input_scale(run: Run, frozen: features.Features, train_rows: np.ndarray) -> float:
-    """1 for GeoCLIP's own protocol; for centred features their standard deviation, so that the head sees order 1."""
+    """1 for GeoCLIP's own protocol; the standard deviation of centred features: the head sees order 1."""
     if not run.settings.backbone.centred:
         return 1.0
     sample = frozen.rows(train_rows[:: max(1, len(train_rows) // 4_096)]) - frozen.mean
@@ -176,20 +179,18 @@ def _with(run: Run, training: Training) -> Run:
 
 
 def train_all(run: Run, strategies: list[str]) -> list[str]:
-    """Train each of ``strategies`` with each of the run's seeds, or reuse what is there; return the names trained.
-
-    Of several processes each takes every k-th training.
+    """Train each of ``strategies`` with each of the run's seeds, or reuse what is there; the names trained.
 
     Raises:
-        BundleError: a strategy is unknown.
-        BundleError: see :func:`train`.
+        BundleError: a strategy is unknown, or see :func:`train`.
     """
-    make_all([Job.of(run, name, seed) for name, seed in itertools.product(strategies, run.settings.training.seeds)])
+    both = itertools.product(strategies, run.settings.training.seeds)
+    make_all([Job.of(run, name, seed) for name, seed in both])
     return strategies
 
 
 def make_all(jobs: Sequence[Job]) -> None:
-    """Make or reuse each of ``jobs``; of several processes each takes every k-th, or all work on each (``training.parallel``)."""
+    """Make or reuse each of ``jobs``. Several processes deal them out, or share each."""
     for job in (one for one in jobs if _is_shared(one.run.settings.training)):
         make(job)
     alone = [one for one in jobs if not _is_shared(one.run.settings.training)]
@@ -205,8 +206,7 @@ def make(job: Job) -> None:
     """Train what ``job`` says, or reuse it: checkpoint and history.
 
     Raises:
-        BundleError: its strategy is unknown.
-        BundleError: see :func:`train`.
+        BundleError: its strategy is unknown, or see :func:`train`.
     """
     strategy, run = negatives.get(job.strategy), job.run
     depends = depends_on(job)
@@ -231,7 +231,7 @@ def make(job: Job) -> None:
 
 
 def depends_on(job: Job) -> dict[str, Any]:
-    """What the outcome of ``job`` depends on, as :meth:`lib.runs.Run.produce` takes it: inputs, settings, code."""
+    """What the outcome of ``job`` depends on: inputs, settings and code, for :meth:`lib.runs.Run.produce`."""
     strategy, run = negatives.get(job.strategy), job.run
     return {
         "inputs": _inputs(run, strategy),
@@ -241,12 +241,12 @@ def depends_on(job: Job) -> dict[str, Any]:
 
 
 def refuse_outdated(run: Run, names: Sequence[str]) -> None:
-    """Nothing, where the checkpoints of ``names`` are those that the run's settings and today's code would make.
+    """Check that the checkpoints of ``names`` are those that the run's settings and today's code would make.
 
-    The gallery apart: in a training it only validates, and other galleries may be evaluated with the same weights.
+    The gallery may differ: a training only validates with it. A checkpoint without a receipt passes.
 
     Raises:
-        ArtefactError: one was made by other settings, inputs or code; the message names them. One without a receipt passes.
+        ArtefactError: one was made by other settings, inputs or code; the message names them.
     """
     for job in (Job.of(run, name, seed) for name in names for seed in run.settings.training.seeds):
         depends = depends_on(job)
@@ -266,8 +266,9 @@ def _inputs(run: Run, strategy: Strategy) -> list[Path]:
 
 
 def _used(run: Run, strategy: Strategy) -> dict:
-    """Settings that one training depends on: not the other strategies and seeds, not what the strategy never reads."""
-    unread = {"strategies", "seeds", "precision", "variants", "parallel", *(set(negatives.PARAMETERS) - set(strategy.parameters))}
+    """Settings that one training depends on: not the other strategies and seeds, nor what it never reads."""
+    unread = {"strategies", "seeds", "precision", "variants", "parallel"}
+    unread |= set(negatives.PARAMETERS) - set(strategy.parameters)
     training = json.loads(run.settings.training.model_dump_json(exclude=unread))
     evaluation = run.settings.evaluation
     return {
@@ -281,12 +282,13 @@ def _used(run: Run, strategy: Strategy) -> dict:
 def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[GeoCLIP, pd.DataFrame]:
     """One training: the model after the last epoch, and a row an epoch of its history.
 
-    Weights, batches and noise are drawn from generators of their own, seeded by ``seed`` alone, so that strategies with
-    the same seed see the same weights, batches and noise. Several processes that share the batches out draw the same ones, so
-    that only embeddings and gradients travel, and the outcome is one process's, up to rounding.
+    Weights, batches and noise have generators of their own, seeded by ``seed`` alone: strategies with the
+    same seed see the same ones. So do processes that share the batches out; only embeddings and gradients
+    travel, and the outcome is one process's, up to rounding.
 
     Raises:
-        BundleError: the loss is not finite; the message names epoch and step. Or a batch cannot be shared out.
+        BundleError: the loss is not finite; the message names epoch and step. Or a batch cannot be shared
+            out.
     """
     settings, device = run.settings.training, run.device
     model = checkpoints.initialise(seed, data.frozen.mean, data.scale, settings).to(device)
@@ -294,7 +296,8 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
     batch_size = min(settings.batch_size, len(data.train_rows))
     steps, encoder = len(data.train_rows) // batch_size, _shared_encoder(model, settings, batch_size)
     optimizer, schedule = _optimizer(model, run, steps)
-    draws, order = Draws(generator(seed, "noise"), generator(seed, "shuffled weights")), generator(seed, "batches")
+    draws = Draws(generator(seed, "noise"), generator(seed, "shuffled weights"))
+    order = generator(seed, "batches")
     parameters = {name: getattr(settings, name) for name in strategy.parameters}
     loss_of = SemivariogramLoss(data.curve, strategy, **parameters).to(device)
     history = []
@@ -304,7 +307,8 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
         for step, rows in enumerate(_batches(data.train_rows, batch_size, order)):
             loss, effect = loss_of_batch(model, queue, data, Batch(epoch, rows), loss_of, run, draws, encoder)
             if not torch.isfinite(loss):
-                raise _not_finite(run, data, f"{strategy.name}_seed{seed}", Batch(epoch, rows), step, loss.item())
+                training = f"{strategy.name}_seed{seed}"
+                raise _not_finite(run, data, training, Batch(epoch, rows), step, loss.item())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -314,7 +318,8 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
             losses.append(loss.detach())
         row = {"epoch": epoch, "steps": epoch * steps, "loss": _mean_loss(losses, encoder is not None)}
         row |= {"learning_rate": rate, "temperature": math.exp(-model.logit_scale.item())}
-        if (encoder is None or ranks.rank() == 0) and (epoch % settings.validate_every == 0 or epoch == settings.epochs):
+        is_due = epoch % settings.validate_every == 0 or epoch == settings.epochs
+        if is_due and (encoder is None or ranks.rank() == 0):
             with run.autocast(settings.precision):
                 row |= validate(model, data, device)
             row |= _weight_statistics(effect)
@@ -328,32 +333,39 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
     return model.eval(), pd.DataFrame(history)
 
 
-def _not_finite(run: Run, data: TrainingData, training: str, batch: Batch, step: int, loss: float) -> BundleError:
-    """An error that names the step, after failures/ of the run got the batch's ids, and those of all features that are not finite.
+def _not_finite(
+    run: Run, data: TrainingData, training: str, batch: Batch, step: int, loss: float
+) -> BundleError:
+    """An error that names the step. The ids of the batch and of bad features go to failures/.
 
     One such feature spoils every batch where features are centred: it is in their mean.
     """
     path, ids = run.folder / "failures" / f"{training}.json", datasets.read(run)["id"].astype(str)
     blocks = np.array_split(data.train_rows, max(1, len(data.train_rows) // 4_096))
     wrong = np.concatenate([rows[~np.isfinite(data.frozen.stored[rows]).all(1)] for rows in blocks])
-    about = {"training": training, "epoch": batch.epoch, "step": step, "loss": str(loss), "rows": batch.rows.tolist()}
-    write_json(path, about | {"ids": ids.iloc[batch.rows].tolist(), "features_not_finite": ids.iloc[wrong].tolist()})
+    about = {"training": training, "epoch": batch.epoch, "step": step, "loss": str(loss)}
+    about |= {"rows": batch.rows.tolist(), "ids": ids.iloc[batch.rows].tolist()}
+    write_json(path, about | {"features_not_finite": ids.iloc[wrong].tolist()})
     return BundleError(
-        f"{training.replace('_seed', ', seed ')}: the loss is {loss} at epoch {batch.epoch}, step {step}; the ids of the batch are in {path}; "
-        "look at these photos' features, or lower training.learning_rate or training.beta"
+        f"{training.replace('_seed', ', seed ')}: the loss is {loss} at epoch {batch.epoch}, step {step}; "
+        f"the ids of the batch are in {path}; look at these photos' features, or lower "
+        "training.learning_rate or training.beta"
     )
 
 
 def _shared_encoder(model: GeoCLIP, settings: Training, batch_size: int) -> DistributedDataParallel | None:
-    """``model`` as the ranks run it together, who average its gradients; None where each trains for itself."""
+    """``model`` as the ranks run it together, averaging gradients; None where each trains for itself."""
     if not _is_shared(settings):
         return None
     if batch_size % ranks.count():
         raise BundleError(
-            f"a batch of {batch_size} cannot be shared out among {ranks.count()} processes; set training.batch_size to a multiple"
+            f"a batch of {batch_size} cannot be shared out among {ranks.count()} processes; "
+            "set training.batch_size to a multiple"
         )
     if settings.symmetric:
-        raise BundleError("training.symmetric needs all photos of a batch in one process; set training.parallel=trainings")
+        raise BundleError(
+            "training.symmetric needs all photos of a batch in one process; set training.parallel=trainings"
+        )
     return DistributedDataParallel(model, broadcast_buffers=False)
 
 
@@ -365,7 +377,7 @@ def _mean_loss(losses: list[torch.Tensor], shared: bool) -> float:
 def _encoded(
     model: GeoCLIP, encoder: DistributedDataParallel | None, photos: torch.Tensor, places: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings of ``photos`` and of ``places`` [M, 2], of which each rank that shares the batch encodes a part."""
+    """Embeddings of ``photos`` and ``places`` [M, 2]; each rank that shares the batch encodes a part."""
     if encoder is None:
         return model(photos, places)
     part = -(-len(places) // ranks.count())
@@ -393,12 +405,13 @@ def _optimizer(
     """Optimizer, and a schedule that is stepped once a batch; ``steps`` batches an epoch."""
     settings = run.settings.training
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
-    optimizer = kind(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    rate, schedulers = settings.learning_rate, torch.optim.lr_scheduler
+    optimizer = kind(model.parameters(), lr=rate, weight_decay=settings.weight_decay, fused=True)
     if settings.schedule == "one_cycle":
-        total = steps * settings.epochs
-        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=total + 1)
+        total = steps * settings.epochs + 1
+        return optimizer, schedulers.OneCycleLR(optimizer, rate, total_steps=total)
     decay = settings.learning_rate_decay if settings.schedule == "exponential" else 1.0
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: decay ** (step // steps))
+    return optimizer, schedulers.LambdaLR(optimizer, lambda step: decay ** (step // steps))
 
 
 def loss_of_batch(
@@ -413,8 +426,8 @@ def loss_of_batch(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Loss of ``batch``, and the effect of its weights; the batch then joins the queue.
 
-    The head sees a view of each photo; dissimilarities are of the plain views. Where ranks share the batch out (``encoder``),
-    the loss of this one's photos, against the places of all.
+    The head sees a view of each photo; dissimilarities are of the plain views. Where ranks share the batch
+    out (``encoder``), it is the loss of this one's photos against the places of all.
     """
     settings, device, rows = run.settings.training, run.device, batch.rows
     part = len(rows) if encoder is None else len(rows) // ranks.count()
@@ -429,19 +442,21 @@ def loss_of_batch(
         logits = model.logits(photos, embedded)
     numbers = torch.from_numpy(rows).to(device)
     itself = torch.nn.functional.pad(numbers[own, None] == queue.rows, (len(rows), 0))
-    logits = logits.masked_fill(itself, -math.inf)  # a photo that is still queued from the last epoch is no negative
-    all_unit, all_places = torch.cat((unit, queue.unit_features)), torch.cat((places, queue.coordinates_deg))
+    logits = logits.masked_fill(itself, -math.inf)  # still queued from the last epoch: no negative of itself
+    all_unit = torch.cat((unit, queue.unit_features))
+    all_places = torch.cat((places, queue.coordinates_deg))
     if own.start:  # photo i's own place belongs in column i
         order = torch.arange(logits.shape[1], device=device)
         order[: len(rows)] = order[: len(rows)].roll(-own.start)
         logits, all_unit, all_places = logits[:, order], all_unit[order], all_places[order]
-    reweighting = loss_of.reweighting(logits, all_places, all_unit, scale=model.logit_scale.detach().exp(), draw=draws.weights)
+    more = {"scale": model.logit_scale.detach().exp(), "draw": draws.weights}
+    reweighting = loss_of.reweighting(logits, all_places, all_unit, **more)
     queue.push(numbers, places, unit)
     loss = contrastive_loss(logits, reweighting)
     if settings.symmetric:
         turned = logits[:, : len(rows)].T
-        of_places = loss_of.reweighting(turned, places, unit, scale=model.logit_scale.detach().exp(), draw=draws.weights)
-        loss = (loss + contrastive_loss(turned, of_places)) / 2
+        backward = contrastive_loss(turned, loss_of.reweighting(turned, places, unit, **more))
+        loss = (loss + backward) / 2
     return loss, reweighting.effect()
 
 
@@ -465,24 +480,26 @@ def _weight_statistics(effect: torch.Tensor | None) -> dict[str, float]:
     values = effect[~positive].float()
     chosen = values[:: max(1, len(values) // 1_000_000)]
     quantiles = torch.quantile(chosen, torch.tensor(WEIGHT_QUANTILES, device=values.device)).tolist()
-    named = {f"log_weight_q{round(100 * q):02d}": value for q, value in zip(WEIGHT_QUANTILES, quantiles, strict=True)}
-    return named | {"emphasized": (values > 0).float().mean().item(), "damped": (values < 0).float().mean().item()}
+    names = [f"log_weight_q{round(100 * quantile):02d}" for quantile in WEIGHT_QUANTILES]
+    shares = {"emphasized": (values > 0), "damped": (values < 0)}
+    return dict(zip(names, quantiles, strict=True)) | {
+        name: share.float().mean().item() for name, share in shares.items()
+    }
 
 
 def histories(run: Run, strategies: list[str]) -> pd.DataFrame:
     """Histories of all seeds of ``strategies``, with columns strategy and seed."""
-    frames = [
-        pd.read_csv(run.require(run.history(name, seed), "04_regularized_training")).assign(strategy=name, seed=seed)
-        for name in strategies
-        for seed in run.settings.training.seeds
-    ]
+    frames = []
+    for name, seed in itertools.product(strategies, run.settings.training.seeds):
+        history = pd.read_csv(run.require(run.history(name, seed), "04_regularized_training"))
+        frames.append(history.assign(strategy=name, seed=seed))
     return pd.concat(frames, ignore_index=True)
 
 
 def best_strategy(run: Run) -> tuple[str, float]:
-    """The strategy with the highest validation accuracy within 200 km after its last epoch, mean over seeds; and that mean.
+    """The strategy with the highest validation accuracy within 200 km, mean over seeds; and that mean.
 
-    Of equals the first in the settings' order. The test splits have no part in it.
+    It is taken after the last epoch; of equals, the first in the settings counts. Test splits have no part in it.
 
     Raises:
         ArtefactError: a strategy has not been trained yet.
