@@ -25,7 +25,12 @@ def main(folder: Path, overrides: list[str]) -> None:
     frozen = features.read(run, manifest)
     for name, most in (("exact", 10**9), ("sampled", 4_000)):
         sums = sampling.estimate(
-            lambda rows: frozen.unit(rows), datasets.manifest.coordinates(manifest), 0.05, max_pairs=most, sample_pairs=4_000, among_ranks=True
+            lambda rows: frozen.unit(rows),
+            datasets.manifest.coordinates(manifest),
+            0.05,
+            max_pairs=most,
+            sample_pairs=4_000,
+            among_ranks=True,
         )
         if ranks.rank() == 0:
             np.savez(folder / f"{name}.npz", **asdict(sums))
@@ -33,7 +38,13 @@ def main(folder: Path, overrides: list[str]) -> None:
     ranks.wait()
     evaluation.evaluate(run)
     trained = checkpoints.load(run.checkpoint("infonce", 0))
-    found = gallery.search(trained, frozen, datasets.manifest.rows_of(manifest, "test"), np.array([[10.0, 20.0]]), among_ranks=True)
+    found = gallery.search(
+        trained,
+        frozen,
+        datasets.manifest.rows_of(manifest, "test"),
+        np.array([[10.0, 20.0]]),
+        among_ranks=True,
+    )
     if ranks.rank() == 0:
         np.save(folder / "few_places.npy", found)
     ranks.stop()

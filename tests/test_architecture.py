@@ -1,4 +1,4 @@
-"""The house rules that a reader relies on: arrows run one way, functions stay short, the public is documented."""
+"""The house rules: arrows run one way, functions stay short, the public is documented."""
 
 import ast
 import json
@@ -12,7 +12,7 @@ import lib
 
 PROJECT = Path(lib.__file__).parent.parent
 ROOMS = ["method", "settings", "runs", "data", "train", "evaluate", "show", "predict", "programs", "study"]
-"""From the bottom to the top: a room imports only from rooms before it, and from itself. Programs stand in lib/ itself."""
+"""From the bottom to the top: a room imports only from rooms before it. Programs stand in lib/ itself."""
 MODULES = sorted([*(PROJECT / "lib").rglob("*.py"), *(PROJECT / "study").rglob("*.py")])
 
 
@@ -41,7 +41,7 @@ def functions(path):
 
 
 def public(path):
-    """Functions and methods that others can call: nothing inside a function, nothing that begins with an underscore."""
+    """Functions and methods that others can call, without those that begin with an underscore."""
     for node in ast.parse(path.read_text()).body:
         for one in node.body if isinstance(node, ast.ClassDef) else [node]:
             if isinstance(one, ast.FunctionDef) and not one.name.startswith("_"):
@@ -61,11 +61,24 @@ class TestEachModule:
     def test_documents_its_public_functions_and_types_their_arguments(self, path):
         for node in public(path):
             assert ast.get_docstring(node), node.name
-            arguments = [one for one in node.args.args + node.args.kwonlyargs if one.arg not in {"self", "cls"}]
+            arguments = [
+                one for one in node.args.args + node.args.kwonlyargs if one.arg not in {"self", "cls"}
+            ]
             assert all(one.annotation for one in arguments), node.name
 
 
-LAZY = ["transformers", "timm", "torchvision", "sklearn", "huggingface_hub", "geoclip", "numba", "papermill", "nbconvert", "reverse_geocoder"]
+LAZY = [
+    "transformers",
+    "timm",
+    "torchvision",
+    "sklearn",
+    "huggingface_hub",
+    "geoclip",
+    "numba",
+    "papermill",
+    "nbconvert",
+    "reverse_geocoder",
+]
 """Packages that take seconds to import, and are imported where they are needed only."""
 
 
@@ -73,7 +86,9 @@ def loaded_after(statements):
     """The modules of LAZY, and torch, numpy, pandas, that a fresh Python has loaded after ``statements``."""
     names = [*LAZY, "torch", "numpy", "pandas"]
     program = f"{statements}\nimport sys\nprint(*[name for name in {names} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
     return set(done.stdout.split())
 
 
@@ -90,7 +105,12 @@ def test_what_the_notebooks_import_loads_no_slow_package_before_it_is_needed():
     lines = set()
     for path in sorted([*(PROJECT / "notebooks").glob("*.ipynb"), *(PROJECT / "study").glob("*.ipynb")]):
         cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
-        lines |= {line.strip() for cell in cells for line in cell["source"] if line.startswith(("from lib", "from study", "import "))}
+        lines |= {
+            line.strip()
+            for cell in cells
+            for line in cell["source"]
+            if line.startswith(("from lib", "from study", "import "))
+        }
     assert len(lines) > 10
     loaded = loaded_after("\n".join(sorted(lines)))
     assert "torch" in loaded and not loaded.intersection(LAZY)

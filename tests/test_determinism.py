@@ -1,4 +1,4 @@
-"""The same numbers twice: same seed, same machine, same bits; after a resume, and whatever number of processes decodes the photos."""
+"""The same numbers twice: same seed, same machine, same bits; also after a resume."""
 
 from __future__ import annotations
 
@@ -33,13 +33,18 @@ def computed(run: Run) -> dict[str, bytes]:
 
 def test_two_runs_with_the_same_seeds_are_the_same_files(make_run: Runs) -> None:
     """Tables, semivariogram.json, checkpoints, histories, predictions."""
-    settings = ("training.epochs=2", f"training.seeds={','.join(map(str, SEEDS))}", "training.strategies=infonce,decayed,shuffled", "training.queue_size=40",
-                "semivariogram.lag_width_rad=0.1", "evaluation.bootstrap=100", "evaluation.splits=test,test_blocked", "study=null")  # fmt: skip
+    settings = (
+        "training.epochs=2", f"training.seeds={','.join(map(str, SEEDS))}", "training.queue_size=40",
+        "training.strategies=infonce,decayed,shuffled", "semivariogram.lag_width_rad=0.1",
+        "evaluation.bootstrap=100", "evaluation.splits=test,test_blocked", "study=null",
+    )  # fmt: skip
     first = computed(make_run(*settings))
     torch.rand(5)
     np.random.default_rng().normal()
     second = computed(make_run(*settings))
-    assert first.keys() == second.keys() and len([name for name in first if name.startswith("checkpoints")]) == 9
+    assert (
+        first.keys() == second.keys() and len([name for name in first if name.startswith("checkpoints")]) == 9
+    )
     assert [name for name in first if first[name] != second[name]] == []
 
 
@@ -58,7 +63,9 @@ def over(photos: Path, folder: Path, *more: str) -> Run:
 
 
 @pytest.mark.parametrize("views", [1, 2])
-def test_any_number_of_processes_that_decode_gives_the_same_features(photos: Path, tmp_path: Path, views: int) -> None:
+def test_any_number_of_processes_that_decode_gives_the_same_features(
+    photos: Path, tmp_path: Path, views: int
+) -> None:
     found = []
     for workers in (0, 1, 3):
         run = over(photos, tmp_path / f"{workers}", f"backbone.workers={workers}", f"backbone.views={views}")
@@ -66,7 +73,9 @@ def test_any_number_of_processes_that_decode_gives_the_same_features(photos: Pat
     assert found[0] == found[1] == found[2]
 
 
-def test_an_extraction_that_was_stopped_and_went_on_gives_the_same_features(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_extraction_that_was_stopped_and_went_on_gives_the_same_features(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = features.extract(over(photos, tmp_path / "whole")).read_bytes()
     stopped, real, saved = over(photos, tmp_path / "stopped"), features._save, []
 
@@ -101,9 +110,23 @@ def test_the_order_of_pythons_sets_has_no_part_in_it(tmp_path: Path) -> None:
     """Whole processes, from photos to tables, each with another seed of Python's own hashes."""
     found = []
     for hashes in ("1", "2"):
-        program = [sys.executable, str(Path(__file__).with_name("kills_program.py")), str(tmp_path / "same"), "0", "0", "-1"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT), "PYTHONHASHSEED": hashes}
+        program = [
+            sys.executable,
+            str(Path(__file__).with_name("kills_program.py")),
+            str(tmp_path / "same"),
+            "0",
+            "0",
+            "-1",
+        ]
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(PROJECT),
+            "PYTHONHASHSEED": hashes,
+        }
         subprocess.run(program, cwd=PROJECT, env=environment, check=True, capture_output=True)
         found.append(contents(tmp_path / "same" / "run"))
         (tmp_path / "same").rename(tmp_path / hashes)
-    assert found[0].keys() == found[1].keys() and [name for name in found[0] if found[0][name] != found[1][name]] == []
+    assert (
+        found[0].keys() == found[1].keys()
+        and [name for name in found[0] if found[0][name] != found[1][name]] == []
+    )

@@ -1,4 +1,4 @@
-"""Statements about the empirical semivariogram: a mean over the pairs of each lag, of all of them or of a uniform sample."""
+"""Statements about the empirical semivariogram: a mean over all pairs of a lag, or a uniform sample."""
 
 from __future__ import annotations
 
@@ -159,7 +159,9 @@ class TestSampledEstimate:
 
     def test_it_holds_about_as_many_pairs_as_were_asked_for_and_is_seeded(self, samples: tuple) -> None:
         features, coordinates = small_world(200)
-        one, two, other = (sampled(unit_rows(features), coordinates, 0.1, pairs=5_000, seed=seed) for seed in (3, 3, 4))
+        one, two, other = (
+            sampled(unit_rows(features), coordinates, 0.1, pairs=5_000, seed=seed) for seed in (3, 3, 4)
+        )
         assert np.array_equal(one.gamma_sum, two.gamma_sum)
         assert not np.array_equal(one.gamma_sum, other.gamma_sum)
         for part in samples[1]:
@@ -183,7 +185,7 @@ class TestBinning:
 
     @pytest.fixture
     def tile(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Products [50, 70] of random size, unit vectors [3, 50] and [3, 70], some of them equal, antipodal, or metres apart."""
+        """Products [50, 70], unit vectors [3, 50] and [3, 70], some equal, antipodal, or metres apart."""
         generator = np.random.default_rng(5)
         left, right = (generator.standard_normal((3, count)) for count in (50, 70))
         right[:, :10], right[:, 10:20], right[:, 20:30] = left[:, :10], -left[:, 10:20], left[:, 20:30] + 1e-7
@@ -195,7 +197,10 @@ class TestBinning:
         distance, lag = np.empty(70), np.empty(70, np.int32)
         for i in range(50):
             binning.distances(*left[:, i], right, 0.001, distance, lag)
-            expected = 2.0 * np.arctan2(np.linalg.norm(left[:, i, None] - right, axis=0), np.linalg.norm(left[:, i, None] + right, axis=0))
+            expected = 2.0 * np.arctan2(
+                np.linalg.norm(left[:, i, None] - right, axis=0),
+                np.linalg.norm(left[:, i, None] + right, axis=0),
+            )
             assert np.allclose(distance[expected < 3.14], expected[expected < 3.14], rtol=1e-11, atol=1e-14)
             assert np.allclose(distance, expected, atol=6e-8)  # at the antipode: 0.4 m
             assert np.array_equal(lag, np.floor(distance / 0.001))
@@ -206,7 +211,10 @@ class TestBinning:
         found, expected = np.zeros((315, 4)), np.zeros((315, 4))
         binning.add_tile(product, left, right, 0.01, ahead, found)
         for i, j in np.argwhere(np.arange(50)[:, None] < np.arange(70) + ahead):
-            h, d = 2.0 * math.asin(min(1.0, np.linalg.norm(left[:, i] - right[:, j]) / 2.0)), 1.0 - float(product[i, j])
+            h, d = (
+                2.0 * math.asin(min(1.0, np.linalg.norm(left[:, i] - right[:, j]) / 2.0)),
+                1.0 - float(product[i, j]),
+            )
             expected[min(int(h / 0.01), 314)] += (1.0, h, d, d * d)
         assert expected[:, 0].sum() > 100
         assert np.allclose(found, expected, rtol=1e-9, atol=1e-7)

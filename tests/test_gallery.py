@@ -47,7 +47,9 @@ class TestCoordinates:
         assert found.tolist() == [[48.0, 11.5], [-90.0, -180.0]]
 
     def test_an_unknown_name_lists_the_known_ones(self, make_run: Runs) -> None:
-        with pytest.raises(BundleError, match="'everest' is unknown; take train, lattice, geoclip or the path of a CSV"):
+        with pytest.raises(
+            BundleError, match="'everest' is unknown; take train, lattice, geoclip or the path of a CSV"
+        ):
             coordinates_of(make_run("evaluation.gallery=everest"))
 
     @pytest.mark.parametrize(
@@ -112,7 +114,9 @@ class TestLargest:
     @pytest.mark.parametrize("count", [1, 5, 63])
     @pytest.mark.parametrize("width", [3, 64, 100, 4_096, 8_192])
     def test_as_sorting_the_whole_row(self, width: int, count: int) -> None:
-        similarity = torch.rand(40, width, generator=torch.Generator().manual_seed(width), dtype=torch.float64)
+        similarity = torch.rand(
+            40, width, generator=torch.Generator().manual_seed(width), dtype=torch.float64
+        )
         values, columns = gallery.largest(similarity, count)
         expected = similarity.sort(1, descending=True)
         assert torch.equal(columns, expected.indices[:, :count])
@@ -127,7 +131,10 @@ class TestLargest:
     def test_over_several_blocks_of_a_gallery(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(gallery, "GALLERY_BLOCK", 256)
         generator = torch.Generator().manual_seed(1)
-        photos, embedded = (torch.nn.functional.normalize(torch.randn(count, 16, generator=generator), dim=1) for count in (30, 1_100))
+        photos, embedded = (
+            torch.nn.functional.normalize(torch.randn(count, 16, generator=generator), dim=1)
+            for count in (30, 1_100)
+        )
         identity = type("Identity", (), {"embed_photos": staticmethod(lambda features: features)})()
         cosine, rows = gallery.retrieve_top(identity, photos, embedded, 5, block=7)
         expected = (photos @ embedded.T).sort(1, descending=True)

@@ -140,10 +140,16 @@ class TestDestination:
             assert np.abs(end[0]) <= 90.0
             assert by_vectors_km(start, tuple(end)) == pytest.approx(length, abs=2e-3)
 
-    @given(st.tuples(st.floats(-85.0, 85.0), st.floats(-180.0, 180.0)), st.floats(0, 6.28), st.floats(1.0, 2_000.0))
+    @given(
+        st.tuples(st.floats(-85.0, 85.0), st.floats(-180.0, 180.0)),
+        st.floats(0, 6.28),
+        st.floats(1.0, 2_000.0),
+    )
     def test_it_is_where_pyproj_arrives(self, start: tuple, bearing: float, length: float) -> None:
         longitude, latitude, _ = SPHERE.fwd(start[1], start[0], math.degrees(bearing), length * 1000.0)
-        end = sphere.destination(np.array(start), np.array(length * math.sin(bearing)), np.array(length * math.cos(bearing)))
+        end = sphere.destination(
+            np.array(start), np.array(length * math.sin(bearing)), np.array(length * math.cos(bearing))
+        )
         assert float(geodesy.distance_km(end, (latitude, longitude))) < 1e-5
 
 

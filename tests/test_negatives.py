@@ -1,7 +1,7 @@
 """Statements about the strategies, against the equations of the method written here as plain double loops.
 
-z_ij logit, d_ij = 1 - u_i . u_j, h_ij great-circle distance in radians, gamma the fitted curve, rho its range,
-r_ij = gamma(h_ij) - d_ij. L_i = -log(e^z_ii / (e^z_ii + sum over j != i of w_ij e^(s_ij z_ij))).
+z_ij logit, d_ij = 1 - u_i . u_j, h_ij great-circle distance in radians, gamma the fitted curve, rho its
+range, r_ij = gamma(h_ij) - d_ij. L_i = -log(e^z_ii / (e^z_ii + sum over j != i of w_ij e^(s_ij z_ij))).
 """
 
 from __future__ import annotations
@@ -74,15 +74,15 @@ def haversine(a: list[float], b: list[float]) -> float:
 def batch(dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object) -> Pairs:
     """Six photos against eleven places, near and far, alike and unlike, with logits of both signs."""
     generator = torch.Generator().manual_seed(seed)
-    place_deg = torch.tensor(
-        [[48.0, 11.0], [47.0, 12.0], [-33.0, 151.0], [10.0, 179.5], [11.0, -179.5], [60.0, 20.0], [48.0, 11.0], [-34.0, 150.0],
-         [0.0, 0.0], [49.0, 10.0], [-48.0, -169.0]], dtype=dtype)  # fmt: skip
+    near = [[48.0, 11.0], [47.0, 12.0], [-33.0, 151.0], [10.0, 179.5], [11.0, -179.5], [60.0, 20.0]]
+    more = [[48.0, 11.0], [-34.0, 150.0], [0.0, 0.0], [49.0, 10.0], [-48.0, -169.0]]
+    place_deg = torch.tensor(near + more, dtype=dtype)
     unit = F.normalize(torch.randn(PLACES, 4, generator=generator, dtype=torch.float64), dim=1).to(dtype)
     logits = 3.0 * torch.randn(PHOTOS, PLACES, generator=generator, dtype=torch.float64).to(dtype)
     values = {
-        "logits": logits, "unit": unit, "place_deg": place_deg, "curve": Curve(MODEL), "alpha": ALPHA, "beta": BETA, "sharpness": SHARPNESS,
-        "softness_km": SOFTNESS_KM, "concentration": CONCENTRATION, "prior": PRIOR, "scale": 12.0,
-        "draw": torch.Generator().manual_seed(seed),
+        "logits": logits, "unit": unit, "place_deg": place_deg, "curve": Curve(MODEL), "alpha": ALPHA,
+        "beta": BETA, "sharpness": SHARPNESS, "softness_km": SOFTNESS_KM, "concentration": CONCENTRATION,
+        "prior": PRIOR, "scale": 12.0, "draw": torch.Generator().manual_seed(seed),
     }  # fmt: skip
     return Pairs(**(values | changes))
 
@@ -91,7 +91,13 @@ def pairs(candidates: Pairs) -> list[tuple[int, int, float, float, float]]:
     """(i, j, z, d, h) of every pair, positives included."""
     u, a = candidates.unit.tolist(), candidates.place_deg.tolist()
     return [
-        (i, j, candidates.logits[i, j].item(), 1.0 - sum(x * y for x, y in zip(u[i], u[j], strict=True)), haversine(a[i], a[j]))
+        (
+            i,
+            j,
+            candidates.logits[i, j].item(),
+            1.0 - sum(x * y for x, y in zip(u[i], u[j], strict=True)),
+            haversine(a[i], a[j]),
+        )
         for i in range(PHOTOS)
         for j in range(PLACES)
     ]
@@ -124,8 +130,12 @@ class TestFormula:
         for i, j, _, d, h in pairs(candidates):
             factor, log_weight = FORMULAS[name](d, h)
             if i != j:
-                assert (1.0 if found.factor is None else found.factor[i, j].item()) == pytest.approx(factor, abs=2e-5)
-                assert (0.0 if found.log_weight is None else found.log_weight[i, j].item()) == pytest.approx(log_weight, abs=5e-5)
+                assert (1.0 if found.factor is None else found.factor[i, j].item()) == pytest.approx(
+                    factor, abs=2e-5
+                )
+                assert (0.0 if found.log_weight is None else found.log_weight[i, j].item()) == pytest.approx(
+                    log_weight, abs=5e-5
+                )
 
     @pytest.mark.parametrize("seed", range(3))
     def test_the_loss(self, name: str, dtype: torch.dtype, seed: int) -> None:
@@ -155,7 +165,9 @@ class TestIngredients:
 
 
 class TestThesis:
-    def test_a_factor_above_one_makes_a_positive_negative_logit_harder_and_a_negative_one_easier(self) -> None:
+    def test_a_factor_above_one_makes_a_positive_negative_logit_harder_and_a_negative_one_easier(
+        self,
+    ) -> None:
         for sign in (1.0, -1.0):
             logits = torch.tensor([[2.0, sign * 3.0]])
             factor = Reweighting(factor=torch.tensor([[1.0, 1.4]]))
@@ -182,7 +194,10 @@ class TestDirections:
     def test_emphasis_makes_a_batch_harder_and_damping_easier(self) -> None:
         candidates = batch()
         plain = contrastive_loss(candidates.logits, Reweighting()).item()
-        losses = {name: contrastive_loss(candidates.logits, get(name).reweight(candidates)).item() for name in REGISTRY}
+        losses = {
+            name: contrastive_loss(candidates.logits, get(name).reweight(candidates)).item()
+            for name in REGISTRY
+        }
         assert losses["hard_only"] > plain > losses["false_only"]
         assert losses["residual"] > losses["hard_only"]
         assert losses["constant_offset"] > plain
@@ -190,7 +205,9 @@ class TestDirections:
 
     def test_the_two_halves_make_the_whole(self) -> None:
         candidates = batch()
-        hard, false, both = (get(name).reweight(candidates).log_weight for name in ("hard_only", "false_only", "semivariogram"))
+        hard, false, both = (
+            get(name).reweight(candidates).log_weight for name in ("hard_only", "false_only", "semivariogram")
+        )
         assert torch.equal(hard + false, both)
         assert torch.equal(get("semivariogram").reweight(batch(alpha=0.0)).log_weight, hard)
         assert torch.equal(get("semivariogram").reweight(batch(beta=0.0)).log_weight, false)
@@ -206,7 +223,13 @@ class TestTargets:
         expected = 0.0
         for i, row in enumerate(candidates.logits.tolist()):
             denominator = math.log(sum(map(math.exp, row)))
-            expected -= sum(share / sum(shares[i]) * (z - denominator) for share, z in zip(shares[i], row, strict=True)) / PHOTOS
+            expected -= (
+                sum(
+                    share / sum(shares[i]) * (z - denominator)
+                    for share, z in zip(shares[i], row, strict=True)
+                )
+                / PHOTOS
+            )
         found = contrastive_loss(candidates.logits, get(name).reweight(candidates)).item()
         assert found == pytest.approx(expected, rel=1e-4)
 
@@ -234,7 +257,9 @@ class TestHcl:
             others = [j for j in range(PLACES) if j != i]
             raw = {j: math.exp(CONCENTRATION * candidates.logits[i, j].item()) for j in others}
             for j in others:
-                assert weights[i, j].item() == pytest.approx(raw[j] / (sum(raw.values()) / len(raw)), rel=1e-4)
+                assert weights[i, j].item() == pytest.approx(
+                    raw[j] / (sum(raw.values()) / len(raw)), rel=1e-4
+                )
 
     def test_a_place_that_is_no_candidate_does_not_count(self) -> None:
         logits = batch().logits.clone()
@@ -243,7 +268,9 @@ class TestHcl:
         weights = get("hcl").reweight(batch(logits=logits)).log_weight.exp()
         assert weights[2, shown].mean().item() == pytest.approx(1.0, rel=1e-5)
         assert torch.isfinite(contrastive_loss(logits, get("hcl").reweight(batch(logits=logits))))
-        assert torch.isfinite(contrastive_loss(logits, get("hcl").reweight(batch(logits=logits, concentration=0.0))))
+        assert torch.isfinite(
+            contrastive_loss(logits, get("hcl").reweight(batch(logits=logits, concentration=0.0)))
+        )
 
 
 class TestDebiased:
@@ -252,9 +279,13 @@ class TestDebiased:
         expected = 0.0
         for i, row in enumerate(candidates.logits.tolist()):
             negatives = sum(math.exp(z) for j, z in enumerate(row) if j != i)
-            estimate = max((negatives - PRIOR * count * math.exp(row[i])) / (1.0 - PRIOR), count * math.exp(-12.0))
+            estimate = max(
+                (negatives - PRIOR * count * math.exp(row[i])) / (1.0 - PRIOR), count * math.exp(-12.0)
+            )
             expected -= math.log(math.exp(row[i]) / (math.exp(row[i]) + estimate)) / PHOTOS
-        assert contrastive_loss(candidates.logits, get("debiased").reweight(candidates)).item() == pytest.approx(expected, rel=1e-5)
+        assert contrastive_loss(
+            candidates.logits, get("debiased").reweight(candidates)
+        ).item() == pytest.approx(expected, rel=1e-5)
 
     def test_prior_zero_is_infonce_and_large_logits_stay_finite(self) -> None:
         plain = batch(prior=0.0)
@@ -277,9 +308,15 @@ class TestShuffled:
     def test_every_negative_gets_each_weight_equally_often(self) -> None:
         candidates = batch(draw=torch.Generator().manual_seed(1))
         mean = torch.stack([get("shuffled").reweight(candidates).log_weight for _ in range(3_000)]).mean(0)
-        expected = get("decayed").reweight(candidates).log_weight.masked_fill(torch.eye(PHOTOS, PLACES, dtype=torch.bool), 0.0)
+        expected = (
+            get("decayed")
+            .reweight(candidates)
+            .log_weight.masked_fill(torch.eye(PHOTOS, PLACES, dtype=torch.bool), 0.0)
+        )
         off = ~torch.eye(PHOTOS, PLACES, dtype=torch.bool)
-        assert torch.allclose(mean[off], (expected.sum(1, keepdim=True) / (PLACES - 1)).expand(PHOTOS, PLACES)[off], atol=0.12)
+        assert torch.allclose(
+            mean[off], (expected.sum(1, keepdim=True) / (PLACES - 1)).expand(PHOTOS, PLACES)[off], atol=0.12
+        )
 
 
 class TestRange:
@@ -305,7 +342,12 @@ class TestInfoNCE:
     )
     def test_weights_of_one_give_exactly_infonce(self, reweighting: Reweighting, places: int) -> None:
         logits = batch().logits[:, :places]
-        cut = Reweighting(*(None if one is None else one[:, :places] for one in (reweighting.log_weight, reweighting.factor)))
+        cut = Reweighting(
+            *(
+                None if one is None else one[:, :places]
+                for one in (reweighting.log_weight, reweighting.factor)
+            )
+        )
         assert torch.equal(contrastive_loss(logits, cut), F.cross_entropy(logits, torch.arange(PHOTOS)))
 
     @pytest.mark.parametrize("name", sorted(set(FORMULAS) - {"infonce", "thesis"}))
@@ -353,7 +395,9 @@ class TestGradient:
         logits = batch().logits.clone().requires_grad_()
         contrastive_loss(logits, Reweighting(log_weight=logits * 2.0, factor=logits.exp())).backward()
         again = batch().logits.clone().requires_grad_()
-        contrastive_loss(again, Reweighting(log_weight=batch().logits * 2.0, factor=batch().logits.exp())).backward()
+        contrastive_loss(
+            again, Reweighting(log_weight=batch().logits * 2.0, factor=batch().logits.exp())
+        ).backward()
         assert torch.equal(logits.grad, again.grad)
 
 
@@ -381,13 +425,17 @@ class TestRegistry:
                 assert effect[i, j].item() == pytest.approx(math.log(factor) + log_weight, abs=5e-5)
 
 
-@pytest.mark.parametrize("name", sorted(set(REGISTRY) - {"shuffled"}))  # shuffled draws on the processor, as a control may
+@pytest.mark.parametrize(
+    "name", sorted(set(REGISTRY) - {"shuffled"})
+)  # shuffled draws on the processor, as a control may
 def test_weights_and_loss_never_leave_the_device(name: str) -> None:
-    """On the device ``meta`` tensors have a shape and no values: whatever asked for a number, or went through NumPy, would fail."""
+    """On the device ``meta`` tensors have a shape and no values: what asks for a number fails."""
     with torch.device("meta"):
         logits = torch.empty(PHOTOS, PLACES, requires_grad=True)
         unit, places, scale = torch.empty(PLACES, 8), torch.empty(PLACES, 2), torch.empty(())
-    seen = Pairs(logits.detach(), unit, places, Curve(MODEL).to("meta"), ALPHA, BETA, prior=PRIOR, scale=scale)
+    seen = Pairs(
+        logits.detach(), unit, places, Curve(MODEL).to("meta"), ALPHA, BETA, prior=PRIOR, scale=scale
+    )
     loss = contrastive_loss(logits, get(name).reweight(seen))
     loss.backward()
     assert loss.device.type == logits.grad.device.type == "meta" and loss.shape == ()
@@ -439,12 +487,17 @@ class TestModule:
         assert SemivariogramLoss(MODEL, "distance_gate", beta=1.0).strategy.name == "semivariance_margin"
 
     def test_what_cannot_be_is_a_sentence(self) -> None:
-        with pytest.raises(BundleError, match=r"'semivariance_margin' does not read alpha, prior; it reads beta"):
+        with pytest.raises(
+            BundleError, match=r"'semivariance_margin' does not read alpha, prior; it reads beta"
+        ):
             SemivariogramLoss(MODEL, prior=0.1, alpha=2.0)
         with pytest.raises(BundleError, match="'decayed' needs a fitted semivariogram"):
             SemivariogramLoss(None, "decayed")
         plain, loss = batch(), SemivariogramLoss(None, "infonce")
-        for wrong in ((plain.logits.T, plain.place_deg[:PHOTOS], plain.unit[:PHOTOS]),
-                      (plain.logits, plain.place_deg[:PHOTOS], plain.unit), (plain.logits, plain.place_deg, plain.unit[1:])):
+        for wrong in (
+            (plain.logits.T, plain.place_deg[:PHOTOS], plain.unit[:PHOTOS]),
+            (plain.logits, plain.place_deg[:PHOTOS], plain.unit),
+            (plain.logits, plain.place_deg, plain.unit[1:]),
+        ):
             with pytest.raises(BundleError, match=r"\[B, M >= B\].*do not fit: \["):
                 loss(*wrong)

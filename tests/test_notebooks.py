@@ -22,9 +22,13 @@ def code_lines(cell):
 
 
 def test_the_steps_are_there_in_order():
-    names = ["data_preparation", "baseline_geoclip", "semivariogram", "regularized_training", "error_at_granularity",
-             "where_is_this_photo", "ablations", "when_does_it_help"]  # fmt: skip
-    assert [one.path.stem for one in NOTEBOOKS] == [f"{number:02d}_{name}" for number, name in enumerate(names, 1)]
+    names = [
+        "data_preparation", "baseline_geoclip", "semivariogram", "regularized_training",
+        "error_at_granularity", "where_is_this_photo", "ablations", "when_does_it_help",
+    ]  # fmt: skip
+    assert [one.path.stem for one in NOTEBOOKS] == [
+        f"{number:02d}_{name}" for number, name in enumerate(names, 1)
+    ]
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda one: one.path.stem)
@@ -41,7 +45,9 @@ class TestEachNotebook:
     def test_calls_lib_in_at_most_ten_lines_a_cell_and_defines_nothing(self, notebook):
         for cell in code_cells(notebook):
             assert len(code_lines(cell)) <= 10, cell.source
-            assert not any(word in cell.source for word in ("def ", "class ", "lambda", "sys.path", "pip install"))
+            assert not any(
+                word in cell.source for word in ("def ", "class ", "lambda", "sys.path", "pip install")
+            )
 
     def test_is_at_least_half_prose(self, notebook):
         cells = notebook.read().cells

@@ -1,4 +1,4 @@
-"""Losses, gradients, distances and curves stay finite and right where numbers are extreme; float32 within a stated error of float64."""
+"""Losses, gradients, distances and curves stay finite and right where numbers are extreme."""
 
 from __future__ import annotations
 
@@ -23,7 +23,18 @@ from lib.method.negatives import REGISTRY, Pairs, Reweighting
 from lib.method.semivariogram import Curve, fit
 
 CURVE = fitted()
-PLACES = torch.tensor([[90.0, 0.0], [-90.0, 0.0], [0.0, 0.0], [0.0, 180.0], [0.0, -180.0], [0.0, 0.0], [45.0, 30.0], [-45.0, -150.0]])
+PLACES = torch.tensor(
+    [
+        [90.0, 0.0],
+        [-90.0, 0.0],
+        [0.0, 0.0],
+        [0.0, 180.0],
+        [0.0, -180.0],
+        [0.0, 0.0],
+        [45.0, 30.0],
+        [-45.0, -150.0],
+    ]
+)
 """Poles, antipodes, the 180th meridian from both sides, one place twice."""
 
 
@@ -62,25 +73,44 @@ def exact_loss(logits: torch.Tensor, reweighting: Reweighting) -> float:
         corrected = (others - reweighting.prior * count * own) / (1.0 - reweighting.prior)
         least = count * (reweighting.floor - largest.squeeze(1)).exp()
         return float(((own + torch.maximum(corrected, least)).log() - (z - largest).diagonal()).mean())
-    target = torch.eye(*logits.shape, dtype=torch.float64) if reweighting.targets is None else reweighting.targets.double()
+    target = (
+        torch.eye(*logits.shape, dtype=torch.float64)
+        if reweighting.targets is None
+        else reweighting.targets.double()
+    )
     return float(-(target / target.sum(1, keepdim=True) * torch.log_softmax(z, 1)).sum(1).mean())
 
 
 @pytest.mark.parametrize("name", REGISTRY)
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 100.0, 1e4])
 @pytest.mark.parametrize("strength", [0.0, 2.0, 1e3])
-def test_loss_and_gradient_are_finite_and_float32_is_within_1e_5_of_float64(name: str, scale: float, strength: float) -> None:
+def test_loss_and_gradient_are_finite_and_float32_is_within_1e_5_of_float64(
+    name: str, scale: float, strength: float
+) -> None:
     """Relative to the largest logit, which is what float32 rounds."""
     seen = candidates(6, 10, scale, alpha=strength, beta=strength)
     reweighting = negatives.get(name).reweight(seen)
     loss, gradient = loss_and_gradient(seen.logits, reweighting)
     assert torch.isfinite(loss) and torch.isfinite(gradient).all()
-    assert abs(float(loss) - exact_loss(seen.logits, reweighting)) <= 1e-5 * max(1.0, scale, 2 * strength, scale * float((reweighting.factor if reweighting.factor is not None else torch.ones(1)).max()))
+    assert abs(float(loss) - exact_loss(seen.logits, reweighting)) <= 1e-5 * max(
+        1.0,
+        scale,
+        2 * strength,
+        scale * float((reweighting.factor if reweighting.factor is not None else torch.ones(1)).max()),
+    )
 
 
 @settings(max_examples=60)
-@given(rows=st.integers(2, 9), more=st.integers(0, 9), scale=st.floats(1e-3, 1e3), seed=st.integers(0, 2**31), name=st.sampled_from(sorted(REGISTRY)))
-def test_every_strategy_is_finite_for_every_shape_and_scale(rows: int, more: int, scale: float, seed: int, name: str) -> None:
+@given(
+    rows=st.integers(2, 9),
+    more=st.integers(0, 9),
+    scale=st.floats(1e-3, 1e3),
+    seed=st.integers(0, 2**31),
+    name=st.sampled_from(sorted(REGISTRY)),
+)
+def test_every_strategy_is_finite_for_every_shape_and_scale(
+    rows: int, more: int, scale: float, seed: int, name: str
+) -> None:
     seen = candidates(rows, rows + more, scale, seed)
     loss, gradient = loss_and_gradient(seen.logits, negatives.get(name).reweight(seen))
     assert torch.isfinite(loss) and torch.isfinite(gradient).all() and loss > -1e-3 * max(1.0, scale)
@@ -110,7 +140,9 @@ coordinates = st.tuples(st.floats(-90, 90), st.floats(-180, 180))
 
 
 @given(coordinates, coordinates)
-def test_distances_are_symmetric_bounded_and_nought_to_itself(a: tuple[float, float], b: tuple[float, float]) -> None:
+def test_distances_are_symmetric_bounded_and_nought_to_itself(
+    a: tuple[float, float], b: tuple[float, float]
+) -> None:
     one, other = np.array([a]), np.array([b])
     there, back = geodesy.distance_km(one, other)[0], geodesy.distance_km(other, one)[0]
     assert there == pytest.approx(back, abs=1e-6) and 0.0 <= there <= math.pi * geodesy.EARTH_RADIUS_KM + 1e-6
@@ -120,7 +152,9 @@ def test_distances_are_symmetric_bounded_and_nought_to_itself(a: tuple[float, fl
 @given(coordinates)
 def test_the_antipode_is_half_a_great_circle_away(a: tuple[float, float]) -> None:
     antipode = np.array([[-a[0], a[1] - 180.0 if a[1] > 0 else a[1] + 180.0]])
-    assert geodesy.distance_km(np.array([a]), antipode)[0] == pytest.approx(math.pi * geodesy.EARTH_RADIUS_KM, abs=0.2)
+    assert geodesy.distance_km(np.array([a]), antipode)[0] == pytest.approx(
+        math.pi * geodesy.EARTH_RADIUS_KM, abs=0.2
+    )
 
 
 @given(st.lists(coordinates, min_size=2, max_size=12))
@@ -135,7 +169,9 @@ def test_a_strategys_distances_are_within_a_metre_of_float64(places: list[tuple[
 
 def test_noise_at_the_poles_and_the_180th_meridian_stays_on_the_globe() -> None:
     moved = sphere.jitter(PLACES.repeat(200, 1), 1_000.0, torch.Generator().manual_seed(0))
-    assert torch.isfinite(moved).all() and moved[:, 0].abs().max() <= 90.0 and moved[:, 1].abs().max() <= 180.0
+    assert (
+        torch.isfinite(moved).all() and moved[:, 0].abs().max() <= 90.0 and moved[:, 1].abs().max() <= 180.0
+    )
     error = geodesy.distance_km(moved.double().numpy(), PLACES.repeat(200, 1).double().numpy())
     assert error.max() < 6.0
 
@@ -150,8 +186,12 @@ def test_the_curve_of_the_training_is_within_1e_4_of_the_models_own(distances: l
 
 
 @settings(max_examples=40)
-@given(st.integers(2, 40), st.integers(1, 6), st.sampled_from([1e-3, 0.05, 0.5, math.pi]), st.integers(0, 2**31))
-def test_a_semivariogram_counts_each_pair_once_whatever_the_shape(photos: int, dimension: int, width: float, seed: int) -> None:
+@given(
+    st.integers(2, 40), st.integers(1, 6), st.sampled_from([1e-3, 0.05, 0.5, math.pi]), st.integers(0, 2**31)
+)
+def test_a_semivariogram_counts_each_pair_once_whatever_the_shape(
+    photos: int, dimension: int, width: float, seed: int
+) -> None:
     draw = torch.Generator().manual_seed(seed)
     unit = F.normalize(torch.randn(photos, dimension, generator=draw), dim=1)
     places = PLACES[torch.randint(len(PLACES), (photos,), generator=draw)].double().numpy()
@@ -173,4 +213,8 @@ def test_a_fit_to_anything_is_a_finite_curve_or_a_sentence(values: list[float], 
         assert "\n" not in str(error)
         return
     numbers = [found.nugget, found.partial_sill, found.length_scale_rad, found.exponent, found.range_rad]
-    assert np.isfinite(numbers).all() and found.partial_sill > 0 and np.isfinite(found.gamma(np.linspace(0, math.pi, 50))).all()
+    assert (
+        np.isfinite(numbers).all()
+        and found.partial_sill > 0
+        and np.isfinite(found.gamma(np.linspace(0, math.pi, 50))).all()
+    )

@@ -1,4 +1,4 @@
-"""Two processes share out the pairs of a semivariogram and the batches of a training: the outcome is one process's."""
+"""Two processes share out the pairs of a semivariogram and the batches of a training."""
 
 import os
 import shutil
@@ -13,9 +13,12 @@ from safetensors.numpy import load_file
 
 from lib.settings import PROJECT
 
-SETTINGS = ["device=cpu", "training.precision=float32", "backbone.precision=float32", "training.batch_size=32", "training.seeds=0",
-            "training.queue_size=40", "training.epochs=3", "training.strategies=infonce,decayed,semivariogram,hcl,distance_soft",
-            "training.validate_every=10", "training.parallel=batches"]  # fmt: skip
+SETTINGS = [
+    "device=cpu", "training.precision=float32", "backbone.precision=float32", "training.batch_size=32",
+    "training.seeds=0", "training.queue_size=40", "training.epochs=3",
+    "training.strategies=infonce,decayed,semivariogram,hcl,distance_soft", "training.validate_every=10",
+    "training.parallel=batches",
+]  # fmt: skip
 LABELS = ["infonce", "decayed", "semivariogram", "hcl", "distance_soft"]
 
 
@@ -24,7 +27,9 @@ def work(folder: Path, processes: int, *more: str) -> subprocess.CompletedProces
     if processes > 1:
         program = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *program]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    return subprocess.run([sys.executable, *program], cwd=PROJECT, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, *program], cwd=PROJECT, env=environment, capture_output=True, text=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +61,9 @@ def test_sums_of_the_semivariogram_are_one_processs(both: list[Path], name: str)
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_two_ranks_with_half_a_batch_each_train_what_one_trains_with_the_whole(both: list[Path], label: str) -> None:
+def test_two_ranks_with_half_a_batch_each_train_what_one_trains_with_the_whole(
+    both: list[Path], label: str
+) -> None:
     one, two = (load_file(folder / "checkpoints" / f"{label}_seed0.safetensors") for folder in both)
     assert one.keys() == two.keys()
     for name, value in one.items():
@@ -70,7 +77,9 @@ def test_two_ranks_with_half_the_gallery_each_predict_what_one_does(both: list[P
     assert len(one) == len(LABELS) * 40 and one["error_km"].std() > 100.0
     pd.testing.assert_frame_equal(one, two)
     for name in ("accuracy", "comparison", "bounds", "by_continent", "by_latitude"):
-        assert (both[0] / "tables" / f"{name}.csv").read_text() == (both[1] / "tables" / f"{name}.csv").read_text()
+        assert (both[0] / "tables" / f"{name}.csv").read_text() == (
+            both[1] / "tables" / f"{name}.csv"
+        ).read_text()
 
 
 def test_a_gallery_of_fewer_places_than_ranks_is_searched(both: list[Path]) -> None:
@@ -81,14 +90,21 @@ def test_a_gallery_of_fewer_places_than_ranks_is_searched(both: list[Path]) -> N
 def test_one_rank_more_or_less_makes_no_training_anew(both: list[Path], tmp_path: Path) -> None:
     shutil.copytree(both[1], tmp_path / "run")
     done = work(tmp_path / "run", 1)
-    assert done.returncode == 0 and done.stdout.count("reused  training-") == len(LABELS), done.stdout + done.stderr[-2_000:]
+    assert done.returncode == 0 and done.stdout.count("reused  training-") == len(LABELS), (
+        done.stdout + done.stderr[-2_000:]
+    )
 
 
 @pytest.mark.parametrize(
-    ("setting", "sentence"), [("training.batch_size=33", "a batch of 33 cannot be shared out among 2 processes"),
-                              ("training.symmetric=true", "training.symmetric needs all photos of a batch in one process")]
-)  # fmt: skip
-def test_what_cannot_be_shared_out_is_refused(both: list[Path], tmp_path: Path, setting: str, sentence: str) -> None:
+    ("setting", "sentence"),
+    [
+        ("training.batch_size=33", "a batch of 33 cannot be shared out among 2 processes"),
+        ("training.symmetric=true", "training.symmetric needs all photos of a batch in one process"),
+    ],
+)
+def test_what_cannot_be_shared_out_is_refused(
+    both: list[Path], tmp_path: Path, setting: str, sentence: str
+) -> None:
     shutil.copytree(both[0], tmp_path / "run")
     done = work(tmp_path / "run", 2, setting)
     assert done.returncode != 0 and sentence in done.stderr

@@ -1,4 +1,4 @@
-"""Statements about the semivariogram: the estimate is a mean over pairs, the fit finds a known field, the curve is its model."""
+"""Statements about the semivariogram: the fit finds a known field, and the curve is its model."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LAG = (np.arange(157) + 0.5) * 0.02
 
 
 Field = tuple[np.ndarray, np.ndarray, gstools.CovModel]
-"""Features [N, D]: D independent realisations of one random field on the sphere; places [N, 2]; the field's model."""
+"""Features [N, D], independent realisations of one random field on the sphere; places [N, 2]; its model."""
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +50,16 @@ def smooth_field() -> Field:
     model = gstools.Gaussian(latlon=True, var=0.8, len_scale=0.4, nugget=0.2)
     coordinates = uniform_on_sphere(600, np.random.default_rng(2))
     field = gstools.SRF(model, mode_no=100)
-    return np.stack([field((coordinates[:, 0], coordinates[:, 1]), seed=seed) for seed in range(128)], 1), coordinates, model
+    return (
+        np.stack([field((coordinates[:, 0], coordinates[:, 1]), seed=seed) for seed in range(128)], 1),
+        coordinates,
+        model,
+    )
 
 
 @pytest.fixture(scope="module")
 def rough_field() -> Field:
-    """Made from the Cholesky factor of GSTools' covariance, since its generator only approximates this spectrum."""
+    """From the Cholesky factor of GSTools' covariance: its generator only approximates this spectrum."""
     model = gstools.Exponential(latlon=True, var=0.8, len_scale=0.25, nugget=0.2)
     generator = np.random.default_rng(3)
     coordinates = uniform_on_sphere(600, generator)
@@ -70,7 +74,9 @@ class TestRandomField:
         unit = values / np.linalg.norm(values, axis=1, keepdims=True)
         found = estimate(unit_rows(values), coordinates, 0.1)
         place, edges = (coordinates[:, 0], coordinates[:, 1]), np.arange(len(found.pairs) + 1) * 0.1
-        _, matheron, counts = gstools.vario_estimate(place, list(unit.T), edges, latlon=True, return_counts=True)
+        _, matheron, counts = gstools.vario_estimate(
+            place, list(unit.T), edges, latlon=True, return_counts=True
+        )
         dimensions = values.shape[1]
         used = counts > 0
         assert used.sum() > 25
@@ -92,7 +98,9 @@ class TestRandomField:
         assert found.sill == pytest.approx(1.0, rel=0.02)
         assert found.r2 > 0.99
 
-    def test_a_stable_model_finds_the_exponential_field_to_have_exponent_one(self, rough_field: Field) -> None:
+    def test_a_stable_model_finds_the_exponential_field_to_have_exponent_one(
+        self, rough_field: Field
+    ) -> None:
         values, coordinates, _ = rough_field
         found = fit(estimate(unit_rows(values), coordinates, 0.05), family="Stable", metric="sphere")
         assert found.exponent == pytest.approx(1.0, abs=0.15)
@@ -104,10 +112,14 @@ class TestFit:
     def test_it_recovers_each_family_from_its_own_curve(self, family: str, metric: str) -> None:
         name, shape = SHAPE.get(family, ("", None))
         place = {"latlon": True} if metric == "sphere" else {"dim": 2}
-        model = getattr(gstools, family)(**place, var=0.8, len_scale=0.3, nugget=0.1, **({name: shape} if name else {}))
+        model = getattr(gstools, family)(
+            **place, var=0.8, len_scale=0.3, nugget=0.1, **({name: shape} if name else {})
+        )
         gamma = model.vario_yadrenko(LAG) if metric == "sphere" else model.variogram(LAG)
         found = fit(measured(gamma, LAG), family=family, metric=metric)
-        assert (found.nugget, found.partial_sill, found.length_scale_rad) == pytest.approx((0.1, 0.8, 0.3), rel=1e-3)
+        assert (found.nugget, found.partial_sill, found.length_scale_rad) == pytest.approx(
+            (0.1, 0.8, 0.3), rel=1e-3
+        )
         assert found.exponent == (pytest.approx(shape, rel=1e-3) if name else None)
         assert found.r2 == pytest.approx(1.0)
         assert (found.family, found.metric) == (family, metric)
@@ -117,7 +129,9 @@ class TestFit:
         gamma = np.array([n + c * (1.0 - math.exp(-((h / length) ** a))) for h in LAG])
         found = fit(measured(gamma, LAG))
         assert found.family == "Stable"
-        assert (found.nugget, found.partial_sill, found.length_scale_rad, found.exponent) == pytest.approx((n, c, length, a), rel=1e-3)
+        assert (found.nugget, found.partial_sill, found.length_scale_rad, found.exponent) == pytest.approx(
+            (n, c, length, a), rel=1e-3
+        )
         assert np.allclose(found.gamma(LAG), gamma, atol=1e-6)
         assert np.allclose(found.correlation(LAG), np.exp(-((LAG / length) ** a)), atol=1e-5)
 
@@ -155,12 +169,16 @@ class TestFit:
 
     @staticmethod
     def least_squares(gamma: np.ndarray, weights: np.ndarray) -> list[float]:
-        """Nugget, partial sill and length of the exponential model with the smallest weighted sum of squares."""
-        best = least_squares(lambda p: weights * (gamma - p[0] - p[1] * (1.0 - np.exp(-LAG / p[2]))), [0.2, 0.6, 0.5])
+        """Nugget, partial sill and length of the exponential model of least weighted squares."""
+        best = least_squares(
+            lambda p: weights * (gamma - p[0] - p[1] * (1.0 - np.exp(-LAG / p[2]))), [0.2, 0.6, 0.5]
+        )
         return best.x.tolist()
 
     @pytest.mark.parametrize(
-        "gamma", [np.ones(157), np.zeros(157), 1.0 - 0.2 * LAG, 0.5 + 0.5 * np.exp(-LAG)], ids=["one", "zero", "line", "decay"]
+        "gamma",
+        [np.ones(157), np.zeros(157), 1.0 - 0.2 * LAG, 0.5 + 0.5 * np.exp(-LAG)],
+        ids=["one", "zero", "line", "decay"],
     )
     def test_a_curve_that_does_not_rise_is_refused(self, gamma: np.ndarray) -> None:
         with pytest.raises(BundleError, match="do not rise with distance.*check coordinates"):
@@ -221,7 +239,12 @@ class TestSaved:
     @pytest.mark.parametrize("metric", ["planar", "sphere"])
     @pytest.mark.parametrize("family", FAMILIES)
     def test_the_json_gives_back_the_same_model(self, family: str, metric: str, tmp_path: Path) -> None:
-        before = fitted(family=family, metric=metric, exponent=SHAPE[family][1] if family in SHAPE else None, nugget=1.0 / 3.0)
+        before = fitted(
+            family=family,
+            metric=metric,
+            exponent=SHAPE[family][1] if family in SHAPE else None,
+            nugget=1.0 / 3.0,
+        )
         before.save(tmp_path / "semivariogram.json")
         after = FittedSemivariogram.load(tmp_path / "semivariogram.json")
         assert after == before
@@ -246,7 +269,12 @@ class TestCurve:
     @pytest.mark.parametrize("family", FAMILIES)
     @pytest.mark.parametrize("length", [0.01, 0.5])
     def test_it_is_the_model_to_1e_5_of_the_sill(self, family: str, metric: str, length: float) -> None:
-        model = fitted(family=family, metric=metric, length_scale_rad=length, exponent=SHAPE[family][1] if family in SHAPE else None)
+        model = fitted(
+            family=family,
+            metric=metric,
+            length_scale_rad=length,
+            exponent=SHAPE[family][1] if family in SHAPE else None,
+        )
         curve = Curve(model)
         for dtype in (torch.float32, torch.float64):
             found = curve.gamma(torch.tensor(self.DISTANCE, dtype=dtype))
@@ -280,10 +308,17 @@ class TestRun:
         manifest, features = world()
         train = (manifest["split"] == "train").to_numpy()
         centred = features[train] - features[train].mean(0)
-        expected = estimate(unit_rows(centred), manifest[["latitude", "longitude"]].to_numpy(copy=True)[train], 0.1)
+        expected = estimate(
+            unit_rows(centred), manifest[["latitude", "longitude"]].to_numpy(copy=True)[train], 0.1
+        )
         assert np.array_equal(empirical.pairs, expected.pairs)
         assert np.allclose(empirical.gamma, expected.gamma, atol=1e-5, equal_nan=True)
-        assert (model.photos, model.pairs, model.backbone, model.centred) == (96, 96 * 95 // 2, "efficientnet-lite0", True)
+        assert (model.photos, model.pairs, model.backbone, model.centred) == (
+            96,
+            96 * 95 // 2,
+            "efficientnet-lite0",
+            True,
+        )
         assert FittedSemivariogram.load(run.semivariogram) == model
         assert len(pd.read_csv(run.table("semivariogram"))) == (expected.pairs > 0).sum()
 
@@ -303,7 +338,9 @@ class TestInOneCall:
         features = features - features.mean(0)
         expected = fit(estimate(unit_rows(features), places, 0.05), photos=300)
         found = fit_semivariogram(5.0 * features, places, 0.05)
-        assert (found.nugget, found.range_rad) == pytest.approx((expected.nugget, expected.range_rad), rel=1e-4)
+        assert (found.nugget, found.range_rad) == pytest.approx(
+            (expected.nugget, expected.range_rad), rel=1e-4
+        )
         assert found.partial_sill == pytest.approx(expected.partial_sill, rel=1e-4) and found.photos == 300
         tensors = torch.from_numpy(features).requires_grad_(), torch.from_numpy(places)
         assert fit_semivariogram(*tensors, 0.05, family="Exponential").family == "Exponential"
@@ -316,5 +353,7 @@ class TestInOneCall:
         assert found[0] == found[1] and (found[0].photos, found[0].pairs) == (200, 19_900)
 
     def test_shapes_that_do_not_fit_are_named(self) -> None:
-        with pytest.raises(BundleError, match=r"\[N, D\] and coordinates \[N, 2\]; they are \[5, 3\] and \[4, 2\]"):
+        with pytest.raises(
+            BundleError, match=r"\[N, D\] and coordinates \[N, 2\]; they are \[5, 3\] and \[4, 2\]"
+        ):
             fit_semivariogram(np.ones((5, 3)), np.zeros((4, 2)))

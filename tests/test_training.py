@@ -1,4 +1,4 @@
-"""Statements about training: equal seeds are equal in every bit, strategies meet the same batches, nonsense stops with its place."""
+"""Statements about training: equal seeds give equal bits, strategies meet the same batches, nonsense stops."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def trained(run: Run, name: str | Strategy = "infonce", seed: int = 0) -> tuple[
 
 
 def same(a: GeoCLIP, b: GeoCLIP) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 class Watch:
@@ -78,7 +80,9 @@ class TestSeeds:
         for watch in (one, two):
             trained(run, watch.strategy)
         assert len(one.seen) == len(two.seen) == STEPS
-        assert torch.equal(one.seen[0].logits, two.seen[0].logits)  # the same weights, batch and noise to begin with
+        assert torch.equal(
+            one.seen[0].logits, two.seen[0].logits
+        )  # the same weights, batch and noise to begin with
         for first, second in zip(one.seen, two.seen, strict=True):
             assert torch.equal(first.place_deg, second.place_deg)
             assert torch.equal(first.unit, second.unit)
@@ -89,7 +93,9 @@ class TestSeeds:
         assert same(trained(run, name)[0], trained(run)[0])
 
     def test_validation_moves_nothing(self, make_run: Runs) -> None:
-        often, seldom = (make_run(*SHORT, "training.epochs=2", f"training.validate_every={every}") for every in (1, 2))
+        often, seldom = (
+            make_run(*SHORT, "training.epochs=2", f"training.validate_every={every}") for every in (1, 2)
+        )
         assert same(trained(often)[0], trained(seldom)[0])
 
 
@@ -101,7 +107,12 @@ class TestBatches:
         train_places = manifest[manifest["split"] == "train"][["latitude", "longitude"]].to_numpy(np.float32)
         orders = []
         for epoch in range(2):
-            shown = np.concatenate([one.place_deg[: len(one.logits)].numpy() for one in watch.seen[epoch * STEPS : (epoch + 1) * STEPS]])
+            shown = np.concatenate(
+                [
+                    one.place_deg[: len(one.logits)].numpy()
+                    for one in watch.seen[epoch * STEPS : (epoch + 1) * STEPS]
+                ]
+            )
             assert sorted(map(tuple, shown)) == sorted(map(tuple, train_places))
             orders.append(shown)
         assert not np.array_equal(*orders)
@@ -113,7 +124,9 @@ class TestBatches:
         places = manifest[["latitude", "longitude"]].to_numpy(np.float32)
         mean = features[(manifest["split"] == "train").to_numpy()].mean(0)
         seen = watch.seen[0]
-        for place, unit in zip(seen.place_deg[: len(seen.logits)].numpy(), seen.unit[: len(seen.logits)].numpy(), strict=True):
+        for place, unit in zip(
+            seen.place_deg[: len(seen.logits)].numpy(), seen.unit[: len(seen.logits)].numpy(), strict=True
+        ):
             row = int(np.flatnonzero((places == place).all(1))[0])
             centred = features[row] - mean
             assert np.allclose(unit, centred / np.linalg.norm(centred), atol=1e-5)
@@ -133,10 +146,14 @@ class TestBatches:
 class TestData:
     """What a step reads of the features, and how often."""
 
-    def test_where_head_and_looks_see_the_plain_view_its_rows_are_read_once(self, make_run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_where_head_and_looks_see_the_plain_view_its_rows_are_read_once(
+        self, make_run: Runs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         run = make_run(*SHORT)
         data, read, rows = TrainingData.read(run, with_curve=False), [], Features.rows
-        monkeypatch.setattr(Features, "rows", lambda self, *asked: read.append(len(asked[0])) or rows(self, *asked))
+        monkeypatch.setattr(
+            Features, "rows", lambda self, *asked: read.append(len(asked[0])) or rows(self, *asked)
+        )
         chosen = data.train_rows[[5, 3, 9, 1]]
         photos, looks = data.of_batch(training.Batch(1, chosen), slice(1, 3), run.device)
         assert read == [4]
@@ -178,7 +195,9 @@ class TestQueue:
 
 class TestStrategies:
     @pytest.mark.parametrize("name", sorted(set(REGISTRY) - {"infonce"}))
-    def test_each_learns_something_else_than_infonce_and_says_what_it_did(self, make_run: Runs, name: str) -> None:
+    def test_each_learns_something_else_than_infonce_and_says_what_it_did(
+        self, make_run: Runs, name: str
+    ) -> None:
         run = make_run("training.epochs=1", "training.batch_size=96", "training.prior=0.1")
         geoclip, history = trained(run, name)
         assert not same(geoclip, trained(run)[0])
@@ -200,22 +219,33 @@ class TestOptions:
     def test_a_strategy_that_does_not_read_a_setting_keeps_its_training(self, make_run: Runs) -> None:
         run = make_run(*SHORT)
         training.train_all(run, ["decayed"])
-        training.make(training.Job.variant(run, "decayed", "decayed", 0, {"alpha": 9.0, "range_km": 5.0, "prior": 0.3}))
+        training.make(
+            training.Job.variant(run, "decayed", "decayed", 0, {"alpha": 9.0, "range_km": 5.0, "prior": 0.3})
+        )
         training.make(training.Job.variant(run, "decayed", "decayed", 0, {"beta": 9.0}))
         assert [report.split()[0] for report in run.reports] == ["made", "reused", "made"]
 
     def test_the_cap_holds(self, make_run: Runs) -> None:
-        capped, free = (trained(make_run(*SHORT, *more))[0].logit_scale.exp().item() for more in (["training.max_logit_scale=3"], []))
+        capped, free = (
+            trained(make_run(*SHORT, *more))[0].logit_scale.exp().item()
+            for more in (["training.max_logit_scale=3"], [])
+        )
         assert 2.9 < capped <= 3.0 + 1e-6 < free
 
     def test_fewer_photos_are_some_of_the_more_and_every_seed_has_the_same(self, make_run: Runs) -> None:
-        rows = {count: TrainingData.read(make_run(f"training.photos={count}"), False).train_rows for count in (20, 40, 96)}
+        rows = {
+            count: TrainingData.read(make_run(f"training.photos={count}"), False).train_rows
+            for count in (20, 40, 96)
+        }
         assert set(rows[20]) < set(rows[40]) < set(rows[96])
         assert [len(one) for one in rows.values()] == [20, 40, 96]
 
     def test_the_backward_direction_alone_is_symmetric_minus_forward(self, make_run: Runs) -> None:
         """At the first step, from the watched logits: loss = (photos to places + places to photos) / 2."""
-        watch, run = Watch(), make_run("training.epochs=1", "training.batch_size=96", "training.symmetric=true")
+        watch, run = (
+            Watch(),
+            make_run("training.epochs=1", "training.batch_size=96", "training.symmetric=true"),
+        )
         _, history = trained(run, watch.strategy)
         logits, own = watch.seen[0].logits, torch.arange(96)
         both = [torch.nn.functional.cross_entropy(one, own).item() for one in (logits, logits.T)]
@@ -224,7 +254,12 @@ class TestOptions:
 
 class TestHistory:
     def test_one_row_an_epoch_and_a_falling_loss(self, make_run: Runs) -> None:
-        run = make_run("training.epochs=4", "training.batch_size=24", "training.validate_every=3", "training.learning_rate=1e-3")
+        run = make_run(
+            "training.epochs=4",
+            "training.batch_size=24",
+            "training.validate_every=3",
+            "training.learning_rate=1e-3",
+        )
         history = trained(run)[1]
         assert history["epoch"].tolist() == [1, 2, 3, 4]
         assert history["steps"].tolist() == [4, 8, 12, 16]
@@ -234,17 +269,25 @@ class TestHistory:
         assert radii.is_monotonic_increasing
         assert radii.between(0.0, 1.0).all()
 
-    def test_the_rate_falls_by_the_decay_after_every_epoch(self, make_run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_rate_falls_by_the_decay_after_every_epoch(
+        self, make_run: Runs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         rates = []
         step = torch.optim.Adam.step
-        monkeypatch.setattr(torch.optim.Adam, "step", lambda self, *a: rates.append(self.param_groups[0]["lr"]) or step(self, *a))
-        trained(make_run("training.epochs=3", "training.batch_size=48", "training.schedule=exponential", "training.optimizer=adam",
-                         "training.learning_rate=3e-5", "training.learning_rate_decay=0.87"))  # fmt: skip
+        monkeypatch.setattr(
+            torch.optim.Adam,
+            "step",
+            lambda self, *a: rates.append(self.param_groups[0]["lr"]) or step(self, *a),
+        )
+        more = ("schedule=exponential", "optimizer=adam", "learning_rate=3e-5", "learning_rate_decay=0.87")
+        trained(make_run("training.epochs=3", "training.batch_size=48", *(f"training.{one}" for one in more)))
         assert rates == pytest.approx([3e-5, 3e-5, 3e-5 * 0.87, 3e-5 * 0.87, 3e-5 * 0.87**2, 3e-5 * 0.87**2])
 
 
 class TestErrors:
-    def test_a_feature_that_is_no_number_stops_at_its_epoch_and_step(self, changed_features: Callable[..., Run]) -> None:
+    def test_a_feature_that_is_no_number_stops_at_its_epoch_and_step(
+        self, changed_features: Callable[..., Run]
+    ) -> None:
         run = changed_features(0, np.nan, *SHORT)
         with pytest.raises(BundleError, match=r"infonce, seed 0: the loss is nan at epoch 1, step \d"):
             train(run, TrainingData.read(run, with_curve=False), negatives.get("infonce"), 0)
@@ -254,11 +297,18 @@ class TestErrors:
             trained(make_run(*SHORT, "training.learning_rate=inf", "training.schedule=constant"))
 
     def test_weights_that_the_last_step_lost_are_not_returned(self, make_run: Runs) -> None:
-        run = make_run("training.epochs=1", "training.batch_size=96", "training.learning_rate=inf", "training.schedule=constant")
+        run = make_run(
+            "training.epochs=1",
+            "training.batch_size=96",
+            "training.learning_rate=inf",
+            "training.schedule=constant",
+        )
         with pytest.raises(BundleError):
             trained(run)
 
-    def test_a_failed_training_leaves_no_checkpoint_and_no_receipt(self, changed_features: Callable[..., Run]) -> None:
+    def test_a_failed_training_leaves_no_checkpoint_and_no_receipt(
+        self, changed_features: Callable[..., Run]
+    ) -> None:
         run = changed_features(slice(None), np.nan, *SHORT)
         with pytest.raises(BundleError):
             training.train_all(run, ["infonce"])
@@ -286,10 +336,15 @@ class TestReuse:
         training.train_all(run, ["infonce"])
         training.train_all(run, ["infonce", "similarity"])
         assert [report.split()[:2] for report in run.reports] == [
-            ["made", "training-infonce_seed0"], ["reused", "training-infonce_seed0"], ["made", "training-similarity_seed0"],
+            ["made", "training-infonce_seed0"],
+            ["reused", "training-infonce_seed0"],
+            ["made", "training-similarity_seed0"],
         ]  # fmt: skip
         histories = training.histories(run, ["infonce", "similarity"])
-        assert histories[["strategy", "seed", "epoch"]].values.tolist() == [["infonce", 0, 1], ["similarity", 0, 1]]
+        assert histories[["strategy", "seed", "epoch"]].values.tolist() == [
+            ["infonce", 0, 1],
+            ["similarity", 0, 1],
+        ]
 
 
 class TestPretrained:
@@ -297,8 +352,14 @@ class TestPretrained:
         self, make_run: Runs, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(model.geoclip_locations(), "LocationEncoder", LocationEncoder)  # the whole one
-        run = make_run("training.epochs=1", "training.batch_size=96", "training.location_encoder=geoclip", "training.learning_rate=1e-9")
+        run = make_run(
+            "training.epochs=1",
+            "training.batch_size=96",
+            "training.location_encoder=geoclip",
+            "training.learning_rate=1e-9",
+        )
         found = trained(run)[0].location_encoder.state_dict()
-        assert all(torch.allclose(found[name], value, atol=1e-6) for name, value in LocationEncoder().state_dict().items())
-
-
+        assert all(
+            torch.allclose(found[name], value, atol=1e-6)
+            for name, value in LocationEncoder().state_dict().items()
+        )
