@@ -117,10 +117,10 @@ def test_the_readme_begins_with_a_picture_and_the_two_commands():
 
 
 def test_strategies_bear_the_names_of_today():
-    for page in PAGES:
+    for page in (page for page in PAGES if page.parent.name != "reference"):
         for old in negatives.RENAMED:
             said = [line for line in re.split(r"(?<=[.:])\s", read(page)) if f"`{old}`" in line]
-            assert all("earlier name" in line.lower() for line in said) or page.parent.name == "reference", said
+            assert all("earlier name" in line.lower() for line in said), said
 
 
 def test_the_reference_is_what_the_code_says():
@@ -130,7 +130,7 @@ def test_the_reference_is_what_the_code_says():
     pages = generate.pages()
     stale = [path.name for path, text in pages.items() if not path.exists() or read(path) != text]
     assert not stale, "run python docs/generate.py"
-    assert set((DOCS / "reference").glob("*.md")) == {path for path in pages if path.parent.name == "reference"}
+    assert set((DOCS / "reference").glob("*.md")) <= set(pages)
     modules = {path for _, path in generate.modules()}
     assert modules == {*(PROJECT / "lib").rglob("*.py"), *(PROJECT / "study").glob("*.py")}
 
@@ -172,9 +172,10 @@ def test_each_howto_is_one_file():
 def test_the_howtos_data_set_backbone_and_strategy_go_through_a_training(extended):
     python(extended, "my_data_set.py", "photos", "places.csv")
     asked = [
-        "dataset=folder", "data.root=photos", "data.csv=places.csv", "backbone=thumbnail", "study=null", "device=cpu",
-        "training.strategies=infonce,near_down", "training.alpha=4", "training.epochs=1", "training.seeds=0",
-        "training.queue_size=0", "semivariogram.lag_width_rad=0.1", "evaluation.splits=test,test_blocked",
+        "dataset=folder", "data.root=photos", "data.csv=places.csv", "backbone=thumbnail", "study=null",
+        "device=cpu", "training.strategies=infonce,near_down", "training.alpha=4", "training.epochs=1",
+        "training.seeds=0", "training.queue_size=0", "semivariogram.lag_width_rad=0.1",
+        "evaluation.splits=test,test_blocked",
     ]  # fmt: skip
     python(extended, "-m", "lib.stages", "smoke", str(extended / "results" / "mine"), *asked)
     folder = extended / "results" / "mine"

@@ -18,7 +18,7 @@ PLACES = np.array([[48.8, 2.3], [-33.9, 151.2], [1.3, 103.8], [64.1, -21.9], [-1
 
 @pytest.fixture
 def package(tiny_clip, monkeypatch):
-    """The package geoclip with a tiny CLIP instead of a download; ``asked`` holds what it would have fetched."""
+    """The package geoclip with a tiny CLIP; ``asked`` holds what it would have downloaded."""
     import geoclip
     from geoclip.model import _hub, image_encoder
 
@@ -37,7 +37,8 @@ def raw_features(model, photos):
     """What the CLIP inside a model of the package makes of ``photos``."""
     from geoclip.model import image_encoder
 
-    return image_encoder._extract_image_features(model.image_encoder.CLIP.get_image_features(pixel_values=photos))
+    clip = model.image_encoder.CLIP
+    return image_encoder._extract_image_features(clip.get_image_features(pixel_values=photos))
 
 
 def some_photos():
@@ -84,7 +85,8 @@ def test_the_published_model_gives_the_packages_own_logits(tiny_clip, package):
     photos, places = some_photos(), torch.tensor(PLACES, dtype=torch.float32)
     with torch.inference_mode():
         embedded = ours.embed_photos(raw_features(theirs, photos))
-        assert torch.allclose(ours.logits(embedded, ours.embed_places(places)), theirs(photos, places), atol=1e-4)
+        logits = ours.logits(embedded, ours.embed_places(places))
+        assert torch.allclose(logits, theirs(photos, places), atol=1e-4)
     assert ours.logit_scale.exp() > 20  # not where training starts
 
 

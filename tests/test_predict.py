@@ -39,7 +39,10 @@ def colour_encoder():
     def preprocess(image):
         return torch.from_numpy(np.array(image.resize((4, 4)))).permute(2, 0, 1).float() / 255
 
-    return Backbone("colour", 3, preprocess, preprocess, lambda batch: batch.mean((2, 3)), torch.nn.Identity())
+    def encode(batch):
+        return batch.mean((2, 3))
+
+    return Backbone("colour", 3, preprocess, preprocess, encode, torch.nn.Identity())
 
 
 @pytest.fixture
@@ -172,7 +175,8 @@ class TestWhichModel:
     def test_the_best_on_validation_and_the_smallest_seed_are_taken_and_said(self, finished):
         found = load_predictor(str(finished.folder))
         assert "strategy decayed (best on validation: 65.0 % within 200 km), seed 0" in found.description
-        assert "gallery train, 96 places" in found.description and "trained on blue_marble" in found.description
+        assert "gallery train, 96 places" in found.description
+        assert "trained on blue_marble" in found.description
         expected = checkpoints.load(finished.checkpoint("decayed", 0)).state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in found.model.state_dict().items())
 
@@ -203,7 +207,8 @@ class TestWhichModel:
         import geoclip
         from geoclip.model import image_encoder
 
-        monkeypatch.setattr(image_encoder.AutoProcessor, "from_pretrained", CLIPImageProcessor.from_pretrained)
+        processor = CLIPImageProcessor.from_pretrained
+        monkeypatch.setattr(image_encoder.AutoProcessor, "from_pretrained", processor)
         package, places = geoclip.GeoCLIP(clip_path=str(tiny_clip)).eval(), tmp_path / "places.csv"
         package.gps_gallery = package.gps_gallery[:500]
         pd.DataFrame(package.gps_gallery.numpy(), columns=["LAT", "LON"]).to_csv(places, index=False)
@@ -216,7 +221,7 @@ class TestWhichModel:
             assert np.allclose(rows[PLACE], expected, atol=1e-4)
             assert np.allclose(rows["probability"], values, rtol=1e-2)
 
-    def test_a_release_predicts_what_its_model_predicts(self, tiny_clip, photos, tmp_path, narrow, monkeypatch):
+    def test_a_release_predicts_as_its_model(self, tiny_clip, photos, tmp_path, narrow, monkeypatch):
         trained = model.GeoCLIP(768, 0.1 * torch.randn(768), 0.5).eval()
         monkeypatch.setattr(type(trained.location_encoder), "sigma", [1, 16, 256], raising=False)
         places = uniform_on_sphere(50, np.random.default_rng(1))

@@ -77,13 +77,13 @@ def of_run(run: Run, strategy: str | None = None, seed: int | None = None) -> Pr
             raise BundleError(f"run {run.name} has no {word} {value}; it has {', '.join(map(str, known))}")
     seed = min(settings.seeds) if seed is None else seed
     path = run.require(run.checkpoint(strategy, seed), "02_baseline_geoclip or 04_regularized_training")
-    dataset = run.settings.dataset
+    dataset, places = run.settings.dataset, datasets.read(run, datasets.manifest.PLACES)
     made = _assembled(
         f"run {run.name}, {strategy}, seed {seed}",
         f"run {run.name}, strategy {strategy}{reason}, seed {seed}; trained on {dataset.name}",
         checkpoints.load(path, run.device),
         run.settings.backbone,
-        (run.settings.evaluation.gallery, gallery.coordinates(run, datasets.read(run, datasets.manifest.PLACES))),
+        (run.settings.evaluation.gallery, gallery.coordinates(run, places)),
     )
     if not isinstance(dataset, BlueMarble):
         return made
