@@ -17,7 +17,8 @@ from lib.data import backbones, features
 from lib.method import negatives
 from lib.method.model import initialise
 from lib.method.semivariogram import Curve
-from lib.runs import Run, has_native_bfloat16
+from lib.runs import Run
+from lib.runs.machine import has_native_bfloat16
 from lib.train.training import TrainingData
 
 SIZES = (64, 128, 256, 512)

@@ -5,170 +5,131 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 
 import nbformat
-import pandas as pd
-from traitlets.config import Config
+from tqdm import tqdm
 
-from lib import lab, plan, settings
+from lib import lab, stages
 from lib.data import backbones
-from lib.lab import with_this_checkout
 from lib.method import negatives
 from lib.method.errors import BundleError
 from lib.runs import Run, locks, provenance, write_json, writing
-from lib.runs.files import READING_ERRORS, checksum, one_line, printable, refusals_named
+from lib.runs.files import checksum, one_line, printable, refusals_named
+from lib.runs.provenance import read_provenance
+from lib.runs.run import RECORDS
 from lib.settings import PROJECT
 from lib.show import explore, report
-from lib.terminal import Progress
+from lib.show.pages import as_a_terminal_shows, render, tidy
 from lib.train import gallery
 
 NOTEBOOKS = PROJECT / "notebooks"
-PARAMETERS = ["profile", "run_name", "overrides"]
+PARAMETERS = ["overrides", "profile", "run_name"]
+OF_THE_STUDY = {"07", "08"}
+"""Notebooks that need the group ``study`` in the profile: hours of trainings."""
 MOST_OF_A_SOCKETS_PATH = 70
 """Longest folder of temporary files, in characters, that leaves room for a socket's name: the system takes about 100 in all."""
-DARK = """<style>@media screen and (prefers-color-scheme: dark) {
-THEME
-body.jp-Notebook { color-scheme: dark; background: var(--jp-layout-color0); }
-.jp-RenderedImage img { border-radius: 4px; }
-}</style>"""
-"""What makes a page dark where its reader's screen is: JupyterLab's own colours."""
-OF_THE_STUDY = {"07", "08"}
-"""Notebooks that need the group ``study`` in the profile: hours of trainings, which quick does without."""
 
 
-class PipelineError(BundleError):
-    """The pipeline cannot go on; the message names notebook, cell and error."""
-
-
-EXPECTED = (BundleError,)
-"""Errors of which a user wants the sentence, and no traceback."""
-
-
-@dataclass(frozen=True)
-class Notebook:
-    """A numbered notebook of notebooks/."""
-
-    path: Path
-
-    @property
-    def number(self) -> str:
-        """The two digits that its name begins with."""
-        return self.path.stem[:2]
-
-    @property
-    def title(self) -> str:
-        """Its first heading."""
-        for line in self.read().cells[0].source.splitlines():
-            if line.startswith("# "):
-                return line[2:].strip()
-        return self.path.stem
-
-    def read(self) -> nbformat.NotebookNode:
-        """Its content."""
-        return nbformat.read(self.path, as_version=4)
-
-
-def notebooks() -> list[Notebook]:
-    """The numbered notebooks, in order."""
+def notebooks() -> dict[str, Path]:
+    """Number -> file of each notebook, in their order."""
     found = [*NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"), *(PROJECT / "study").glob("[0-9][0-9]_*.ipynb")]
-    return [Notebook(path) for path in sorted(found, key=lambda path: path.name)]
+    return {path.name[:2]: path for path in sorted(found, key=lambda path: path.name)}
 
 
-def choose(only: str | None, with_study: bool = True) -> list[Notebook]:
+def title(notebook: Path) -> str:
+    """The first heading of a notebook."""
+    lines = nbformat.read(notebook, as_version=4).cells[0].source.splitlines()
+    return next((line[2:].strip() for line in lines if line.startswith("# ")), notebook.stem)
+
+
+def choose(only: str | None, with_study: bool = True) -> dict[str, Path]:
     """The notebooks that ``only`` ("03,05") names; where it is None all, but for those of the study without it.
 
     Raises:
-        PipelineError: a number has no notebook, or is of the study and the profile has none.
+        BundleError: a number has no notebook, or is of the study and the profile has none.
     """
-    there = {notebook.number: notebook for notebook in notebooks()}
+    there = notebooks()
     if only is None:
-        return [one for number, one in there.items() if with_study or number not in OF_THE_STUDY]
+        return {number: path for number, path in there.items() if with_study or number not in OF_THE_STUDY}
     wanted = [part.strip().zfill(2) for part in only.split(",") if part.strip()]
-    if not wanted:
-        raise PipelineError(f"--only {only}: names no notebook; there are {', '.join(there)}")
-    if unknown := [number for number in wanted if number not in there]:
-        raise PipelineError(f"--only {only}: there is no notebook {', '.join(unknown)}; there are {', '.join(there)}")
-    if without := sorted(OF_THE_STUDY.intersection(wanted)) if not with_study else []:
-        raise PipelineError(f"--only {only}: notebook {', '.join(without)} needs the group `study`; take --profile study")
-    return [there[number] for number in there if number in wanted]
+    if not wanted or (unknown := [number for number in wanted if number not in there]):
+        said = f"there is no notebook {', '.join(unknown)}" if wanted else "names no notebook"
+        raise BundleError(f"--only {only}: {said}; there are {', '.join(there)}")
+    if without := [] if with_study else sorted(OF_THE_STUDY.intersection(wanted)):
+        raise BundleError(f"--only {only}: notebook {', '.join(without)} needs the group `study`; take --profile study")
+    return {number: path for number, path in there.items() if number in wanted}
 
 
-def check_parameters(notebook: Notebook) -> None:
+def check_parameters(notebook: Path) -> None:
     """Refuse a notebook whose ``parameters`` cell is not exactly what the pipeline gives; papermill would only warn.
 
     Raises:
-        PipelineError: no such cell, more than one, or other names in it.
+        BundleError: no such cell, more than one, or other names in it.
     """
     import papermill
 
-    tagged = [cell for cell in notebook.read().cells if "parameters" in cell.metadata.get("tags", [])]
-    names = list(papermill.inspect_notebook(_literal(notebook.path))) if len(tagged) == 1 else []
-    if sorted(names) != sorted(PARAMETERS):
-        raise PipelineError(
-            f"{notebook.path.name}: needs one cell tagged `parameters` that sets {', '.join(PARAMETERS)}; "
-            f"found {len(tagged)} such cells with {', '.join(names) or 'nothing'}"
+    cells = nbformat.read(notebook, as_version=4).cells
+    count = sum("parameters" in cell.metadata.get("tags", []) for cell in cells)
+    names = sorted(papermill.inspect_notebook(_literal(notebook))) if count == 1 else []
+    if names != PARAMETERS:
+        wanted, found = ", ".join(PARAMETERS), ", ".join(names) or "nothing"
+        raise BundleError(
+            f"{notebook.name}: needs one cell tagged `parameters` that sets {wanted}; found {count} such cells with {found}"
         )
 
 
-def execute(
-    notebook: Notebook, run: Run, profile: str, overrides: Sequence[str], said: TextIO | None = None
-) -> Path:
+def execute(notebook: Path, run: Run, profile: str, overrides: Sequence[str]) -> Path:
     """Execute ``notebook`` into the run's folder, also where it fails half-way; return the executed copy.
 
-    Args:
-        said: gets what the notebook prints, as it prints it.
-
     Raises:
-        PipelineError: a cell failed; the message names notebook and cell and ends with the error's last line.
+        BundleError: a cell failed; the message names notebook and cell and ends with the error's last line.
     """
     import papermill
+    from traitlets.config import Config
 
     check_parameters(notebook)
-    target = run.folder / "notebooks" / notebook.path.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.environ[explore.PICTURES_ONLY] = "1"  # the kernel inherits it: nobody is there to move a slider
-    os.environ["PYTHONPATH"] = with_this_checkout(os.environ)
-    given = {"profile": profile, "run_name": str(run.folder), "overrides": list(overrides)}
+    target, log = run.folder / "notebooks" / notebook.name, run.folder / "logs" / f"{notebook.stem}.log"
+    for path in (target, log):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    given = {"profile": _from_notebooks(profile), "run_name": _from_notebooks(str(run.folder)), "overrides": list(overrides)}
+    as_far = f"the notebook as far as it got: {target}"
     try:
-        with _folder_of_sockets() as sockets:
+        with _folder_of_sockets() as sockets, log.open("w", encoding="utf-8") as said:
             papermill.execute_notebook(
-                _literal(notebook.path),
-                _literal(target),
-                parameters=given,
-                kernel_name="python3",
-                cwd=str(NOTEBOOKS),
-                progress_bar=False,
-                stdout_file=said,
-                stderr_file=said,
-                start_timeout=600,
+                _literal(notebook), _literal(target), parameters=given, kernel_name="python3", cwd=str(NOTEBOOKS),
+                progress_bar=False, stdout_file=said, stderr_file=said, start_timeout=600,
                 config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),
-                extra_arguments=["--Application.log_level=CRITICAL"],  # else a kernel logs the interrupt that ends it as an error
-            )
+                extra_arguments=["--Application.log_level=CRITICAL"],  # else a kernel logs the interrupt that ends it
+            )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         first_line = next((line for line in error.source.splitlines() if line.strip()), "")
         last_line = (str(error.evalue).strip().splitlines() or [""])[-1]
-        raise PipelineError(
-            f"{notebook.path.name}: cell {error.exec_count} (`{first_line.strip()}`) failed\n"
-            f"{error.ename}: {last_line}\nthe notebook as far as it got: {target}"
-        ) from None
+        where = f"{notebook.name}: cell {error.exec_count} (`{first_line.strip()}`) failed"
+        raise BundleError(f"{where}\n{error.ename}: {last_line}\n{as_far}") from None
     except RuntimeError as error:  # of nbclient, which knows no more than that the kernel does not answer
-        raise PipelineError(
-            f"{notebook.path.name}: its kernel died or did not start ({one_line(error)}); most often the memory did not suffice\n"
-            f"the notebook as far as it got: {target}"
-        ) from error
+        died = f"its kernel died or did not start ({one_line(error)}); most often the memory did not suffice"
+        raise BundleError(f"{notebook.name}: {died}\n{as_far}") from error
     finally:
         if target.exists():
             tidy(target)
+        if log.exists():
+            log.write_text(as_a_terminal_shows(log.read_text(encoding="utf-8")), encoding="utf-8")
     return target
+
+
+def _from_notebooks(path: str) -> str:
+    """``path`` from the notebooks' folder, so that an executed notebook names no machine's folders; a plain name as it is."""
+    if not Path(path).is_absolute():
+        return path
+    return Path(path).name if Path(path).parent == PROJECT / "results" else os.path.relpath(path, NOTEBOOKS)
 
 
 def _folder_of_sockets() -> tempfile.TemporaryDirectory[str]:
@@ -182,100 +143,34 @@ def _literal(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def tidy(path: Path) -> None:
-    """Leave of what each cell of an executed notebook printed what a terminal would show in the end, in one piece."""
-    content = nbformat.read(path, as_version=4)
-    for cell in content.cells:
-        kept = []
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream" and kept and kept[-1].get("name") == output.name:
-                kept[-1].text += output.text
-            else:
-                kept.append(output)
-        for output in kept:
-            if output.output_type == "stream":
-                output.text = _as_a_terminal_shows_it(output.text)
-        if "outputs" in cell:
-            cell.outputs = [output for output in kept if output.output_type != "stream" or output.text]
-    with writing(path) as aside:
-        nbformat.write(content, aside)
-
-
-def _as_a_terminal_shows_it(text: str) -> str:
-    """``text`` without what a carriage return overwrote, and without the empty lines that progress bars leave."""
-    lines = [line.rpartition("\r")[2].rstrip() for line in text.replace("\r\n", "\n").split("\n")]
-    return "".join(f"{line}\n" for line in lines if line)
-
-
-def render(executed: Path) -> Path:
-    """The executed notebook as a page beside it, formulas as MathML: nothing is fetched to show them."""
-    from nbconvert import HTMLExporter
-
-    content = nbformat.read(executed, as_version=4)
-    for cell in content.cells:
-        if cell.cell_type == "markdown":
-            cell.source = _with_mathml(cell.source)
-    exporter = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True, mathjax_url="", require_js_url="")
-    body, _ = exporter.from_notebook_node(content)
-    dark, *_ = exporter.environment.loader.get_source(exporter.environment, "static/theme-dark.css")
-    page = executed.with_suffix(".html")
-    with writing(page) as aside:
-        aside.write_text(_without_fetching(body).replace("</head>", DARK.replace("THEME", dark) + "</head>", 1), encoding="utf-8")
-    return page
-
-
-def _with_mathml(markdown: str) -> str:
-    """``markdown`` with $formulas$ and $$displayed ones$$ as MathML; code spans are left alone."""
-    from latex2mathml.converter import convert
-
-    def formula(found: re.Match[str]) -> str:
-        if found["code"]:
-            return found["code"]
-        displayed = found["display"] is not None
-        mathml = convert((found["display"] or found["inline"]).strip(), display="block" if displayed else "inline")
-        return f'\n\n<div style="margin: 1em 0">{mathml}</div>\n\n' if displayed else mathml
-
-    pattern = r"(?P<code>`[^`]*`)|\$\$(?P<display>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$"
-    return re.sub(pattern, formula, markdown, flags=re.DOTALL)
-
-
-def _without_fetching(page: str) -> str:
-    """``page`` without the scripts that nbconvert's template would load from a network."""
-    return re.sub(r'<script[^>]*\bsrc="(https?:|")[^>]*>\s*</script>', "", page)
-
-
-def finish(run: Run, seconds: dict[str, float]) -> None:
-    """Write manifest.json and index.html, and say where the run's figures stand against the reference's."""
-    known = {notebook.path.stem: notebook for notebook in notebooks()}
-    executed = [path for path in sorted((run.folder / "notebooks").glob("*.ipynb")) if path.stem in known]
+def finish(run: Run, seconds: Mapping[str, float]) -> None:
+    """Write provenance.json and index.html, and say where the run's figures stand against the reference's."""
+    executed = [(path, run.folder / "notebooks" / path.name) for path in notebooks().values()]
     links = [
-        {
-            "title": known[path.stem].title,
-            "ipynb": f"notebooks/{path.name}",
-            "html": f"notebooks/{path.with_suffix('.html').name}",
-        }
-        for path in executed
-        if path.with_suffix(".html").exists()
+        {"title": title(path), "ipynb": f"notebooks/{path.name}", "html": f"notebooks/{path.stem}.html"}
+        for path, copy in executed
+        if copy.with_suffix(".html").exists()
     ]
     written = provenance(run, seconds) | {"outdated": outdated(run)}
     index = report.write_index(run, written, links)
     written["outputs"][index.name] = checksum(index)
-    write_json(run.folder / "manifest.json", written)
+    write_json(run.provenance, written)
     for stage in written["outdated"]:
-        print(f"outdated: {stage} was not made with these settings, inputs and code, and was not made anew; run all notebooks")
+        print(f"outdated: {stage} was not made with these settings, inputs and code; run all notebooks")
     if run.table("accuracy").exists():
-        _say_comparison(run, *report.compare_with_reference(run))
+        _say_comparison(run)
     print(f"open {index}")
 
 
 def outdated(run: Run) -> list[str]:
-    """Stages that are there, and of which the run's settings, inputs and code of today are not what made them: after ``--only``."""
-    found = plan.steps(run, [notebook.number for notebook in notebooks()])
-    return [step.stage for step in found if not step.is_reused and run.receipt(step.stage).exists()]
+    """Stages that are there, and that the run's settings, inputs and code of today would make anew: after ``--only``."""
+    found = stages.look_up(run, notebooks())
+    return [stage for _, stage, is_reused in found if not is_reused and run.receipt(stage).exists()]
 
 
-def _say_comparison(run: Run, compared: pd.DataFrame, sentence: str) -> None:
+def _say_comparison(run: Run) -> None:
     """Print what the comparison with the reference came to, and what was missed; every figure goes to a file."""
+    compared, sentence = report.compare_with_reference(run)
     if len(compared):
         path = run.folder / "logs" / "comparison.txt"
         with writing(path) as aside:
@@ -285,31 +180,16 @@ def _say_comparison(run: Run, compared: pd.DataFrame, sentence: str) -> None:
     print(report.format_comparison(missed, sentence))
 
 
-def earlier_seconds(run: Run) -> dict[str, float]:
-    """Wall time by notebook that the run's manifest.json names; empty where there is none."""
-    try:
-        return dict(json.loads((run.folder / "manifest.json").read_text())["seconds_by_notebook"])
-    except READING_ERRORS:
-        return {}
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line; the same options as run_all.sh."""
-    parser = argparse.ArgumentParser("run_all.sh", description="Execute the numbered notebooks.")
-    parser.add_argument(
-        "--profile", default="quick", help=f"{', '.join(settings.profiles())}, or a YAML file (default: quick)"
-    )
-    parser.add_argument("--run", default="", help="name of the folder under results/ (default: the profile's name)")
-    parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], help="where to compute (default: CUDA where there is one)"
-    )
-    parser.add_argument("--only", help="numbers of the notebooks to execute, such as 03,05")
-    parser.add_argument("--set", action="append", default=[], metavar="GROUP.KEY=VALUE", help="override a setting")
-    parser.add_argument(
-        "--list", action="store_true", help="say what would be computed, what reused, how long it takes here; do nothing"
-    )
-    parser.add_argument("--lab", action="store_true", help="open JupyterLab on the notebooks instead of executing them")
-    parser.add_argument("--fresh", action="store_true", help="make everything anew; photos that are there stay")
+    """The command line; the help of these options stands in run_all.sh."""
+    parser = argparse.ArgumentParser("run_all.sh", epilog="What each option does: ./run_all.sh --help")
+    parser.add_argument("--profile", default="quick")
+    parser.add_argument("--run", default="")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--only")
+    parser.add_argument("--set", action="append", default=[], metavar="GROUP.KEY=VALUE")
+    for switch in ("--list", "--lab", "--fresh"):
+        parser.add_argument(switch, action="store_true")
     return parser.parse_args(arguments)
 
 
@@ -325,16 +205,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.list:
             return _list(run, chosen)
         if options.lab:
-            return lab.start(chosen[0].path.name)
+            return lab.start(next(iter(chosen.values())))
         check_before_computing(run)
-        with locks.holding(run.folder), refusals_named(run.folder):
+        with locks.holding(run.folder), refusals_named(run.folder), _environment(run):
             for path in sorted(run.folder.rglob("*")) if options.fresh else ():
                 if path.name in {"receipts", "features"} and path.is_dir():
                     shutil.rmtree(path)
             if (count := os.environ.get("NPROC") or "1") != "1":
                 make_in_parallel(run, profile, overrides, count)
             _execute_all(run, chosen, profile, overrides)
-    except EXPECTED as error:
+    except BundleError as error:
         print("run_all.sh: " + "\n".join(map(printable, str(error).split("\n"))), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -350,38 +230,53 @@ def _of_the_caller(path: str) -> str:
 
 
 def refuse_what_would_be_ignored(options: argparse.Namespace) -> None:
-    """Raise a PipelineError where the command line asks for what would not be done."""
+    """Raise a BundleError where the command line asks for what would not be done."""
     if options.lab and (options.run or options.set or options.device or options.fresh or options.profile != "quick"):
-        raise PipelineError("--lab opens the notebooks as they are: set profile, run_name and overrides in a notebook's first code cell")
+        where = "set profile, run_name and overrides in a notebook's first code cell"
+        raise BundleError(f"--lab opens the notebooks as they are: {where}")
     if options.fresh and options.only:
-        raise PipelineError("--fresh removes what the other notebooks made, and --only would not make it again; leave one out")
+        raise BundleError("--fresh removes what the other notebooks made, and --only would not make it again; leave one out")
     if options.only and not (options.list or options.lab) and os.environ.get("NPROC", "1") not in {"", "1"}:
-        raise PipelineError("NPROC makes all stages before the notebooks; leave out --only, or NPROC")
+        raise BundleError("NPROC makes all stages before the notebooks; leave out --only, or NPROC")
     if options.run in {".", ".."}:
-        raise PipelineError(f"--run {options.run}: give the folder a name of its own")
+        raise BundleError(f"--run {options.run}: give the folder a name of its own")
+
+
+@contextmanager
+def _environment(run: Run) -> Iterator[None]:
+    """Variables of what the run starts: lib of this checkout, pictures as nobody moves a slider, and where stages are noted."""
+    before = dict(os.environ)
+    noted = {RECORDS: str(run.folder / "logs" / "stages.jsonl"), explore.PICTURES_ONLY: "1", "PYTHONPATH": lab.python_path()}
+    os.environ.update(noted)
+    try:
+        yield
+    finally:
+        for name in noted:
+            os.environ.pop(name)
+        os.environ.update({name: before[name] for name in noted if name in before})
 
 
 def make_in_parallel(run: Run, profile: str, overrides: Sequence[str], count: str) -> None:
     """Make what takes long with ``count`` processes on this machine, before the notebooks find it (:mod:`lib.stages`).
 
     Raises:
-        PipelineError: ``count`` is no number of processes, or one of them failed.
+        BundleError: ``count`` is no number of processes, or one of them failed.
     """
     if not count.isdecimal() or int(count) < 1:
-        raise PipelineError(f"NPROC={count}: give the number of processes, such as the number of GPUs")
+        raise BundleError(f"NPROC={count}: give the number of processes, such as the number of GPUs")
     print(f"{count} processes make features and trainings …", flush=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     command = [*torchrun, "-m", "lib.stages", profile, str(run.folder), *overrides]
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // int(count)))}  # torchrun itself would give each one
-    if subprocess.run(command, cwd=PROJECT, env=threads | os.environ).returncode:  # noqa: S603 - its progress and its errors go to the terminal
-        raise PipelineError(f"one of the {count} processes failed; its sentence, beginning with lib.stages, stands above")
+    if subprocess.run(command, cwd=PROJECT, env=threads | os.environ).returncode:  # noqa: S603
+        raise BundleError(f"one of the {count} processes failed; its sentence, beginning with lib.stages, stands above")
 
 
 def check_before_computing(run: Run) -> None:
     """Find what cannot work before hours go into what can.
 
     Raises:
-        ArtefactError, BackboneError, BundleError, BundleError: device, backbone, strategy or gallery is not there.
+        BundleError: device, backbone, strategy or gallery is not there.
     """
     _ = run.device
     backbones.find(run.settings.backbone)
@@ -392,35 +287,45 @@ def check_before_computing(run: Run) -> None:
     gallery.find(run.settings.evaluation)
 
 
-def _list(run: Run, chosen: list[Notebook]) -> int:
+def _list(run: Run, chosen: Mapping[str, Path]) -> int:
+    found = stages.look_up(run, chosen)
     print(run.describe())
-    print(plan.table(run, [(notebook.path.stem, notebook.title) for notebook in chosen]))
-    print(f"profiles: {', '.join(settings.profiles())}; results go to {run.folder}")
+    for number, path in chosen.items():
+        print(f"{number}  {title(path)}")
+        for _, stage, is_reused in (one for one in found if one[0] == number):
+            print(f"      {stage:44}{'reused' if is_reused else 'made'}")
+    made = sum(not is_reused for *_, is_reused in found)
+    print(f"in all {made} of {len(found)} stages made, {len(found) - made} reused; results go to {run.folder}")
     return 0
 
 
-def _execute_all(run: Run, chosen: list[Notebook], profile: str, overrides: list[str]) -> None:
-    print(run.describe())
-    seconds, names = earlier_seconds(run), [notebook.path.stem for notebook in chosen]
-    with Progress(names, *_expected(run, names), run.folder / "logs", sys.stdout) as progress:
-        for notebook in chosen:
-            executed = execute(notebook, run, profile, overrides, progress.begin(notebook.path.stem))
-            render(executed)
-            seconds[notebook.path.stem] = round(progress.end(plan.stage_lines(executed)), 1)
+def _execute_all(run: Run, chosen: Mapping[str, Path], profile: str, overrides: list[str]) -> None:
+    """Execute and render ``chosen``: two lines each, below a progress bar where somebody sits at a terminal."""
+    print(run.describe(), flush=True)
+    seconds: dict[str, float] = {}
+    with suppress(BundleError):  # the first run here, or one whose provenance is damaged
+        seconds |= read_provenance(run.folder)["seconds_by_notebook"]
+    records = Path(os.environ[RECORDS])
+    with tqdm(chosen.values(), unit="notebook", leave=False, disable=None) as bar:
+        for notebook in bar:
+            records.parent.mkdir(parents=True, exist_ok=True)
+            records.write_text("")
+            bar.write(f"{notebook.stem} …")
+            started = time.perf_counter()
+            render(execute(notebook, run, profile, overrides))
+            seconds[notebook.stem] = round(time.perf_counter() - started, 1)
+            bar.write(f"      {summary(records)}; {seconds[notebook.stem]:.0f} s")
     finish(run, dict(sorted(seconds.items())))
 
 
-def _expected(run: Run, names: list[str]) -> tuple[dict[str, float], bool]:
-    """Seconds of the notebooks, and whether they are of this machine; else those of the reference run, where one is kept."""
-    found = plan.steps(run, [name[:2] for name in names])
-    here = {name: plan.estimate(run, found, name) for name in names}
-    if all(one.is_whole for one in here.values()):
-        return {name: one.seconds for name, one in here.items()}, True
-    try:
-        kept = json.loads((report.REFERENCE / run.settings.profile / "manifest.json").read_text())["seconds_by_notebook"]
-        return {name: kept[name] for name in names if name in kept}, False
-    except READING_ERRORS:
-        return {}, False
+def summary(records: Path) -> str:
+    """What became of the stages, in a few words, and a line for whatever else they noted: ``made 1 (features), reused 1``."""
+    noted = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
+    made, reused = ([one["stage"] for one in noted if one.get("became") == word] for word in ("made", "reused"))
+    shown = ", ".join(made[:3]) + (", …" if len(made) > 3 else "")
+    parts = [f"made {len(made)} ({shown})"] * bool(made) + [f"reused {len(reused)}"] * bool(reused)
+    sentences = [one["note"] for one in noted if "note" in one]
+    return "\n      ".join([*sentences[:5], ", ".join(parts) or "drawn"])
 
 
 if __name__ == "__main__":

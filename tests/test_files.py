@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lib.method.errors import BundleError
 from lib.runs import files
-from lib.runs.files import ArtefactError, writing
+from lib.runs.files import writing
 from lib.settings import PROJECT
 
 WRITERS = {
@@ -27,7 +28,8 @@ PROGRAM = """
 import resource, sys
 from contextlib import nullcontext
 from pathlib import Path
-from lib import files
+from lib.method.errors import BundleError
+from lib.runs import files
 target = Path(sys.argv[1])
 if sys.argv[3]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
@@ -37,7 +39,7 @@ try:
     else:
         with files.writing(target) as path:
             exec(sys.argv[2])
-except files.ArtefactError as error:
+except BundleError as error:
     sys.exit(str(error))
 """
 
@@ -105,7 +107,7 @@ def test_a_read_only_file_system_is_one_sentence(small_disk: Path) -> None:
 
 def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(ArtefactError, match=r"run/tables/a\.csv: cannot be written: .*file"), writing(tmp_path / "run" / "tables" / "a.csv"):
+    with pytest.raises(BundleError, match=r"run/tables/a\.csv: cannot be written: .*file"), writing(tmp_path / "run" / "tables" / "a.csv"):
         pass
 
 
@@ -173,6 +175,6 @@ def test_a_symbolic_link_stays_one_and_a_device_is_not_replaced(tmp_path: Path) 
         aside.write_text("new")
     assert (tmp_path / "link.txt").is_symlink() and (tmp_path / "real.txt").read_text() == "new"
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ArtefactError, match="pipe: is no file but a device"), writing(tmp_path / "pipe") as aside:
+    with pytest.raises(BundleError, match="pipe: is no file but a device"), writing(tmp_path / "pipe") as aside:
         aside.write_text("lost")
     assert (tmp_path / "pipe").is_fifo()

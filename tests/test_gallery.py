@@ -11,11 +11,11 @@ from conftest import Runs, world
 
 from lib.data import datasets, places
 from lib.data.sphere import uniform_on_sphere
+from lib.method.errors import BundleError
 from lib.method.geodesy import EARTH_RADIUS_KM
 from lib.method.model import GeoCLIP
 from lib.runs import Run
 from lib.train import gallery
-from lib.method.errors import BundleError
 
 
 def coordinates_of(run: Run) -> np.ndarray:

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from lib.method.errors import BundleError
 from lib.runs import locks
-from lib.runs.locks import LockedError, holding
+from lib.runs.locks import holding
 from lib.settings import PROJECT
 
 OWNER = """
 import os, sys, time
 from pathlib import Path
-from lib import locks
+from lib.runs import locks
 with locks.holding(Path(sys.argv[1])):
     if len(sys.argv) > 2 and os.fork() == 0:  # as a loader of photos would: it outlives its parent
         os.close(1)
@@ -29,7 +30,7 @@ with locks.holding(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
-ASKER = "import sys; from pathlib import Path; from lib import locks\nwith locks.holding(Path(sys.argv[1])): print('held')"
+ASKER = "import sys; from pathlib import Path; from lib.runs import locks\nwith locks.holding(Path(sys.argv[1])): print('held')"
 
 
 def start(program: str, folder: Path, *more: str, **environment: str) -> subprocess.Popen[str]:
@@ -58,7 +59,7 @@ def another(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 def test_the_second_is_told_who_holds_it_and_damages_nothing(tmp_path: Path, another: Callable) -> None:
     process = another()
-    with pytest.raises(LockedError, match=rf"run: another run writes here, process {process.pid} on .* since .*python.*; wait for its end"), holding(tmp_path / "run"):
+    with pytest.raises(BundleError, match=rf"run: another run writes here, process {process.pid} on .* since .*python.*; wait for its end"), holding(tmp_path / "run"):
         pass
     assert json.loads((tmp_path / "run" / ".lock").read_text())["process"] == process.pid
 
@@ -103,7 +104,7 @@ def test_ranks_that_torchrun_has_started_are_one_run(tmp_path: Path, another: Ca
 
 def test_a_kernel_whose_run_has_died_is_a_run_of_its_own(tmp_path: Path, another: Callable) -> None:
     another()
-    with pytest.raises(LockedError), pytest.MonkeyPatch.context() as patch:
+    with pytest.raises(BundleError), pytest.MonkeyPatch.context() as patch:
         patch.setenv(locks.VARIABLE, "of a run that is gone")
         with holding(tmp_path / "run"):
             pass

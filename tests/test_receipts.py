@@ -14,13 +14,10 @@ import torch
 from conftest import Runs
 from test_locks import OWNER, start
 
-from lib import runs
 from lib.data import datasets, features
 from lib.evaluate import evaluation
 from lib.method.errors import BundleError
 from lib.runs import Run
-from lib.runs.files import ArtefactError
-from lib.runs.locks import LockedError
 from lib.train import curve, training
 
 pytestmark = pytest.mark.usefixtures("narrow")
@@ -94,14 +91,14 @@ def test_an_input_that_was_changed_behind_our_back_is_not_read(chain: Run, kind:
     of, stage, notebook = INPUTS[kind]
     flip(of(chain), random.Random(1))  # noqa: S311
     receipt = {path.name: path.read_bytes() for path in chain.folder.glob("receipts/*")}
-    with pytest.raises(ArtefactError, match=rf"{of(chain)} is damaged: its checksum .*; run notebook {notebook} again"):
+    with pytest.raises(BundleError, match=rf"{of(chain)} is damaged: its checksum .*; run notebook {notebook} again"):
         stage(chain, chain.settings.training.strategies)
     assert {path.name: path.read_bytes() for path in chain.folder.glob("receipts/*")} == receipt  # nothing was done
 
 
 def test_a_reader_beside_the_stages_does_not_read_what_is_damaged(chain: Run) -> None:
     flip(chain.features, random.Random(2))  # noqa: S311
-    with pytest.raises(ArtefactError, match=r"features\.npy is damaged"):
+    with pytest.raises(BundleError, match=r"features\.npy is damaged"):
         features.read(chain, datasets.read(chain))
 
 
@@ -115,21 +112,21 @@ def with_settings(run: Run, *overrides: str) -> Run:
 
 
 def test_weights_of_other_settings_are_refused_with_the_setting(chain: Run) -> None:
-    with pytest.raises(ArtefactError, match=r"training-infonce_seed0 was made with other settings \(training.epochs 1, now 2\); run notebook 02.* or 04"):
+    with pytest.raises(BundleError, match=r"training-infonce_seed0 was made with other settings \(training.epochs 1, now 2\); run notebook 02.* or 04"):
         evaluation.evaluate(with_settings(chain, "training.epochs=2"))
 
 
 def test_features_and_curves_of_other_settings_are_refused_with_the_setting(chain: Run) -> None:
-    with pytest.raises(ArtefactError, match=r'features\.npy was made with other settings \(name "efficientnet-lite0", now "efficientnet-lite2"\); run notebook 01'):
+    with pytest.raises(BundleError, match=r'features\.npy was made with other settings \(name "efficientnet-lite0", now "efficientnet-lite2"\); run notebook 01'):
         curve.fit_run(with_settings(chain, 'backbone.name="efficientnet-lite2"'))
-    with pytest.raises(ArtefactError, match=r"semivariogram\.json was made with other settings \(lag_width_rad 0.1, now 0.2\); run notebook 03"):
+    with pytest.raises(BundleError, match=r"semivariogram\.json was made with other settings \(lag_width_rad 0.1, now 0.2\); run notebook 03"):
         training.train_all(with_settings(chain, "semivariogram.lag_width_rad=0.2"), ["infonce", "decayed"])
 
 
 def test_what_older_code_has_made_is_refused_as_an_input_and_made_again_by_its_own_stage(chain: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     real = runs.code_digest
     monkeypatch.setattr(runs, "code_digest", lambda name: "newer" if name == "semivariogram" else real(name))
-    with pytest.raises(ArtefactError, match=r"semivariogram\.json was made with other code \(semivariogram\); run notebook 03"):
+    with pytest.raises(BundleError, match=r"semivariogram\.json was made with other code \(semivariogram\); run notebook 03"):
         training.train_all(chain, ["infonce", "decayed"])
     curve.fit_run(chain)
     assert "again   semivariogram: other code (semivariogram)" in capsys.readouterr().out
@@ -139,7 +136,7 @@ def test_what_older_code_has_made_is_refused_as_an_input_and_made_again_by_its_o
 def test_another_version_of_a_package_is_said(chain: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     real = runs.importlib.metadata.version
     monkeypatch.setattr(runs.importlib.metadata, "version", lambda name: "99" if name == "torch" else real(name))
-    with pytest.raises(ArtefactError, match=r'features\.npy was made with another package \(torch "2.*", now "99"\)'):
+    with pytest.raises(BundleError, match=r'features\.npy was made with another package \(torch "2.*", now "99"\)'):
         curve.fit_run(chain)
 
 
@@ -177,7 +174,7 @@ def test_only_what_must_be_made_needs_the_lock(chain: Run) -> None:
     try:
         assert owner.stdout.readline() == "held\n"
         go(chain)
-        with pytest.raises(LockedError, match=rf"process {owner.pid}"):
+        with pytest.raises(BundleError, match=rf"process {owner.pid}"):
             curve.fit_run(with_settings(chain, "semivariogram.lag_width_rad=0.2"))
     finally:
         owner.kill()

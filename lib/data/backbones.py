@@ -211,7 +211,6 @@ def load_transformers(name: str, settings: BackboneSettings) -> Backbone:
         BundleError: the family is unknown, weights are missing, the hub cannot be reached, or ``image_px``
         does not fit.
     """
-    from transformers import AutoConfig, AutoImageProcessor
 
     try:
         family, processor, network, lacking = _from_pretrained(str(folder_of(settings) or name), settings)

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from lib.data import blue_marble, folder, manifest, osv5m, places
-from lib.runs import Run, ranks, writing
+from lib.runs import Run, note, ranks, writing
 from lib.runs.files import READING_ERRORS, refusals_named
 from lib.settings import PROJECT, BlueMarble
 
@@ -130,7 +130,7 @@ def write_left_out(run: Run) -> None:
     with writing(path) as aside:
         found.to_csv(aside, index=False)
     if len(found):
-        print(f"left out {len(found):,} photos or rows, each with its reason in {path}")
+        note(f"left out {len(found):,} photos or rows, each with its reason in {path}")
 
 
 def _listed(path: Path) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from lib.data.sphere import nearest
 from lib.evaluate.intervals import BASELINE, PUBLISHED, compare
 from lib.method.errors import BundleError
 from lib.method.geodesy import distance_km
-from lib.runs import Run, progress, ranks, writing
+from lib.runs import Run, note, progress, ranks, writing
 from lib.settings import Evaluation
 from lib.train import checkpoints, gallery, training
 from lib.train.metrics import COLUMNS, summarise
@@ -39,7 +39,7 @@ def splits_of(run: Run, manifest: pd.DataFrame) -> list[str]:
             f"it has {', '.join(sorted(there))}"
         )
     if lacking := [split for split in wanted if split not in there]:
-        print(f"not evaluated: split {', '.join(lacking)} has no photos in this data set")
+        note(f"not evaluated: split {', '.join(lacking)} has no photos in this data set")
     return [split for split in wanted if split in there]
 
 

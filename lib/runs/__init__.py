@@ -3,10 +3,10 @@
 from lib.runs.code import code_digest
 from lib.runs.files import ArtefactError, checksum, write_json, writing
 from lib.runs.machine import autocast, find_device, generator, machine, progress
-from lib.runs.provenance import is_output, package_versions, provenance
-from lib.runs.run import RESULTS, Run
+from lib.runs.provenance import is_output, provenance
+from lib.runs.run import RESULTS, Run, note
 
 __all__ = [
-    "RESULTS", "ArtefactError", "Run", "autocast", "checksum", "code_digest", "find_device", "generator", "is_output", "machine",
-    "package_versions", "progress", "provenance", "write_json", "writing",
+    "RESULTS", "ArtefactError", "Run", "autocast", "checksum", "code_digest", "find_device", "generator", "is_output",
+    "machine", "note", "progress", "provenance", "write_json", "writing",
 ]  # fmt: skip

@@ -50,8 +50,7 @@ LEFTOVER = re.compile(r"^\..+\.(\d+)@(.+)\.part(\.[^.]*)?$")
 """Name of a file that is being written: process and machine of the writer."""
 
 
-class ArtefactError(BundleError):
-    """A file of the run is missing or not what it should be; the message names it and the mend."""
+ArtefactError = BundleError
 
 
 def one_line(said: object) -> str:
@@ -69,7 +68,7 @@ def refusals_named(path: Path) -> Iterator[None]:
     """Whatever the file system refuses about ``path`` inside the context, as one sentence.
 
     Raises:
-        ArtefactError: in the place of an ``OSError`` of ``MENDS``.
+        BundleError: in the place of an ``OSError`` of ``MENDS``.
     """
     try:
         yield
@@ -79,7 +78,7 @@ def refusals_named(path: Path) -> Iterator[None]:
         if error.errno not in MENDS or not (where is None or where in about or path in where.parents):
             raise
         path = path if where is None or path not in where.parents else where
-        raise ArtefactError(f"{path}: cannot be written: {MENDS[error.errno]}") from error
+        raise BundleError(f"{path}: cannot be written: {MENDS[error.errno]}") from error
 
 
 def _aside(path: Path) -> Path:
@@ -96,11 +95,11 @@ def writing(path: Path, durable: bool = True) -> Iterator[Path]:
             small files that are checked afterwards the wait is too dear.
 
     Raises:
-        ArtefactError: the disk is full, the folder read-only or closed to this user.
+        BundleError: the disk is full, the folder read-only or closed to this user.
     """
     path = path.resolve() if path.is_symlink() else path  # the link stays one
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise ArtefactError(f"{path}: is no file but a device or the like; name a file to write")
+        raise BundleError(f"{path}: is no file but a device or the like; name a file to write")
     aside = _aside(path)
     with refusals_named(path):
         make_folder(path.parent)
@@ -136,7 +135,7 @@ def _force(path: Path) -> None:
                     raise
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in {errno.EINVAL, errno.ENOTSUP} or not path.is_dir():  # some network disks: names are safe, or cannot be made so
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP} or not path.is_dir():  # network disks that do it unasked
             raise
     finally:
         os.close(descriptor)

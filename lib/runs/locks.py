@@ -1,9 +1,9 @@
 """One run at a time writes to a results folder: a lock that says who holds it, and that dies with its owner.
 
-The system's own lock (``flock``) on the file ``.lock`` of the folder: when its owner dies, however, the next one has it. A run
-is a process with all that it starts: the kernels of its notebooks and the ranks of torchrun know it by a token that they inherit
-(``SEMIVARIOGRAM_RUN``), or by torchrun's own id. Whoever only reads needs no lock, so a notebook that a person has opened beside
-a run goes on showing what is there; it is refused only where it would have to make something.
+It is the system's own lock (``flock``) on the file ``.lock`` of the folder. A run is a process with all that it starts: kernels
+and ranks know it by a token that they inherit (``SEMIVARIOGRAM_RUN``), or by torchrun's own id. Whoever only reads needs no
+lock: a notebook that a person has opened beside a run is refused only where it would have to make something. The package
+filelock would do half of it: it cannot say who holds a lock, and a forked loader of photos would keep it alive.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lib.runs.files import ArtefactError, make_folder, refusals_named, remove_leftovers
+from lib.method.errors import BundleError
+from lib.runs.files import make_folder, refusals_named, remove_leftovers
 
 VARIABLE = "SEMIVARIOGRAM_RUN"
 """Environment variable by which a run's processes know one another."""
@@ -35,10 +36,6 @@ _held: dict[Path, int] = {}
 _own = uuid.uuid4().hex
 
 
-class LockedError(ArtefactError):
-    """Another run writes to the folder; the message says which."""
-
-
 @contextmanager
 def holding(folder: Path) -> Iterator[None]:
     """Nobody else's run writes to ``folder``, or to a folder of a run inside it, meanwhile.
@@ -46,14 +43,11 @@ def holding(folder: Path) -> Iterator[None]:
     Nothing happens where this process, or the run that it is a part of, holds it already.
 
     Raises:
-        LockedError: another run holds it.
-        ArtefactError: the folder cannot be written.
+        BundleError: another run holds it, or the folder cannot be written.
     """
     folder = folder.resolve()
-    if any(one in _held for one in (folder, *folder.parents)) or any(map(_is_held_by_ours, folder.parents)):
-        yield
-        return
-    descriptor = _acquire(folder)
+    is_inside = any(one in _held for one in (folder, *folder.parents)) or any(map(_is_held_by_ours, folder.parents))
+    descriptor = None if is_inside else _acquire(folder)
     if descriptor is None:
         yield
         return
@@ -76,13 +70,12 @@ def _run() -> str:
     """Token of the run that this process is a part of."""
     if VARIABLE in os.environ:
         return os.environ[VARIABLE]
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return "/".join(os.environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"))
-    return _own
+    names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+    return "/".join(os.environ.get(name, "") for name in names) if names[0] in os.environ else _own
 
 
 def _acquire(folder: Path) -> int | None:
-    """A descriptor that holds the lock; None where the run of this process holds it, or where the disk knows no locks."""
+    """A descriptor that holds the lock; None where the run of this process holds it, or the disk knows no locks."""
     path = folder / NAME
     with refusals_named(path):
         make_folder(folder)
@@ -91,22 +84,21 @@ def _acquire(folder: Path) -> int | None:
         for _ in range(TRIES):
             if _try(descriptor):
                 _sign(descriptor, path)
-                return descriptor
+                kept, descriptor = descriptor, None
+                return kept
             if owner(path).get("run") == _run():
-                os.close(descriptor)
                 return None
             time.sleep(PAUSE_S)
     except OSError as error:
-        os.close(descriptor)
         if error.errno not in {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}:
             raise
         print(f"{folder}: this disk knows no locks; see to it that no other run writes here")
         return None
-    except BaseException:
-        os.close(descriptor)
-        raise
-    os.close(descriptor)
-    raise LockedError(f"{folder}: another run writes here, {_described(owner(path))}; wait for its end, or give this one another name (--run)")
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+    advice = "wait for its end, or give this one another name (--run)"
+    raise BundleError(f"{folder}: another run writes here, {_described(owner(path))}; {advice}")
 
 
 def _try(descriptor: int) -> bool:
@@ -122,9 +114,12 @@ def _sign(descriptor: int, path: Path) -> None:
     if former := owner(path):
         print(f"took over {path.parent} from a run that died: {_described(former)}")
     mine = {
-        "run": _run(), "process": os.getpid(), "machine": platform.node(),
-        "since": datetime.now().astimezone().isoformat(" ", "seconds"), "command": " ".join(shlex.join(sys.orig_argv).split())[:120],
-    }  # fmt: skip
+        "run": _run(),
+        "process": os.getpid(),
+        "machine": platform.node(),
+        "since": datetime.now().astimezone().isoformat(" ", "seconds"),
+        "command": " ".join(shlex.join(sys.orig_argv).split())[:120],
+    }
     with refusals_named(path):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(mine).encode(), 0)
@@ -142,7 +137,8 @@ def owner(path: Path) -> dict[str, Any]:
 def _described(signed: dict[str, Any]) -> str:
     if not signed:
         return "which has not signed its lock yet"
-    return f"process {signed.get('process')} on {signed.get('machine')} since {signed.get('since')} ({signed.get('command')})"
+    who = f"process {signed.get('process')} on {signed.get('machine')}"
+    return f"{who} since {signed.get('since')} ({signed.get('command')})"
 
 
 def _is_held_by_ours(folder: Path) -> bool:
@@ -151,9 +147,7 @@ def _is_held_by_ours(folder: Path) -> bool:
     if not path.is_file() or owner(path).get("run") != _run():
         return False
     with path.open("r+b") as file:  # network disks lock only what may be written
-        if _try(file.fileno()):  # closing gives it back
-            return False
-    return True
+        return not _try(file.fileno())  # closing gives it back
 
 
 def _forget() -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from lib.method.errors import BundleError
 from lib.runs import ranks
-from lib.runs.files import ArtefactError
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
@@ -29,27 +29,19 @@ def progress(iterable: Iterable[Any], description: str, total: int | None = None
     """A progress bar that leaves nothing behind once it is done; redrawn every two seconds where nobody is at a terminal."""
     stream = sys.stdout if "ipykernel" in sys.modules else sys.stderr
     pause = 0.2 if stream.isatty() else 2.0
-    return tqdm(
-        iterable,
-        description,
-        total,
-        leave=False,
-        file=stream,
-        mininterval=pause,
-        dynamic_ncols=stream.isatty(),
-        disable=ranks.rank() > 0,
-    )
+    shown = {"leave": False, "file": stream, "mininterval": pause, "dynamic_ncols": stream.isatty()}
+    return tqdm(iterable, description, total, disable=ranks.rank() > 0, **shown)
 
 
 def find_device(wanted: str) -> torch.device:
     """The device that ``wanted`` (auto, cpu, cuda) stands for here.
 
     Raises:
-        ArtefactError: CUDA is asked for and there is none.
+        BundleError: CUDA is asked for and there is none.
     """
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
-        raise ArtefactError("device=cuda: this machine has no CUDA device that torch can use; take --device cpu")
+        raise BundleError("device=cuda: this machine has no CUDA device that torch can use; take --device cpu")
     return ranks.cuda_device() if available and wanted != "cpu" else torch.device("cpu")
 
 
@@ -82,13 +74,10 @@ def machine() -> dict[str, Any]:
     if (cpuinfo := Path("/proc/cpuinfo")).exists():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         processor = names[0] if names else processor
-    has_sysconf = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
     return {
         "processor": processor,
         "cores": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-        if has_sysconf
-        else None,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "accelerator": _accelerator() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
@@ -97,7 +86,7 @@ def machine() -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _accelerator() -> str:
-    """The GPU's name; asked by a process of its own, since asking takes memory on it, and a GPU may be for one process alone."""
+    """The GPU's name; asked by a process of its own: asking takes memory, and a GPU may be for one process alone."""
     if torch.cuda.is_initialized():
         return torch.cuda.get_device_name()
     asked = [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name())"]

@@ -8,16 +8,45 @@ import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lib import settings as settings_module
+from lib.method.errors import BundleError
 from lib.runs import receipts
-from lib.runs.files import checksum
+from lib.runs.files import READING_ERRORS, checksum, one_line
 from lib.runs.machine import machine
-from lib.runs.run import Run
-from lib.settings import PROJECT
+from lib.settings import PROFILES, PROJECT
+
+if TYPE_CHECKING:
+    from lib.runs.run import Run
+
+NAMES = ("provenance.json", "manifest.json")
+"""Of the file; the second is its name in earlier runs."""
+
+
+def provenance_file(folder: Path) -> Path:
+    """The provenance of the run in ``folder``, by whichever of ``NAMES`` is there."""
+    found = [folder / name for name in NAMES if (folder / name).is_file()]
+    return (found or [folder / NAMES[0]])[0]
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """The provenance of the finished run in ``folder``.
+
+    Raises:
+        BundleError: there is none, or it is damaged.
+    """
+    path = provenance_file(folder)
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(written["outputs"], dict):
+            raise TypeError("no outputs")
+    except FileNotFoundError:
+        raise BundleError(f"{path} is not there: give the folder of a run that run_all.sh has finished") from None
+    except READING_ERRORS as error:
+        raise BundleError(f"{path}: damaged, or no run's provenance ({one_line(error)}); run run_all.sh again") from error
+    return written
 
 
 def provenance(run: Run, seconds: Mapping[str, float]) -> dict[str, Any]:
@@ -40,24 +69,21 @@ def provenance(run: Run, seconds: Mapping[str, float]) -> dict[str, Any]:
         "seconds_by_stage": {known["stage"]: known["seconds"] for known in stages},
         "keys_by_stage": {known["stage"]: known["key"] for known in stages},
         "threads": torch.get_num_threads(),
-        "inputs": {name: checksum(path) for name, path in _source_files(run).items() if path.exists()},
+        "inputs": {str(path.relative_to(PROJECT)): checksum(path) for path in _sources(run.settings.profile)},
         "outputs": {str(path.relative_to(run.folder)): checksum(path) for path in files},
     }
 
 
 def is_output(path: Path, folder: Path) -> bool:
-    """Whether the file at ``path`` below a run's ``folder`` is an output of its notebooks: manifest.json has their checksums, and that of index.html."""
-    relative = path.relative_to(folder)
-    return relative.parts[0] not in {"receipts", "logs", "manifest.json", "index.html"} and not path.name.startswith(".")
+    """Whether the file at ``path`` in a run's ``folder`` is an output of its notebooks; index.html is noted by itself."""
+    first = path.relative_to(folder).parts[0]
+    return first not in {"receipts", "logs", "index.html", *NAMES} and not path.name.startswith(".")
 
 
-def _source_files(run: Run) -> dict[str, Path]:
-    files = {"requirements.txt": PROJECT / "requirements.txt"}
-    for path in sorted((PROJECT / "notebooks").glob("*.ipynb")):
-        files[f"notebooks/{path.name}"] = path
-    if (profile := settings_module.PROFILES / f"{run.settings.profile}.yaml").is_file():
-        files[f"notebooks/profiles/{profile.name}"] = profile
-    return files
+def _sources(profile: str) -> list[Path]:
+    notebooks = [path for folder in ("notebooks", "study") for path in sorted((PROJECT / folder).glob("*.ipynb"))]
+    found = [PROJECT / "requirements.txt", *notebooks, PROFILES / f"{profile}.yaml"]
+    return [path for path in found if path.is_file()]
 
 
 def package_versions() -> dict[str, str]:
@@ -75,9 +101,9 @@ def _git_state() -> dict[str, Any]:
         return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
 
     try:
-        if Path(ask("rev-parse", "--show-toplevel")).resolve() != PROJECT.resolve():  # the repository of somebody else around us
-            return {"commit": None, "dirty": None}
-        changes = ask("status", "--porcelain", "--untracked-files=no")
-        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(changes)}
+        if Path(ask("rev-parse", "--show-toplevel")).resolve() == PROJECT.resolve():  # not somebody else's around us
+            changes = ask("status", "--porcelain", "--untracked-files=no")
+            return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(changes)}
     except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
+        pass
+    return {"commit": None, "dirty": None}

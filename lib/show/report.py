@@ -25,6 +25,7 @@ from lib.evaluate.evaluation import CONTROL
 from lib.evaluate.intervals import LEAST_PHOTOS
 from lib.method.negatives import REGISTRY, RENAMED
 from lib.runs import RESULTS, ArtefactError, Run, writing
+from lib.runs.provenance import provenance_file
 from lib.settings import Settings
 from lib.train.metrics import COLUMNS, COMPARED, HEADLINE
 from lib.train.training import best_strategy
@@ -37,8 +38,6 @@ VERDICTS = ("gains", "not shown", "loses", "too few photos")
 
 REFERENCE = RESULTS / "reference"
 """Tables, figures and provenance of a run of ours, kept in git."""
-PROVENANCE = ("provenance.json", "manifest.json")
-"""Names of a run's provenance file, today's first."""
 SETTINGS_GONE = {"queue_embeddings": "renewed", "sampling": "random", "refit_every": 0, "trace_curve": False}
 """Settings of training that an earlier version had, with the values that stand for what every training does now."""
 
@@ -128,7 +127,7 @@ def compare_with_reference(run: Run) -> tuple[pd.DataFrame, str]:
     """
     folder = REFERENCE / run.settings.profile
     empty = pd.DataFrame(columns=["split", "strategy", "figure", "reference", "here", "tolerance", "reproduced"])
-    if not _provenance_name(folder):
+    if not provenance_file(folder).is_file():
         return empty, f"No reference run is kept for profile {run.settings.profile}."
     if differing := _differing_settings(run, folder):
         return empty, f"Not compared with the reference run: other settings ({', '.join(differing)})."
@@ -136,11 +135,6 @@ def compare_with_reference(run: Run) -> tuple[pd.DataFrame, str]:
     table = pd.DataFrame(rows, columns=empty.columns)
     good = int(table["reproduced"].sum())
     return table, f"{good} of {len(table)} figures of the reference run are reproduced within their tolerance."
-
-
-def _provenance_name(folder: Path) -> str:
-    """The name of the provenance file in ``folder``, or ""."""
-    return next((name for name in PROVENANCE if (folder / name).exists()), "")
 
 
 def _kept(path: Path) -> io.StringIO:
@@ -153,7 +147,7 @@ def _kept(path: Path) -> io.StringIO:
 
 def _differing_settings(run: Run, folder: Path) -> list[str]:
     """Names of the settings, other than places of files and devices, in which ``run`` and the reference differ."""
-    reference = _complete(json.load(_kept(folder / _provenance_name(folder)))["settings"])
+    reference = _complete(json.load(_kept(provenance_file(folder)))["settings"])
     here = json.loads(run.settings.model_dump_json())
     ignored = {"device", "deterministic", "dataset.root", "backbone.workers"}
     then, now = (_flat(settings) for settings in (reference, here))
@@ -269,7 +263,7 @@ def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, 
         tables=sorted(path.name for path in (run.folder / "tables").glob("*.csv")),
         notebooks=notebooks,
         provenance=provenance,
-        provenance_file=_provenance_name(run.folder),
+        provenance_file=run.provenance.name,
         settings=provenance["settings"],
         data=DATA.get(dataset, dataset),
         paper=beside_the_paper(intervals),

@@ -1,0 +1,87 @@
+"""Executed notebooks for readers: tidied, without a machine's paths, and as pages that fetch nothing."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+
+from lib.runs import writing
+from lib.settings import PROJECT
+
+DARK = """<style>@media screen and (prefers-color-scheme: dark) {
+THEME
+body.jp-Notebook { color-scheme: dark; background: var(--jp-layout-color0); }
+.jp-RenderedImage img { border-radius: 4px; }
+}</style>"""
+"""What makes a page dark where its reader's screen is: JupyterLab's own colours."""
+
+
+def tidy(path: Path) -> None:
+    """Collapse each cell's output of an executed notebook to what a terminal would finally show, and cut paths short.
+
+    What lies in the project is named from there, what lies in the Python environment from there.
+    """
+    content = nbformat.read(path, as_version=4)
+    content.metadata.pop("papermill", None)  # names the files, and the time, of the execution
+    for cell in content.cells:
+        kept = []
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream" and kept and kept[-1].get("name") == output.name:
+                kept[-1].text += output.text
+            else:
+                kept.append(output)
+        for output in kept:
+            if output.output_type == "stream":
+                output.text = as_a_terminal_shows(output.text)
+        if "outputs" in cell:
+            cell.outputs = [output for output in kept if output.output_type != "stream" or output.text]
+    with writing(path) as aside:
+        aside.write_text(_with_short_paths(nbformat.writes(content)), encoding="utf-8")
+
+
+def as_a_terminal_shows(text: str) -> str:
+    """``text`` without what a carriage return overwrote, and without the empty lines that progress bars leave."""
+    lines = [line.rpartition("\r")[2].rstrip() for line in text.replace("\r\n", "\n").split("\n")]
+    return "".join(f"{line}\n" for line in lines if line)
+
+
+def _with_short_paths(text: str) -> str:
+    for folder in (sys.prefix, str(PROJECT)):  # the environment may lie in the project
+        text = re.sub(rf"{re.escape(folder)}(/|\b)", "", text)
+    return text
+
+
+def render(executed: Path) -> Path:
+    """The executed notebook as a page beside it, formulas as MathML: nothing is fetched to show them."""
+    from nbconvert import HTMLExporter
+
+    content = nbformat.read(executed, as_version=4)
+    for cell in content.cells:
+        if cell.cell_type == "markdown":
+            cell.source = with_mathml(cell.source)
+    exporter = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True, mathjax_url="", require_js_url="")
+    body, _ = exporter.from_notebook_node(content)
+    body = re.sub(r'<script[^>]*\bsrc="(https?:|")[^>]*>\s*</script>', "", body)  # what a network would have to bring
+    dark, *_ = exporter.environment.loader.get_source(exporter.environment, "static/theme-dark.css")
+    page = executed.with_suffix(".html")
+    with writing(page) as aside:
+        aside.write_text(body.replace("</head>", DARK.replace("THEME", dark) + "</head>", 1), encoding="utf-8")
+    return page
+
+
+def with_mathml(markdown: str) -> str:
+    """``markdown`` with $formulas$ and $$displayed ones$$ as MathML; code spans are left alone."""
+    from latex2mathml.converter import convert
+
+    def formula(found: re.Match[str]) -> str:
+        if found["code"]:
+            return found["code"]
+        displayed = found["display"] is not None
+        mathml = convert((found["display"] or found["inline"]).strip(), display="block" if displayed else "inline")
+        return f'\n\n<div style="margin: 1em 0">{mathml}</div>\n\n' if displayed else mathml
+
+    pattern = r"(?P<code>`[^`]*`)|\$\$(?P<display>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$"
+    return re.sub(pattern, formula, markdown, flags=re.DOTALL)
