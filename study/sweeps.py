@@ -361,6 +361,14 @@ def simulate(run: Run) -> tuple[simulation.World, Run, dict[str, pd.DataFrame]]:
     return world, simulated, tables | {"curves": curves}
 
 
+def levels_for_reading(table: pd.DataFrame) -> pd.DataFrame:
+    """:func:`lib.evaluate.intervals.levels`: percent (kilometres for the median) and half the interval's width."""
+    share = np.where(table["metric"] == "median_km", 1.0, 100.0)
+    half = (table["ci_high"] - table["ci_low"]) / 2.0 * share
+    text = [f"{value:.1f} ± {width:.1f}" for value, width in zip(table["value"] * share, half, strict=True)]
+    return intervals.in_order(table.assign(text=text), ["split", "strategy"])
+
+
 def against(predictions: pd.DataFrame, strategies: Sequence[str], others: Sequence[str]) -> pd.DataFrame:
     """Each of ``strategies`` against each of ``others`` but itself, corrected over all comparisons of one strategy in a split.
 

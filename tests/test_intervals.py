@@ -16,13 +16,13 @@ from lib.evaluate.intervals import (
     differences_for_reading,
     holm,
     levels,
-    levels_for_reading,
     mean_squares,
     means_of,
     median_of,
 )
 from lib.method.errors import BundleError
 from lib.train.metrics import COLUMNS, COMPARED, METRICS, summarise
+from study import sweeps as study
 
 
 def effects(
@@ -69,7 +69,7 @@ class TestMeans:
         generator, held = np.random.default_rng(1), 0
         for _ in range(800):
             (one,) = means_of([effects(generator, seeds, 120, *parts)])
-            held += abs(one.mean) <= one.error * stats.t.ppf(0.975, one.freedom)
+            held += one.low <= 0.0 <= one.high
         assert 0.93 <= held / 800 <= (0.985 if parts[1] else 1.0)  # wider where photos and seeds do not differ
 
     def test_mean_squares_are_those_of_a_double_loop(self) -> None:
@@ -83,7 +83,7 @@ class TestMeans:
                 rest += (values[s, i] - values[s].mean() - values[:, i].mean() + grand) ** 2 / (3 * 29)
         assert mean_squares(values) == pytest.approx((of_seeds, of_photos, rest))
         (found,) = means_of([values])
-        assert found.mean == pytest.approx(grand)
+        assert found.value == pytest.approx(grand)
         assert found.error**2 == pytest.approx((of_seeds + of_photos - rest) / 120)
         weights = of_seeds**2 / 3 + of_photos**2 / 29 + rest**2 / 87
         assert found.freedom == pytest.approx((of_seeds + of_photos - rest) ** 2 / weights)
@@ -92,12 +92,12 @@ class TestMeans:
         values = effects(np.random.default_rng(0), 1, 50, 0.0, 1.0, 0.0) + 0.2
         expected = stats.ttest_1samp(values[0], 0.0)
         (found,) = means_of([values])
-        assert (found.mean / found.error, found.freedom) == pytest.approx((expected.statistic, expected.df))
+        assert (found.value / found.error, found.freedom) == pytest.approx((expected.statistic, expected.df))
 
     def test_no_spread_has_no_error_and_few_photos_have_no_interval(self) -> None:
-        assert means_of([np.full((3, 20), 0.25)])[0][:2] == (0.25, 0.0)
+        assert means_of([np.full((3, 20), 0.25)])[0][:4] == (0.25, 0.25, 0.25, 0.0)
         few, many = means_of([np.ones((3, 4)), np.ones((3, 5))], least=5)
-        assert few.mean == 1.0 and np.isnan(few.error) and many.error == 0.0
+        assert few.value == 1.0 and np.isnan(few.error) and many.error == 0.0
 
     def test_groups_share_what_seeds_differ_by(self) -> None:
         generator = np.random.default_rng(2)
@@ -115,7 +115,7 @@ class TestMeans:
                 photo = np.sqrt(0.7) * generator.normal(size=count)
                 hits = 0.6 + photo + seeds + np.sqrt(0.3) * generator.normal(size=(2, 3, count)) > 0.0
                 groups.append(hits[0].astype(float) - hits[1])
-            mean, error, freedom = np.array(means_of(groups)).T
+            mean, _, _, error, freedom = np.array(means_of(groups)).T
             wrong += (np.abs(mean) > error * stats.t.ppf(1.0 - 0.05 / 80.0, freedom)).any()
         assert wrong <= 10
 
@@ -124,16 +124,16 @@ class TestMedian:
     def test_the_interval_holds_the_true_median_about_19_times_of_20(self) -> None:
         held = 0
         for seed in range(120):
-            _, low, high = median_of(lognormal(seed, (1, 80)), resamples=200, seed=seed)
+            _, low, high, *_ = median_of(lognormal(seed, (1, 80)), resamples=200, seed=seed)
             held += low <= 300.0 <= high
         assert 0.88 <= held / 120 <= 1.0
 
     def test_it_is_seeded_and_seeds_that_disagree_widen_it(self) -> None:
         base = lognormal(0, (3, 60))
-        assert median_of(base, base - 10.0, 50) == median_of(base, base - 10.0, 50)
+        assert median_of(base, base - 10.0, 50)[:3] == median_of(base, base - 10.0, 50)[:3]
         assert median_of(base, None, 50) != median_of(base, None, 50, seed=1)
-        assert median_of(base - 10.0, base, 50) == pytest.approx((-10.0,) * 3)
-        value, low, high = median_of(base - np.array([[-80.0], [0.0], [110.0]]), base, 200)
+        assert median_of(base - 10.0, base, 50)[:3] == pytest.approx((-10.0,) * 3)
+        value, low, high, *_ = median_of(base - np.array([[-80.0], [0.0], [110.0]]), base, 200)
         assert value == pytest.approx(-10.0) and high - low > 80.0
 
 
@@ -258,7 +258,7 @@ class TestLevels:
 
     def test_what_is_read_has_every_strategy_in_order(self) -> None:
         frame = predictions({"infonce": 0.5, "decayed": 0.6})
-        shown = levels_for_reading(levels(frame, resamples=20))
+        shown = study.levels_for_reading(levels(frame, resamples=20))
         assert [name for _, name in shown.index] == ["infonce", "decayed"]
         share = (frame[frame["strategy"] == "infonce"]["error_km"] <= 100).mean()
         assert shown.loc[("test", "infonce"), "acc_100km"].startswith(f"{100 * share:.1f} ±")

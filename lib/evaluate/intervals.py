@@ -15,6 +15,7 @@ over 3 seeds that differ much it holds 91.5 % of the time.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -31,19 +32,20 @@ LEAST_PHOTOS = 20
 BASELINE = "infonce"
 PUBLISHED = "geoclip_pretrained"
 """GeoCLIP as published, which is one model, whatever the seeds of the others."""
-KEYS = ["split", "strategy", "baseline", "metric"]
 
 
 class Estimate(NamedTuple):
-    """A mean, its standard error and the degrees of freedom of that; NaN for the last two where photos are too few."""
+    """A mean or median, the ends of its 95 % interval, standard error and degrees of freedom; NaN where there is none."""
 
-    mean: float
-    error: float
-    freedom: float
+    value: float
+    low: float = np.nan
+    high: float = np.nan
+    error: float = np.nan
+    freedom: float = np.nan
 
 
 def means_of(groups: Sequence[np.ndarray], least: int = 2) -> list[Estimate]:
-    """The mean of each of ``groups``, with its standard error.
+    """The mean of each of ``groups``, with its interval.
 
     Several groups share one variance between seeds: within a group of few photos, few seeds tell little about it. Each group
     has its own variance between photos. A mean square of seeds or photos below the rest's counts as the rest's, because a
@@ -55,7 +57,7 @@ def means_of(groups: Sequence[np.ndarray], least: int = 2) -> list[Estimate]:
 
     Source: two-way random-effects analysis of variance; Satterthwaite (1946).
     """
-    found = [Estimate(float(group.mean(1).mean()), np.nan, np.nan) for group in groups]
+    found = [Estimate(float(group.mean(1).mean())) for group in groups]
     chosen = [k for k, group in enumerate(groups) if group.shape[1] >= least]
     if not chosen:
         return found
@@ -64,13 +66,20 @@ def means_of(groups: Sequence[np.ndarray], least: int = 2) -> list[Estimate]:
     if of_seeds.sum() < rest.sum():
         of_seeds = rest
     of_photos, share = np.maximum(of_photos, rest) / (seeds * photos), 1.0 / (seeds * photos.sum())
-    variance = of_photos + share * (of_seeds - rest).sum()
-    parts = of_photos**2 / (photos - 1)
+    variance, parts = of_photos + share * (of_seeds - rest).sum(), of_photos**2 / (photos - 1)
     if seeds > 1:
         parts = parts + share**2 * (of_seeds**2 / (seeds - 1) + rest**2 / ((seeds - 1) * (photos - 1))).sum()
-    for k, value, part, count in zip(chosen, variance, parts, photos, strict=True):
-        found[k] = Estimate(found[k].mean, float(np.sqrt(value)), float(value**2 / part if part > 0.0 else count - 1))
+    freedom = np.divide(variance**2, parts, out=photos - 1, where=parts > 0.0)
+    half = half_width(np.sqrt(variance), freedom)
+    for k, *one in zip(chosen, half, np.sqrt(variance), freedom, strict=True):
+        width, error, free = map(float, one)
+        found[k] = Estimate(found[k].value, found[k].value - width, found[k].value + width, error, free)
     return found
+
+
+def half_width(error: np.ndarray, freedom: np.ndarray, level: float | np.ndarray = LEVEL) -> np.ndarray:
+    """Half the width of an interval, by Student's t."""
+    return error * stats.t.ppf(0.5 + np.asarray(level) / 2.0, freedom)
 
 
 def mean_squares(values: np.ndarray) -> tuple[float, float, float]:
@@ -84,10 +93,8 @@ def mean_squares(values: np.ndarray) -> tuple[float, float, float]:
     return float(photos * by_seed.var(ddof=1)), of_photos, float(rest)
 
 
-def median_of(
-    ours: np.ndarray, theirs: np.ndarray | None = None, resamples: int = 2_000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean over seeds of the median of errors [S, N], less that of ``theirs``; and the ends of its bootstrap interval.
+def median_of(ours: np.ndarray, theirs: np.ndarray | None = None, resamples: int = 2_000, seed: int = 0) -> Estimate:
+    """Mean over seeds of the median of errors [S, N], less that of ``theirs``, with its bootstrap interval.
 
     Seeds and photos are drawn anew, each with replacement, in every resample; both strategies see the same draw.
     """
@@ -96,10 +103,10 @@ def median_of(
         medians = [np.median(errors[np.ix_(some, photos)], 1).mean() for errors in (ours, theirs) if errors is not None]
         return float(medians[0] - sum(medians[1:]))
 
-    generator, (seeds, photos) = np.random.default_rng(seed), ours.shape
+    generator = np.random.default_rng(seed)
     drawn = [_value(*(generator.integers(size, size=size) for size in ours.shape)) for _ in range(resamples)]
     low, high = np.quantile(drawn, [0.5 - LEVEL / 2.0, 0.5 + LEVEL / 2.0])
-    return _value(np.arange(seeds), np.arange(photos)), float(low), float(high)
+    return Estimate(_value(*map(np.arange, ours.shape)), float(low), float(high))
 
 
 def aligned(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -112,35 +119,36 @@ def aligned(predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([others, *copies], ignore_index=True)
 
 
-def seed_by_photo(frame: pd.DataFrame) -> pd.DataFrame:
-    """Errors [S, N] in kilometres of one strategy of one split, a row a seed and a column a photo."""
-    return frame.pivot(index="seed", columns="id", values="error_km")
-
-
-def _by_split(predictions: pd.DataFrame) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
-    """Each split, and the errors [S, N] in kilometres of its strategies: a row a seed, a column a photo, the same for all.
+def _by_split(predictions: pd.DataFrame) -> Iterator[tuple[str, dict[str, np.ndarray], pd.Index]]:
+    """Each split, the errors [S, N] in kilometres of its strategies, and the ids of the N photos.
 
     Raises:
-        BundleError: they are not the same.
+        BundleError: strategies were evaluated on different photos or seeds.
     """
     for split, of_split in aligned(predictions).groupby("split", sort=False):
-        found: dict[str, pd.DataFrame] = {}
-        for name, frame in of_split.groupby("strategy", sort=False):
-            errors = seed_by_photo(frame)
-            first = next(iter(found.values()), errors)
-            same = errors.columns.equals(first.columns) and errors.index.equals(first.index)
+        found = {
+            str(name): frame.pivot(index="seed", columns="id", values="error_km")
+            for name, frame in of_split.groupby("strategy", sort=False)
+        }
+        first, *_ = found
+        for name, errors in found.items():
+            same = errors.columns.equals(found[first].columns) and errors.index.equals(found[first].index)
             if not same or errors.isna().any(axis=None):
                 raise BundleError(
-                    f"{name} and {next(iter(found), name)} were not evaluated on the same photos and seeds of split {split}"
+                    f"{name} and {first} were not evaluated on the same photos and seeds of split {split}"
                 )
-            found[str(name)] = errors
-        yield str(split), found
+        yield str(split), {name: errors.to_numpy() for name, errors in found.items()}, found[first].columns
 
 
 def compare(
-    predictions: pd.DataFrame, baseline: str = BASELINE, metrics: Sequence[str] = COLUMNS, *, groups: pd.Series | None = None,
-    resamples: int = 2_000, seed: int = 0,
-) -> pd.DataFrame:  # fmt: skip
+    predictions: pd.DataFrame,
+    baseline: str = BASELINE,
+    metrics: Sequence[str] = COLUMNS,
+    *,
+    groups: pd.Series | None = None,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Differences, strategy minus ``baseline``, paired photo by photo and seed by seed, with 95 % intervals.
 
     Args:
@@ -157,31 +165,27 @@ def compare(
     Raises:
         BundleError: ``baseline`` is not among the strategies, or they were evaluated on different photos or seeds.
     """
-    rows, medians = [], []
-    for split, errors in _by_split(predictions):
+    rows = []
+    for split, errors, ids in _by_split(predictions):
         if baseline not in errors:
             raise BundleError(f"{baseline} is not among the strategies of split {split}: {', '.join(errors)}")
-        members, theirs = _members(errors[baseline].columns, groups), errors[baseline].to_numpy()
-        for name, ours in ((name, frame.to_numpy()) for name, frame in errors.items() if name != baseline):
-            for metric in metrics:
-                if metric == "median_km":
-                    value, *interval = median_of(ours, theirs, resamples, seed)
-                    medians.append(interval)
-                    found = [Estimate(value, np.nan, np.nan)]
-                else:
-                    gain = METRICS[metric](ours).astype(float) - METRICS[metric](theirs)
-                    found = means_of([gain[:, some] for some in members.values()], 2 if groups is None else LEAST_PHOTOS)
-                rows += [
-                    (split, name, baseline, metric, group, *one, len(ours), len(some))
-                    for one, (group, some) in zip(found, members.items(), strict=True)
-                ]
-    table = pd.DataFrame(rows, columns=[*KEYS, "group", "difference", "error", "freedom", "seeds", "n"])
-    numbers = table[["difference", "error", "freedom"]].astype(float)
-    table["ci_low"], table["ci_high"] = _bounds(table["metric"], *numbers.to_numpy().T)
-    table.loc[table["metric"] == "median_km", ["ci_low", "ci_high"]] = np.reshape(medians, (-1, 2))
-    table["p_value"] = _p_values(*numbers.to_numpy().T)
-    front = KEYS if groups is None else [*KEYS, "group"]
-    return table[[*front, "difference", "ci_low", "ci_high", "p_value", "error", "freedom", "seeds", "n"]]
+        members, least = _members(ids, groups), 2 if groups is None else LEAST_PHOTOS
+        for name, metric in itertools.product((name for name in errors if name != baseline), metrics):
+            if metric == "median_km":
+                found = [median_of(errors[name], errors[baseline], resamples, seed)]
+            else:
+                ours, theirs = (METRICS[metric](errors[one]).astype(float) for one in (name, baseline))
+                found = means_of([(ours - theirs)[:, some] for some in members.values()], least)
+            rows += [
+                (split, name, baseline, metric, group, *one, len(errors[name]), len(some))
+                for one, (group, some) in zip(found, members.items(), strict=True)
+            ]
+    front = ["split", "strategy", "baseline", "metric", "group"]
+    table = pd.DataFrame(rows, columns=[*front, "difference", "ci_low", "ci_high", "error", "freedom", "seeds", "n"])
+    ends = table["difference"] - table["ci_low"], table["ci_high"] - table["difference"]
+    table["ci_low"], table["ci_high"] = _ends(table, *ends)
+    table.insert(8, "p_value", _p_values(*table[["difference", "error", "freedom"]].to_numpy(float).T))
+    return table if groups is not None else table.drop(columns="group")
 
 
 def _members(ids: pd.Index, groups: pd.Series | None) -> dict[object, np.ndarray]:
@@ -192,20 +196,10 @@ def _members(ids: pd.Index, groups: pd.Series | None) -> dict[object, np.ndarray
     return {name: np.flatnonzero((of_photo == name).to_numpy(bool)) for name in sorted(of_photo.dropna().unique())}
 
 
-def _bounds(
-    metrics: pd.Series, mean: np.ndarray, error: np.ndarray, freedom: np.ndarray, level: float | np.ndarray = LEVEL
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the intervals of differences; those of accuracies stay between -1 and 1."""
-    half = error * stats.t.ppf(0.5 + np.asarray(level) / 2.0, np.maximum(freedom, 1.0))
-    most = np.where(metrics.str.startswith("acc_").to_numpy(bool), 1.0, np.inf)
-    return np.maximum(mean - half, -most), np.minimum(mean + half, most)
-
-
-def interval_of(metric: str, errors: np.ndarray, least: int = 2) -> tuple[float, float, float]:
-    """Mean of ``metric`` over errors [S, N] in kilometres, and the ends of its 95 % interval; NaN for fewer photos than ``least``."""
-    (one,) = means_of([METRICS[metric](errors).astype(float)], least)
-    (low,), (high,) = _bounds(pd.Series([metric]), *np.reshape(one, (3, 1)))
-    return one.mean, float(np.maximum(low, 0.0)), float(high)
+def _ends(table: pd.DataFrame, below: np.ndarray, above: np.ndarray) -> tuple[pd.Series, pd.Series]:
+    """Ends of intervals that reach ``below`` and ``above`` the differences; those of accuracies stay between -1 and 1."""
+    most = np.where(table["metric"].str.startswith("acc_").astype(bool), 1.0, np.inf)
+    return (table["difference"] - below).clip(lower=-most), (table["difference"] + above).clip(upper=most)
 
 
 def _p_values(mean: np.ndarray, error: np.ndarray, freedom: np.ndarray) -> np.ndarray:
@@ -237,12 +231,13 @@ def corrected(table: pd.DataFrame, family: Iterable[str] = ("split",), margin: f
     """
     tested, keys = table["error"].notna(), [table[name] for name in family]
     count = tested.groupby(keys, sort=False).transform("sum").clip(lower=1)
-    numbers = table[["difference", "error", "freedom"]].to_numpy(float).T
-    low, high = _bounds(table["metric"], *numbers, 1.0 - (1.0 - LEVEL) / count.to_numpy(float))
+    half = half_width(table["error"], table["freedom"], 1.0 - (1.0 - LEVEL) / count.to_numpy(float))
+    low, high = _ends(table, half, half)
     verdict = np.select(
         [~tested, low > 0.0, high < 0.0, (low > -margin) & (high < margin)],
-        ["too few photos", "gains", "loses", "equivalent"], "not shown",
-    )  # fmt: skip
+        ["too few photos", "gains", "loses", "equivalent"],
+        "not shown",
+    )
     p_holm = table["p_value"].groupby(keys, sort=False).transform(holm)
     return table.assign(comparisons=count, corrected_low=low, corrected_high=high, p_holm=p_holm, verdict=verdict)
 
@@ -254,23 +249,19 @@ def levels(predictions: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> 
         split, strategy, metric, value, ci_low, ci_high, sd_of_seeds, seeds, n.
     """
     rows = []
-    for split, of_split in _by_split(predictions):
-        for name, errors in ((name, frame.to_numpy()) for name, frame in of_split.items()):
-            for metric in COMPARED:
-                interval, by_seed = interval_of(metric, errors), METRICS[metric](errors).mean(1)
-                rows.append((split, name, metric, *interval, by_seed.std(ddof=1) if len(errors) > 1 else np.nan, *errors.shape))
-            median, by_seed = median_of(errors, None, resamples, seed), np.median(errors, 1)
-            rows.append((split, name, "median_km", *median, by_seed.std(ddof=1) if len(errors) > 1 else np.nan, *errors.shape))
+    for split, of_split, _ in _by_split(predictions):
+        for name, metric in itertools.product(of_split, [*COMPARED, "median_km"]):
+            errors = of_split[name]
+            if metric == "median_km":
+                by_seed, one = np.median(errors, 1), median_of(errors, None, resamples, seed)
+            else:
+                hits = METRICS[metric](errors).astype(float)
+                by_seed, (one,) = hits.mean(1), means_of([hits])
+                one = one._replace(low=max(0.0, one.low), high=min(1.0, one.high))
+            spread = float(by_seed.std(ddof=1)) if len(errors) > 1 else np.nan
+            rows.append((split, name, metric, *one[:3], spread, *errors.shape))
     names = ["split", "strategy", "metric", "value", "ci_low", "ci_high", "sd_of_seeds", "seeds", "n"]
     return pd.DataFrame(rows, columns=names)
-
-
-def levels_for_reading(table: pd.DataFrame) -> pd.DataFrame:
-    """:func:`levels`, one row a split and strategy: percent (kilometres for the median) and half the interval's width."""
-    share = np.where(table["metric"] == "median_km", 1.0, 100.0)
-    half = (table["ci_high"] - table["ci_low"]) / 2.0 * share
-    text = [f"{value:.1f} ± {width:.1f}" for value, width in zip(table["value"] * share, half, strict=True)]
-    return _wide(table.assign(text=text), ["split", "strategy"])
 
 
 def differences_for_reading(table: pd.DataFrame, by: Sequence[str] = ("baseline", "strategy")) -> pd.DataFrame:
@@ -283,11 +274,11 @@ def differences_for_reading(table: pd.DataFrame, by: Sequence[str] = ("baseline"
     marks = chosen.get("verdict", pd.Series("", chosen.index)).map({"gains": " ▲", "loses": " ▼", "equivalent": " ="})
     rows = zip(points.to_numpy(), marks.fillna(""), strict=True)
     text = [f"{value:+.1f} [{low:+.1f}, {high:+.1f}]{mark}" for (value, low, high), mark in rows]
-    return _wide(chosen.assign(text=text), ["split", *by])
+    return in_order(chosen.assign(text=text), ["split", *by])
 
 
-def _wide(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Column text with a row for each of ``keys`` and a column a metric, both in the order in which they came."""
+def in_order(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The column text with a row for each of ``keys``, as they came, and a column a metric, from near to far."""
     wide = table.pivot(index=keys, columns="metric", values="text")
     columns = [metric for metric in [*COMPARED, "median_km"] if metric in wide]
     return wide.loc[pd.MultiIndex.from_frame(table[keys].drop_duplicates()), columns].rename_axis(columns=None)

@@ -18,7 +18,7 @@ from lib.data.manifest import read_table
 from lib.data.places import country_names
 from lib.data.sphere import EqualAreaGrid
 from lib.evaluate.evaluation import save_table
-from lib.evaluate.intervals import compare, corrected, interval_of, levels, seed_by_photo
+from lib.evaluate.intervals import compare, corrected, levels, means_of
 from lib.method.geodesy import EARTH_RADIUS_KM, distance_km, unit_vectors
 from lib.runs import Run
 from lib.train.metrics import COMPARED, HEADLINE, METRICS
@@ -83,10 +83,10 @@ def cell_errors(
     cells, rows = _cells(predictions, grid), []
     labelled = predictions.assign(cell=predictions["id"].map(cells))
     for key, frame in labelled.groupby(["split", "strategy", "cell"], sort=False):
-        errors = seed_by_photo(frame).to_numpy()
-        mean, low, high = interval_of("mean_km", errors, least=LEAST_FOR_A_MEAN)
-        hits = float(METRICS[HEADLINE](errors).mean())
-        rows.append((*key, errors.shape[1], len(errors), mean, low, high, float(np.median(errors)), hits))
+        errors = frame.pivot(index="seed", columns="id", values="error_km").to_numpy()
+        (one,), hits = means_of([errors], LEAST_FOR_A_MEAN), float(METRICS[HEADLINE](errors).mean())
+        interval = one.value, np.maximum(0.0, one.low), one.high
+        rows.append((*key, errors.shape[1], len(errors), *interval, float(np.median(errors)), hits))
     names = ["split", "strategy", "cell", "n", "seeds", "mean_km", "mean_low", "mean_high", "median_km", HEADLINE]
     return _placed(pd.DataFrame(rows, columns=names), "cell", grid, cells, countries)
 
