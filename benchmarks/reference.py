@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from lib.method.geodesy import EARTH_RADIUS_KM
-from lib.method.negatives import Candidates, Reweighting
+from lib.method.negatives import Pairs, Reweighting
 from lib.method.semivariogram import FittedSemivariogram
 
 
@@ -31,13 +31,15 @@ def semivariogram(unit: np.ndarray, coordinates_deg: np.ndarray, width_rad: floa
     return gamma
 
 
-def reweighting(fitted: FittedSemivariogram, candidates: Candidates) -> Reweighting:
+def reweighting(fitted: FittedSemivariogram, pairs: Pairs) -> Reweighting:
     """``semivariogram``'s weights, in NumPy: off the device and back in every step."""
-    photo, place = candidates.photo_unit.cpu().numpy(), candidates.place_unit.cpu().numpy()
-    distance = haversine_rad(candidates.photo_deg.double().cpu().numpy(), candidates.place_deg.double().cpu().numpy())
-    look_alike = np.maximum(0.0, fitted.gamma(distance.ravel()).reshape(distance.shape) - (1.0 - photo @ place.T))
-    sign = np.where(distance <= fitted.range_rad, -candidates.alpha, candidates.beta)
-    return Reweighting(log_weight=torch.from_numpy((sign * look_alike).astype(np.float32)).to(candidates.logits.device))
+    count, unit, places = len(pairs.logits), pairs.unit.cpu().numpy(), pairs.place_deg.double().cpu().numpy()
+    distance = haversine_rad(places[:count], places)
+    expected = fitted.gamma(distance.ravel()).reshape(distance.shape)
+    look_alike = np.maximum(0.0, expected - (1.0 - unit[:count] @ unit.T))
+    sign = np.where(distance <= fitted.range_rad, -pairs.alpha, pairs.beta)
+    log_weight = torch.from_numpy((sign * look_alike).astype(np.float32))
+    return Reweighting(log_weight=log_weight.to(pairs.logits.device))
 
 
 def retrieve(photos: np.ndarray, gallery: np.ndarray, truth_deg: np.ndarray, gallery_deg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,11 +16,11 @@ from benchmarks.semivariogram import world
 from lib import settings
 from lib.data import features
 from lib.method import negatives, semivariogram
-from lib.method.model import initialise
+from lib.method.loss import SemivariogramLoss
 from lib.method.negatives import Strategy
-from lib.method.semivariogram import Curve
 from lib.runs import Run, generator
 from lib.train import training
+from lib.train.checkpoints import initialise
 from lib.train.training import Queue
 
 SIZES = (0, 1_024, 2_048, 4_096)
@@ -35,8 +35,8 @@ def data(count: int) -> training.TrainingData:
     """``count`` photos with features of 768 dimensions, all of them for training."""
     unit, coordinates = world(count)
     rows, frozen = np.arange(count), features.Features(unit.numpy(), torch.zeros(unit.shape[1]))
-    curve = Curve(CURVE)
-    return training.TrainingData(frozen, rows, rows[:0], torch.from_numpy(coordinates), coordinates, curve, 1.0)
+    places = torch.from_numpy(coordinates)
+    return training.TrainingData(frozen, rows, rows[:0], places, coordinates, CURVE, 1.0)
 
 
 def step(run: Run, of: training.TrainingData, queue_size: int, strategy: Strategy) -> Callable[[], float]:
@@ -46,15 +46,15 @@ def step(run: Run, of: training.TrainingData, queue_size: int, strategy: Strateg
     queue = Queue.empty(queue_size, of.frozen.dimension, device)
     batch = run.settings.training.batch_size
     queued = torch.arange(batch, batch + queue_size)
-    places, kept = of.coordinates_deg[queued].float().to(device), run.settings.training.queue_embeddings == "kept"
-    with torch.no_grad():
-        embedded = model.embed_places(places) if kept else None
-    queue.push(queued.to(device), places, of.looks(queued.numpy(), device), embedded)
+    places = of.coordinates_deg[queued].float().to(device)
+    queue.push(queued.to(device), places, of.frozen.unit(queued.numpy(), device))
     draws = training.Draws(generator(0, "noise"), generator(0, "shuffled weights"))
-    of = replace(of, curve=of.curve.to(device))
+    parameters = {name: getattr(run.settings.training, name) for name in strategy.parameters}
+    loss_of = SemivariogramLoss(of.curve, strategy, **parameters).to(device)
 
     def once() -> float:
-        loss, _ = training.loss_of_batch(model, queue, of, training.Batch(1, of.train_rows[:batch]), strategy, run, draws)
+        rows = training.Batch(1, of.train_rows[:batch])
+        loss, _ = training.loss_of_batch(model, queue, of, rows, loss_of, run, draws)
         model.zero_grad(set_to_none=True)
         loss.backward()
         return loss.item()

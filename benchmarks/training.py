@@ -1,4 +1,4 @@
-"""A training step by what makes it fast, each against the step without it: cached features, kept embeddings of the queue, bfloat16, a fused optimizer."""
+"""A training step by what makes it fast, each against the step without it: cached features, bfloat16, a fused optimizer."""
 
 from __future__ import annotations
 
@@ -15,17 +15,14 @@ from benchmarks.semivariogram import world
 from lib import settings
 from lib.data import backbones, features
 from lib.method import negatives
-from lib.method.model import initialise
-from lib.method.semivariogram import Curve
 from lib.runs import Run
 from lib.runs.machine import has_native_bfloat16
+from lib.train.checkpoints import initialise
 from lib.train.training import TrainingData
 
 SIZES = (64, 128, 256, 512)
 OVERRIDES = ("backbone.name=efficientnet-lite0", "backbone.image_px=128", "backbone.precision=float32", "training.precision=float32",
              "training.batch_noise_m=0", "training.queue_noise_m=0")  # fmt: skip
-QUEUED = 4
-"""Batches in the queue whose embeddings are kept or renewed."""
 
 
 def _run(size: int, *overrides: str) -> Run:
@@ -45,7 +42,7 @@ def cached_features(sizes: Sequence[int]) -> list[Row]:
 
     cached = np.concatenate([encode(part) for part in images.split(64)])
     frozen, numbers = features.Features(cached, torch.zeros(cached.shape[1])), np.arange(max(sizes))
-    of = TrainingData(frozen, numbers, numbers[:0], torch.from_numpy(places), places, Curve(CURVE), 1.0)
+    of = TrainingData(frozen, numbers, numbers[:0], torch.from_numpy(places), places, CURVE, 1.0)
     rows = []
     for size in sizes:
         on_cached = reweighting.step(_run(size), of, 0, negatives.get("decayed"))
@@ -57,21 +54,6 @@ def cached_features(sizes: Sequence[int]) -> list[Row]:
         again()
         ours, reference = in_turn(3, on_cached, again)
         rows.append(row(size, ours, reference, abs(ours.value - reference.value), part="cached features"))
-    return rows
-
-
-def kept_embeddings(sizes: Sequence[int]) -> list[Row]:
-    """A step whose queue keeps its embeddings, against one that encodes its places anew; the model stands still, so the losses are equal."""
-    of, rows = reweighting.data((1 + QUEUED) * max(sizes)), []
-    for size in sizes:
-        calls = [
-            reweighting.step(_run(size, f"training.queue_embeddings={how}"), of, QUEUED * size, negatives.get("decayed"))
-            for how in ("kept", "renewed")
-        ]
-        for call in calls:
-            call()
-        ours, reference = in_turn(3, *calls)
-        rows.append(row(size, ours, reference, abs(ours.value - reference.value), part="kept embeddings"))
     return rows
 
 
@@ -112,7 +94,7 @@ def fused_optimizer() -> Row:
 
 def run(sizes: Sequence[int]) -> Result:
     """Measure each of ``sizes``, photos in a batch."""
-    rows = [*cached_features(sizes), *kept_embeddings(sizes), *bfloat16(sizes), fused_optimizer()]
+    rows = [*cached_features(sizes), *bfloat16(sizes), fused_optimizer()]
     largest = [one for one in rows if one.size in {0, max(sizes)}]
-    goal = "a step is faster on cached features, with kept embeddings, in bfloat16 and with a fused optimizer (ratio above 1 at the largest batch)"
+    goal = "a step is faster on cached features, in bfloat16 and with a fused optimizer (ratio above 1 at the largest batch)"
     return Result("training", "photos in a batch", goal, all(one.ratio > 1.0 for one in largest), rows)

@@ -18,6 +18,7 @@ from lib.data import datasets, features
 from lib.evaluate import evaluation
 from lib.method.errors import BundleError
 from lib.runs import Run
+from lib.runs import run as run_module
 from lib.train import curve, training
 
 pytestmark = pytest.mark.usefixtures("narrow")
@@ -45,7 +46,7 @@ def chain(make_run: Runs) -> Run:
     run = make_run("training.epochs=1", "training.strategies=infonce,decayed", "semivariogram.lag_width_rad=0.1", "evaluation.bootstrap=100",
                    "evaluation.splits=test,test_blocked", "study=null")  # fmt: skip
     content = run.features.read_bytes()
-    run.produce("features", make=lambda: run.features.write_bytes(content), outputs=[run.features], settings={"name": run.settings.backbone.name}, group="backbone", code=["features"])
+    run.produce("features", make=lambda: run.features.write_bytes(content), outputs=[run.features], settings={"name": run.settings.backbone.name}, group="backbone", code=[features.read])
     go(run)
     return run
 
@@ -124,18 +125,18 @@ def test_features_and_curves_of_other_settings_are_refused_with_the_setting(chai
 
 
 def test_what_older_code_has_made_is_refused_as_an_input_and_made_again_by_its_own_stage(chain: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    real = runs.code_digest
-    monkeypatch.setattr(runs, "code_digest", lambda name: "newer" if name == "semivariogram" else real(name))
-    with pytest.raises(BundleError, match=r"semivariogram\.json was made with other code \(semivariogram\); run notebook 03"):
+    real, root = run_module.code_digest, "lib.train.curve:fit_run"
+    monkeypatch.setattr(run_module, "code_digest", lambda name: "newer" if name == root else real(name))
+    with pytest.raises(BundleError, match=r"semivariogram\.json was made with other code \(lib\.train\.curve:fit_run\); run notebook 03"):
         training.train_all(chain, ["infonce", "decayed"])
     curve.fit_run(chain)
-    assert "again   semivariogram: other code (semivariogram)" in capsys.readouterr().out
+    assert "again   semivariogram: other code (lib.train.curve:fit_run)" in capsys.readouterr().out
     training.train_all(chain, ["infonce", "decayed"])
 
 
 def test_another_version_of_a_package_is_said(chain: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    real = runs.importlib.metadata.version
-    monkeypatch.setattr(runs.importlib.metadata, "version", lambda name: "99" if name == "torch" else real(name))
+    real = run_module.importlib.metadata.version
+    monkeypatch.setattr(run_module.importlib.metadata, "version", lambda name: "99" if name == "torch" else real(name))
     with pytest.raises(BundleError, match=r'features\.npy was made with another package \(torch "2.*", now "99"\)'):
         curve.fit_run(chain)
 

@@ -13,7 +13,9 @@ import torch
 from conftest import Runs
 
 from lib import runs
-from lib.runs import ArtefactError, Run
+from lib.method import geodesy
+from lib.runs import ArtefactError, Run, machine, provenance
+from lib.runs import run as run_module
 
 
 class Stage:
@@ -31,7 +33,7 @@ class Stage:
         write(self.output, self.source.read_text())
 
     def __call__(self, **changes: object) -> bool:
-        given = {"make": self.make, "inputs": [self.source], "outputs": [self.output], "settings": {"a": 1}, "code": ["geodesy"]}
+        given = {"make": self.make, "inputs": [self.source], "outputs": [self.output], "settings": {"a": 1}, "code": [geodesy.distance_km]}
         return self.run.produce("copy", **(given | changes))
 
 
@@ -79,11 +81,11 @@ class TestProduce:
         elif changed == "receipt":
             stage.run.receipt("copy").write_text("{ half a rec")
         elif changed == "code":
-            monkeypatch.setattr(runs, "code_digest", lambda name: "another")
+            monkeypatch.setattr(run_module, "code_digest", lambda name: "another")
         elif changed == "package":
-            monkeypatch.setattr(runs.importlib.metadata, "version", lambda name: "another")
+            monkeypatch.setattr(run_module.importlib.metadata, "version", lambda name: "another")
         elif changed == "modules":
-            changes = {"code": ["geodesy", "places"]}
+            changes = {"code": [geodesy.distance_km, geodesy.unit_vectors]}
         assert stage(**changes) is False
         assert stage.count == 2
         assert stage(**changes) is True
@@ -153,22 +155,6 @@ class TestChecksums:
         write(tmp_path / "a", "two")
         assert runs.checksum(tmp_path / "a") == hashlib.sha256(b"two").hexdigest()
 
-    def test_comments_and_docstrings_do_not_count_as_code(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def digest(text: str) -> str:
-            (tmp_path / "module.py").write_text(text)
-            runs.code_digest.cache_clear()
-            monkeypatch.setattr(runs.importlib.util, "find_spec", lambda name: type("Spec", (), {"origin": tmp_path / "module.py"}))
-            try:
-                return runs.code_digest("module")
-            finally:
-                monkeypatch.undo()
-                runs.code_digest.cache_clear()
-
-        plain = digest("def f(x):\n    return x + 1\n")
-        assert digest('"""Doc."""\n\n# why\ndef f(x):\n    """Doc."""\n    return x + 1  # one more\n') == plain
-        assert digest("def f(x):\n    return x + 2\n") != plain
-        assert digest('def f(x="a"):\n    return x + 1\n') != plain
-
 
 class TestGenerators:
     def test_one_for_each_seed_and_purpose(self) -> None:
@@ -217,7 +203,7 @@ class TestRun:
 def test_provenance_names_every_output_with_its_checksum(make_run: Runs) -> None:
     stage = Stage(make_run())
     stage()
-    known = runs.provenance(stage.run, {"01": 1.5})
+    known = provenance.provenance(stage.run, {"01": 1.5})
     assert known["outputs"]["deep/output.txt"] == hashlib.sha256(b"one").hexdigest()
     assert not any(name.startswith("receipts") for name in known["outputs"])
     assert known["seconds_by_notebook"] == {"01": 1.5}
@@ -227,25 +213,20 @@ def test_provenance_names_every_output_with_its_checksum(make_run: Runs) -> None
     json.dumps(known)
 
 
-@pytest.mark.parametrize("name", ["nosuch", "nosuch.module", "datasets.nosuch", "model:nosuch"])
-def test_code_that_an_older_receipt_names_and_that_is_gone_is_other_code(name):
-    assert runs.code_digest(name) == runs.GONE != runs.code_digest("model")
-
-
 def test_the_commit_is_this_checkouts_and_not_that_of_a_repository_around_it(tmp_path, monkeypatch):
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     (tmp_path / "copy").mkdir()
-    monkeypatch.setattr(runs, "PROJECT", tmp_path / "copy")
-    assert runs._git_state() == {"commit": None, "dirty": None}
+    monkeypatch.setattr(provenance, "PROJECT", tmp_path / "copy")
+    assert provenance._git_state() == {"commit": None, "dirty": None}
 
 
 def test_a_gpu_is_asked_for_its_name_by_another_process(monkeypatch):
     """Asking takes memory on it for as long as the process lives, and a GPU may be for one process alone."""
     asked = []
-    monkeypatch.setattr(runs.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(runs.torch.cuda, "is_initialized", lambda: False)
-    monkeypatch.setattr(runs.torch.cuda, "get_device_name", lambda: pytest.fail("asked in this process"))
-    monkeypatch.setattr(runs.subprocess, "run", lambda command, **_: asked.append(command) or subprocess.CompletedProcess(command, 0, "A GPU\n", ""))
-    runs._accelerator.cache_clear()
-    assert runs.machine()["accelerator"] == runs.machine()["accelerator"] == "A GPU" and len(asked) == 1
-    runs._accelerator.cache_clear()
+    monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(machine.torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(machine.torch.cuda, "get_device_name", lambda: pytest.fail("asked in this process"))
+    monkeypatch.setattr(machine.subprocess, "run", lambda command, **_: asked.append(command) or subprocess.CompletedProcess(command, 0, "A GPU\n", ""))
+    machine._accelerator.cache_clear()
+    assert machine.machine()["accelerator"] == machine.machine()["accelerator"] == "A GPU" and len(asked) == 1
+    machine._accelerator.cache_clear()
