@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.harness import Result, in_turn, measure, row
 from benchmarks.semivariogram import WIDTH_RAD, world
+from lib.data import sampling
 from lib.method import empirical
 
 SIZES = (50_000, 100_000, 200_000, 400_000)
@@ -30,7 +31,7 @@ def run(sizes: Sequence[int], photos: int = PHOTOS) -> Result:
     exact = measure(partial(empirical.exact, unit.__getitem__, coordinates, WIDTH_RAD), 2)
     rows = []
     for size in sizes:
-        drawn = [partial(empirical.sampled, unit.__getitem__, coordinates, WIDTH_RAD, pairs=size, seed=seed) for seed in range(SEEDS)]
+        drawn = [partial(sampling.sampled, unit.__getitem__, coordinates, WIDTH_RAD, pairs=size, seed=seed) for seed in range(SEEDS)]
         samples = [one.value for one in in_turn(1, *drawn)]
         inside = np.concatenate([held(sample, exact.value) for sample in samples])
         worst = np.nanmax(np.abs(samples[0].coarsened(50).gamma - exact.value.coarsened(50).gamma))

@@ -51,22 +51,21 @@ def parts(folder: Path) -> dict[str, dict[str, Any]]:
     import torch
 
     from lib import settings
-    from lib.method import empirical
+    from lib.data import sampling
     from lib.runs import Run
-    from lib.train import batches
-    from lib.train.training import Batch, TrainingData
+    from lib.train.training import Batch, TrainingData, batches
 
     run = Run(settings.load("smoke", OVERRIDES), folder)
     read = measure(partial(TrainingData.read, run, with_curve=True))
     data: TrainingData = read.value
     places = data.coordinates_deg[data.train_rows].numpy()
-    sums = measure(partial(empirical.sampled, lambda rows: data.frozen.unit(data.train_rows[rows]), places, pairs=PAIRS))
+    sums = measure(partial(sampling.sampled, lambda rows: data.frozen.unit(data.train_rows[rows]), places, pairs=PAIRS))
     if not np.allclose(sums.value.gamma[sums.value.pairs > 0], 1.0) or sums.value.pairs.sum() < min(PAIRS, len(places) ** 2 // 2) // 3:
         raise ValueError("features of zeros differ by 1 at every lag, and a million pairs are asked for")
 
     def epoch() -> int:
         steps = 0
-        for rows in batches.at_random(data.train_rows, BATCH, torch.Generator().manual_seed(0)):
+        for rows in batches(data.train_rows, BATCH, torch.Generator().manual_seed(0)):
             _ = data.of_batch(Batch(1, rows), slice(0, BATCH), run.device), data.coordinates_deg[rows].float()
             steps += 1
         return steps

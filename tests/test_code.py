@@ -32,7 +32,7 @@ def load_new(name: str, settings: BackboneSettings) -> Backbone:
     raise BundleError(name)
 
 
-register("new", "of a test", load_new)
+REGISTRY |= {"new": Entry("of a test", load_new)}
 """
 
 

@@ -153,15 +153,6 @@ def test_a_damaged_receipt_never_passes_for_a_whole_one(chain: Run, damage: Call
     assert {path: path.read_bytes() for path in chain.folder.glob("tables/*.csv")} == whole
 
 
-def test_receipts_from_before_they_named_their_parts_hold(chain: Run) -> None:
-    for path in chain.folder.glob("receipts/*.json"):
-        old = {name: value for name, value in json.loads(path.read_text()).items() if name not in {"inputs", "code", "packages", "group", "checksum"}}
-        path.write_text(json.dumps(old))
-    chain.reports.clear()
-    go(chain)
-    assert chain.reports and all(line.startswith("reused") for line in chain.reports)
-
-
 def test_a_run_that_moved_is_whole(chain: Run, tmp_path: Path) -> None:
     chain.folder.rename(tmp_path / "moved")
     moved = Run(chain.settings, tmp_path / "moved")
@@ -185,7 +176,7 @@ def test_only_what_must_be_made_needs_the_lock(chain: Run) -> None:
 def write(folder: Path, plain: np.ndarray, views: np.ndarray) -> None:
     features._save(folder / "0.views.npy", views)
     features._save(folder / "0.npy", plain)
-    features._note(folder / "0.npy")
+    features._note(folder / "0.npy", {})
 
 
 class TestShards:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,12 @@ from conftest import Runs
 
 from lib import runs
 from lib.method import geodesy
-from lib.runs import ArtefactError, Run, machine, provenance
-from lib.runs import run as run_module
+from lib.runs import ArtefactError, Run
+
+machine_module, provenance_module, run_module = map(
+    import_module, ("lib.runs.machine", "lib.runs.provenance", "lib.runs.run")
+)
+"""By name: in lib.runs functions of the same names stand before them."""
 
 
 class Stage:
@@ -203,7 +208,7 @@ class TestRun:
 def test_provenance_names_every_output_with_its_checksum(make_run: Runs) -> None:
     stage = Stage(make_run())
     stage()
-    known = provenance.provenance(stage.run, {"01": 1.5})
+    known = runs.provenance(stage.run, {"01": 1.5})
     assert known["outputs"]["deep/output.txt"] == hashlib.sha256(b"one").hexdigest()
     assert not any(name.startswith("receipts") for name in known["outputs"])
     assert known["seconds_by_notebook"] == {"01": 1.5}
@@ -216,17 +221,17 @@ def test_provenance_names_every_output_with_its_checksum(make_run: Runs) -> None
 def test_the_commit_is_this_checkouts_and_not_that_of_a_repository_around_it(tmp_path, monkeypatch):
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     (tmp_path / "copy").mkdir()
-    monkeypatch.setattr(provenance, "PROJECT", tmp_path / "copy")
-    assert provenance._git_state() == {"commit": None, "dirty": None}
+    monkeypatch.setattr(provenance_module, "PROJECT", tmp_path / "copy")
+    assert provenance_module._git_state() == {"commit": None, "dirty": None}
 
 
 def test_a_gpu_is_asked_for_its_name_by_another_process(monkeypatch):
     """Asking takes memory on it for as long as the process lives, and a GPU may be for one process alone."""
     asked = []
-    monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(machine.torch.cuda, "is_initialized", lambda: False)
-    monkeypatch.setattr(machine.torch.cuda, "get_device_name", lambda: pytest.fail("asked in this process"))
-    monkeypatch.setattr(machine.subprocess, "run", lambda command, **_: asked.append(command) or subprocess.CompletedProcess(command, 0, "A GPU\n", ""))
-    machine._accelerator.cache_clear()
-    assert machine.machine()["accelerator"] == machine.machine()["accelerator"] == "A GPU" and len(asked) == 1
-    machine._accelerator.cache_clear()
+    monkeypatch.setattr(machine_module.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(machine_module.torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(machine_module.torch.cuda, "get_device_name", lambda: pytest.fail("asked in this process"))
+    monkeypatch.setattr(machine_module.subprocess, "run", lambda command, **_: asked.append(command) or subprocess.CompletedProcess(command, 0, "A GPU\n", ""))
+    machine_module._accelerator.cache_clear()
+    assert runs.machine()["accelerator"] == runs.machine()["accelerator"] == "A GPU" and len(asked) == 1
+    machine_module._accelerator.cache_clear()

@@ -38,7 +38,8 @@ def finish(run: Run) -> None:
 
 def faults(run: Run) -> dict[str, str]:
     """File or stage -> what is wrong with it."""
-    return dict(one.split(" ", 1) if ": " not in one.split(" ", 1)[0] else one.split(": ", 1) for one in verify.verify(run.folder))
+    found = [one.split(" ", 1) for one in verify.verify(run.folder)]
+    return {name.rstrip(":"): what for name, what in found}
 
 
 def test_a_finished_run_is_whole_and_its_tables_follow(finished: Run) -> None:
@@ -86,11 +87,11 @@ def test_a_folder_that_is_no_finished_run_is_one_sentence(tmp_path: Path, conten
         (tmp_path / "manifest.json").write_text(content)
     assert verify.main(["verify", str(tmp_path)]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("lib.runs verify: ") and sentence in said and said.count("\n") == 1
+    assert said.startswith("FAULT  ") and sentence in said and said.count("\n") == 1
 
 
-def test_manifest_json_says_what_it_takes_to_build_the_run_again(finished: Run) -> None:
-    known = json.loads((finished.folder / "manifest.json").read_text())
+def test_provenance_says_what_it_takes_to_build_the_run_again(finished: Run) -> None:
+    known = json.loads(finished.provenance.read_text())
     again = Run.finished(finished.folder)
     assert again.settings == finished.settings
     assert {"git", "machine", "packages", "threads", "inputs", "outputs", "keys_by_stage", "seeds"} <= set(known)

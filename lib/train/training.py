@@ -304,7 +304,7 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
     bar = progress(range(1, settings.epochs + 1), f"{strategy.name}, seed {seed}", settings.epochs)
     for epoch in bar:
         losses, effect = [], None
-        for step, rows in enumerate(_batches(data.train_rows, batch_size, order)):
+        for step, rows in enumerate(batches(data.train_rows, batch_size, order)):
             loss, effect = loss_of_batch(model, queue, data, Batch(epoch, rows), loss_of, run, draws, encoder)
             if not torch.isfinite(loss):
                 training = f"{strategy.name}_seed{seed}"
@@ -386,7 +386,7 @@ def _encoded(
     return photos, ranks.gather(embedded)[: len(places)]
 
 
-def _batches(rows: np.ndarray, size: int, order: torch.Generator) -> Iterator[np.ndarray]:
+def batches(rows: np.ndarray, size: int, order: torch.Generator) -> Iterator[np.ndarray]:
     """``rows`` in random order, ``size`` at a time; what is left over waits for another epoch's order."""
     shuffled = rows[torch.randperm(len(rows), generator=order).numpy()]
     for start in range(0, len(rows) - size + 1, size):
