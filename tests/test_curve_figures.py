@@ -99,24 +99,3 @@ class TestGeometry:
         )  # fmt: skip
         text = words(curve_figures.geometry(table))
         assert all(part in text for part in ("raw\n1,280 dimensions", "0.810", "0.930", "0.400", "no curve"))
-
-
-class TestLearned:
-    def test_each_epoch_with_a_fit_is_its_curve_and_one_without_is_left_out(self) -> None:
-        rows = [
-            {"strategy": name, "seed": seed, "epoch": epoch, "learned_nugget": nugget, "learned_partial_sill": 0.9,
-             "learned_length_scale_km": 600.0, "learned_exponent": 0.8}
-            for name in ("infonce", "decayed") for seed in (0, 1)
-            for epoch, nugget in ((1, np.nan), (2, 0.1 + 0.1 * seed), (4, 0.0))
-        ]  # fmt: skip
-        one, other, parameters = curve_figures.learned(pd.DataFrame(rows)).axes
-        assert len(one.lines) == len(other.lines) == 2
-        model = fitted(nugget=0.15, partial_sill=0.9, length_scale_rad=600.0 / 6371.0088, exponent=0.8)
-        distance, gamma = one.lines[0].get_data()
-        assert np.allclose(gamma, model.gamma(np.asarray(distance) / 6371.0088))
-        assert parameters.lines[0].get_ydata().tolist() == pytest.approx([1.05, 0.9])
-        assert parameters.lines[1].get_ydata().tolist() == pytest.approx([0.15, 0.0])
-
-    def test_nothing_traced_says_so(self) -> None:
-        untraced = pd.DataFrame({"strategy": ["infonce"], "epoch": [1]})
-        assert "no curve was traced" in words(curve_figures.learned(untraced))

@@ -46,7 +46,7 @@ def test_a_reader_that_breaks_is_found(tmp_path: Path, monkeypatch: pytest.Monke
         return fuzz_program.Reader(tmp_path / "file", [b"good"], read)
 
     def two_lines() -> None:
-        raise fuzz_program.EXPECTED[0]("one\ntwo")
+        raise fuzz_program.BundleError("one\ntwo")
 
     readers = {"right": of(lambda: 1), "wrong": of(lambda: {}[0]), "late": of(lambda: fuzz_program.time.sleep(9)), "crash": of(lambda: os.kill(os.getpid(), signal.SIGKILL)), "lines": of(two_lines)}
     monkeypatch.setattr(fuzz_program, "LONGEST_S", 1)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
-from dataclasses import asdict
 from itertools import pairwise
 
 import gstools
@@ -19,10 +17,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from test_semivariogram import LAG, measured, unit_rows
 
-from lib.data import datasets
 from lib.data.sampling import estimate
 from lib.data.sphere import cell_of, uniform_on_sphere
-from lib.method import semivariogram
 from lib.method.empirical import EmpiricalSemivariogram
 from lib.method.errors import BundleError
 from lib.method.geodesy import pairwise_distance_rad, unit_vectors
@@ -141,7 +137,7 @@ class TestCandidates:
         return variography.candidates_table(spread, lags=40, folds=4)
 
     def test_every_model_is_a_row(self, table: pd.DataFrame) -> None:
-        assert len(table) == 36 == len(table.drop_duplicates(["family", "metric", "weights"]))
+        assert len(table) == 24 == len(table.drop_duplicates(["family", "metric", "weights"]))
         assert table["delta_aic"].min() == 0.0
 
     def test_families_that_hold_the_truth_predict_lags_that_they_have_not_seen(self, table: pd.DataFrame) -> None:
@@ -465,43 +461,6 @@ class TestRun:
         manifest.to_parquet(run.manifest, index=False)
         return run, manifest
 
-    def test_each_group_of_training_anchors_has_its_curve_and_small_ones_are_named(
-        self, make_run: Runs, capsys: pytest.CaptureFixture
-    ) -> None:
-        run, manifest = self.make(make_run)
-        found = variography.fit_local(run)
-        train = manifest[manifest["split"] == "train"]
-        counts = train["continent"].value_counts()
-        assert counts["Oceania"] < 200
-        assert f"left out Oceania ({counts['Oceania']} photos)" in capsys.readouterr().out
-        assert {name: curve.photos for name, curve in found.items()} == counts.drop("Oceania").to_dict()
-        assert json.loads(run.semivariogram_local.read_text()) == {name: asdict(curve) for name, curve in found.items()}
-        rows = datasets.manifest.rows_of(manifest, "train")
-        africa = (train["continent"] == "Africa").to_numpy()
-        within, between = africa.sum() * (africa.sum() - 1), africa.sum() * (~africa).sum()
-        assert found["Africa"].pairs == within + between
-        assert len(rows) == 700
-
-    def test_it_is_reused_until_the_column_changes(self, make_run: Runs) -> None:
-        run, manifest = self.make(make_run)
-        assert variography.fit_local(run) == variography.fit_local(run)
-        manifest.assign(half=np.where(manifest["latitude"] > 0, "north", "south")).to_parquet(run.manifest, index=False)
-        assert set(variography.fit_local(run, by="half")) == {"north", "south"}
-        assert [report.split()[0] for report in run.reports] == ["made", "reused", "made"]
-        with pytest.raises(VariographyError, match="no column village"):
-            variography.fit_local(run, by="village")
-
-    def test_more_pairs_than_allowed_are_those_of_fewer_photos(self, make_run: Runs) -> None:
-        run, _ = self.make(make_run, "semivariogram.max_pairs=50000")
-        assert max(curve.pairs for curve in variography.fit_local(run).values()) < 100_000
-
-    def test_where_no_group_is_large_enough_all_photos_take_the_curve_of_all(
-        self, make_run: Runs, capsys: pytest.CaptureFixture
-    ) -> None:
-        run = make_run("semivariogram.lag_width_rad=0.05")
-        assert variography.fit_local(run) == {}
-        assert "left out" in capsys.readouterr().out
-
     def test_the_whole_examination_is_reused_and_its_bands_come_back_as_they_were(self, make_run: Runs) -> None:
         run, _ = self.make(make_run, "semivariogram.lag_width_rad=0.02")
         curve.fit_run(run)
@@ -511,31 +470,7 @@ class TestRun:
         expected = fit(curve.load_empirical(run.empirical))
         assert again.bands.fitted.sill == pytest.approx(expected.sill, rel=0.05)
         assert set(again.intervals["resampled"]) == {"places", "cells of 10 degrees"}
-        assert len(again.models) == 36 and set(again.geometry["geometry"]) == {"raw", "centred", "standardised", "whitened"}
+        assert len(again.models) == 24 and set(again.geometry["geometry"]) == {"raw", "centred", "standardised", "whitened"}
         assert set(again.difference["null"]) == {"cells", "rotation"}
         assert set(again.curves["group"]) >= {"Africa", "Asia"}
 
-    def test_what_is_no_set_of_curves_is_named(self, tmp_path) -> None:
-        for text in ("", "[1]", '{"Africa": {"family": "Stable"}}', '{"Africa": 3}'):
-            (tmp_path / "odd.json").write_text(text)
-            with pytest.raises(BundleError, match=r"odd\.json: not saved semivariograms of groups"):
-                semivariogram.load_local(tmp_path / "odd.json")
-
-
-class TestLearned:
-    def test_it_is_the_curve_of_the_drawn_photos(self) -> None:
-        places = uniform_on_sphere(300, np.random.default_rng(0))
-        embeddings = torch.nn.functional.normalize(torch.from_numpy(wavy(places, 16, seed=0)).float(), dim=1)
-        empirical, model = semivariogram.of_embeddings(embeddings, places)
-        expected = estimate(unit_rows(embeddings.numpy()), places, 0.01)
-        assert np.array_equal(empirical.pairs, expected.pairs)
-        assert np.allclose(empirical.gamma, expected.gamma, atol=1e-6, equal_nan=True)
-        assert model.photos == 300 and model.r2 > 0.5
-        some = semivariogram.some_photos(len(places), photos=40)
-        assert len(set(some)) == 40 and semivariogram.of_embeddings(embeddings[some], places[some])[0].pairs.sum() == 40 * 39 // 2
-
-    def test_before_training_nothing_can_be_fitted(self) -> None:
-        places = uniform_on_sphere(200, np.random.default_rng(0))
-        noise = torch.nn.functional.normalize(torch.from_numpy(np.random.default_rng(1).normal(size=(200, 16))).float(), dim=1)
-        with pytest.raises(BundleError, match="rise"):
-            semivariogram.of_embeddings(noise, places)
