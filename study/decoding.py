@@ -70,7 +70,7 @@ def smoothed(found: Candidates, curve: Curve, temperature: float, power: float, 
     chosen = []
     for points, share in zip(found.points.split(block), found.probability(temperature).split(block), strict=True):
         distance = chord_to_rad(2.0 - 2.0 * points @ points.transpose(1, 2))
-        correlation = curve.correlation(curve.gamma(distance)).double().clamp(min=0.0)
+        correlation = curve.correlation_of(curve.gamma(distance)).double().clamp(min=0.0)
         votes = (correlation**power @ share[..., None]).squeeze(-1)
         chosen.append(votes.argmax(1))
     rows = torch.cat(chosen).numpy()

@@ -273,6 +273,18 @@ class TestHcl:
         )
 
 
+class TestNoNegatives:
+    @pytest.mark.parametrize("name", sorted(set(REGISTRY) - {"shuffled"}))
+    def test_a_photo_without_any_candidate_but_its_own_has_no_loss_and_no_nan(self, name: str) -> None:
+        logits = batch().logits.clone()
+        logits[1] = -math.inf
+        logits[1, 1] = 2.0
+        logits.requires_grad_()
+        loss = contrastive_loss(logits, get(name).reweight(batch(logits=logits.detach())))
+        loss.backward()
+        assert torch.isfinite(loss) and torch.isfinite(logits.grad).all() and logits.grad[1].abs().max() < 1e-6
+
+
 class TestDebiased:
     def test_the_equation_of_its_paper(self) -> None:
         candidates, count = batch(), PLACES - 1

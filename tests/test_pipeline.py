@@ -14,39 +14,19 @@ import pytest
 from miniatures import osv5m as miniature
 from PIL import Image
 
-from lib import pipeline, plan
+from lib import pipeline, stages
+from lib.method.errors import BundleError
 from lib.runs import Run
 from lib.settings import PROJECT
-from lib.show import report
+from lib.show import pages, report
 
-ACCURACY = [
-    "strategy",
-    "seed",
-    "split",
-    "n",
-    "acc_1km",
-    "acc_25km",
-    "acc_200km",
-    "acc_750km",
-    "acc_2500km",
-    "median_km",
-]
-ACCURACY += ["mean_km", "geoscore"]
+ACCURACY = ["strategy", "seed", "split", "n", "acc_1km", "acc_25km", "acc_200km", "acc_750km", "acc_2500km"]
+ACCURACY += ["median_km", "mean_km", "geoscore"]
 COMPARISON = ["strategy", "baseline", "metric", "difference", "ci_low", "ci_high", "seeds", "n"]
-PREDICTIONS = ["id", "split", "strategy", "seed", "latitude", "longitude", "predicted_latitude", "predicted_longitude"]
-PREDICTIONS += ["error_km"]
-FIT = [
-    "family",
-    "nugget",
-    "partial_sill",
-    "length_scale_rad",
-    "exponent",
-    "range_rad",
-    "range_km",
-    "backbone",
-    "photos",
-]
-FIT += ["pairs"]
+PREDICTIONS = ["id", "split", "strategy", "seed", "latitude", "longitude"]
+PREDICTIONS += ["predicted_latitude", "predicted_longitude", "error_km"]
+FIT = {"family", "nugget", "partial_sill", "length_scale_rad", "exponent", "range_rad", "range_km", "pairs"}
+FIT |= {"backbone", "photos"}
 
 
 def run_pipeline(command):
@@ -66,10 +46,10 @@ def smoke(tmp_path_factory):
 
 def test_every_notebook_is_executed_without_error(smoke):
     folder, _, _ = smoke
-    for notebook in pipeline.notebooks():
-        executed = nbformat.read(folder / "notebooks" / notebook.path.name, as_version=4)
+    for notebook in pipeline.notebooks().values():
+        executed = nbformat.read(folder / "notebooks" / notebook.name, as_version=4)
         code = [cell for cell in executed.cells if cell.cell_type == "code" and cell.source.strip()]
-        assert all(cell.execution_count for cell in code), notebook.path.name
+        assert all(cell.execution_count for cell in code), notebook.name
         kinds = [output.output_type for cell in code for output in cell.outputs]
         assert "error" not in kinds
         assert not [
@@ -100,7 +80,7 @@ def test_the_tables_have_the_columns_that_other_tools_read(smoke):
     assert list(pd.read_csv(folder / "tables" / "comparison.csv"))[: len(COMPARISON)] == COMPARISON
     assert list(pd.read_csv(folder / "tables" / "semivariogram.csv")) == ["lag_km", "gamma", "variance", "pairs"]
     assert list(pd.read_parquet(folder / "predictions.parquet")) == PREDICTIONS
-    assert set(FIT) <= set(json.loads((folder / "semivariogram.json").read_text()))
+    assert FIT <= set(json.loads((folder / "semivariogram.json").read_text()))
 
 
 def test_the_tables_follow_from_the_predictions(smoke):
@@ -110,18 +90,18 @@ def test_the_tables_follow_from_the_predictions(smoke):
     for key, frame in predictions.groupby(["strategy", "seed", "split"]):
         assert accuracy.loc[key, "acc_750km"] == pytest.approx((frame["error_km"] <= 750).mean())
         assert accuracy.loc[key, "median_km"] == pytest.approx(np.median(frame["error_km"]))
-    settings = json.loads((folder / "manifest.json").read_text())["settings"]
+    settings = json.loads((folder / "provenance.json").read_text())["settings"]
     assert set(predictions["strategy"]) == set(settings["training"]["strategies"])
 
 
-def test_the_manifest_names_what_it_takes_to_rebuild_the_run(smoke):
+def test_the_provenance_names_what_it_takes_to_rebuild_the_run(smoke):
     folder, _, _ = smoke
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / "provenance.json").read_text())
     assert {"settings", "seeds", "packages", "machine", "seconds_by_notebook", "inputs", "outputs", "git"} <= set(
         manifest
     )
     assert manifest["outdated"] == []
-    assert set(manifest["seconds_by_notebook"]) == {notebook.path.stem for notebook in pipeline.notebooks()}
+    assert set(manifest["seconds_by_notebook"]) == {path.stem for path in pipeline.notebooks().values()}
     assert {"tables/accuracy.csv", "semivariogram.json", "predictions.parquet", "maps/predictions.html"} <= set(
         manifest["outputs"]
     )
@@ -159,7 +139,8 @@ def test_a_finished_run_would_reuse_everything_and_looking_changes_nothing(smoke
     folder, command, _ = smoke
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     receipt = folder / "receipts" / "training-decayed_seed0.json"
-    for broken, sentence in ((False, "in all 0 of"), (True, "in all 3 of")):  # a training, the evaluation that reads it, the regions that read that
+    # a training, the evaluation that reads it, the regions that read that
+    for broken, sentence in ((False, "in all 0 of"), (True, "in all 3 of")):
         kept = receipt.read_text()
         try:
             receipt.write_text("{}" if broken else kept)
@@ -168,9 +149,18 @@ def test_a_finished_run_would_reuse_everything_and_looking_changes_nothing(smoke
             receipt.write_text(kept)
         said = capsys.readouterr().out
         assert sentence in said
-        assert ("training decayed (2)              1 of 2 computed" in said) == broken
+        assert (re.search(r"training-decayed_seed0 +made", said) is not None) == broken
+        assert re.search(r"training-decayed_seed1 +reused", said)
     before.pop(receipt)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path != receipt} == before
+
+
+def test_executed_notebooks_name_no_folder_of_the_machine(smoke):
+    """The photos' folder is a setting of this test's, outside the project; everything else is named from the project."""
+    folder, *_ = smoke
+    for path in [*(folder / "notebooks").iterdir()]:
+        content = path.read_text(encoding="utf-8")
+        assert str(PROJECT) not in content and sys.prefix not in content, path.name
 
 
 def test_reused_or_not_the_run_and_its_copy_agree_bit_by_bit(smoke, tmp_path):
@@ -185,7 +175,7 @@ def test_reused_or_not_the_run_and_its_copy_agree_bit_by_bit(smoke, tmp_path):
 
 def broken_notebook(
     folder: Path, line: str, parameters="profile = 'smoke'\nrun_name = ''\noverrides = []"
-) -> pipeline.Notebook:
+) -> dict[str, Path]:
     cells = [
         nbformat.v4.new_code_cell(parameters),
         nbformat.v4.new_code_cell("print('so far so good')"),
@@ -198,12 +188,12 @@ def broken_notebook(
         cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     )
     nbformat.write(content, folder / "09_broken.ipynb")
-    return pipeline.Notebook(folder / "09_broken.ipynb")
+    return {"09": folder / "09_broken.ipynb"}
 
 
 def test_a_failing_notebook_stops_the_run_with_its_name_cell_and_last_line(tmp_path, monkeypatch, capsys):
     broken = broken_notebook(tmp_path, "raise RuntimeError('first line\\nthe photo is upside down')")
-    monkeypatch.setattr(pipeline, "notebooks", lambda: [broken])
+    monkeypatch.setattr(pipeline, "notebooks", lambda: broken)
     assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run"]) == 1
     said = capsys.readouterr().err
     assert "09_broken.ipynb" in said and "cell 4" in said and "raise RuntimeError" in said
@@ -214,7 +204,7 @@ def test_a_failing_notebook_stops_the_run_with_its_name_cell_and_last_line(tmp_p
 
 def test_what_a_kernel_logs_of_its_own_end_does_not_reach_the_terminal(tmp_path, monkeypatch, capfd):
     busy = broken_notebook(tmp_path, "get_ipython().kernel.log.error('KeyboardInterrupt caught in kernel.')")
-    monkeypatch.setattr(pipeline, "notebooks", lambda: [busy])
+    monkeypatch.setattr(pipeline, "notebooks", lambda: busy)
     assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run"]) == 0
     said = capfd.readouterr()
     assert "caught in kernel" not in said.err + said.out
@@ -223,7 +213,7 @@ def test_what_a_kernel_logs_of_its_own_end_does_not_reach_the_terminal(tmp_path,
 
 def test_a_kernel_that_dies_is_one_sentence(tmp_path, monkeypatch, capsys):
     dying = broken_notebook(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    monkeypatch.setattr(pipeline, "notebooks", lambda: [dying])
+    monkeypatch.setattr(pipeline, "notebooks", lambda: dying)
     assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run"]) == 1
     said = capsys.readouterr().err
     assert "09_broken.ipynb: its kernel died" in said and "memory" in said and "Traceback" not in said
@@ -232,7 +222,7 @@ def test_a_kernel_that_dies_is_one_sentence(tmp_path, monkeypatch, capsys):
 def test_braces_in_a_path_are_part_of_it(tmp_path, monkeypatch):
     (tmp_path / "a{b}").mkdir()
     fine = broken_notebook(tmp_path / "a{b}", "1")
-    monkeypatch.setattr(pipeline, "notebooks", lambda: [fine])
+    monkeypatch.setattr(pipeline, "notebooks", lambda: fine)
     assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/r{{u}}n"]) == 0
     assert (tmp_path / "r{u}n" / "notebooks" / "09_broken.ipynb").exists()
 
@@ -248,7 +238,7 @@ def test_a_run_that_is_stopped_by_hand_says_so_without_a_traceback(tmp_path, mon
 
 def test_what_obeys_a_terminal_in_an_error_does_not_reach_it(tmp_path, monkeypatch, capsys):
     def refused(*_):
-        raise pipeline.PipelineError("a photo called \x1b[2J\nand a line more")
+        raise BundleError("a photo called \x1b[2J\nand a line more")
 
     monkeypatch.setattr(pipeline, "_execute_all", refused)
     assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run"]) == 1
@@ -266,8 +256,7 @@ def test_a_file_in_the_place_of_a_folder_of_the_run_is_named(tmp_path, capsys):
 def test_a_stage_that_is_there_and_would_be_made_anew_is_named(make_run, monkeypatch):
     run = make_run()
     run.produce("there", make=lambda: None, outputs=[])
-    found = [plan.Step("02", stage, stage, is_reused, None) for stage, is_reused in (("there", False), ("not yet", False))]
-    monkeypatch.setattr(plan, "steps", lambda *_: found)
+    monkeypatch.setattr(stages, "look_up", lambda *_: [("02", "there", False), ("02", "not yet", False)])
     assert pipeline.outdated(run) == ["there"]
 
 
@@ -283,8 +272,8 @@ def test_fresh_forgets_receipts_and_features_of_worlds_too_and_leaves_photos(tmp
 
 def test_a_notebook_with_other_parameters_is_refused(tmp_path):
     odd = broken_notebook(tmp_path, "1", parameters="profile = 'smoke'\nepochs = 3")
-    with pytest.raises(pipeline.PipelineError, match=r"09_broken.ipynb.*profile, run_name, overrides"):
-        pipeline.check_parameters(odd)
+    with pytest.raises(BundleError, match=r"09_broken.ipynb.*overrides, profile, run_name"):
+        pipeline.check_parameters(odd["09"])
 
 
 @pytest.mark.parametrize(
@@ -328,7 +317,7 @@ def test_list_executes_nothing(tmp_path, capsys):
 
 def test_what_comes_from_names_is_escaped_in_the_index(smoke, tmp_path):
     folder, _, _ = smoke
-    provenance = json.loads((folder / "manifest.json").read_text())
+    provenance = json.loads((folder / "provenance.json").read_text())
     provenance["settings"]["dataset"]["name"] = "<script>alert(1)</script>"
     run = Run.open("smoke", f"{tmp_path}/run")
     page = report.write_index(run, provenance, []).read_text()
@@ -341,8 +330,8 @@ def reference(smoke, tmp_path, monkeypatch):
     folder, *_ = smoke
     kept = tmp_path / "smoke"
     shutil.copytree(folder / "tables", kept / "tables")
-    for name in ("manifest.json", "semivariogram.json"):
-        shutil.copy(folder / name, kept / name)
+    shutil.copy(folder / "semivariogram.json", kept / "semivariogram.json")
+    shutil.copy(folder / "provenance.json", kept / "manifest.json")  # as earlier runs called it
     monkeypatch.setattr(report, "REFERENCE", tmp_path)
     return Run.open("smoke", str(folder)), kept
 
@@ -389,23 +378,23 @@ def test_of_a_progress_bar_an_executed_notebook_keeps_nothing_and_of_text_everyt
     said = ["\rtraining:  50%|#    |", "\rtraining: 100%|#####|", "\r                     \r", "made    training in 3 s\n", "done\n"]
     cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text) for text in said]
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "executed.ipynb")
-    pipeline.tidy(tmp_path / "executed.ipynb")
+    pages.tidy(tmp_path / "executed.ipynb")
     (output,) = nbformat.read(tmp_path / "executed.ipynb", as_version=4).cells[0].outputs
     assert output.text == "made    training in 3 s\ndone\n"
 
 
 def test_a_rendered_notebook_fetches_nothing_and_shows_its_formulas(smoke):
     folder, _, _ = smoke
-    pages = sorted((folder / "notebooks").glob("*.html"))
-    assert len(pages) == len(pipeline.notebooks())
-    for path in pages:
+    found = sorted((folder / "notebooks").glob("*.html"))
+    assert len(found) == len(pipeline.notebooks())
+    for path in found:
         page = path.read_text()
         assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?:', page), path.name
-    assert "<math" in pages[2].read_text()
+    assert "<math" in found[2].read_text()
 
 
 def test_formulas_become_mathml_and_code_stays_code():
-    shown = pipeline._with_mathml("costs $x_i$ and `$HOME`:\n\n$$y = \\frac{1}{2}$$")
+    shown = pages.with_mathml("costs $x_i$ and `$HOME`:\n\n$$y = \\frac{1}{2}$$")
     assert shown.count("<math") == 2 and "`$HOME`" in shown and "<mfrac>" in shown
 
 

@@ -24,6 +24,7 @@ from lib.method import semivariogram
 from lib.method.empirical import EmpiricalSemivariogram
 from lib.method.errors import BundleError
 from lib.method.geodesy import EARTH_RADIUS_KM
+from lib.method.loss import SemivariogramLoss
 from lib.method.semivariogram import Curve, FittedSemivariogram, fit, fit_semivariogram
 from lib.train import curve
 
@@ -290,7 +291,7 @@ class TestCurve:
     def test_its_correlation_is_the_models(self) -> None:
         model = fitted()
         curve = Curve(model)
-        found = curve.correlation(curve.gamma(torch.tensor(LAG))).numpy()
+        found = curve.correlation_of(curve.gamma(torch.tensor(LAG))).numpy()
         assert np.allclose(found, model.correlation(LAG), atol=1e-5)
 
     def test_any_shape_and_distances_beyond_pi_by_rounding(self) -> None:
@@ -357,3 +358,15 @@ class TestInOneCall:
             BundleError, match=r"\[N, D\] and coordinates \[N, 2\]; they are \[5, 3\] and \[4, 2\]"
         ):
             fit_semivariogram(np.ones((5, 3)), np.zeros((4, 2)))
+
+    @pytest.mark.parametrize(
+        ("wrong", "known"),
+        [({"family": "Stabel"}, "Stable"), ({"metric": "spherical"}, "sphere"), ({"weights": "pair"}, "pairs"),
+         ({"range_rule": "slop"}, "slope")],
+    )  # fmt: skip
+    def test_an_unknown_word_is_refused_with_the_known_ones(self, wrong: dict[str, str], known: str) -> None:
+        with pytest.raises(BundleError, match=rf"is unknown; take one of .*{known}"):
+            fit(measured(0.1 + 0.8 * (1.0 - np.exp(-LAG / 0.3)), LAG), **wrong)
+
+    def test_a_checkpoint_of_the_loss_brings_no_other_curve(self) -> None:
+        assert not SemivariogramLoss(fitted(), beta=1.0).state_dict()

@@ -48,7 +48,7 @@ class SemivariogramLoss(nn.Module):
             raise BundleError(f"strategy {name!r} does not read {', '.join(unread)}; it reads {reads}")
         if self.strategy.needs_curve and curve is None:
             raise BundleError(f"strategy {name!r} needs a fitted semivariogram; call fit_semivariogram first")
-        self.read = parameters
+        self.settings = parameters
         self.curve = Curve(curve) if self.strategy.needs_curve else None
 
     def forward(
@@ -78,7 +78,7 @@ class SemivariogramLoss(nn.Module):
             raise BundleError(f"logits [B, M >= B], coordinates [M, 2], features [M, D] do not fit: {shapes}")
         with torch.autocast(logits.device.type, enabled=False):
             logits = _at_least_float32(logits.detach())
-            read = self.read | more
+            read = self.settings | more
             return self.strategy.reweight(Pairs(logits, unit, coordinates_deg, self.curve, **read))
 
 
@@ -112,8 +112,8 @@ def _at_least_float32(values: Tensor) -> Tensor:
 def _debiased_loss(logits: Tensor, positive: Tensor, reweighting: Reweighting) -> Tensor:
     """Mean of -log( e^{z_ii} / (e^{z_ii} + N g) ).
 
-    N g = max( (sum_j e^{z_ij} - tau N e^{z_ii}) / (1 - tau), N e^floor ), tau: ``prior``. Every term is
-    divided by the row's largest: the loss stays the same, and e^z stays finite.
+    N g = max( (sum_{j != i} e^{z_ij} - tau N e^{z_ii}) / (1 - tau), N e^floor ), tau: ``prior``. Every term
+    is divided by the row's largest: the loss stays the same, and e^z stays finite.
     """
     largest = logits.amax(1, keepdim=True).detach()
     shifted = logits - largest

@@ -7,7 +7,7 @@ targets (:class:`Reweighting`); :mod:`lib.method.loss` applies the answer.
 
 d is a dissimilarity (0: the same look). The residual r_ij = gamma(h_ij) - d_ij is positive where two photos
 look MORE alike than their distance leads one to expect. A kind is ``family`` (of the semivariogram), ``peer``
-(weights without it) or ``control`` (one thing less than a member of the family). Source: method.md, sections
+(weights without it) or ``control`` (some of it left out). Source: method.md, sections
 5 and 8.
 """
 
@@ -84,7 +84,7 @@ class Pairs:
     @cached_property
     def correlation(self) -> Tensor:
         """C(h_ij) = 1 - (gamma - nugget) / partial sill, 1 at h = 0 and towards 0 beyond the range."""
-        return self.curve.correlation(self.gamma)
+        return self.curve.correlation_of(self.gamma)
 
     @cached_property
     def residual(self) -> Tensor:
@@ -191,9 +191,8 @@ def infonce(pairs: Pairs) -> Reweighting:
 def thesis(pairs: Pairs) -> Reweighting:
     """s_ij = exp(max(0, d_ij - gamma(h_ij))) for h_ij <= rho, else 1; multiplies the LOGIT.
 
-    It presses on near pairs that look different and leaves near look-alikes alone. Its effect turns round
-    with the logit's
-    sign: a factor above 1 makes a positive logit harder and a negative one easier. Source: author code,
+    A factor above 1 makes a positive logit harder and a negative one easier: where logits are positive it
+    presses on near pairs that look different. It leaves near look-alikes alone. Source: author code,
     get_penalty5.
     """
     return Reweighting(factor=torch.where(pairs.near, (-pairs.residual).clamp(min=0.0).exp(), 1.0))
@@ -232,7 +231,7 @@ def decayed(pairs: Pairs) -> Reweighting:
     return Reweighting(log_weight=pairs.beta * pairs.look_alike * (1.0 - pairs.correlation))
 
 
-@strategy("semivariance_margin", "a wrong place must lose by how different it should look", "beta")
+@strategy("semivariance_margin", "margin that grows with the expected dissimilarity", "beta")
 def semivariance_margin(pairs: Pairs) -> Reweighting:
     """log w_ij = beta (1 - C(h_ij)) = beta (gamma(h_ij) - nugget) / partial sill.
 
@@ -251,14 +250,14 @@ def signed_residual(pairs: Pairs) -> Reweighting:
 
 @strategy("soft_targets", "targets spread over places by the fitted correlation", "sharpness")
 def soft_targets(pairs: Pairs) -> Reweighting:
-    """Target share of place j: C(h_ij)^sharpness, 1 for photo i's own place. Ours."""
+    """Target share of place j: max(0, C(h_ij))^sharpness, 1 for photo i's own place. Ours."""
     shares = pairs.correlation.clamp(min=0.0) ** pairs.sharpness
     return Reweighting(targets=shares.masked_fill(pairs.positive, 1.0))
 
 
 @strategy("distance_soft", "targets spread by distance alone", "softness_km", needs_curve=False, kind="peer")
 def distance_soft(pairs: Pairs) -> Reweighting:
-    """Target share of place j: exp(-h_ij / softness), 1 for photo i's own place.
+    """Target share of place j: exp(-h_ij in km / softness_km), 1 for photo i's own place.
 
     Source: targets softened by geodesic distance, as in spatially weighted CLIP (arXiv 2604.04357); the form
     is ours.
@@ -274,15 +273,16 @@ def hcl(pairs: Pairs) -> Reweighting:
     Source: Robinson et al. 2021, arXiv 2010.04592, without the correction for false negatives, which is
     ``debiased``.
     """
-    none = pairs.positive | pairs.logits.isneginf()  # 0 times infinity is no number
-    log_weight = (pairs.concentration * pairs.logits).masked_fill(none, -math.inf)
-    count = log_weight.isfinite().sum(1, keepdim=True).clamp(min=1)
-    return Reweighting(log_weight=log_weight - (torch.logsumexp(log_weight, 1, keepdim=True) - count.log()))
+    excluded = pairs.positive | pairs.logits.isneginf()  # 0 times infinity is no number
+    log_weight = (pairs.concentration * pairs.logits).masked_fill(excluded, -math.inf)
+    count = log_weight.isfinite().sum(1, keepdim=True)
+    log_mean = torch.logsumexp(log_weight, 1, keepdim=True) - count.clamp(min=1).log()
+    return Reweighting(log_weight=log_weight - log_mean.masked_fill(count == 0, 0.0))
 
 
 @strategy("debiased", "a share of negatives counted as positives", "prior", needs_curve=False, kind="peer")
 def debiased(pairs: Pairs) -> Reweighting:
-    """The share ``prior`` of true positives is taken out of the negatives' sum, down to its least value.
+    """The share ``prior`` of true positives is taken out of the negatives' sum, down to its floor.
 
     Source: Chuang et al. 2020, arXiv 2007.00224.
     """
@@ -291,7 +291,7 @@ def debiased(pairs: Pairs) -> Reweighting:
 
 @strategy("similarity", "look alone, no geography", "beta", needs_curve=False, kind="control")
 def similarity(pairs: Pairs) -> Reweighting:
-    """log w_ij = beta u_i . u_j. Control: what the semivariogram adds is the difference to this."""
+    """log w_ij = beta u_i . u_j. Control: compare with it to see what the semivariogram adds."""
     return Reweighting(log_weight=pairs.beta * (1.0 - pairs.dissimilarity))
 
 

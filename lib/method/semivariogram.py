@@ -1,12 +1,12 @@
 """The theoretical semivariogram: fitted to an empirical one, evaluated, saved. Lags are in radians.
 
-    gamma(h) = nugget + partial_sill (1 - rho(h / length_scale)),  h > 0       expected dissimilarity at
-    distance h C(h)     = 1 - (gamma(h) - nugget) / partial_sill                          correlation, 1 near
-    by, towards 0 far away
+    gamma(h) = nugget + partial_sill (1 - k(h / length_scale)),  h > 0   (expected dissimilarity)
+    C(h) = 1 - (gamma(h) - nugget) / partial_sill                        (correlation)
 
-For the stable family, the author code's and the default, rho(x) = exp(-x^exponent). Convention: gamma, not 2
-gamma. At h = 0 both take the limit from above: two photos of one place are not one photo. Source: method.md,
-sections 3 and 4.
+k is the correlation function of a GSTools family, scaled as GSTools does. For the stable family, the
+default and that of the author code (the first author's thesis repository), k(x) = exp(-x^exponent). On
+``sphere`` the chord 2 sin(h / 2) takes the place of h. At h = 0 both are limits from above: gamma is the nugget and C is 1, since
+two photos of one place are not one photo. Source: method.md, sections 3 and 4.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def fit_semivariogram(
     features: np.ndarray | torch.Tensor,
     coordinates_deg: np.ndarray | torch.Tensor,
     lag_width_rad: float = 0.001,
-    **options: str,
+    **options: str | float,
 ) -> FittedSemivariogram:
     """The semivariogram of photos: cosine distance of features against great-circle distance of places.
 
@@ -193,6 +193,10 @@ def fit(
     Source: author code, ``Stable(dim=2)`` on radians, unweighted, with GSTools' robust loss; plain squares
     and the rest are ours (method.md, section 4).
     """
+    given = {"family": family, "metric": metric, "weights": weights, "range_rule": range_rule}
+    for name, value in given.items():
+        if value not in CHOICES[name]:
+            raise BundleError(f"{name}={value!r} is unknown; take one of {', '.join(CHOICES[name])}")
     used = (empirical.pairs > 0) & (empirical.lag_rad <= max_lag_rad)
     lag, gamma, pairs = empirical.lag_rad[used], empirical.gamma[used], empirical.pairs[used]
     if len(lag) < 5:
@@ -258,6 +262,12 @@ def range_by_sill(model: gstools.CovModel) -> float:
 
 RangeRule = Callable[[gstools.CovModel], float]
 RANGE_RULES: dict[str, RangeRule] = {"slope": range_by_slope, "sill95": range_by_sill}
+CHOICES = {
+    "family": ("Stable", "Exponential", "Gaussian", "Spherical", "Matern", "Rational"),
+    "metric": ("planar", "sphere"),
+    "weights": ("none", "pairs"),
+    "range_rule": tuple(RANGE_RULES),
+}
 
 
 class Curve(torch.nn.Module):
@@ -275,8 +285,10 @@ class Curve(torch.nn.Module):
         nodes = (np.linspace(0.0, 1.0, self.NODES) ** 2) * math.pi
         self.nugget, self.partial_sill, self.range_rad = fitted.nugget, fitted.partial_sill, fitted.range_rad
         values = fitted.gamma(nodes)
-        self.register_buffer("values", torch.from_numpy(values).float())
-        self.register_buffer("rise", torch.from_numpy(np.diff(values, append=values[-1])).float())
+        # not persistent: a checkpoint must not put one curve's table into another's
+        self.register_buffer("values", torch.from_numpy(values).float(), persistent=False)
+        rise = np.diff(values, append=values[-1])
+        self.register_buffer("rise", torch.from_numpy(rise).float(), persistent=False)
 
     def gamma(self, distance_rad: torch.Tensor) -> torch.Tensor:
         """gamma(h), float32, of distances 0..pi of any shape."""
@@ -284,6 +296,6 @@ class Curve(torch.nn.Module):
         lower = position.long().clamp_(max=self.NODES - 1)
         return torch.addcmul(self.values[lower], self.rise[lower], position.frac_())
 
-    def correlation(self, gamma: torch.Tensor) -> torch.Tensor:
+    def correlation_of(self, gamma: torch.Tensor) -> torch.Tensor:
         """C = 1 - (gamma - nugget) / partial_sill of ``gamma`` = gamma(h), any shape."""
         return 1.0 - (gamma - self.nugget) / self.partial_sill
