@@ -33,17 +33,18 @@ from hypothesis import HealthCheck, given, seed, settings
 from PIL import Image
 
 from lib import verify
-from lib.data import datasets, features, osv5m
+from lib.data import datasets, features, osv5m, sampling
 from lib.data import folder as folders
 from lib.data.photos import UNREADABLE, exif_coordinates, open_photo
-from lib.method import model, semivariogram
+from lib.method import model
 from lib.method.errors import BundleError
 from lib.method.semivariogram import FittedSemivariogram
 from lib.runs import Run, receipts
+from lib.runs.provenance import read_provenance
 from lib.settings import PROFILES, Folder, load
 from lib.train import checkpoints, curve, gallery
 
-MODULES = ["test_numerics", "test_geodesy", "test_shells", "test_semivariogram", "test_variography"]
+MODULES = ["test_numerics", "test_geodesy", "test_empirical", "test_semivariogram", "test_variography"]
 LONGEST_S = 20
 MEMORY_BYTES = 12 * 2**30
 TOKENS = [b"\0", b"\xff" * 4, b"\x7f\xff\xff\xff", b"nan", b"-1", b"1e309", b"null", b"{", b"]", b'"', b",", b";", b"\n", b"\r\n", b"\xef\xbb\xbf", b"../", b"9" * 30]
@@ -88,13 +89,12 @@ def readers(home: Path) -> dict[str, Reader]:
     manifest.to_parquet(run.manifest, index=False)
     np.save(run.features, vectors)
     fitted().save(run.semivariogram)
-    sums = semivariogram.estimate(lambda rows: torch.from_numpy(vectors[rows]), manifest[["latitude", "longitude"]].to_numpy(), 0.1)
+    sums = sampling.estimate(lambda rows: torch.from_numpy(vectors[rows]), manifest[["latitude", "longitude"]].to_numpy(), 0.1)
     np.savez(run.empirical, **asdict(sums))
     trained = model.GeoCLIP(vectors.shape[1])
     trained.save(run.checkpoint("infonce", 0))
-    run.semivariogram_local.write_text(json.dumps({"Africa": json.loads(run.semivariogram.read_text())}))
     receipts.write(run.folder / "receipts" / "a.json", {"key": "k", "stage": "manifest", "outputs": {"manifest.parquet": "0"}, "settings": {}})
-    (run.folder / "manifest.json").write_text(json.dumps({"settings": run.settings.model_dump(mode="json"), "outputs": {"manifest.parquet": "0"}}))
+    run.provenance.write_text(json.dumps({"settings": run.settings.model_dump(mode="json"), "outputs": {"manifest.parquet": "0"}}))
     good = photos()
     for name in ("a", "b", "c"):
         (home / "photos" / f"{name}.jpg").write_bytes(good[0])
@@ -119,11 +119,10 @@ def readers(home: Path) -> dict[str, Reader]:
         "manifest": of(run.manifest, lambda: datasets.read(run)),
         "features": of(run.features, lambda: features.read(run, datasets.read(run))),
         "semivariogram": of(run.semivariogram, lambda: FittedSemivariogram.load(run.semivariogram)),
-        "semivariograms of groups": of(run.semivariogram_local, lambda: semivariogram.load_local(run.semivariogram_local)),
         "sums of a semivariogram": of(run.empirical, lambda: curve.load_empirical(run.empirical)),
         "weights": of(run.checkpoint("infonce", 0), lambda: checkpoints.load(run.checkpoint("infonce", 0))),
         "receipt": of(run.folder / "receipts" / "a.json", lambda: receipts.read(run.folder / "receipts" / "a.json")),
-        "manifest.json": of(run.folder / "manifest.json", lambda: (list(verify.checksums(run.folder)), Run.finished(run.folder))),
+        "provenance": of(run.provenance, lambda: (list(verify.checksums(run.folder, read_provenance(run.folder))), Run.finished(run.folder))),
     }
 
 

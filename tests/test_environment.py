@@ -399,7 +399,8 @@ def test_help_and_parser_know_the_same_options():
     source = (PROJECT / "lib" / "pipeline.py").read_text(encoding="utf-8")  # read, not run: no wait for torch
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and "add_argument" in ast.dump(node.func)]
     named = {word.value for call in calls for word in call.args if isinstance(word, ast.Constant)}
-    assert sorted({*named, "--help"}) == sorted(OPTIONS)
+    switches = set(re.findall(r'"(--\w+)"', source[source.index("for switch in") :].partition("\n")[0]))
+    assert sorted({*named, *switches, "--help"}) == sorted(OPTIONS)
 
 
 @pytest.mark.skipif(shutil.which("timeout") is None, reason="timeout, of GNU coreutils, is not installed")
