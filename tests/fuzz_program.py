@@ -92,7 +92,7 @@ def readers(home: Path) -> dict[str, Reader]:
     sums = sampling.estimate(lambda rows: torch.from_numpy(vectors[rows]), manifest[["latitude", "longitude"]].to_numpy(), 0.1)
     np.savez(run.empirical, **asdict(sums))
     trained = model.GeoCLIP(vectors.shape[1])
-    trained.save(run.checkpoint("infonce", 0))
+    checkpoints.save(trained, run.checkpoint("infonce", 0))
     receipts.write(run.folder / "receipts" / "a.json", {"key": "k", "stage": "manifest", "outputs": {"manifest.parquet": "0"}, "settings": {}})
     run.provenance.write_text(json.dumps({"settings": run.settings.model_dump(mode="json"), "outputs": {"manifest.parquet": "0"}}))
     good = photos()

@@ -110,7 +110,7 @@ def test_another_width_of_features_is_refused_with_the_reason(tmp_path):
 
 def test_a_folder_without_a_finished_run_is_named(tmp_path, capsys):
     assert exchange.main([str(tmp_path), str(tmp_path / "out")]) == 1
-    assert "manifest.json is not there" in capsys.readouterr().err
+    assert "provenance.json is not there" in capsys.readouterr().err
 
 
 def test_a_release_says_what_it_is(tmp_path):

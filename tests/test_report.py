@@ -84,7 +84,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         (made.folder / folder).mkdir()
     noise = np.random.default_rng(0).integers(0, 255, (300, 2_400, 3), dtype=np.uint8)
     Image.fromarray(noise).save(made.figure("semivariogram"))
-    for file in ("figures/semivariogram.pdf", "maps/gain_cells.html", f"maps/{HOSTILE[1:9]}.html", "notebooks/a.html", "notebooks/a.ipynb", "manifest.json"):
+    for file in ("figures/semivariogram.pdf", "maps/gain_cells.html", f"maps/{HOSTILE[1:9]}.html", "notebooks/a.html", "notebooks/a.ipynb", "provenance.json"):
         (made.folder / file).write_text("<title>there</title>")
     report.write_index(made, provenance(made), [{"title": HOSTILE, "html": "notebooks/a.html", "ipynb": "notebooks/a.ipynb"}])
     return made

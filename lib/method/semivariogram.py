@@ -183,8 +183,7 @@ def fit(
     Args:
         weights: ``none`` (author code) or ``pairs`` (each lag counts by its number of pairs).
         max_lag_rad: longer lags are left out.
-        start: a curve of the same family and metric from which to search; GSTools' own guess where there is
-            none.
+        start: a curve of the same family and metric from which to search; None: GSTools' own guess.
         about: backbone, centred, photos: kept with the curve.
 
     Raises:
@@ -200,8 +199,7 @@ def fit(
     used = (empirical.pairs > 0) & (empirical.lag_rad <= max_lag_rad)
     lag, gamma, pairs = empirical.lag_rad[used], empirical.gamma[used], empirical.pairs[used]
     if len(lag) < 5:
-        said = f"{len(lag)} lags with pairs are too few for a fit"
-        raise BundleError(f"{said}; widen semivariogram.lag_width_rad")
+        raise BundleError(f"{len(lag)} lags with pairs are too few; widen semivariogram.lag_width_rad")
     lag_weights = np.ones(len(lag)) if weights == "none" else pairs
     model = _covariance_model(family, metric) if start is None else start.model()
     options = {"loss": "linear", "init_guess": "default" if start is None else "current"}

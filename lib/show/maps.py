@@ -409,6 +409,7 @@ class _Verbatim(Element):
         self._text = text
 
     def render(self, **kwargs: Any) -> str:
+        """The text, whatever ``kwargs``."""
         return self._text
 
 
