@@ -9,7 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 NAMES = tuple(
-    sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in {"__init__", "__main__", "harness", "reference"})
+    sorted(
+        path.stem
+        for path in Path(__file__).parent.glob("*.py")
+        if path.stem not in {"__init__", "__main__", "harness", "reference"}
+    )
 )
 
 
@@ -21,14 +25,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     chosen = given or list(NAMES)
     if unknown := [name for name in chosen if name not in NAMES]:
-        print(f"run_benchmarks.sh: there is no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}", file=sys.stderr)
+        print(
+            f"run_benchmarks.sh: there is no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}",
+            file=sys.stderr,
+        )
         return 1
     for name in chosen:
         started = time.perf_counter()
         module = importlib.import_module(f"benchmarks.{name}")
         result = module.run(module.SIZES)
         print(f"\n{name}: {result.goal}\n{result.table()}")
-        print(f"{'met' if result.met else 'NOT met'}; {time.perf_counter() - started:.0f} s; {result.save()}", flush=True)
+        print(
+            f"{'met' if result.met else 'NOT met'}; {time.perf_counter() - started:.0f} s; {result.save()}",
+            flush=True,
+        )
     return 0
 
 

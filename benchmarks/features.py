@@ -25,14 +25,23 @@ def write_photos(folder: Path, count: int) -> list[str]:
     generator = np.random.default_rng(0)
     for number in range(count):
         coarse = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC).save(folder / f"{number:04d}.jpg", quality=90)
+        Image.fromarray(coarse).resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC).save(
+            folder / f"{number:04d}.jpg", quality=90
+        )
     return [f"{number:04d}.jpg" for number in range(count)]
 
 
 def run(sizes: Sequence[int]) -> Result:
-    """Measure each of ``sizes``, numbers of photos; the reference is the bare backbone, so that a ratio of 1 is all there is."""
-    overrides = ("backbone.name=efficientnet-lite0", f"backbone.image_px={SIDE_PX}", "backbone.precision=float32",
-                 "backbone.storage=float32", "backbone.batch_size=64", "backbone.workers=0")  # fmt: skip
+    """Measure each of ``sizes``, numbers of photos; the reference is the bare backbone, so that a ratio of 1
+    is all there is."""
+    overrides = (
+        "backbone.name=efficientnet-lite0",
+        f"backbone.image_px={SIDE_PX}",
+        "backbone.precision=float32",
+        "backbone.storage=float32",
+        "backbone.batch_size=64",
+        "backbone.workers=0",
+    )
     own = Run(settings.load("smoke", overrides), Path("."))
     backbone, rows = backbones.build(own.settings.backbone, own.device), []
     with tempfile.TemporaryDirectory() as folder:
@@ -44,13 +53,25 @@ def run(sizes: Sequence[int]) -> Result:
             def bare(size: int = size) -> np.ndarray:
                 with torch.inference_mode():
                     parts = tensors[:size].split(own.settings.backbone.batch_size)
-                    return torch.cat([backbone.encode(part.to(own.device, memory_format=torch.channels_last)).float().cpu() for part in parts]).numpy()
+                    return torch.cat(
+                        [
+                            backbone.encode(part.to(own.device, memory_format=torch.channels_last))
+                            .float()
+                            .cpu()
+                            for part in parts
+                        ]
+                    ).numpy()
 
             def ours(size: int = size) -> np.ndarray:
-                return next(features.encode(photos, backbone, own.settings.backbone, own.device, [range(size)]))[0]
+                return next(
+                    features.encode(photos, backbone, own.settings.backbone, own.device, [range(size)])
+                )[0]
 
             bare()
             found = in_turn(4, ours, bare)
             rows.append(row(size, *found, float(np.abs(found[0].value - found[1].value).max())))
-    goal = "photos a second from JPEG files, at least 0.9 of the bare backbone's on tensors in memory (ratio 0.9)"
+    goal = (
+        "photos a second from JPEG files, at least 0.9 of the bare backbone's on tensors in memory (ratio "
+        "0.9)"
+    )
     return Result("features", "photos", goal, all(one.ratio >= SHARE for one in rows), rows)

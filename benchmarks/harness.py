@@ -24,7 +24,8 @@ SAMPLING_SECONDS = 0.002
 
 
 class Measured(NamedTuple):
-    """What a call returned, its seconds (the least of several calls), and the most memory it held beyond what was there before."""
+    """What a call returned, its seconds (the least of several calls), and the most memory it held beyond what
+    was there before."""
 
     value: Any
     seconds: float
@@ -33,10 +34,12 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One size. ``ratio`` is reference over ours; None: the reference would take too long at this size, and was not run.
+    """One size. ``ratio`` is reference over ours; None: the reference would take too long at this size, and
+    was not run.
 
-    ``floor_seconds``: the work that cannot be avoided, measured in the same run; ``floor_ratio`` is ours over that. ``part``: what of
-    several things the row is about. ``coverage``: share of the 95 % intervals that hold the truth.
+    ``floor_seconds``: the work that cannot be avoided, measured in the same run; ``floor_ratio`` is ours over
+    that. ``part``: what of several things the row is about. ``coverage``: share of the 95 % intervals that
+    hold the truth.
     """
 
     size: int
@@ -105,12 +108,14 @@ def row(
 
 
 def measure(call: Callable[[], Any], repeats: int = 1) -> Measured:
-    """Call ``repeats`` times: the last value, the least seconds, the largest peak of memory (None where it cannot be read)."""
+    """Call ``repeats`` times: the last value, the least seconds, the largest peak of memory (None where it
+    cannot be read)."""
     return in_turn(repeats, call)[0]
 
 
 def in_turn(repeats: int, *calls: Callable[[], Any]) -> list[Measured]:
-    """:func:`measure` each of ``calls``, round by round, so that a machine that slows down slows them all down."""
+    """:func:`measure` each of ``calls``, round by round, so that a machine that slows down slows them all
+    down."""
     found: list[list[Measured]] = [[] for _ in calls]
     for _ in range(repeats):
         for call, rounds in zip(calls, found, strict=True):
@@ -124,7 +129,9 @@ def in_turn(repeats: int, *calls: Callable[[], Any]) -> list[Measured]:
 
 def _best(rounds: list[Measured]) -> Measured:
     peaks = [one.peak_bytes for one in rounds]
-    return Measured(rounds[-1].value, min(one.seconds for one in rounds), None if None in peaks else max(peaks))
+    return Measured(
+        rounds[-1].value, min(one.seconds for one in rounds), None if None in peaks else max(peaks)
+    )
 
 
 class _Memory:
@@ -155,7 +162,8 @@ class _Memory:
 
 
 def _resident() -> int | None:
-    """Bytes of this process's own; pages of mapped files, which the system takes back as it needs them, do not count."""
+    """Bytes of this process's own; pages of mapped files, which the system takes back as it needs them, do
+    not count."""
     try:
         _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
         return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
@@ -171,4 +179,9 @@ def machine() -> dict[str, Any]:
     except (OSError, StopIteration):
         processor = platform.processor() or platform.machine()
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "processor": processor, "accelerator": accelerator}
+    return {
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processor": processor,
+        "accelerator": accelerator,
+    }

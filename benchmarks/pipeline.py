@@ -1,4 +1,5 @@
-"""The stages of ``quick``, one after another: how long each takes, and whether it keeps the machine's cores busy meanwhile."""
+"""The stages of ``quick``, one after another: how long each takes, and whether it keeps the machine's cores
+busy meanwhile."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from lib.train import curve, training
 SIZES = (1_125, 2_250, 4_500, 9_000)
 BUSY = 0.8
 SHORT_SECONDS = 2.0
-"""A stage that is done sooner is not judged: reading and writing a file, one core can only wait for the other."""
+"""A stage that is done sooner is not judged: reading and writing a file, one core can only wait for the
+other."""
 
 
 def stages(run: Run) -> dict[str, Callable[[], object]]:
@@ -36,21 +38,35 @@ def busy(call: Callable[[], object]) -> tuple[Measured, Measured]:
     before = os.times()
     found = measure(call)
     after = os.times()
-    used = sum(getattr(after, name) - getattr(before, name) for name in ("user", "system", "children_user", "children_system"))
+    used = sum(
+        getattr(after, name) - getattr(before, name)
+        for name in ("user", "system", "children_user", "children_system")
+    )
     return found, Measured(None, used / len(os.sched_getaffinity(0)), None)
 
 
 def run(sizes: Sequence[int]) -> Result:
-    """Measure each of ``sizes``, photos: two thirds of them for training, one epoch with one seed; ``quick`` has 18,000 and 12 epochs, 3 seeds."""
+    """Measure each of ``sizes``, photos: two thirds of them for training, one epoch with one seed; ``quick``
+    has 18,000 and 12 epochs, 3 seeds."""
     rows = []
     for size in sizes:
         ninth = size // 9
         with tempfile.TemporaryDirectory() as folder:
-            overrides = [f"data.root={folder}/photos", f"data.train={6 * ninth}", *(f"data.{split}={ninth}" for split in ("validation", "test", "test_blocked")),
-                         "training.epochs=1", "training.validate_every=1", "training.seeds=0", f"training.batch_size={min(512, 2 * ninth)}"]  # fmt: skip
+            overrides = [
+                f"data.root={folder}/photos",
+                f"data.train={6 * ninth}",
+                *(f"data.{split}={ninth}" for split in ("validation", "test", "test_blocked")),
+                "training.epochs=1",
+                "training.validate_every=1",
+                "training.seeds=0",
+                f"training.batch_size={min(512, 2 * ninth)}",
+            ]
             own = Run(settings.load("quick", overrides), Path(folder) / "run")
             for part, call in stages(own).items():
                 rows.append(row(size, *busy(call), None, part=part))
     long = [one for one in rows if one.size == max(sizes) and one.ours_seconds >= SHORT_SECONDS]
-    goal = f"stages of `quick`, one epoch, one seed: processor time of the cores over wall time (ratio) at least {BUSY} in each that takes {SHORT_SECONDS:g} s, at the largest size"
+    goal = (
+        "stages of `quick`, one epoch, one seed: processor time of the cores over wall time (ratio) at "
+        f"least {BUSY} in each that takes {SHORT_SECONDS:g} s, at the largest size"
+    )
     return Result("pipeline", "photos", goal, all(one.ratio >= BUSY for one in long), rows)

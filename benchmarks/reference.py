@@ -1,4 +1,5 @@
-"""The plain way of doing the same work, as one writes it first: whole matrices, a loop over lags, NumPy inside the loss."""
+"""The plain way of doing the same work, as one writes it first: whole matrices, a loop over lags, NumPy
+inside the loss."""
 
 from __future__ import annotations
 
@@ -15,12 +16,15 @@ from lib.method.semivariogram import FittedSemivariogram
 def haversine_rad(a_deg: np.ndarray, b_deg: np.ndarray) -> np.ndarray:
     """Great-circle distances, radians [N, M], between ``a_deg`` [N, 2] and ``b_deg`` [M, 2]."""
     (lat_a, lon_a), (lat_b, lon_b) = np.deg2rad(a_deg).T[:, :, None], np.deg2rad(b_deg).T[:, None]
-    inner = np.sin((lat_b - lat_a) / 2) ** 2 + np.cos(lat_a) * np.cos(lat_b) * np.sin((lon_b - lon_a) / 2) ** 2
+    inner = (
+        np.sin((lat_b - lat_a) / 2) ** 2 + np.cos(lat_a) * np.cos(lat_b) * np.sin((lon_b - lon_a) / 2) ** 2
+    )
     return 2.0 * np.arcsin(np.sqrt(np.clip(inner, 0.0, 1.0)))
 
 
 def semivariogram(unit: np.ndarray, coordinates_deg: np.ndarray, width_rad: float) -> np.ndarray:
-    """gamma [K] over lags of ``width_rad`` from 0 to pi: two N x N matrices, and one mask over them for each lag."""
+    """gamma [K] over lags of ``width_rad`` from 0 to pi: two N x N matrices, and one mask over them for each
+    lag."""
     distance, dissimilarity = haversine_rad(coordinates_deg, coordinates_deg), 1.0 - unit @ unit.T
     np.fill_diagonal(distance, np.nan)
     gamma = np.full(math.ceil(math.pi / width_rad - 1e-9), np.nan)
@@ -42,8 +46,11 @@ def reweighting(fitted: FittedSemivariogram, pairs: Pairs) -> Reweighting:
     return Reweighting(log_weight=log_weight.to(pairs.logits.device))
 
 
-def retrieve(photos: np.ndarray, gallery: np.ndarray, truth_deg: np.ndarray, gallery_deg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Five best places [N, 5] and their errors in km [N, 5], photo by photo: similarities, geodesics, a sort of the whole row."""
+def retrieve(
+    photos: np.ndarray, gallery: np.ndarray, truth_deg: np.ndarray, gallery_deg: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Five best places [N, 5] and their errors in km [N, 5], photo by photo: similarities, geodesics, a sort
+    of the whole row."""
     best, errors = [], []
     for photo, truth in zip(photos, truth_deg, strict=True):
         order = np.argsort(-(gallery @ photo), kind="stable")[:5]

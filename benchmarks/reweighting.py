@@ -1,4 +1,5 @@
-"""What reweighting adds to a training step: ``semivariogram`` against ``infonce``, batch 512, and against weights made in NumPy."""
+"""What reweighting adds to a training step: ``semivariogram`` against ``infonce``, batch 512, and against
+weights made in NumPy."""
 
 from __future__ import annotations
 
@@ -64,8 +65,18 @@ def step(run: Run, of: training.TrainingData, queue_size: int, strategy: Strateg
 
 def run(sizes: Sequence[int], batch: int = BATCH) -> Result:
     """Measure each of ``sizes``, numbers of queued places. The floor is the same step with ``infonce``."""
-    own = Run(settings.load("smoke", (f"training.batch_size={batch}", "training.precision=float32", "training.batch_noise_m=0",
-                                      "training.queue_noise_m=0")), Path("."))  # fmt: skip
+    own = Run(
+        settings.load(
+            "smoke",
+            (
+                f"training.batch_size={batch}",
+                "training.precision=float32",
+                "training.batch_noise_m=0",
+                "training.queue_noise_m=0",
+            ),
+        ),
+        Path("."),
+    )
     photos = data(batch + max(sizes))
     ours, baseline = negatives.get("semivariogram"), negatives.get("infonce")
     plain = replace(ours, reweight=partial(reference.reweighting, CURVE))
@@ -77,5 +88,8 @@ def run(sizes: Sequence[int], batch: int = BATCH) -> Result:
         found = in_turn(5, *calls)
         first = [step(own, photos, size, strategy)() for strategy in (ours, plain)]
         rows.append(row(size, found[0], found[1], abs(first[0] - first[1]), found[2]))
-    goal = "a step with `semivariogram`, batch 512, queue 4,096: at most 5 % above `infonce` (floor_ratio 1.05); reference: weights in NumPy"
+    goal = (
+        "a step with `semivariogram`, batch 512, queue 4,096: at most 5 % above `infonce` (floor_ratio "
+        "1.05); reference: weights in NumPy"
+    )
     return Result("reweighting", "queued places", goal, rows[-1].floor_ratio <= 1.0 + SHARE, rows)

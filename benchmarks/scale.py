@@ -1,7 +1,9 @@
-"""Millions of photos in 4 GiB: a run's manifest and features on disk, its semivariogram by sampling, and the data path of a training's epoch.
+"""Millions of photos in 4 GiB: a run's manifest and features on disk, its semivariogram by sampling, and the
+data path of a training's epoch.
 
-Features are half precision, 768 dimensions, in a sparse file: 7.7 GB at five million photos, all zeros, which no step can know. The
-process that is measured may not have more than ``LIMIT_BYTES`` of memory of its own; the system ends it where it asks for more.
+Features are half precision, 768 dimensions, in a sparse file: 7.7 GB at five million photos, all zeros, which
+no step can know. The process that is measured may not have more than ``LIMIT_BYTES`` of memory of its own;
+the system ends it where it asks for more.
 """
 
 from __future__ import annotations
@@ -24,7 +26,12 @@ from lib.settings import PROJECT
 SIZES = (625_000, 1_250_000, 2_500_000, 5_000_000)
 DIMENSION, BATCH, PAIRS = 768, 512, 1_000_000
 LIMIT_BYTES = 4 * 2**30
-OVERRIDES = ("semivariogram.lag_width_rad=0.001", f"training.batch_size={BATCH}", "backbone.centred=false", "device=cpu")
+OVERRIDES = (
+    "semivariogram.lag_width_rad=0.001",
+    f"training.batch_size={BATCH}",
+    "backbone.centred=false",
+    "device=cpu",
+)
 
 
 def write_run(folder: Path, count: int) -> None:
@@ -36,18 +43,30 @@ def write_run(folder: Path, count: int) -> None:
 
     coordinates, numbers = uniform_on_sphere(count, np.random.default_rng(0), 70.0), np.arange(count)
     manifest = pd.DataFrame(
-        {"id": numbers.astype(str), "path": "images/train/" + pd.Series(numbers % 98).astype(str) + ".zip/" + pd.Series(numbers).astype(str) + ".jpg",
-         "latitude": coordinates[:, 0], "longitude": coordinates[:, 1], "split": np.where(numbers < count - 64, "train", "validation"),
-         "continent": "Europe"}
-    )  # fmt: skip
+        {
+            "id": numbers.astype(str),
+            "path": "images/train/"
+            + pd.Series(numbers % 98).astype(str)
+            + ".zip/"
+            + pd.Series(numbers).astype(str)
+            + ".jpg",
+            "latitude": coordinates[:, 0],
+            "longitude": coordinates[:, 1],
+            "split": np.where(numbers < count - 64, "train", "validation"),
+            "continent": "Europe",
+        }
+    )
     manifest.to_parquet(folder / "manifest.parquet", index=False)
     (folder / "features").mkdir()
-    np.lib.format.open_memmap(folder / "features" / "features.npy", "w+", np.float16, (count, DIMENSION)).flush()
+    np.lib.format.open_memmap(
+        folder / "features" / "features.npy", "w+", np.float16, (count, DIMENSION)
+    ).flush()
     CURVE.save(folder / "semivariogram.json")
 
 
 def parts(folder: Path) -> dict[str, dict[str, Any]]:
-    """Seconds and bytes of each part of the run in ``folder``, measured in this process; and those of the bare reading of the rows."""
+    """Seconds and bytes of each part of the run in ``folder``, measured in this process; and those of the
+    bare reading of the rows."""
     import torch
 
     from lib import settings
@@ -59,8 +78,13 @@ def parts(folder: Path) -> dict[str, dict[str, Any]]:
     read = measure(partial(TrainingData.read, run, with_curve=True))
     data: TrainingData = read.value
     places = data.coordinates_deg[data.train_rows].numpy()
-    sums = measure(partial(sampling.sampled, lambda rows: data.frozen.unit(data.train_rows[rows]), places, pairs=PAIRS))
-    if not np.allclose(sums.value.gamma[sums.value.pairs > 0], 1.0) or sums.value.pairs.sum() < min(PAIRS, len(places) ** 2 // 2) // 3:
+    sums = measure(
+        partial(sampling.sampled, lambda rows: data.frozen.unit(data.train_rows[rows]), places, pairs=PAIRS)
+    )
+    if (
+        not np.allclose(sums.value.gamma[sums.value.pairs > 0], 1.0)
+        or sums.value.pairs.sum() < min(PAIRS, len(places) ** 2 // 2) // 3
+    ):
         raise ValueError("features of zeros differ by 1 at every lag, and a million pairs are asked for")
 
     def epoch() -> int:
@@ -72,15 +96,23 @@ def parts(folder: Path) -> dict[str, dict[str, Any]]:
 
     def bare() -> int:
         order = torch.randperm(len(data.train_rows), generator=torch.Generator().manual_seed(0)).numpy()
-        return sum(len(data.frozen.stored[order[start : start + BATCH]]) for start in range(0, len(order), BATCH))
+        return sum(
+            len(data.frozen.stored[order[start : start + BATCH]]) for start in range(0, len(order), BATCH)
+        )
 
     bare()
-    found = {"reading the run": read, "semivariogram of a million pairs": sums, "an epoch's data": measure(epoch), "bare": measure(bare)}
+    found = {
+        "reading the run": read,
+        "semivariogram of a million pairs": sums,
+        "an epoch's data": measure(epoch),
+        "bare": measure(bare),
+    }
     return {name: {"seconds": one.seconds, "peak_bytes": one.peak_bytes} for name, one in found.items()}
 
 
 def run(sizes: Sequence[int]) -> Result:
-    """Measure each of ``sizes``, each in a process of its own. The floor of an epoch's data is the bare reading of the rows."""
+    """Measure each of ``sizes``, each in a process of its own. The floor of an epoch's data is the bare
+    reading of the rows."""
     rows: list[Row] = []
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
@@ -92,9 +124,23 @@ def run(sizes: Sequence[int]) -> Result:
         found = json.loads(done.stdout)
         floor = Measured(None, **found.pop("bare"))
         for name, one in found.items():
-            rows.append(row(size, Measured(None, **one), None, None, floor if name == "an epoch's data" else None, part=name))
-    goal = "semivariogram by sampling and an epoch's data path, 768 dimensions in half precision, within 4 GiB of memory (the system's own limit)"
-    return Result("scale", "photos", goal, all((one.ours_peak_bytes or 0) < LIMIT_BYTES for one in rows), rows)
+            rows.append(
+                row(
+                    size,
+                    Measured(None, **one),
+                    None,
+                    None,
+                    floor if name == "an epoch's data" else None,
+                    part=name,
+                )
+            )
+    goal = (
+        "semivariogram by sampling and an epoch's data path, 768 dimensions in half precision, within 4 GiB "
+        "of memory (the system's own limit)"
+    )
+    return Result(
+        "scale", "photos", goal, all((one.ours_peak_bytes or 0) < LIMIT_BYTES for one in rows), rows
+    )
 
 
 def main(task: str, folder: str, size: str) -> None:

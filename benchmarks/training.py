@@ -1,4 +1,5 @@
-"""A training step by what makes it fast, each against the step without it: cached features, bfloat16, a fused optimizer."""
+"""A training step by what makes it fast, each against the step without it: cached features, bfloat16, a fused
+optimizer."""
 
 from __future__ import annotations
 
@@ -21,8 +22,14 @@ from lib.train.checkpoints import initialise
 from lib.train.training import TrainingData
 
 SIZES = (64, 128, 256, 512)
-OVERRIDES = ("backbone.name=efficientnet-lite0", "backbone.image_px=128", "backbone.precision=float32", "training.precision=float32",
-             "training.batch_noise_m=0", "training.queue_noise_m=0")  # fmt: skip
+OVERRIDES = (
+    "backbone.name=efficientnet-lite0",
+    "backbone.image_px=128",
+    "backbone.precision=float32",
+    "training.precision=float32",
+    "training.batch_noise_m=0",
+    "training.queue_noise_m=0",
+)
 
 
 def _run(size: int, *overrides: str) -> Run:
@@ -30,7 +37,8 @@ def _run(size: int, *overrides: str) -> Run:
 
 
 def cached_features(sizes: Sequence[int]) -> list[Row]:
-    """A step on cached features, against one that runs the frozen backbone, EfficientNet-Lite0 at 128 px, again."""
+    """A step on cached features, against one that runs the frozen backbone, EfficientNet-Lite0 at 128 px,
+    again."""
     first = _run(max(sizes))
     device, backbone = first.device, backbones.build(first.settings.backbone, first.device)
     _, places = world(max(sizes), 8)
@@ -64,7 +72,8 @@ def bfloat16(sizes: Sequence[int]) -> list[Row]:
     of, rows = reweighting.data(max(sizes)), []
     for size in sizes:
         calls = [
-            reweighting.step(_run(size, f"training.precision={how}"), of, 0, negatives.get("decayed")) for how in ("bfloat16", "float32")
+            reweighting.step(_run(size, f"training.precision={how}"), of, 0, negatives.get("decayed"))
+            for how in ("bfloat16", "float32")
         ]
         for call in calls:
             call()
@@ -74,7 +83,8 @@ def bfloat16(sizes: Sequence[int]) -> list[Row]:
 
 
 def fused_optimizer() -> Row:
-    """One kernel for all of AdamW's work, against one a parameter and operation; 0 photos, as their number has no part in it."""
+    """One kernel for all of AdamW's work, against one a parameter and operation; 0 photos, as their number
+    has no part in it."""
     own, models = _run(64), []
     for _ in range(2):
         model = initialise(0, torch.zeros(768), 1.0, own.settings.training)
@@ -89,12 +99,17 @@ def fused_optimizer() -> Row:
 
     ours, reference = in_turn(5, step(models[0], True), step(models[1], False))
     pairs = zip(models[0].parameters(), models[1].parameters(), strict=True)
-    return row(0, ours, reference, max((one - two).abs().max().item() for one, two in pairs), part="fused optimizer")
+    return row(
+        0, ours, reference, max((one - two).abs().max().item() for one, two in pairs), part="fused optimizer"
+    )
 
 
 def run(sizes: Sequence[int]) -> Result:
     """Measure each of ``sizes``, photos in a batch."""
     rows = [*cached_features(sizes), *bfloat16(sizes), fused_optimizer()]
     largest = [one for one in rows if one.size in {0, max(sizes)}]
-    goal = "a step is faster on cached features, in bfloat16 and with a fused optimizer (ratio above 1 at the largest batch)"
+    goal = (
+        "a step is faster on cached features, in bfloat16 and with a fused optimizer (ratio above 1 at the "
+        "largest batch)"
+    )
     return Result("training", "photos in a batch", goal, all(one.ratio > 1.0 for one in largest), rows)

@@ -1,4 +1,5 @@
-"""JupyterLab on the notebooks, as ``./run_all.sh --lab`` starts it: this machine only, with a new token, this Python's kernel."""
+"""JupyterLab on the notebooks, as ``./run_all.sh --lab`` starts it: this machine only, with a new token, this
+Python's kernel."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ LOOPBACK = "127.0.0.1"
 def start(notebook: Path) -> int:
     """Start JupyterLab on ``notebook`` and wait until it is stopped; it says where it is.
 
-    Its options are handed over in this process: so they outrank whatever the user has configured, and no other user of the
-    machine reads the token off a command line.
+    Its options are handed over in this process: so they outrank whatever the user has configured, and no
+    other user of the machine reads the token off a command line.
     """
     from jupyterlab.labapp import LabApp
 
@@ -43,5 +44,7 @@ def start(notebook: Path) -> int:
 
 def python_path() -> str:
     """``PYTHONPATH`` by which kernels take ``lib`` from this checkout."""
-    before = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != str(PROJECT)]
+    before = [
+        path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != str(PROJECT)
+    ]
     return os.pathsep.join([str(PROJECT), *before])

@@ -35,7 +35,8 @@ PARAMETERS = ["overrides", "profile", "run_name"]
 OF_THE_STUDY = {"07", "08"}
 """Notebooks that need the group ``study`` in the profile: hours of trainings."""
 MOST_OF_A_SOCKETS_PATH = 70
-"""Longest folder of temporary files, in characters, that leaves room for a socket's name: the system takes about 100 in all."""
+"""Longest folder of temporary files, in characters, that leaves room for a socket's name: the system takes
+about 100 in all."""
 
 
 def notebooks() -> dict[str, Path]:
@@ -51,7 +52,8 @@ def title(notebook: Path) -> str:
 
 
 def choose(only: str | None, with_study: bool = True) -> dict[str, Path]:
-    """The notebooks that ``only`` ("03,05") names; where it is None all, but for those of the study without it.
+    """The notebooks that ``only`` ("03,05") names; where it is None all, but for those of the study without
+    it.
 
     Raises:
         BundleError: a number has no notebook, or is of the study and the profile has none.
@@ -64,12 +66,15 @@ def choose(only: str | None, with_study: bool = True) -> dict[str, Path]:
         said = f"there is no notebook {', '.join(unknown)}" if wanted else "names no notebook"
         raise BundleError(f"--only {only}: {said}; there are {', '.join(there)}")
     if without := [] if with_study else sorted(OF_THE_STUDY.intersection(wanted)):
-        raise BundleError(f"--only {only}: notebook {', '.join(without)} needs the group `study`; take --profile study")
+        raise BundleError(
+            f"--only {only}: notebook {', '.join(without)} needs the group `study`; take --profile study"
+        )
     return {number: path for number, path in there.items() if number in wanted}
 
 
 def check_parameters(notebook: Path) -> None:
-    """Refuse a notebook whose ``parameters`` cell is not exactly what the pipeline gives; papermill would only warn.
+    """Refuse a notebook whose ``parameters`` cell is not exactly what the pipeline gives; papermill would
+    only warn.
 
     Raises:
         BundleError: no such cell, more than one, or other names in it.
@@ -82,7 +87,8 @@ def check_parameters(notebook: Path) -> None:
     if names != PARAMETERS:
         wanted, found = ", ".join(PARAMETERS), ", ".join(names) or "nothing"
         raise BundleError(
-            f"{notebook.name}: needs one cell tagged `parameters` that sets {wanted}; found {count} such cells with {found}"
+            f"{notebook.name}: needs one cell tagged `parameters` that sets {wanted}; found {count} such "
+            f"cells with {found}"
         )
 
 
@@ -99,15 +105,21 @@ def execute(notebook: Path, run: Run, profile: str, overrides: Sequence[str]) ->
     target, log = run.folder / "notebooks" / notebook.name, run.folder / "logs" / f"{notebook.stem}.log"
     for path in (target, log):
         path.parent.mkdir(parents=True, exist_ok=True)
-    given = {"profile": _from_notebooks(profile), "run_name": _from_notebooks(str(run.folder)), "overrides": list(overrides)}
+    given = {
+        "profile": _from_notebooks(profile),
+        "run_name": _from_notebooks(str(run.folder)),
+        "overrides": list(overrides),
+    }
     as_far = f"the notebook as far as it got: {target}"
     try:
         with _folder_of_sockets() as sockets, log.open("w", encoding="utf-8") as said:
             papermill.execute_notebook(
-                _literal(notebook), _literal(target), parameters=given, kernel_name="python3", cwd=str(NOTEBOOKS),
+                _literal(notebook), _literal(target), parameters=given, kernel_name="python3",
+                cwd=str(NOTEBOOKS),
                 progress_bar=False, stdout_file=said, stderr_file=said, start_timeout=600,
                 config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),
-                extra_arguments=["--Application.log_level=CRITICAL"],  # else a kernel logs the interrupt that ends it
+                # else a kernel logs the interrupt that ends it
+                extra_arguments=["--Application.log_level=CRITICAL"],
             )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         first_line = next((line for line in error.source.splitlines() if line.strip()), "")
@@ -126,14 +138,16 @@ def execute(notebook: Path, run: Run, profile: str, overrides: Sequence[str]) ->
 
 
 def _from_notebooks(path: str) -> str:
-    """``path`` from the notebooks' folder, so that an executed notebook names no machine's folders; a plain name as it is."""
+    """``path`` from the notebooks' folder, so that an executed notebook names no machine's folders; a plain
+    name as it is."""
     if not Path(path).is_absolute():
         return path
     return Path(path).name if Path(path).parent == PROJECT / "results" else os.path.relpath(path, NOTEBOOKS)
 
 
 def _folder_of_sockets() -> tempfile.TemporaryDirectory[str]:
-    """Where a kernel's sockets lie: a folder of this notebook's own, whose name is short enough for a socket's."""
+    """Where a kernel's sockets lie: a folder of this notebook's own, whose name is short enough for a
+    socket's."""
     place = None if len(tempfile.gettempdir()) < MOST_OF_A_SOCKETS_PATH else "/tmp"  # noqa: S108
     return tempfile.TemporaryDirectory(prefix="semivariogram-", dir=place, ignore_cleanup_errors=True)
 
@@ -163,13 +177,15 @@ def finish(run: Run, seconds: Mapping[str, float]) -> None:
 
 
 def outdated(run: Run) -> list[str]:
-    """Stages that are there, and that the run's settings, inputs and code of today would make anew: after ``--only``."""
+    """Stages that are there, and that the run's settings, inputs and code of today would make anew: after
+    ``--only``."""
     found = stages.look_up(run, notebooks())
     return [stage for _, stage, is_reused in found if not is_reused and run.receipt(stage).exists()]
 
 
 def _say_comparison(run: Run) -> None:
-    """Print what the comparison with the reference came to, and what was missed; every figure goes to a file."""
+    """Print what the comparison with the reference came to, and what was missed; every figure goes to a
+    file."""
     compared, sentence = report.compare_with_reference(run)
     if len(compared):
         path = run.folder / "logs" / "comparison.txt"
@@ -231,11 +247,15 @@ def _of_the_caller(path: str) -> str:
 
 def refuse_what_would_be_ignored(options: argparse.Namespace) -> None:
     """Raise a BundleError where the command line asks for what would not be done."""
-    if options.lab and (options.run or options.set or options.device or options.fresh or options.profile != "quick"):
+    if options.lab and (
+        options.run or options.set or options.device or options.fresh or options.profile != "quick"
+    ):
         where = "set profile, run_name and overrides in a notebook's first code cell"
         raise BundleError(f"--lab opens the notebooks as they are: {where}")
     if options.fresh and options.only:
-        raise BundleError("--fresh removes what the other notebooks made, and --only would not make it again; leave one out")
+        raise BundleError(
+            "--fresh removes what the other notebooks made, and --only would not make it again; leave one out"
+        )
     if options.only and not (options.list or options.lab) and os.environ.get("NPROC", "1") not in {"", "1"}:
         raise BundleError("NPROC makes all stages before the notebooks; leave out --only, or NPROC")
     if options.run in {".", ".."}:
@@ -244,9 +264,14 @@ def refuse_what_would_be_ignored(options: argparse.Namespace) -> None:
 
 @contextmanager
 def _environment(run: Run) -> Iterator[None]:
-    """Variables of what the run starts: lib of this checkout, pictures as nobody moves a slider, and where stages are noted."""
+    """Variables of what the run starts: lib of this checkout, pictures as nobody moves a slider, and where
+    stages are noted."""
     before = dict(os.environ)
-    noted = {RECORDS: str(run.folder / "logs" / "stages.jsonl"), explore.PICTURES_ONLY: "1", "PYTHONPATH": lab.python_path()}
+    noted = {
+        RECORDS: str(run.folder / "logs" / "stages.jsonl"),
+        explore.PICTURES_ONLY: "1",
+        "PYTHONPATH": lab.python_path(),
+    }
     os.environ.update(noted)
     try:
         yield
@@ -257,7 +282,8 @@ def _environment(run: Run) -> Iterator[None]:
 
 
 def make_in_parallel(run: Run, profile: str, overrides: Sequence[str], count: str) -> None:
-    """Make what takes long with ``count`` processes on this machine, before the notebooks find it (:mod:`lib.stages`).
+    """Make what takes long with ``count`` processes on this machine, before the notebooks find it
+    (:mod:`lib.stages`).
 
     Raises:
         BundleError: ``count`` is no number of processes, or one of them failed.
@@ -267,9 +293,13 @@ def make_in_parallel(run: Run, profile: str, overrides: Sequence[str], count: st
     print(f"{count} processes make features and trainings …", flush=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     command = [*torchrun, "-m", "lib.stages", profile, str(run.folder), *overrides]
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // int(count)))}  # torchrun itself would give each one
+    threads = {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // int(count)))
+    }  # torchrun itself would give each one
     if subprocess.run(command, cwd=PROJECT, env=threads | os.environ).returncode:  # noqa: S603
-        raise BundleError(f"one of the {count} processes failed; its sentence, beginning with lib.stages, stands above")
+        raise BundleError(
+            f"one of the {count} processes failed; its sentence, beginning with lib.stages, stands above"
+        )
 
 
 def check_before_computing(run: Run) -> None:
@@ -295,12 +325,15 @@ def _list(run: Run, chosen: Mapping[str, Path]) -> int:
         for _, stage, is_reused in (one for one in found if one[0] == number):
             print(f"      {stage:44}{'reused' if is_reused else 'made'}")
     made = sum(not is_reused for *_, is_reused in found)
-    print(f"in all {made} of {len(found)} stages made, {len(found) - made} reused; results go to {run.folder}")
+    print(
+        f"in all {made} of {len(found)} stages made, {len(found) - made} reused; results go to {run.folder}"
+    )
     return 0
 
 
 def _execute_all(run: Run, chosen: Mapping[str, Path], profile: str, overrides: list[str]) -> None:
-    """Execute and render ``chosen``: two lines each, below a progress bar where somebody sits at a terminal."""
+    """Execute and render ``chosen``: two lines each, below a progress bar where somebody sits at a
+    terminal."""
     print(run.describe(), flush=True)
     seconds: dict[str, float] = {}
     with suppress(BundleError):  # the first run here, or one whose provenance is damaged
@@ -319,9 +352,12 @@ def _execute_all(run: Run, chosen: Mapping[str, Path], profile: str, overrides: 
 
 
 def summary(records: Path) -> str:
-    """What became of the stages, in a few words, and a line for whatever else they noted: ``made 1 (features), reused 1``."""
+    """What became of the stages, in a few words, and a line for whatever else they noted: ``made 1
+    (features), reused 1``."""
     noted = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
-    made, reused = ([one["stage"] for one in noted if one.get("became") == word] for word in ("made", "reused"))
+    made, reused = (
+        [one["stage"] for one in noted if one.get("became") == word] for word in ("made", "reused")
+    )
     shown = ", ".join(made[:3]) + (", …" if len(made) > 3 else "")
     parts = [f"made {len(made)} ({shown})"] * bool(made) + [f"reused {len(reused)}"] * bool(reused)
     sentences = [one["note"] for one in noted if "note" in one]

@@ -1,8 +1,10 @@
-"""The one table of a run's stages, in their order: what ``--list`` looks up, and what several processes make together.
+"""The one table of a run's stages, in their order: what ``--list`` looks up, and what several processes make
+together.
 
-``torchrun -m lib.stages PROFILE FOLDER [SETTING…]`` makes what takes long, without notebooks; the notebooks then find it. Photos
-are made ready by one process; features, curve and predictions are shared out; each training is done by one process, or all work
-on each (``training.parallel``). ``NPROC=8 ./run_all.sh …`` does both. Every process needs the same results folder.
+``torchrun -m lib.stages PROFILE FOLDER [SETTING…]`` makes what takes long, without notebooks; the notebooks
+then find it. Photos are made ready by one process; features, curve and predictions are shared out; each
+training is done by one process, or all work on each (``training.parallel``). ``NPROC=8 ./run_all.sh …`` does
+both. Every process needs the same results folder.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from lib.train import curve, training
 
 @dataclass(frozen=True)
 class Rehearsal(Run):
-    """A run that makes nothing: each stage is looked up, and what it would make anew counts as not there for later ones."""
+    """A run that makes nothing: each stage is looked up, and what it would make anew counts as not there for
+    later ones."""
 
     found: dict[str, bool] = field(default_factory=dict, compare=False)
     pending: set[Path] = field(default_factory=set, compare=False)
@@ -39,7 +42,13 @@ class Rehearsal(Run):
         """Nothing: what is outdated would be made anew by then."""
 
     def produce(
-        self, stage: str, *, outputs: Iterable[Path], inputs: Iterable[Path] = (), by: str = "", **depends: Any
+        self,
+        stage: str,
+        *,
+        outputs: Iterable[Path],
+        inputs: Iterable[Path] = (),
+        by: str = "",
+        **depends: Any,
     ) -> bool:
         """Note whether the stage would be reused.
 
@@ -93,7 +102,9 @@ class Stage:
 STAGES = (
     Stage("01", datasets.prepare, look=_manifest),
     Stage("01", features.extract),
-    Stage("02", lambda run: training.train_all(run, ["infonce"]), is_long=False),  # among those of notebook 04
+    Stage(
+        "02", lambda run: training.train_all(run, ["infonce"]), is_long=False
+    ),  # among those of notebook 04
     Stage("03", curve.fit_run),
     Stage("04", _trainings),
     Stage("05", evaluation.evaluate),
@@ -109,8 +120,9 @@ def _study() -> Any:
 def look_up(run: Run, numbers: Iterable[str]) -> list[tuple[str, str, bool]]:
     """(notebook, stage, whether it would be reused) of the notebooks ``numbers``; nothing is made or written.
 
-    A stage stands under the first of the notebooks that asks for it. One that reads what is made anew counts as made anew, although
-    the same bits may come out. Of notebook 08 the other worlds are not looked into: they are runs of their own.
+    A stage stands under the first of the notebooks that asks for it. One that reads what is made anew counts
+    as made anew, although the same bits may come out. Of notebook 08 the other worlds are not looked into:
+    they are runs of their own.
     """
     rehearsal, asked, numbers = Rehearsal(run.settings, run.folder), {}, set(numbers)
     for number, look in _looks(rehearsal):
@@ -140,7 +152,8 @@ def make(run: Run) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``arguments``: profile, folder, and settings such as ``training.epochs=4``. Exit status 1 with a sentence on a mistake."""
+    """``arguments``: profile, folder, and settings such as ``training.epochs=4``. Exit status 1 with a
+    sentence on a mistake."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if len(given) < 2:
         usage = "torchrun -m lib.stages quick results/quick training.epochs=4"

@@ -1,7 +1,8 @@
 """Whether a finished run is as it was finished, and whether its results follow from its predictions.
 
-``python -m lib.runs verify results/quick``: exit status 0 where all is well, 1 with a line a fault. Every checksum of
-provenance.json is taken anew; accuracy.csv and comparison.csv are derived anew from predictions.parquet.
+``python -m lib.runs verify results/quick``: exit status 0 where all is well, 1 with a line a fault. Every
+checksum of provenance.json is taken anew; accuracy.csv and comparison.csv are derived anew from
+predictions.parquet.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from lib.runs.provenance import read_provenance
 
 
 def checksums(folder: Path, written: dict) -> Iterator[str]:
-    """Faults: files that are missing, or differ from what ``written`` (provenance.json) says, or came later."""
+    """Faults: files that are missing, or differ from what ``written`` (provenance.json) says, or came
+    later."""
     for name, noted in written["outputs"].items():
         try:
             if checksum(folder / name) != noted:
@@ -35,7 +37,10 @@ def checksums(folder: Path, written: dict) -> Iterator[str]:
         if name not in written["outputs"]:
             yield f"{name} came later: provenance.json does not name it"
     for stage in written.get("outdated") or []:
-        yield f"{stage} was made with other settings, inputs or code than provenance.json names: run all notebooks"
+        yield (
+            f"{stage} was made with other settings, inputs or code than provenance.json names: run all "
+            "notebooks"
+        )
 
 
 def derived(run: Run) -> Iterator[str]:
@@ -47,14 +52,23 @@ def derived(run: Run) -> Iterator[str]:
             "comparison": evaluation.comparison(predictions, run.settings.evaluation),
         }
     except READING_ERRORS as error:
-        yield f"predictions.parquet: no table can be derived from it: {type(error).__name__}: {one_line(error)}"
+        yield (
+            f"predictions.parquet: no table can be derived from it: {type(error).__name__}: {one_line(error)}"
+        )
         return
     for name, table in tables.items():
-        there = run.table(name).read_text(encoding="utf-8", errors="replace") if run.table(name).is_file() else ""
+        there = (
+            run.table(name).read_text(encoding="utf-8", errors="replace") if run.table(name).is_file() else ""
+        )
         if there != (wanted := table.to_csv(index=False)):
             lines = zip(there.splitlines() or [""], wanted.splitlines(), strict=False)
-            found, right = next(((one, other) for one, other in lines if one != other), ("too short or long", ""))
-            yield f"tables/{name}.csv does not follow from the predictions: {found[:80]!r} should be {right[:80]!r}"
+            found, right = next(
+                ((one, other) for one, other in lines if one != other), ("too short or long", "")
+            )
+            yield (
+                f"tables/{name}.csv does not follow from the predictions: {found[:80]!r} should be "
+                f"{right[:80]!r}"
+            )
 
 
 def verify(folder: Path) -> list[str]:

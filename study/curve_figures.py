@@ -1,4 +1,5 @@
-"""Figures of the semivariogram's own questions: families and bands, groups of anchors, geometries, learned embeddings."""
+"""Figures of the semivariogram's own questions: families and bands, groups of anchors, geometries, learned
+embeddings."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from study.variography import LEAST_PAIRS, Bands
 
 FAMILY_STYLES = {
     "Stable": (PALETTE[0], "-"), "Matern": (PALETTE[2], "--"), "Exponential": (PALETTE[1], "-."),
-    "Rational": (PALETTE[4], (0, (5, 1, 1, 1, 1, 1))), "Spherical": (PALETTE[5], ":"), "Gaussian": (PALETTE[9], (0, (1, 1))),
+    "Rational": (PALETTE[4], (0, (5, 1, 1, 1, 1, 1))), "Spherical": (PALETTE[5], ":"),
+    "Gaussian": (PALETTE[9], (0, (1, 1))),
 }  # fmt: skip
 """Colour and dash of each family: told apart without colour too."""
 RANGE_LABELS = {
@@ -61,11 +63,13 @@ def _model(row: pd.Series) -> FittedSemivariogram:
 
 @_styled
 def bands(found: Bands, candidates: pd.DataFrame, emphasised: str = "") -> Figure:
-    """The empirical curve with its 95 % band, every family through it, and the range by each rule with its interval.
+    """The empirical curve with its 95 % band, every family through it, and the range by each rule with its
+    interval.
 
     Args:
         found: of :func:`study.variography.bands`.
-        candidates: of :func:`study.variography.candidates_table`; drawn are the families' fits of ``found``'s metric and weights.
+        candidates: of :func:`study.variography.candidates_table`; drawn are the families' fits of ``found``'s
+            metric and weights.
         emphasised: the family in full ink; that of ``found`` where empty.
     """
     figure, axes = _figure(2, 2, (10, 5.9), height_ratios=[4, 1.15], sharex="col")
@@ -90,7 +94,15 @@ def bands(found: Bands, candidates: pd.DataFrame, emphasised: str = "") -> Figur
             colour, dash = FAMILY_STYLES[model.family]
             strong = model.family == emphasised
             label = f"{model.family}, R² {model.r2:.2f}"
-            axis.plot(rad_to_km(grid), model.gamma(grid), color=colour, ls=dash, lw=2.4 if strong else 1.2, alpha=1.0 if strong else 0.8, label=label)  # fmt: skip
+            axis.plot(
+                rad_to_km(grid),
+                model.gamma(grid),
+                color=colour,
+                ls=dash,
+                lw=2.4 if strong else 1.2,
+                alpha=1.0 if strong else 0.8,
+                label=label,
+            )
         _ranges(below, found)
         _distance_axis(below, is_log)
     axes[0, 0].set(ylabel=GAMMA, title=f"{found.fitted.metric} distance, weights {found.fitted.weights}")
@@ -107,12 +119,18 @@ def _ranges(axis: Axes, found: Bands) -> None:
     for order, name in enumerate(RANGE_LABELS):
         row, colour = table.loc[name], RANGE_COLOURS[name]
         axis.plot(
-            [row["ci_low"], row["ci_high"]], [order, order], color=colour, lw=3.5, alpha=0.45, solid_capstyle="butt"
+            [row["ci_low"], row["ci_high"]],
+            [order, order],
+            color=colour,
+            lw=3.5,
+            alpha=0.45,
+            solid_capstyle="butt",
         )
         axis.plot(row["value"], order, "o", ms=5, color=colour)
         text = f"{row['value']:,.0f} km  ({row['ci_low']:,.0f} to {row['ci_high']:,.0f})"
         axis.annotate(
-            text, (1.0, order), xycoords=axis.get_yaxis_transform(), ha="right", va="center", fontsize=8, color=colour,
+            text, (1.0, order), xycoords=axis.get_yaxis_transform(), ha="right", va="center", fontsize=8,
+            color=colour,
             bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
         ) if not axis.get_subplotspec().colspan.start else None  # fmt: skip
     axis.set_yticks(range(len(RANGE_LABELS)), labels=list(RANGE_LABELS.values()))
@@ -121,11 +139,13 @@ def _ranges(axis: Axes, found: Bands) -> None:
 
 @_styled
 def by_group(curves: pd.DataFrame, difference: pd.DataFrame | None = None, columns: int = 4) -> Figure:
-    """One panel a group of anchors: its curve with its 95 % band, over the curves of the other groups in grey.
+    """One panel a group of anchors: its curve with its 95 % band, over the curves of the other groups in
+    grey.
 
     Args:
         curves: of :func:`study.variography.curves_by_group`.
-        difference: of :func:`study.variography.group_difference`, whose p value (Holm) is written beside the name.
+        difference: of :func:`study.variography.group_difference`, whose p value (Holm) is written beside the
+            name.
     """
     curves = curves[curves["pairs"] >= LEAST_PAIRS]
     if curves.empty:
@@ -145,7 +165,9 @@ def by_group(curves: pd.DataFrame, difference: pd.DataFrame | None = None, colum
                 axis.plot(frame["lag_km"], frame["gamma"], color="#c3c9d1", lw=0.8, zorder=1)
         frame = curves[curves["group"] == name]
         colour = PALETTE[number % len(PALETTE)]
-        axis.fill_between(frame["lag_km"], frame["ci_low"], frame["ci_high"], color=colour, alpha=0.3, lw=0, zorder=2)
+        axis.fill_between(
+            frame["lag_km"], frame["ci_low"], frame["ci_high"], color=colour, alpha=0.3, lw=0, zorder=2
+        )
         axis.plot(frame["lag_km"], frame["gamma"], color=colour, zorder=3)
         text = f"{sizes[name]:,} places" + (f"\np (Holm) {p_values[name]:.3f}" if name in p_values else "")
         axis.text(0.97, 0.05, text, transform=axis.transAxes, ha="right", fontsize=8, color=MUTED)
@@ -158,8 +180,11 @@ def by_group(curves: pd.DataFrame, difference: pd.DataFrame | None = None, colum
     figure.supxlabel("great-circle distance h from an anchor in the group, km", fontsize=9.5)
     figure.supylabel(GAMMA, fontsize=9.5)
     return figure
+
+
 def geometry(table: pd.DataFrame) -> Figure:
-    """Left: how well each geometry tells near pairs from far ones. Right: share of the nugget in the sill. 95 % intervals.
+    """Left: how well each geometry tells near pairs from far ones. Right: share of the nugget in the sill. 95
+    % intervals.
 
     Args:
         table: of :func:`study.variography.geometry_table`.
@@ -167,12 +192,22 @@ def geometry(table: pd.DataFrame) -> Figure:
     figure, axes = _figure(1, 2, (8.4, 0.5 * len(table) + 1.3), sharey=True)
     position = np.arange(len(table))[::-1]
     for axis, (value, low, high), colour in zip(
-        axes[0], [("auc", "auc_low", "auc_high"), ("nugget_to_sill", "ratio_low", "ratio_high")], (PALETTE[0], PALETTE[3]), strict=True
+        axes[0],
+        [("auc", "auc_low", "auc_high"), ("nugget_to_sill", "ratio_low", "ratio_high")],
+        (PALETTE[0], PALETTE[3]),
+        strict=True,
     ):  # fmt: skip
         axis.hlines(position, table[low], table[high], color=colour, lw=4, alpha=0.4)
         axis.plot(table[value], position, "o", color=colour)
         for x, y in zip(table[value], position, strict=True):
-            axis.annotate(f"{x:.3f}" if np.isfinite(x) else "no curve", (x if np.isfinite(x) else 0.0, y), (0, 6), textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
+            axis.annotate(
+                f"{x:.3f}" if np.isfinite(x) else "no curve",
+                (x if np.isfinite(x) else 0.0, y),
+                (0, 6),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
         axis.set_ylim(-0.6, len(table) - 0.3)
     axes[0, 0].margins(x=0.15)
     axes[0, 1].set_xlim(-0.06 * max(0.02, np.nanmax(table["ratio_high"].fillna(0.0))), None)

@@ -1,7 +1,9 @@
-"""From gallery scores to one answer other than the best match: smoothed by the curve, a spherical median, a radius that holds.
+"""From gallery scores to one answer other than the best match: smoothed by the curve, a spherical median, a
+radius that holds.
 
-Everything starts from a photo's k best gallery places and their probabilities, a softmax at a temperature. What is free
-(temperature, power of the correlation) is chosen on the validation split; radii are calibrated there too.
+Everything starts from a photo's k best gallery places and their probabilities, a softmax at a temperature.
+What is free (temperature, power of the correlation) is chosen on the validation split; radii are calibrated
+there too.
 """
 
 from __future__ import annotations
@@ -62,13 +64,18 @@ def best(geoclip: GeoCLIP, photos: torch.Tensor, gallery_deg: np.ndarray, count:
     return Candidates(geoclip.logit_scale.exp().cpu() * cosine, gallery_deg[rows.numpy()])
 
 
-def smoothed(found: Candidates, curve: Curve, temperature: float, power: float, block: int = 512) -> np.ndarray:
-    """The place with the most probability around it, [N, 2] degrees: argmax over i of sum_j p_j C(h_ij)^power.
+def smoothed(
+    found: Candidates, curve: Curve, temperature: float, power: float, block: int = 512
+) -> np.ndarray:
+    """The place with the most probability around it, [N, 2] degrees: argmax over i of sum_j p_j
+    C(h_ij)^power.
 
     Kriging-like: neighbours vote by the fitted correlation. A large power leaves the best match alone. Ours.
     """
     chosen = []
-    for points, share in zip(found.points.split(block), found.probability(temperature).split(block), strict=True):
+    for points, share in zip(
+        found.points.split(block), found.probability(temperature).split(block), strict=True
+    ):
         distance = chord_to_rad(2.0 - 2.0 * points @ points.transpose(1, 2))
         correlation = curve.correlation_of(curve.gamma(distance)).double().clamp(min=0.0)
         votes = (correlation**power @ share[..., None]).squeeze(-1)
@@ -80,8 +87,9 @@ def smoothed(found: Candidates, curve: Curve, temperature: float, power: float, 
 def spherical_median(found: Candidates, temperature: float, steps: int = 60, block: int = 512) -> np.ndarray:
     """The point with the least weighted sum of great-circle distances to the candidates, [N, 2] degrees.
 
-    Weiszfeld's iteration in the tangent plane, begun at the candidate of the least sum, which holds back as much as it weighs
-    itself. Weights are the probabilities. Source: Fletcher, Venkatasubramanian & Joshi (2008); Vardi & Zhang (2000).
+    Weiszfeld's iteration in the tangent plane, begun at the candidate of the least sum, which holds back as
+    much as it weighs itself. Weights are the probabilities. Source: Fletcher, Venkatasubramanian & Joshi
+    (2008); Vardi & Zhang (2000).
     """
     blocks = zip(found.points.split(block), found.probability(temperature).split(block), strict=True)
     return coordinates_of(torch.cat([_weiszfeld(points, share, steps) for points, share in blocks]).numpy())
@@ -138,12 +146,15 @@ def score(error_km: np.ndarray) -> float:
     return float(np.mean([np.mean(error_km <= radius) for radius in COMPARED_KM]))
 
 
-def decode_run(run: Run, strategies: list[str], split_names: list[str] | None = None) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def decode_run(
+    run: Run, strategies: list[str], split_names: list[str] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Answers of each decoder for each strategy and seed, with what is free chosen on validation.
 
     Returns:
-        Predictions with the columns of :func:`lib.evaluate.evaluation.predict_all`, strategy as ``decayed, smoothed``; the choices:
-        strategy, seed, decoder, temperature, power, score; the coverage of radii, see :func:`coverage`, with strategy and seed.
+        Predictions with the columns of :func:`lib.evaluate.evaluation.predict_all`, strategy as ``decayed,
+        smoothed``; the choices: strategy, seed, decoder, temperature, power, score; the coverage of radii,
+        see :func:`coverage`, with strategy and seed.
 
     Raises:
         ArtefactError: a checkpoint, or the semivariogram, is not there.
@@ -157,10 +168,15 @@ def decode_run(run: Run, strategies: list[str], split_names: list[str] | None = 
     frames, choices, covered = [], [], []
     jobs = list(itertools.product(strategies, run.settings.training.seeds))
     for name, seed in progress(jobs, "decoding", len(jobs)):
-        geoclip = checkpoints.load(run.require(run.checkpoint(name, seed), "04_regularized_training"), run.device)
+        geoclip = checkpoints.load(
+            run.require(run.checkpoint(name, seed), "04_regularized_training"), run.device
+        )
         found = {split: best(geoclip, frozen.rows(some), places) for split, some in rows.items()}
         for tried in DECODERS.values():
-            scores = [score(distance_km(truth[rows["validation"]], one(found["validation"], curve))) for one in tried]
+            scores = [
+                score(distance_km(truth[rows["validation"]], one(found["validation"], curve)))
+                for one in tried
+            ]
             chosen = tried[int(np.argmax(scores))]
             choices.append((name, seed, chosen.name, chosen.temperature, chosen.power, max(scores)))
             for split in split_names:
@@ -171,11 +187,16 @@ def decode_run(run: Run, strategies: list[str], split_names: list[str] | None = 
             table = coverage(found["validation"], truth[rows["validation"]], found[split], truth[rows[split]])
             covered.append(table.assign(split=split, strategy=name, seed=seed))
     names = ["strategy", "seed", "decoder", "temperature", "power", "score"]
-    return pd.concat(frames, ignore_index=True), pd.DataFrame(choices, columns=names), pd.concat(covered, ignore_index=True)
+    return (
+        pd.concat(frames, ignore_index=True),
+        pd.DataFrame(choices, columns=names),
+        pd.concat(covered, ignore_index=True),
+    )
 
 
 def decode(run: Run, strategies: list[str]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """:func:`decode_run` on the run's evaluation splits, made once or reused; decoded.parquet and two tables."""
+    """:func:`decode_run` on the run's evaluation splits, made once or reused; decoded.parquet and two
+    tables."""
     files = [run.folder / "decoded.parquet", run.table("decoding_choices"), run.table("decoding_coverage")]
     checkpoints = [run.checkpoint(name, seed) for name in strategies for seed in run.settings.training.seeds]
 
@@ -191,14 +212,16 @@ def decode(run: Run, strategies: list[str]) -> tuple[pd.DataFrame, pd.DataFrame,
         make=make,
         inputs=[run.manifest, run.features, run.semivariogram, *checkpoints, *gallery.input_files(run)],
         outputs=files,
-        settings=run.settings.evaluation.model_dump(include={"gallery", "lattice_km", "splits"}) | {"strategies": strategies},
+        settings=run.settings.evaluation.model_dump(include={"gallery", "lattice_km", "splits"})
+        | {"strategies": strategies},
         code=[decode],
     )
     return pd.read_parquet(files[0]), pd.read_csv(files[1]), pd.read_csv(files[2])
 
 
 def mass_short_of(found: Candidates, error_km: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Probability [N] of the candidates that are nearer to the best one than ``error_km`` [N]; infinite where all are."""
+    """Probability [N] of the candidates that are nearer to the best one than ``error_km`` [N]; infinite where
+    all are."""
     distance, held = _balls(found, temperature)
     nearer = (distance < np.asarray(error_km)[:, None] - 1e-6).sum(1)
     mass = np.where(nearer > 0, held[np.arange(len(held)), np.maximum(nearer, 1) - 1], 0.0)
@@ -206,30 +229,34 @@ def mass_short_of(found: Candidates, error_km: np.ndarray, temperature: float = 
 
 
 def _balls(found: Candidates, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-    """Distances [N, k] of the candidates to the best one in kilometres, ascending, and the probability within each."""
+    """Distances [N, k] of the candidates to the best one in kilometres, ascending, and the probability within
+    each."""
     points = found.points
     distance, order = chord_to_rad(((points - points[:, :1]) ** 2).sum(-1)).sort(1)
     return rad_to_km(distance.numpy()), found.probability(temperature).gather(1, order).cumsum(1).numpy()
 
 
 def radius_km(found: Candidates, mass: float, temperature: float = 1.0) -> np.ndarray:
-    """Distance [N] in kilometres from the best candidate to the first that makes the probability exceed ``mass``; half the
-    globe where none does."""
+    """Distance [N] in kilometres from the best candidate to the first that makes the probability exceed
+    ``mass``; half the globe where none does."""
     distance, held = _balls(found, temperature)
     enough = held > mass + 1e-9
     return np.where(enough.any(1), distance[np.arange(len(distance)), enough.argmax(1)], FARTHEST_KM)
 
 
-def coverage(calibration: Candidates, truth_deg: np.ndarray, found: Candidates, asked_deg: np.ndarray) -> pd.DataFrame:
-    """Radii that should hold the true place with a given level, calibrated on one split and counted on another.
+def coverage(
+    calibration: Candidates, truth_deg: np.ndarray, found: Candidates, asked_deg: np.ndarray
+) -> pd.DataFrame:
+    """Radii that should hold the true place with a given level, calibrated on one split and counted on
+    another.
 
     Split conformal prediction: a photo's score is the probability that falls short of its true place, see
-    :func:`mass_short_of`; the radius for a level exceeds that quantile of the scores. For photos drawn alike the level is kept,
-    whatever the model; held-out regions are not drawn alike.
+    :func:`mass_short_of`; the radius for a level exceeds that quantile of the scores. For photos drawn alike
+    the level is kept, whatever the model; held-out regions are not drawn alike.
 
     Returns:
-        level, coverage (share of ``found`` whose true place lies within its radius), plain (the same for the softmax's own mass,
-        not calibrated), median_radius_km. Source: Vovk et al. (2005); the score is ours.
+        level, coverage (share of ``found`` whose true place lies within its radius), plain (the same for the
+        softmax's own mass, not calibrated), median_radius_km. Source: Vovk et al. (2005); the score is ours.
     """
     error = distance_km(truth_deg, calibration.places_deg[:, 0])
     scores = np.sort(mass_short_of(calibration, error))

@@ -13,15 +13,38 @@ from matplotlib.figure import Figure
 from lib.method import negatives
 from lib.method.geodesy import EARTH_RADIUS_KM
 from lib.method.semivariogram import FittedSemivariogram
-from lib.show.figures import INK, KILOMETRES, METRIC_LABELS, MUTED, PALETTE, STRATEGY_COLOURS, _figure, _note, _styled
+from lib.show.figures import (
+    INK,
+    KILOMETRES,
+    METRIC_LABELS,
+    MUTED,
+    PALETTE,
+    STRATEGY_COLOURS,
+    _figure,
+    _note,
+    _styled,
+)
 
-KIND_LABELS = {"family": "semivariogram", "peer": "peers", "control": "controls", "variant": "variants", "oracle": "oracles"}
-KIND_COLOURS = {"family": PALETTE[2], "peer": PALETTE[0], "control": PALETTE[1], "variant": "#6a3d9a", "oracle": INK}
+KIND_LABELS = {
+    "family": "semivariogram",
+    "peer": "peers",
+    "control": "controls",
+    "variant": "variants",
+    "oracle": "oracles",
+}
+KIND_COLOURS = {
+    "family": PALETTE[2],
+    "peer": PALETTE[0],
+    "control": PALETTE[1],
+    "variant": "#6a3d9a",
+    "oracle": INK,
+}
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def kind_of(name: str) -> str:
-    """Group of a strategy in a figure: family, peer, control or oracle; variant for a name that is no strategy itself."""
+    """Group of a strategy in a figure: family, peer, control or oracle; variant for a name that is no
+    strategy itself."""
     if name.startswith("oracle"):
         return "oracle"
     return negatives.REGISTRY[name].kind if name in negatives.REGISTRY else "variant"
@@ -29,12 +52,15 @@ def kind_of(name: str) -> str:
 
 @_styled
 def forest_all(
-    table: pd.DataFrame, metrics: tuple[str, ...] = ("acc_25km", "acc_200km", "acc_2500km"), margin: float = 0.003
+    table: pd.DataFrame,
+    metrics: tuple[str, ...] = ("acc_25km", "acc_200km", "acc_2500km"),
+    margin: float = 0.003,
 ) -> Figure:
-    """Paired differences of every strategy: thick the 95 % interval, thin the one corrected for the number of comparisons.
+    """Paired differences of every strategy: thick the 95 % interval, thin the one corrected for the number of
+    comparisons.
 
-    Sorted within groups by the difference at the middle radius on the first split; a filled dot where the corrected interval
-    leaves zero out. The grey zone holds what is called equivalent.
+    Sorted within groups by the difference at the middle radius on the first split; a filled dot where the
+    corrected interval leaves zero out. The grey zone holds what is called equivalent.
 
     Args:
         table: of :func:`lib.evaluate.intervals.corrected`, with one baseline.
@@ -43,25 +69,38 @@ def forest_all(
     splits = list(dict.fromkeys(table["split"]))
     chosen = [metric for metric in metrics if metric in set(table["metric"])]
     middle = chosen[len(chosen) // 2]
-    gain = table[(table["split"] == splits[0]) & (table["metric"] == middle)].set_index("strategy")["difference"]
+    gain = table[(table["split"] == splits[0]) & (table["metric"] == middle)].set_index("strategy")[
+        "difference"
+    ]
     names = [
-        name for kind in KIND_LABELS for name in sorted((n for n in gain.index if kind_of(n) == kind), key=lambda n: -gain[n])
+        name
+        for kind in KIND_LABELS
+        for name in sorted((n for n in gain.index if kind_of(n) == kind), key=lambda n: -gain[n])
     ]
     size = (2.7 * len(chosen) + 1.6, 0.8 + (0.7 + 0.22 * len(names)) * len(splits))
     figure, axes = _figure(len(splits), len(chosen), size, sharey=True)
     panels = [(split, metric) for split in splits for metric in chosen]
     for axis, (split, metric) in zip(axes.ravel(), panels, strict=True):
         rows = table[(table["split"] == split) & (table["metric"] == metric)].set_index("strategy").loc[names]
-        _forest_panel(axis, 100.0 * rows[["difference", "ci_low", "ci_high", "corrected_low", "corrected_high"]], rows["verdict"])
+        _forest_panel(
+            axis,
+            100.0 * rows[["difference", "ci_low", "ci_high", "corrected_low", "corrected_high"]],
+            rows["verdict"],
+        )
         axis.axvspan(-100 * margin, 100 * margin, color="#e2e8f0", lw=0, zorder=0)
-        axis.set(title=f"{split}, {METRIC_LABELS[metric]}", xlabel="percentage points" if split == splits[-1] else "")
+        axis.set(
+            title=f"{split}, {METRIC_LABELS[metric]}",
+            xlabel="percentage points" if split == splits[-1] else "",
+        )
     for first in axes[:, 0]:
         first.set_yticks(range(len(names)), labels=names)
         for label, name in zip(first.get_yticklabels(), names, strict=True):
             label.set_color(KIND_COLOURS[kind_of(name)])
     axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
     kinds = [kind for kind in KIND_LABELS if any(kind_of(name) == kind for name in names)]
-    handles = [mpl.lines.Line2D([], [], color=KIND_COLOURS[kind], lw=3, label=KIND_LABELS[kind]) for kind in kinds]
+    handles = [
+        mpl.lines.Line2D([], [], color=KIND_COLOURS[kind], lw=3, label=KIND_LABELS[kind]) for kind in kinds
+    ]
     filled = {"color": MUTED, "ls": "", "marker": "o", "ms": 5}
     handles += [
         mpl.lines.Line2D([], [], label="gains or loses", **filled),
@@ -75,18 +114,32 @@ def _forest_panel(axis: Axes, points: pd.DataFrame, verdicts: pd.Series) -> None
     for order, (name, row) in enumerate(points.iterrows()):
         colour = KIND_COLOURS[kind_of(name)]
         axis.plot([row["corrected_low"], row["corrected_high"]], [order, order], color=colour, lw=0.9)
-        axis.plot([row["ci_low"], row["ci_high"]], [order, order], color=colour, lw=3.0, alpha=0.55, solid_capstyle="butt")
+        axis.plot(
+            [row["ci_low"], row["ci_high"]],
+            [order, order],
+            color=colour,
+            lw=3.0,
+            alpha=0.55,
+            solid_capstyle="butt",
+        )
         shown = verdicts[name] in {"gains", "loses"}
-        axis.plot(row["difference"], order, "o", ms=5, color=colour, mfc=colour if shown else "white", zorder=4)
+        axis.plot(
+            row["difference"], order, "o", ms=5, color=colour, mfc=colour if shown else "white", zorder=4
+        )
     axis.axvline(0.0, color=INK, lw=0.9)
     axis.grid(axis="y", visible=False)
 
 
 @_styled
 def gain_heatmap(
-    table: pd.DataFrame, x: str, y: str, strategies: tuple[str, ...], metrics: tuple[str, ...] = ("acc_25km", "acc_200km")
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    strategies: tuple[str, ...],
+    metrics: tuple[str, ...] = ("acc_25km", "acc_200km"),
 ) -> Figure:
-    """Gain over infonce by two factors, one row of panels a strategy, one column a radius; bold where the interval excludes zero.
+    """Gain over infonce by two factors, one row of panels a strategy, one column a radius; bold where the
+    interval excludes zero.
 
     Args:
         table: of :func:`study.sweeps.sweep`, with columns ``x`` and ``y``.
@@ -99,36 +152,67 @@ def gain_heatmap(
     for row, strategy in enumerate(strategies):
         for axis, metric in zip(axes[row], metrics, strict=True):
             cells = table[(table["strategy"] == strategy) & (table["metric"] == metric)]
-            wide = {name: cells.pivot(index=y, columns=x, values=name) for name in ("difference", "ci_low", "ci_high", "accuracy")}
-            mesh = axis.pcolormesh(100.0 * wide["difference"].to_numpy(), cmap="RdBu", norm=norm, edgecolors="white", lw=1.5)
+            wide = {
+                name: cells.pivot(index=y, columns=x, values=name)
+                for name in ("difference", "ci_low", "ci_high", "accuracy")
+            }
+            mesh = axis.pcolormesh(
+                100.0 * wide["difference"].to_numpy(), cmap="RdBu", norm=norm, edgecolors="white", lw=1.5
+            )
             for (i, j), value in np.ndenumerate(100.0 * wide["difference"].to_numpy()):
                 sure = wide["ci_low"].iloc[i, j] > 0 or wide["ci_high"].iloc[i, j] < 0
                 base = 100.0 * (wide["accuracy"].iloc[i, j] - wide["difference"].iloc[i, j])
                 shade = "white" if abs(value) > 0.62 * largest else INK
-                axis.text(j + 0.5, i + 0.56, f"{value:+.1f}", ha="center", va="center", fontweight="bold" if sure else "normal", color=shade)
-                axis.text(j + 0.5, i + 0.26, f"from {base:.1f} %", ha="center", va="center", fontsize=7, color=shade)
-            axis.set_xticks(np.arange(len(wide["difference"].columns)) + 0.5, labels=[f"{value:,}" for value in wide["difference"].columns])
-            axis.set_yticks(np.arange(len(wide["difference"].index)) + 0.5, labels=[f"{value:,}" for value in wide["difference"].index])
-            axis.set(xlabel=AXIS_LABELS.get(x, x), ylabel=AXIS_LABELS.get(y, y), title=f"{strategy}, {METRIC_LABELS[metric]}")
+                axis.text(
+                    j + 0.5,
+                    i + 0.56,
+                    f"{value:+.1f}",
+                    ha="center",
+                    va="center",
+                    fontweight="bold" if sure else "normal",
+                    color=shade,
+                )
+                axis.text(
+                    j + 0.5, i + 0.26, f"from {base:.1f} %", ha="center", va="center", fontsize=7, color=shade
+                )
+            axis.set_xticks(
+                np.arange(len(wide["difference"].columns)) + 0.5,
+                labels=[f"{value:,}" for value in wide["difference"].columns],
+            )
+            axis.set_yticks(
+                np.arange(len(wide["difference"].index)) + 0.5,
+                labels=[f"{value:,}" for value in wide["difference"].index],
+            )
+            axis.set(
+                xlabel=AXIS_LABELS.get(x, x),
+                ylabel=AXIS_LABELS.get(y, y),
+                title=f"{strategy}, {METRIC_LABELS[metric]}",
+            )
             axis.grid(visible=False)
     figure.colorbar(mesh, ax=axes, label="gain over infonce, percentage points", shrink=0.8)
     return figure
 
 
 AXIS_LABELS = {
-    "photos": "training photos", "batch_size": "batch size", "queue_size": "queue of earlier places", "epochs": "epochs",
+    "photos": "training photos", "batch_size": "batch size", "queue_size": "queue of earlier places",
+    "epochs": "epochs",
     "nugget_to_sill": "nugget / sill of the features",
 }  # fmt: skip
 
 
 @_styled
 def along(
-    table: pd.DataFrame, x: str, metrics: tuple[str, ...] = ("acc_25km", "acc_200km", "acc_2500km"), is_log: bool = False
+    table: pd.DataFrame,
+    x: str,
+    metrics: tuple[str, ...] = ("acc_25km", "acc_200km", "acc_2500km"),
+    is_log: bool = False,
 ) -> Figure:
-    """Accuracy (above) and gain over infonce with 95 % intervals (below) along one factor, one column a radius.
+    """Accuracy (above) and gain over infonce with 95 % intervals (below) along one factor, one column a
+    radius.
 
     Args:
-        table: of :func:`study.sweeps.sweep` or :func:`study.sweeps.sweep_worlds`, with a numeric column ``x``.
+        table: of :func:`study.sweeps.sweep` or :func:`study.sweeps.sweep_worlds`, with a numeric column
+            ``x``.
     """
     if table.empty:
         return _note(f"nothing was varied: the profile's study has no {AXIS_LABELS.get(x, x)}")
@@ -141,8 +225,19 @@ def along(
             colour = STRATEGY_COLOURS.get(name, MUTED)
             upper.plot(rows[x], 100 * rows["accuracy"], marker=marker, ms=4, color=colour, label=name)
             if name != "infonce":
-                error = 100 * np.stack((rows["difference"] - rows["ci_low"], rows["ci_high"] - rows["difference"]))
-                lower.errorbar(rows[x], 100 * rows["difference"], yerr=error, marker=marker, ms=4, color=colour, capsize=2, lw=1.3)
+                error = 100 * np.stack(
+                    (rows["difference"] - rows["ci_low"], rows["ci_high"] - rows["difference"])
+                )
+                lower.errorbar(
+                    rows[x],
+                    100 * rows["difference"],
+                    yerr=error,
+                    marker=marker,
+                    ms=4,
+                    color=colour,
+                    capsize=2,
+                    lw=1.3,
+                )
         lower.axhline(0.0, color=INK, lw=0.9)
         lower.set_xlabel(AXIS_LABELS.get(x, x))
         upper.set_title(METRIC_LABELS[metric])
@@ -159,7 +254,8 @@ def along(
 
 @_styled
 def coverage(table: pd.DataFrame) -> Figure:
-    """How often the true place lies within its radius, against how often it should: calibrated on validation, and plain.
+    """How often the true place lies within its radius, against how often it should: calibrated on validation,
+    and plain.
 
     Args:
         table: of :func:`study.decoding.coverage`, with columns split, strategy and seed.
@@ -168,18 +264,49 @@ def coverage(table: pd.DataFrame) -> Figure:
     figure, axes = _figure(1, len(splits) + 1, (3.4 * (len(splits) + 1), 3.6))
     for axis, split in zip(axes[0], splits, strict=False):
         axis.plot([0.45, 1.0], [0.45, 1.0], color=MUTED, lw=0.9, ls=":")
-        for (name, rows), marker in zip(table[table["split"] == split].groupby("strategy", sort=False), itertools.cycle(MARKERS), strict=False):
+        for (name, rows), marker in zip(
+            table[table["split"] == split].groupby("strategy", sort=False),
+            itertools.cycle(MARKERS),
+            strict=False,
+        ):
             by_level = rows.groupby("level")[["coverage", "plain"]].mean()
             colour = STRATEGY_COLOURS.get(name, MUTED)
-            axis.plot(by_level.index, by_level["coverage"], marker=marker, ms=4, color=colour, label=f"{name}, calibrated")
-            axis.plot(by_level.index, by_level["plain"], marker=marker, ms=4, mfc="white", ls="--", color=colour, label=f"{name}, plain softmax")
+            axis.plot(
+                by_level.index,
+                by_level["coverage"],
+                marker=marker,
+                ms=4,
+                color=colour,
+                label=f"{name}, calibrated",
+            )
+            axis.plot(
+                by_level.index,
+                by_level["plain"],
+                marker=marker,
+                ms=4,
+                mfc="white",
+                ls="--",
+                color=colour,
+                label=f"{name}, plain softmax",
+            )
         axis.set(xlabel="level asked for", title=f"split {split}", ylim=(0, 1.02))
     axes[0, 0].set_ylabel("share of the photos within their radius")
     last = axes[0, -1]
-    for (name, rows), marker in zip(table[table["split"] == splits[0]].groupby("strategy", sort=False), itertools.cycle(MARKERS), strict=False):
+    for (name, rows), marker in zip(
+        table[table["split"] == splits[0]].groupby("strategy", sort=False),
+        itertools.cycle(MARKERS),
+        strict=False,
+    ):
         radius = rows.groupby("level")["median_radius_km"].mean()
-        last.plot(radius.index, radius, marker=marker, ms=4, color=STRATEGY_COLOURS.get(name, MUTED), label=name)
-    last.set(xlabel="level asked for", ylabel="median radius, km", yscale="log", title=f"how large, split {splits[0]}")
+        last.plot(
+            radius.index, radius, marker=marker, ms=4, color=STRATEGY_COLOURS.get(name, MUTED), label=name
+        )
+    last.set(
+        xlabel="level asked for",
+        ylabel="median radius, km",
+        yscale="log",
+        title=f"how large, split {splits[0]}",
+    )
     last.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
     last.yaxis.set_minor_locator(mpl.ticker.NullLocator())
     last.yaxis.set_major_formatter(KILOMETRES)
@@ -192,7 +319,8 @@ ORACLE_STYLES = {"oracle": INK, "oracle_false": "#7c8794", "oracle_hard": "#a162
 
 @_styled
 def precision_recall(curves: pd.DataFrame, found: pd.DataFrame) -> Figure:
-    """With which precision and recall each strategy's weights find false negatives (left) and hard negatives (right).
+    """With which precision and recall each strategy's weights find false negatives (left) and hard negatives
+    (right).
 
     Args:
         curves, found: of :func:`study.simulation.detection`.
@@ -200,16 +328,35 @@ def precision_recall(curves: pd.DataFrame, found: pd.DataFrame) -> Figure:
     kinds = list(dict.fromkeys(found["kind"]))
     figure, axes = _figure(1, len(kinds), (5.2 * len(kinds), 4.3), sharey=True)
     for axis, kind in zip(axes[0], kinds, strict=True):
-        rows = found[found["kind"] == kind].dropna(subset=["average_precision"]).sort_values("average_precision", ascending=False)
+        rows = (
+            found[found["kind"] == kind]
+            .dropna(subset=["average_precision"])
+            .sort_values("average_precision", ascending=False)
+        )
         for number, row in enumerate(rows.itertuples()):
             line = curves[(curves["strategy"] == row.strategy) & (curves["kind"] == kind)]
-            colour = ORACLE_STYLES.get(row.strategy, STRATEGY_COLOURS.get(row.strategy, PALETTE[number % len(PALETTE)]))
+            colour = ORACLE_STYLES.get(
+                row.strategy, STRATEGY_COLOURS.get(row.strategy, PALETTE[number % len(PALETTE)])
+            )
             dash = ("-", "--", "-.", ":")[number % 4]
-            axis.plot(line["recall"], line["precision"], color=colour, ls=dash, label=f"{row.strategy}: {row.average_precision:.3f}")
+            axis.plot(
+                line["recall"],
+                line["precision"],
+                color=colour,
+                ls=dash,
+                label=f"{row.strategy}: {row.average_precision:.3f}",
+            )
         prevalence = found.loc[found["kind"] == kind, "prevalence"].iloc[0]
         axis.axhline(prevalence, color=MUTED, lw=0.9, ls=(0, (1, 1)), label=f"chance: {prevalence:.4f}")
         axis.set(xlabel="recall", title=f"{kind}s", yscale="log", ylim=(prevalence / 2, 1.3))
-        axis.legend(title="average precision", fontsize=7.5, title_fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+        axis.legend(
+            title="average precision",
+            fontsize=7.5,
+            title_fontsize=8,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.16),
+            ncols=2,
+        )
     axes[0, 0].set_ylabel("precision")
     return figure
 
@@ -225,8 +372,19 @@ def known_curve(table: pd.DataFrame, known: pd.DataFrame, fitted: FittedSemivari
     axis, shown = axes[0, 0], table[table["pairs"] >= 30]
     axis.plot(shown["lag_km"], shown["gamma"], ".", ms=3, color=PALETTE[1], label="estimated")
     axis.plot(known["lag_km"], known["gamma"], color=INK, lw=2.2, label="known")
-    axis.plot(known["lag_km"], fitted.gamma(known["lag_km"].to_numpy() / EARTH_RADIUS_KM), color=PALETTE[0], ls="--", label=f"fit: {fitted.family}")
-    axis.set(xscale="log", xlabel="great-circle distance, km", ylabel="semivariance γ (mean cosine distance)", ylim=(0, None))
+    axis.plot(
+        known["lag_km"],
+        fitted.gamma(known["lag_km"].to_numpy() / EARTH_RADIUS_KM),
+        color=PALETTE[0],
+        ls="--",
+        label=f"fit: {fitted.family}",
+    )
+    axis.set(
+        xscale="log",
+        xlabel="great-circle distance, km",
+        ylabel="semivariance γ (mean cosine distance)",
+        ylim=(0, None),
+    )
     axis.xaxis.set_major_formatter(KILOMETRES)
     axis.legend(loc="lower right")
     return figure

@@ -1,13 +1,16 @@
-"""A world whose semivariogram is known, and in which it is known which negatives are false and which are hard.
+"""A world whose semivariogram is known, and in which it is known which negatives are false and which are
+hard.
 
-Places are those of real photos. Looks are Gaussian random fields on the sphere with a covariance that is valid there, plus noise:
+Places are those of real photos. Looks are Gaussian random fields on the sphere with a covariance that is
+valid there, plus noise:
 
     f_i = sqrt(1 - nu) Z(g_i) + sqrt(nu) e_i,   Z_1..Z_K independent fields of correlation rho(h), e_i white,
 
-all of unit variance. For many dimensions K the cosine of two photos is (1 - nu) rho(h) on average, so the semivariogram of the
-unit features is gamma(h) = nu + (1 - nu) (1 - rho(h)): nugget nu, sill 1. Some photos get a **twin**, a photo some kilometres away
-of the same scene (the same Z, other noise), which is a false negative; some get a **double**, the same scene beyond the range, a
-hard negative. Only noise and distance tell them apart.
+all of unit variance. For many dimensions K the cosine of two photos is (1 - nu) rho(h) on average, so the
+semivariogram of the unit features is gamma(h) = nu + (1 - nu) (1 - rho(h)): nugget nu, sill 1. Some photos
+get a **twin**, a photo some kilometres away of the same scene (the same Z, other noise), which is a false
+negative; some get a **double**, the same scene beyond the range, a hard negative. Only noise and distance
+tell them apart.
 """
 
 from __future__ import annotations
@@ -102,22 +105,29 @@ def make(settings: Simulation) -> World:
     twins, doubles = (round(share * settings.train) for share in (settings.twins, settings.doubles))
     own = settings.train - twins - doubles
     if own < max(twins, doubles):
-        raise SimulationError("simulation.twins and simulation.doubles leave too few photos of their own; lower them")
+        raise SimulationError(
+            "simulation.twins and simulation.doubles leave too few photos of their own; lower them"
+        )
     counts = {"train": own, "validation": settings.validation, "test": settings.test}
     pool = generator.permutation(np.unique(photo_places().astype(np.float32), axis=0)).astype(np.float64)
     places, pool = np.split(pool, [sum(counts.values())])
-    correlation = covariance(settings).cor_yadrenko(pairwise_distance_rad(places, places)) + 1e-8 * np.eye(len(places))
+    correlation = covariance(settings).cor_yadrenko(pairwise_distance_rad(places, places)) + 1e-8 * np.eye(
+        len(places)
+    )
     fields = np.linalg.cholesky(correlation) @ generator.standard_normal((len(places), settings.dimensions))
     of_twin, of_double = (generator.choice(own, count, replace=False) for count in (twins, doubles))
     source = np.concatenate([np.arange(own), of_twin, of_double, np.arange(own, len(places))])
     near = destination(places[of_twin], *(TWIN_KM * generator.uniform(-0.7, 0.7, (2, twins))))
-    coordinates = np.concatenate([places[:own], near, _far_from(places[of_double], pool, generator), places[own:]])
+    coordinates = np.concatenate(
+        [places[:own], near, _far_from(places[of_double], pool, generator), places[own:]]
+    )
     noise = generator.standard_normal((len(source), settings.dimensions))
     features = math.sqrt(1.0 - settings.nugget) * fields[source] + math.sqrt(settings.nugget) * noise
     splits = ["train"] * settings.train + ["validation"] * settings.validation + ["test"] * settings.test
     frame = pd.DataFrame(
         {
-            "id": [f"s{number:05d}" for number in range(len(source))], "latitude": coordinates[:, 0], "longitude": coordinates[:, 1],
+            "id": [f"s{number:05d}" for number in range(len(source))], "latitude": coordinates[:, 0],
+            "longitude": coordinates[:, 1],
             "split": splits, "continent": "simulated", "scene": source,
         }
     )  # fmt: skip
@@ -134,25 +144,41 @@ def _far_from(places: np.ndarray, pool: np.ndarray, generator: np.random.Generat
 
 
 def as_run(world: World, run: Run) -> Run:
-    """``world`` as a run in simulation/ of the run's folder: manifest, features and a fitted semivariogram, made or reused."""
+    """``world`` as a run in simulation/ of the run's folder: manifest, features and a fitted semivariogram,
+    made or reused."""
     own = run.settings.training.changed(
-        {"epochs": world.settings.epochs, "seeds": world.settings.seeds, "photos": None, "validate_every": world.settings.epochs}
-        | {"parallel": "trainings", "image_head": "scratch"}  # small ones, dealt out whole; no head of CLIP's fits these features
-    ).model_copy(update={"variants": {name: dict(one) for name, one in run.settings.training.variants.items()}})
+        {
+            "epochs": world.settings.epochs,
+            "seeds": world.settings.seeds,
+            "photos": None,
+            "validate_every": world.settings.epochs,
+        }
+        | {
+            "parallel": "trainings",
+            "image_head": "scratch",
+        }  # small ones, dealt out whole; no head of CLIP's fits these features
+    ).model_copy(
+        update={"variants": {name: dict(one) for name, one in run.settings.training.variants.items()}}
+    )
     changed = {
         "training": own,
-        "backbone": run.settings.backbone.model_copy(update={"centred": False, "name": "simulated", "views": 1}),
+        "backbone": run.settings.backbone.model_copy(
+            update={"centred": False, "name": "simulated", "views": 1}
+        ),
         "semivariogram": run.settings.semivariogram.model_copy(update={"lag_width_rad": 0.01}),
         "evaluation": run.settings.evaluation.model_copy(update={"gallery": "train", "splits": ["test"]}),
     }
-    simulated = replace(run, folder=run.folder / "simulation", settings=run.settings.model_copy(update=changed))
+    simulated = replace(
+        run, folder=run.folder / "simulation", settings=run.settings.model_copy(update=changed)
+    )
 
     def _write() -> None:
         manifests.write(world.manifest, simulated.manifest)
         write_rows(simulated.features, [world.features], world.features.dtype, world.features.shape)
 
     simulated.produce(
-        "world", make=_write, outputs=[simulated.manifest, simulated.features], settings=world.settings.model_dump(),
+        "world", make=_write, outputs=[simulated.manifest, simulated.features],
+        settings=world.settings.model_dump(),
         code=[make],
     )  # fmt: skip
     curve.fit_run(simulated)
@@ -160,7 +186,8 @@ def as_run(world: World, run: Run) -> Run:
 
 
 def oracle(world: World, name: str, beta: float) -> Strategy:
-    """A strategy that knows the truth: off with false negatives, log-weight ``beta`` for hard ones; see ``ORACLES``.
+    """A strategy that knows the truth: off with false negatives, log-weight ``beta`` for hard ones; see
+    ``ORACLES``.
 
     It knows photos by their places, which are all different.
     """
@@ -169,13 +196,17 @@ def oracle(world: World, name: str, beta: float) -> Strategy:
     scenes = torch.tensor(world.manifest["scene"].to_numpy())[order]
 
     def _reweight(pairs: Pairs) -> Reweighting:
-        of_place = scenes[torch.searchsorted(places[order], _place_keys(pairs.place_deg.cpu()))].to(pairs.place_deg.device)
+        of_place = scenes[torch.searchsorted(places[order], _place_keys(pairs.place_deg.cpu()))].to(
+            pairs.place_deg.device
+        )
         same = of_place[: len(pairs.logits), None] == of_place[None]
         far = pairs.distance_rad > DOUBLE_KM / 2 / EARTH_RADIUS_KM
         log_weight = torch.zeros_like(pairs.distance_rad)
         if name != "oracle_hard":
             log_weight = log_weight.masked_fill(same & ~far, -SEPARATION)
-        return Reweighting(log_weight=log_weight.masked_fill(same & far, 0.0 if name == "oracle_false" else beta))
+        return Reweighting(
+            log_weight=log_weight.masked_fill(same & far, 0.0 if name == "oracle_false" else beta)
+        )
 
     return Strategy(name, "knows the truth of a simulated world", _reweight, needs_curve=False)
 
@@ -189,7 +220,8 @@ def _place_keys(coordinates_deg: torch.Tensor) -> torch.Tensor:
 def weights_of(
     world: World, simulated: Run, names: Sequence[str], anchors: int = 400
 ) -> tuple[dict[str, torch.Tensor | None], np.ndarray, np.ndarray]:
-    """Log-weight (less the target's share, where targets are spread) of each strategy: ``anchors`` photos, half at most, against others.
+    """Log-weight (less the target's share, where targets are spread) of each strategy: ``anchors`` photos,
+    half at most, against others.
 
     Before training: logits are zero, so a strategy that reads them alone weighs nothing.
 
@@ -208,23 +240,32 @@ def weights_of(
             strategy, values = oracle(world, name, 4.0), {}
         else:
             registered, own = simulated.settings.training.own(name)
-            strategy, values = negatives.get(registered), {key: getattr(own, key) for key in negatives.PARAMETERS}
+            strategy, values = (
+                negatives.get(registered),
+                {key: getattr(own, key) for key in negatives.PARAMETERS},
+            )
         given = {"alpha": 0.0, "beta": 0.0} | values
         draw = torch.Generator().manual_seed(0)
         seen = Pairs(torch.zeros(anchors, len(rows)), unit, places, fitted, **given, scale=1.0, draw=draw)
         made = strategy.reweight(seen)
-        effect = made.effect() if made.targets is None else -made.targets  # a share of the target damps a negative
+        effect = (
+            made.effect() if made.targets is None else -made.targets
+        )  # a share of the target damps a negative
         found[name] = None if effect is None else effect[:, anchors:]
     kinds = world.kinds(np.repeat(photos, len(rows) - anchors), np.tile(rows[anchors:], anchors))
     return found, kinds.reshape(anchors, -1), photos
 
 
-def detection(world: World, simulated: Run, names: Sequence[str], resamples: int = 200) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """How well each strategy's weights find false negatives (the most damped) and hard ones (the most emphasized).
+def detection(
+    world: World, simulated: Run, names: Sequence[str], resamples: int = 200
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """How well each strategy's weights find false negatives (the most damped) and hard ones (the most
+    emphasized).
 
     Returns:
-        strategy, kind, average_precision, ci_low, ci_high (95 %, over anchors), prevalence; NaN where a strategy damps, or
-        emphasizes, nothing. And the curves: strategy, kind, recall, precision, thinned to 200 points.
+        strategy, kind, average_precision, ci_low, ci_high (95 %, over anchors), prevalence; NaN where a
+        strategy damps, or emphasizes, nothing. And the curves: strategy, kind, recall, precision, thinned to
+        200 points.
     """
     from sklearn.metrics import average_precision_score, precision_recall_curve
 
@@ -242,8 +283,14 @@ def detection(world: World, simulated: Run, names: Sequence[str], resamples: int
         drawn = [ranked.average_precision(one) for one in times]
         rows.append((name, kind, value, *np.nanquantile(drawn, [0.025, 0.975]), truth.mean()))
         precision, recall, _ = precision_recall_curve(truth.ravel(), effect.ravel())
-        some = np.unique(np.searchsorted(-recall[:-1], -np.linspace(1.0, 0.005, 200), side="right") - 1)  # the best of a recall
-        curves.append(pd.DataFrame({"strategy": name, "kind": kind, "recall": recall[some], "precision": precision[some]}))
+        some = np.unique(
+            np.searchsorted(-recall[:-1], -np.linspace(1.0, 0.005, 200), side="right") - 1
+        )  # the best of a recall
+        curves.append(
+            pd.DataFrame(
+                {"strategy": name, "kind": kind, "recall": recall[some], "precision": precision[some]}
+            )
+        )
     names_of = ["strategy", "kind", "average_precision", "ci_low", "ci_high", "prevalence"]
     return pd.DataFrame(rows, columns=names_of), pd.concat(curves, ignore_index=True)
 
@@ -265,7 +312,8 @@ class _Ranked:
         return cls(truth.ravel()[order], order // truth.shape[1], ends)
 
     def average_precision(self, times: np.ndarray) -> float:
-        """Of a draw in which anchor a comes ``times``[a] times; pairs of equal effect count together. NaN without true pairs."""
+        """Of a draw in which anchor a comes ``times``[a] times; pairs of equal effect count together. NaN
+        without true pairs."""
         weight = times[self.anchor]
         true, drawn = np.cumsum(weight * self.truth)[self.ends], np.cumsum(weight)[self.ends]
         if true[-1] == 0:
@@ -274,7 +322,8 @@ class _Ranked:
 
 
 def train_all(world: World, simulated: Run, names: Sequence[str]) -> pd.DataFrame:
-    """Train strategies and oracles in ``world`` with its seeds, or reuse; test predictions as lib.evaluate.evaluation has them.
+    """Train strategies and oracles in ``world`` with its seeds, or reuse; test predictions as
+    lib.evaluate.evaluation has them.
 
     An oracle's emphasis is the ``beta`` of ``hard_only``.
     """
@@ -294,7 +343,8 @@ def train_all(world: World, simulated: Run, names: Sequence[str]) -> pd.DataFram
 
     trained = [simulated.checkpoint(name, seed) for name, seed in jobs]
     simulated.produce(
-        "predictions", make=_predict, inputs=[simulated.manifest, simulated.features, *trained], outputs=[path],
+        "predictions", make=_predict, inputs=[simulated.manifest, simulated.features, *trained],
+        outputs=[path],
         settings={"strategies": list(names), "seeds": seeds}, code=[evaluation.predict_all],
     )  # fmt: skip
     return pd.read_parquet(path)
@@ -307,12 +357,15 @@ def _train_oracle(world: World, simulated: Run, name: str, seed: int) -> None:
     asked = replace(simulated, settings=simulated.settings.model_copy(update={"training": settings}))
 
     def make() -> None:
-        model, history = training.train(asked, TrainingData.read(asked, False), oracle(world, name, settings.beta), seed)
+        model, history = training.train(
+            asked, TrainingData.read(asked, False), oracle(world, name, settings.beta), seed
+        )
         checkpoints.save(model, path, strategy=name, seed=seed)
         with writing(simulated.history(name, seed)) as aside:
             history.to_csv(aside, index=False)
 
     simulated.produce(
         f"training-{path.stem}", make=make, inputs=[simulated.manifest, simulated.features],
-        outputs=[path, simulated.history(name, seed)], settings=settings.model_dump(mode="json"), code=[_train_oracle], by="this rank",
+        outputs=[path, simulated.history(name, seed)], settings=settings.model_dump(mode="json"),
+        code=[_train_oracle], by="this rank",
     )  # fmt: skip

@@ -1,7 +1,9 @@
-"""Many trainings around a run: the search for settings on validation, and sweeps over what the mechanism says must matter.
+"""Many trainings around a run: the search for settings on validation, and sweeps over what the mechanism says
+must matter.
 
-Every training is a stage of its own: what is there from the same settings is reused, so a study can be stopped anywhere and
-goes on. The test split has no part in anything here; notebook 05 reads it, once, for the final table.
+Every training is a stage of its own: what is there from the same settings is reused, so a study can be
+stopped anywhere and goes on. The test split has no part in anything here; notebook 05 reads it, once, for the
+final table.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ def settings_of(run: Run) -> Study:
         StudyError: its profile has none.
     """
     if run.settings.study is None:
-        raise StudyError(f"profile {run.settings.profile} has no group `study`: take profile study, or add one to yours")
+        raise StudyError(
+            f"profile {run.settings.profile} has no group `study`: take profile study, or add one to yours"
+        )
     return run.settings.study
 
 
@@ -62,8 +66,8 @@ class Variant:
         name: one of ``training.strategies``, or a strategy.
         changes: what is varied.
         besides: other settings, that say nothing to a reader.
-        of_its_own: trained also where the changes change nothing, and without what the profile has chosen for the strategy;
-            else the run's own training is taken where it is the same.
+        of_its_own: trained also where the changes change nothing, and without what the profile has chosen for
+            the strategy; else the run's own training is taken where it is the same.
     """
 
     name: str
@@ -104,28 +108,39 @@ def _only_at_the_end(run: Run) -> dict[str, Any]:
 def search_variants(run: Run) -> list[Variant]:
     """What the search tries, in the order of the profile."""
     tried = settings_of(run).search.items()
-    return [Variant(name, dict(changes), _only_at_the_end(run), of_its_own=True) for name, some in tried for changes in some]
+    return [
+        Variant(name, dict(changes), _only_at_the_end(run), of_its_own=True)
+        for name, some in tried
+        for changes in some
+    ]
 
 
 def search(run: Run) -> pd.DataFrame:
     """Train everything that the search tries, or reuse it; how each did on validation.
 
     Returns:
-        strategy, settings (text), score (mean of ``SCORE`` over seeds), the parts of the score, chosen (the best of its
-        strategy; the first of equals), in_profile (whether the run's own trainings use exactly these settings).
+        strategy, settings (text), score (mean of ``SCORE`` over seeds), the parts of the score, chosen (the
+        best of its strategy; the first of equals), in_profile (whether the run's own trainings use exactly
+        these settings).
 
     Raises:
         StudyError: strategies are given unequal numbers of settings, or a seed of the final table.
     """
     study, variants = settings_of(run), search_variants(run)
     if len({len(some) for some in study.search.values()}) > 1:
-        raise StudyError("study.search gives one strategy more settings than another: the comparison would not be fair")
+        raise StudyError(
+            "study.search gives one strategy more settings than another: the comparison would not be fair"
+        )
     if shared := set(study.search_seeds) & set(run.settings.training.seeds):
-        raise StudyError(f"study.search_seeds and training.seeds share {sorted(shared)}: the search has its own seeds")
+        raise StudyError(
+            f"study.search_seeds and training.seeds share {sorted(shared)}: the search has its own seeds"
+        )
     training.make_all([one.job(run, seed) for one in variants for seed in study.search_seeds])
     rows = []
     for one in variants:
-        ends = pd.concat([pd.read_csv(run.history(one.label(run), seed)).tail(1) for seed in study.search_seeds])
+        ends = pd.concat(
+            [pd.read_csv(run.history(one.label(run), seed)).tail(1) for seed in study.search_seeds]
+        )
         parts = ends[SCORE].mean()
         rows.append({"strategy": one.name, "settings": _text(one.changes), "score": parts.mean(), **parts})
         rows[-1]["in_profile"] = _is_in_profile(run, one)
@@ -147,7 +162,8 @@ def _is_in_profile(run: Run, variant: Variant) -> bool:
 def search_for_reading(table: pd.DataFrame) -> pd.DataFrame:
     """One row a strategy, one column a try: settings and score in percent, the chosen one marked."""
     text = [
-        f"{row.settings}: {100 * row.score:.2f}{' *' if row.chosen else ''}{' (profile)' if row.in_profile else ''}"
+        f"{row.settings}: "
+        f"{100 * row.score:.2f}{' *' if row.chosen else ''}{' (profile)' if row.in_profile else ''}"
         for row in table.itertuples()
     ]
     number = table.groupby("strategy").cumcount() + 1
@@ -161,7 +177,12 @@ def best_of(searched: pd.DataFrame, kind: str) -> str:
     Raises:
         StudyError: the search tried none of that kind.
     """
-    of_kind = searched[[name in negatives.REGISTRY and negatives.REGISTRY[name].kind == kind for name in searched["strategy"]]]
+    of_kind = searched[
+        [
+            name in negatives.REGISTRY and negatives.REGISTRY[name].kind == kind
+            for name in searched["strategy"]
+        ]
+    ]
     if of_kind.empty:
         raise StudyError(f"study.search tries no strategy of the kind {kind}")
     return str(of_kind.loc[of_kind["score"].idxmax(), "strategy"])
@@ -177,13 +198,18 @@ def length_variants(run: Run) -> list[Variant]:
 
 
 def density_variants(run: Run) -> list[Variant]:
-    """Training photos x batch size; each training sees as many photos, however often each, as the run's own."""
+    """Training photos x batch size; each training sees as many photos, however often each, as the run's
+    own."""
     study, own = settings_of(run), run.settings.training
     total = (own.photos or len(datasets.manifest.rows_of(datasets.read(run), "train"))) * own.epochs
     made = []
     for photos, size, name in itertools.product(study.photos, study.batch_sizes, study.sweep_strategies):
         epochs = max(1, round(total / photos))
-        made.append(Variant(name, {"photos": photos, "batch_size": size}, {"epochs": epochs, "validate_every": epochs}))
+        made.append(
+            Variant(
+                name, {"photos": photos, "batch_size": size}, {"epochs": epochs, "validate_every": epochs}
+            )
+        )
     return made
 
 
@@ -197,13 +223,14 @@ def queue_variants(run: Run) -> list[Variant]:
 
 
 def sweep(run: Run, part: str, variants: Sequence[Variant]) -> pd.DataFrame:
-    """Train ``variants`` with the sweep's seeds, or reuse them, and compare each with ``infonce`` of the same settings.
+    """Train ``variants`` with the sweep's seeds, or reuse them, and compare each with ``infonce`` of the same
+    settings.
 
     On the validation split: paired differences with 95 % intervals over photos and seeds.
 
     Returns:
-        the varied settings, strategy, metric, accuracy (of the strategy), difference, ci_low, ci_high, seeds, n; the table
-        ``sweep_<part>`` too.
+        the varied settings, strategy, metric, accuracy (of the strategy), difference, ci_low, ci_high, seeds,
+        n; the table ``sweep_<part>`` too.
 
     Raises:
         StudyError: ``infonce`` is not among the sweep's strategies.
@@ -222,11 +249,14 @@ def sweep(run: Run, part: str, variants: Sequence[Variant]) -> pd.DataFrame:
         return pd.DataFrame()
     table = pd.concat(frames, ignore_index=True)
     varied = [name for name in table.columns if name not in frames[0].columns or name in variants[0].changes]
-    return evaluation.save_table(table[[*varied, *(name for name in table if name not in varied)]], run.table(f"sweep_{part}"))
+    return evaluation.save_table(
+        table[[*varied, *(name for name in table if name not in varied)]], run.table(f"sweep_{part}")
+    )
 
 
 def _predictions(run: Run, group: Iterable[Variant], study: Study) -> pd.DataFrame:
-    """Validation predictions of ``group``, made once: parquet files beside the checkpoints, named as they are."""
+    """Validation predictions of ``group``, made once: parquet files beside the checkpoints, named as they
+    are."""
     frames = []
     for one, seed in itertools.product(group, study.sweep_seeds):
         checkpoint = run.checkpoint(one.label(run), seed)
@@ -235,7 +265,9 @@ def _predictions(run: Run, group: Iterable[Variant], study: Study) -> pd.DataFra
 
         def make(asked: Run = asked, one: Variant = one, path: Path = path) -> None:
             with writing(path) as aside:
-                evaluation.predict_all(asked, [one.label(asked)], split_names=["validation"]).to_parquet(aside, index=False)
+                evaluation.predict_all(asked, [one.label(asked)], split_names=["validation"]).to_parquet(
+                    aside, index=False
+                )
 
         run.produce(
             f"validation-{checkpoint.stem}",
@@ -256,22 +288,31 @@ def _with_seeds(run: Run, seeds: list[int]) -> Any:
 
 
 def _gains(predictions: pd.DataFrame, run: Run) -> pd.DataFrame:
-    """Differences to infonce, and beside them each strategy's own accuracy; infonce's own rows have no difference."""
+    """Differences to infonce, and beside them each strategy's own accuracy; infonce's own rows have no
+    difference."""
     compared = intervals.compare(predictions, metrics=COMPARED)
     means = evaluation.accuracy(predictions).groupby("strategy", sort=False)[list(COMPARED)].mean().stack()
     means = means.rename("accuracy").rename_axis(["strategy", "metric"]).reset_index()
-    table = means.merge(compared.drop(columns=["baseline", "split", "p_value", "error", "freedom"]), on=["strategy", "metric"], how="left")
+    table = means.merge(
+        compared.drop(columns=["baseline", "split", "p_value", "error", "freedom"]),
+        on=["strategy", "metric"],
+        how="left",
+    )
     return table
 
 
 def worlds(run: Run) -> list[tuple[str, float, Run]]:
-    """Runs that differ from ``run`` in their features: (factor, level, run) for each noise and other backbone.
+    """Runs that differ from ``run`` in their features: (factor, level, run) for each noise and other
+    backbone.
 
-    They lie under worlds/ of the run's folder, with manifest, features and fitted semivariogram made here or reused.
+    They lie under worlds/ of the run's folder, with manifest, features and fitted semivariogram made here or
+    reused.
     """
     study, found = settings_of(run), []
     for level in study.noises:
-        one_view = run.settings.model_copy(update={"backbone": run.settings.backbone.model_copy(update={"views": 1})})
+        one_view = run.settings.model_copy(
+            update={"backbone": run.settings.backbone.model_copy(update={"views": 1})}
+        )
         world = Run(one_view, run.folder / "worlds" / f"noise={level:g}")
         _copy_manifest(run, world)
         _add_noise(run, world, level)
@@ -297,7 +338,8 @@ def _copy_manifest(run: Run, world: Run) -> None:
 
 
 def _add_noise(run: Run, world: Run, level: float) -> None:
-    """Features of ``run`` with Gaussian noise of ``level`` standard deviations of theirs, the same for head and weights."""
+    """Features of ``run`` with Gaussian noise of ``level`` standard deviations of theirs, the same for head
+    and weights."""
 
     def make() -> None:
         stored = np.load(run.features, mmap_mode="r", allow_pickle=False)
@@ -307,7 +349,14 @@ def _add_noise(run: Run, world: Run, level: float) -> None:
         noisy = (block + level * spread * draw.standard_normal(block.shape, np.float32) for block in blocks)
         write_rows(world.features, noisy, stored.dtype, stored.shape)
 
-    world.produce("features", make=make, inputs=[run.features], outputs=[world.features], settings={"noise": level}, code=[_add_noise])
+    world.produce(
+        "features",
+        make=make,
+        inputs=[run.features],
+        outputs=[world.features],
+        settings={"noise": level},
+        code=[_add_noise],
+    )
 
 
 def _train_in(world: Run, study: Study) -> list[Variant]:
@@ -333,15 +382,18 @@ def sweep_worlds(run: Run, worlds_of_run: Sequence[tuple[str, float, Run]]) -> p
         frames.append(table.assign(world=named, nugget_to_sill=fitted.nugget / fitted.sill, r2=fitted.r2))
     table = pd.concat(frames, ignore_index=True)
     front = ["world", "nugget_to_sill", "r2"]
-    return evaluation.save_table(table[[*front, *(name for name in table if name not in front)]], run.table("sweep_worlds"))
+    return evaluation.save_table(
+        table[[*front, *(name for name in table if name not in front)]], run.table("sweep_worlds")
+    )
 
 
 def simulate(run: Run) -> tuple[simulation.World, Run, dict[str, pd.DataFrame]]:
-    """The simulated world of the profile: how well each strategy finds what is false and hard in it, and what that gains.
+    """The simulated world of the profile: how well each strategy finds what is false and hard in it, and what
+    that gains.
 
     Returns:
-        The world, its run, and the tables detection, curves, gains (:func:`lib.evaluate.intervals.corrected`, against infonce) and
-        final; all but the curves are tables of ``run``, named ``simulation_…``.
+        The world, its run, and the tables detection, curves, gains (:func:`lib.evaluate.intervals.corrected`,
+        against infonce) and final; all but the curves are tables of ``run``, named ``simulation_…``.
 
     Raises:
         StudyError: the profile has no simulation.
@@ -354,7 +406,9 @@ def simulate(run: Run) -> tuple[simulation.World, Run, dict[str, pd.DataFrame]]:
     names = [*settings.strategies, *simulation.ORACLES]
     predictions = simulation.train_all(world, simulated, names)
     found, curves = simulation.detection(world, simulated, names)
-    compared = intervals.corrected(intervals.compare(predictions, metrics=COMPARED), margin=settings_of(run).margin_points / 100)
+    compared = intervals.corrected(
+        intervals.compare(predictions, metrics=COMPARED), margin=settings_of(run).margin_points / 100
+    )
     tables = {"detection": found, "gains": compared, "final": intervals.levels(predictions)}
     for name, table in tables.items():
         evaluation.save_table(table, run.table(f"simulation_{name}"))
@@ -362,7 +416,8 @@ def simulate(run: Run) -> tuple[simulation.World, Run, dict[str, pd.DataFrame]]:
 
 
 def levels_for_reading(table: pd.DataFrame) -> pd.DataFrame:
-    """:func:`lib.evaluate.intervals.levels`: percent (kilometres for the median) and half the interval's width."""
+    """:func:`lib.evaluate.intervals.levels`: percent (kilometres for the median) and half the interval's
+    width."""
     share = np.where(table["metric"] == "median_km", 1.0, 100.0)
     half = (table["ci_high"] - table["ci_low"]) / 2.0 * share
     text = [f"{value:.1f} ± {width:.1f}" for value, width in zip(table["value"] * share, half, strict=True)]
@@ -370,9 +425,11 @@ def levels_for_reading(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def against(predictions: pd.DataFrame, strategies: Sequence[str], others: Sequence[str]) -> pd.DataFrame:
-    """Each of ``strategies`` against each of ``others`` but itself, corrected over all comparisons of one strategy in a split.
+    """Each of ``strategies`` against each of ``others`` but itself, corrected over all comparisons of one
+    strategy in a split.
 
-    Column ``baseline`` names the other one; a strategy beats all where every corrected_low of a metric is above zero.
+    Column ``baseline`` names the other one; a strategy beats all where every corrected_low of a metric is
+    above zero.
     """
     tables = []
     for name in dict.fromkeys(strategies):

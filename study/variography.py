@@ -1,9 +1,11 @@
-"""The semivariogram's own questions: which family, how certain, in which geometry, and whether one curve does for the earth.
+"""The semivariogram's own questions: which family, how certain, in which geometry, and whether one curve does
+for the earth.
 
-Every interval here comes from resampling PLACES. The pairs of a lag share their photos, so the standard error that treats
-them as independent, sqrt(variance / pairs), is far too small (Clark & Allingham 2011). One pass over all pairs sorts their
-sums by the groups of places that the two photos belong to; a resample of groups is then a weighted sum of that table.
-Lags are finer near zero, so a coarse curve is an :class:`EmpiricalSemivariogram` of width NaN beside its edges.
+Every interval here comes from resampling PLACES. The pairs of a lag share their photos, so the standard error
+that treats them as independent, sqrt(variance / pairs), is far too small (Clark & Allingham 2011). One pass
+over all pairs sorts their sums by the groups of places that the two photos belong to; a resample of groups is
+then a weighted sum of that table. Lags are finer near zero, so a coarse curve is an
+:class:`EmpiricalSemivariogram` of width NaN beside its edges.
 """
 
 from __future__ import annotations
@@ -48,11 +50,13 @@ CONFIDENCE = (2.5, 97.5)
 
 
 class VariographyError(BundleError):
-    """A question about the curve cannot be answered from what was given; the message says why and what to do."""
+    """A question about the curve cannot be answered from what was given; the message says why and what to
+    do."""
 
 
 def lag_edges(lags: int = 100, finest_rad: float = 0.002) -> np.ndarray:
-    """Edges [``lags`` + 1] from 0 to pi, radians: the first lag ends at ``finest_rad``, each other is wider by one ratio."""
+    """Edges [``lags`` + 1] from 0 to pi, radians: the first lag ends at ``finest_rad``, each other is wider
+    by one ratio."""
     return np.concatenate([[0.0], np.geomspace(finest_rad, math.pi, lags)])
 
 
@@ -65,11 +69,13 @@ def merged(empirical: EmpiricalSemivariogram, lags: int = 100) -> tuple[Empirica
     return EmpiricalSemivariogram(math.nan, *(np.add.reduceat(total, starts) for total in sums)), edges
 
 
-def fit_merged(empirical: EmpiricalSemivariogram, edges_rad: np.ndarray, **options: object) -> FittedSemivariogram:
+def fit_merged(
+    empirical: EmpiricalSemivariogram, edges_rad: np.ndarray, **options: object
+) -> FittedSemivariogram:
     """:func:`lib.method.semivariogram.fit` over lags of unequal width.
 
-    With the weights ``none`` a lag counts by its width: as many equal narrow lags as it stands for. So the fit is that of the
-    narrow lags, which many short lags near zero would otherwise outvote.
+    With the weights ``none`` a lag counts by its width: as many equal narrow lags as it stands for. So the
+    fit is that of the narrow lags, which many short lags near zero would otherwise outvote.
 
     Args:
         options: what ``fit`` takes.
@@ -91,12 +97,13 @@ def fit_merged(empirical: EmpiricalSemivariogram, edges_rad: np.ndarray, **optio
 def valid_on_sphere(family: str, metric: str, exponent: float | None = None) -> str:
     """Whether the model is a covariance on the sphere, of great-circle distance: ``yes`` or ``no``.
 
-    ``sphere``: the chord is the distance of three-dimensional space, where every family is valid: yes. ``planar``, the family
-    on the angle itself: Exponential, Spherical, Stable of exponent <= 1 and Matern of nu <= 1/2 are valid (Gneiting 2013,
-    Bernoulli 19(4), theorem 3 and table 1). Others are not: as a function on the sphere they have a kink at the antipode,
-    whose Legendre coefficients (-1)**n n**-2 outlast those of the smoother origin, so some are negative. That includes
-    Rational, the generalised Cauchy family of exponent 2, for which Gneiting allows exponents <= 1, and the Gaussian;
-    how negative they are depends on the length scale, and may be too little to matter.
+    ``sphere``: the chord is the distance of three-dimensional space, where every family is valid: yes.
+    ``planar``, the family on the angle itself: Exponential, Spherical, Stable of exponent <= 1 and Matern of
+    nu <= 1/2 are valid (Gneiting 2013, Bernoulli 19(4), theorem 3 and table 1). Others are not: as a function
+    on the sphere they have a kink at the antipode, whose Legendre coefficients (-1)**n n**-2 outlast those of
+    the smoother origin, so some are negative. That includes Rational, the generalised Cauchy family of
+    exponent 2, for which Gneiting allows exponents <= 1, and the Gaussian; how negative they are depends on
+    the length scale, and may be too little to matter.
 
     Raises:
         VariographyError: an unknown family or metric, or Stable and Matern without exponent.
@@ -119,19 +126,21 @@ def candidates_table(
     """Every family, metric and weighting fitted to the same coarse lags, judged alike.
 
     Args:
-        empirical: of even lags, as :func:`lib.method.empirical.estimate` gives it; merged here into about ``lags`` lags.
+        empirical: of even lags, as :func:`lib.method.empirical.estimate` gives it; merged here into about
+            ``lags`` lags.
         folds: contiguous blocks of the lags, alike in log distance, of which each is left out once.
 
     Returns:
         36 rows: family, metric, weights, nugget, partial_sill, length_scale_rad, exponent, range_slope_rad,
-        range_sill95_rad, r2 (lags counted by their width), aic, delta_aic, held_out_rmse, held_out_worst (of the blocks),
-        valid_on_sphere, note. A model that cannot be fitted, or not without one of the blocks, has NaN
-        and the reason in ``note``.
+        range_sill95_rad, r2 (lags counted by their width), aic, delta_aic, held_out_rmse, held_out_worst (of
+        the blocks), valid_on_sphere, note. A model that cannot be fitted, or not without one of the blocks,
+        has NaN and the reason in ``note``.
 
-        One weighting judges all rows, whatever they were fitted with: w = pairs / variance of the pairs, the inverse of a
-        lag mean's variance up to a factor. aic = n ln(sum w r**2 / sum w) + 2 p: n lags, r the residuals, p parameters and
-        that unknown factor. held_out_rmse = root of the mean over blocks of sum w r**2 / sum w, r from the fit without
-        the block: each block counts alike, else the farthest would decide alone.
+        One weighting judges all rows, whatever they were fitted with: w = pairs / variance of the pairs, the
+        inverse of a lag mean's variance up to a factor. aic = n ln(sum w r**2 / sum w) + 2 p: n lags, r the
+        residuals, p parameters and that unknown factor. held_out_rmse = root of the mean over blocks of sum w
+        r**2 / sum w, r from the fit without the block: each block counts alike, else the farthest would
+        decide alone.
 
     Raises:
         BundleError: fewer lags with pairs than three a block.
@@ -143,7 +152,12 @@ def candidates_table(
             f"{used.sum()} lags are too few for {folds} blocks; narrow semivariogram.lag_width_rad"
         )
     judged = _Judged(coarse, edges, used, np.array_split(np.flatnonzero(used), folds))
-    rows = [judged.row(family, metric, weights) for family in FAMILIES for metric in METRICS for weights in WEIGHTS]
+    rows = [
+        judged.row(family, metric, weights)
+        for family in FAMILIES
+        for metric in METRICS
+        for weights in WEIGHTS
+    ]
     table = pd.DataFrame(rows)
     table.insert(table.columns.get_loc("aic") + 1, "delta_aic", table["aic"] - table["aic"].min())
     return table
@@ -166,7 +180,9 @@ class _Judged:
         except BundleError as error:
             return options | {"aic": math.nan, "held_out_rmse": math.nan, "note": str(error)}
         width, model = np.diff(self.edges) * self.used, whole.model()
-        total = np.sum(width[self.used] * (self._gamma - np.average(self._gamma, weights=width[self.used])) ** 2)
+        total = np.sum(
+            width[self.used] * (self._gamma - np.average(self._gamma, weights=width[self.used])) ** 2
+        )
         parameters = 4 + (family in SHAPE_PARAMETERS)
         squares, note = self._held_out(whole, options)
         at_bound = family == "Matern" and whole.exponent < 0.2 + 1e-6
@@ -190,7 +206,12 @@ class _Judged:
         return self.coarse.gamma[self.used]
 
     def _only(self, kept: np.ndarray) -> EmpiricalSemivariogram:
-        sums = (self.coarse.pairs, self.coarse.distance_sum_rad, self.coarse.gamma_sum, self.coarse.square_sum)
+        sums = (
+            self.coarse.pairs,
+            self.coarse.distance_sum_rad,
+            self.coarse.gamma_sum,
+            self.coarse.square_sum,
+        )
         return EmpiricalSemivariogram(math.nan, *(np.where(kept, total, 0) for total in sums))
 
     def _residuals(self, fitted: FittedSemivariogram) -> np.ndarray:
@@ -218,14 +239,16 @@ class _Judged:
 def choose(table: pd.DataFrame, only_valid: bool = False) -> pd.Series:
     """The row of :func:`candidates_table` with the smallest held-out error, and what AIC would have chosen.
 
-    Held-out error first: the weights need the curve where lags are few and noisy as much as where it is well known, and AIC
-    takes the lag means' residuals as independent, which they are not, since every lag has the same photos.
+    Held-out error first: the weights need the curve where lags are few and noisy as much as where it is well
+    known, and AIC takes the lag means' residuals as independent, which they are not, since every lag has the
+    same photos.
 
     Args:
         only_valid: choose among the models that are valid on the sphere.
 
     Returns:
-        The row with ``aic_choice`` (family, metric, weights of the smallest AIC) and ``aic_agrees`` (same family and metric).
+        The row with ``aic_choice`` (family, metric, weights of the smallest AIC) and ``aic_agrees`` (same
+        family and metric).
 
     Raises:
         VariographyError: no model was fitted.
@@ -241,13 +264,19 @@ def choose(table: pd.DataFrame, only_valid: bool = False) -> pd.Series:
 
 
 def place_groups(
-    coordinates_deg: np.ndarray, kind: str = "random", *, count: int = 50, cell_deg: float = 10.0, seed: int = 0
+    coordinates_deg: np.ndarray,
+    kind: str = "random",
+    *,
+    count: int = 50,
+    cell_deg: float = 10.0,
+    seed: int = 0,
 ) -> np.ndarray:
     """Group 0..G-1 of each place, int64 [N]: what is resampled whole.
 
     Args:
-        kind: ``random``: ``count`` groups alike in size, for places drawn independently; ``cells``: whole cells of
-            ``cell_deg`` degrees, which keeps neighbours together and so allows for the look of a region as well.
+        kind: ``random``: ``count`` groups alike in size, for places drawn independently; ``cells``: whole
+            cells of ``cell_deg`` degrees, which keeps neighbours together and so allows for the look of a
+            region as well.
 
     Raises:
         VariographyError: an unknown kind, or fewer than two groups.
@@ -259,13 +288,16 @@ def place_groups(
     else:
         raise VariographyError(f"no groups of kind {kind!r}; there are random and cells")
     if len(np.unique(groups)) < 2:
-        raise VariographyError("resampling needs at least two groups of places; take more places or smaller cells")
+        raise VariographyError(
+            "resampling needs at least two groups of places; take more places or smaller cells"
+        )
     return groups
 
 
 @dataclass(frozen=True)
 class PlaceSums:
-    """Sums over the pairs of each lag, by the groups of the two places; each pair once, at [lower, higher group].
+    """Sums over the pairs of each lag, by the groups of the two places; each pair once, at [lower, higher
+    group].
 
     Attributes:
         edges_rad: [K + 1] edges of the lags.
@@ -291,7 +323,8 @@ class PlaceSums:
 
     @property
     def naive_error(self) -> np.ndarray:
-        """[K] sqrt(variance / pairs), the standard error if pairs were independent: what the bootstrap is compared with."""
+        """[K] sqrt(variance / pairs), the standard error if pairs were independent: what the bootstrap is
+        compared with."""
         empirical = self.empirical
         return np.sqrt(
             np.divide(
@@ -303,14 +336,17 @@ class PlaceSums:
         )
 
     def by_anchor(self, total: np.ndarray) -> np.ndarray:
-        """[G, K] of ``total`` [G, G, K]: its sum over the pairs whose anchor is in the group, the other photo anywhere."""
+        """[G, K] of ``total`` [G, G, K]: its sum over the pairs whose anchor is in the group, the other photo
+        anywhere."""
         return total.sum(1) + total.sum(0)
 
     def resampled(self, resamples: int, seed: int = 0) -> Iterator[EmpiricalSemivariogram]:
         """Curves of ``resamples`` draws of G groups with replacement."""
         count = len(self.places)
         draws = (
-            np.random.default_rng(seed).multinomial(count, np.full(count, 1.0 / count), size=resamples).astype(float)
+            np.random.default_rng(seed)
+            .multinomial(count, np.full(count, 1.0 / count), size=resamples)
+            .astype(float)
         )
         totals = [_weighted(draws, total) for total in (self.pairs, self.distance_sum_rad, self.gamma_sum)]
         for pairs, distance, gamma in zip(*totals, strict=True):
@@ -318,17 +354,19 @@ class PlaceSums:
 
 
 def _weighted(draws: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """[B, K]: sum over groups of m_g m_h T_gh, a group with itself m_g T_gg, for multiplicities ``draws`` [B, G].
+    """[B, K]: sum over groups of m_g m_h T_gh, a group with itself m_g T_gg, for multiplicities ``draws`` [B,
+    G].
 
-    A group drawn twice is two regions that look alike, not one with its pairs counted four times: with m_g**2 the nearest
-    lags, all of whose pairs lie in one cell, would get bands 1.7 times too wide.
+    A group drawn twice is two regions that look alike, not one with its pairs counted four times: with m_g**2
+    the nearest lags, all of whose pairs lie in one cell, would get bands 1.7 times too wide.
     """
     count, lags = len(total), total.shape[2]
     own = total[np.arange(count), np.arange(count)]
     between = total.copy()
     between[np.arange(count), np.arange(count)] = 0.0
     sums = [
-        np.einsum("bh,bhk->bk", part, (part @ between.reshape(count, -1)).reshape(-1, count, lags)) + part @ own
+        np.einsum("bh,bhk->bk", part, (part @ between.reshape(count, -1)).reshape(-1, count, lags))
+        + part @ own
         for part in np.array_split(draws, math.ceil(len(draws) / 64))
     ]
     return np.concatenate(sums)
@@ -336,7 +374,8 @@ def _weighted(draws: np.ndarray, total: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Block:
-    """Pairs of two runs of places in the order of their groups: local tables start at groups ``first`` and ``second``."""
+    """Pairs of two runs of places in the order of their groups: local tables start at groups ``first`` and
+    ``second``."""
 
     first: int
     second: int
@@ -347,9 +386,14 @@ class _Block:
 
 
 def _blocks(
-    unit_rows: UnitRows, coordinates_deg: np.ndarray, groups: np.ndarray, block: int, device: torch.device | str
+    unit_rows: UnitRows,
+    coordinates_deg: np.ndarray,
+    groups: np.ndarray,
+    block: int,
+    device: torch.device | str,
 ) -> Iterator[_Block]:
-    """Every pair once, by blocks of ``block`` places; ``cell`` is the pair's place in a local table of groups."""
+    """Every pair once, by blocks of ``block`` places; ``cell`` is the pair's place in a local table of
+    groups."""
     if not np.isfinite(coordinates_deg).all():
         raise VariographyError("a coordinate is not finite; check the manifest")
     order = np.argsort(groups, kind="stable")
@@ -370,7 +414,12 @@ def _blocks(
             dissimilarity = 1.0 - left @ right.T
             once = torch.ones_like(distance, dtype=torch.bool).triu(1) if other == start else ...
             yield _Block(
-                first, second, shape, cell[once].flatten(), distance[once].flatten(), dissimilarity[once].flatten()
+                first,
+                second,
+                shape,
+                cell[once].flatten(),
+                distance[once].flatten(),
+                dissimilarity[once].flatten(),
             )
 
 
@@ -381,9 +430,14 @@ def _checked(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _add(table: np.ndarray, block: _Block, index: torch.Tensor, weights: torch.Tensor | None = None) -> None:
-    """Add to ``table`` [G, G, K] the count, or the sum of ``weights``, of a block's pairs by groups and ``index`` 0..K-1."""
+    """Add to ``table`` [G, G, K] the count, or the sum of ``weights``, of a block's pairs by groups and
+    ``index`` 0..K-1."""
     lags = table.shape[2]
-    found = torch.bincount(block.cell * lags + index, weights, block.shape[0] * block.shape[1] * lags).cpu().numpy()
+    found = (
+        torch.bincount(block.cell * lags + index, weights, block.shape[0] * block.shape[1] * lags)
+        .cpu()
+        .numpy()
+    )
     part = table[block.first : block.first + block.shape[0], block.second : block.second + block.shape[1]]
     part += found.reshape(*block.shape, lags)
 
@@ -430,7 +484,8 @@ def place_sums(
 def range_by_band(lag_rad: np.ndarray, upper: np.ndarray, sill: float, pairs: np.ndarray) -> float:
     """First lag, radians, whose ``upper`` band reaches the fitted ``sill``; pi where none does.
 
-    From there on the data no longer tell the curve from its sill. Lags of fewer than 30 pairs are passed over.
+    From there on the data no longer tell the curve from its sill. Lags of fewer than 30 pairs are passed
+    over.
     """
     reached = np.flatnonzero((upper >= sill) & (pairs >= LEAST_PAIRS))
     return float(lag_rad[reached[0]]) if len(reached) else math.pi
@@ -443,7 +498,8 @@ class Bands:
     Attributes:
         edges_rad, empirical, fitted: the lags, the curve of all places and the model fitted to it.
         low, high: [K] 95 % band of the empirical curve; NaN where there are no pairs.
-        draws: a row a resample: nugget, partial_sill, sill, length_scale_km, exponent, and the range in kilometres by each
+        draws: a row a resample: nugget, partial_sill, sill, length_scale_km, exponent, and the range in
+            kilometres by each
             rule: range_slope_km, range_sill95_km, range_band_km.
         refused: resamples to which no curve could be fitted; they are not among the draws.
     """
@@ -460,10 +516,14 @@ class Bands:
         """Columns parameter, value, ci_low, ci_high: the fit to all places, with 95 % intervals."""
         values = _reading(self.fitted, self.empirical, self.high)
         low, high = np.percentile(self.draws[list(values)], CONFIDENCE, axis=0)
-        return pd.DataFrame({"parameter": list(values), "value": list(values.values()), "ci_low": low, "ci_high": high})
+        return pd.DataFrame(
+            {"parameter": list(values), "value": list(values.values()), "ci_low": low, "ci_high": high}
+        )
 
 
-def _reading(fitted: FittedSemivariogram, empirical: EmpiricalSemivariogram, upper: np.ndarray) -> dict[str, float]:
+def _reading(
+    fitted: FittedSemivariogram, empirical: EmpiricalSemivariogram, upper: np.ndarray
+) -> dict[str, float]:
     """Parameters of a fit and its ranges."""
     model = fitted.model()
     ranges = {f"range_{name}_km": rad_to_km(rule(model)) for name, rule in RANGE_RULES.items()}
@@ -481,10 +541,11 @@ def _reading(fitted: FittedSemivariogram, empirical: EmpiricalSemivariogram, upp
 
 
 def bands(sums: PlaceSums, *, resamples: int = 500, seed: int = 0, **options: object) -> Bands:
-    """Bands and intervals of 95 % by drawing the groups of places with replacement, and fitting each draw anew.
+    """Bands and intervals of 95 % by drawing the groups of places with replacement, and fitting each draw
+    anew.
 
-    In lags of few pairs the band is too wide rather than too narrow: a bootstrap of places counts what the two photos of a
-    pair do together up to three times.
+    In lags of few pairs the band is too wide rather than too narrow: a bootstrap of places counts what the
+    two photos of a pair do together up to three times.
 
     Args:
         options: family, metric, weights, max_lag_rad, as :func:`lib.method.semivariogram.fit` takes them.
@@ -506,23 +567,30 @@ def bands(sums: PlaceSums, *, resamples: int = 500, seed: int = 0, **options: ob
         # The draw's own upper band is unknown; it lies as far above the draw as the band above the curve.
         readings.append(_reading(found, curve, curve.gamma + high - empirical.gamma))
     if len(readings) < 0.5 * resamples:
-        raise VariographyError(f"only {len(readings)} of {resamples} resamples could be fitted; take more places")
-    return Bands(sums.edges_rad, empirical, fitted, low, high, pd.DataFrame(readings), resamples - len(readings))
+        raise VariographyError(
+            f"only {len(readings)} of {resamples} resamples could be fitted; take more places"
+        )
+    return Bands(
+        sums.edges_rad, empirical, fitted, low, high, pd.DataFrame(readings), resamples - len(readings)
+    )
 
 
 def geometries(features_: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """Four views of the same features, each a function float [n, D] -> float32 [n, D'], fitted to ``features_`` [N, D].
+    """Four views of the same features, each a function float [n, D] -> float32 [n, D'], fitted to
+    ``features_`` [N, D].
 
-    raw: as they are; centred: less their mean; standardised: each dimension to standard deviation 1; whitened: principal
-    components to standard deviation 1, without those of less than a millionth of the largest variance, which are rounding.
-    Constant dimensions are only centred.
+    raw: as they are; centred: less their mean; standardised: each dimension to standard deviation 1;
+    whitened: principal components to standard deviation 1, without those of less than a millionth of the
+    largest variance, which are rounding. Constant dimensions are only centred.
 
     Raises:
         VariographyError: fewer than three rows, or no variance.
     """
     values = np.asarray(features_, dtype=np.float64)
     if len(values) < 3 or not values.std(0).any():
-        raise VariographyError(f"{len(values)} photos do not show how the features spread; give their varied features")
+        raise VariographyError(
+            f"{len(values)} photos do not show how the features spread; give their varied features"
+        )
     mean, spread = values.mean(0), values.std(0)
     variance, axes = np.linalg.eigh(np.cov(values.T, bias=True).reshape(len(mean), -1))
     kept = variance > 1e-6 * variance.max()
@@ -549,7 +617,8 @@ def separation(
     far_km: float = 3_000.0,
     block: int = 1_024,
 ) -> np.ndarray:
-    """Near (below ``near_km``) and far pairs by groups of their places and dissimilarity: counts [2, G, G, bins].
+    """Near (below ``near_km``) and far pairs by groups of their places and dissimilarity: counts [2, G, G,
+    bins].
 
     Raises:
         VariographyError: there are no near or no far pairs.
@@ -559,7 +628,9 @@ def separation(
     for part in _blocks(unit_rows, coordinates_deg, groups, block, "cpu"):
         index = (part.dissimilarity * (SEPARATION_BINS / 2.0)).long().clamp_(0, SEPARATION_BINS - 1)
         for table, kept in zip(
-            counts, (part.distance_rad < km_to_rad(near_km), part.distance_rad > km_to_rad(far_km)), strict=True
+            counts,
+            (part.distance_rad < km_to_rad(near_km), part.distance_rad > km_to_rad(far_km)),
+            strict=True,
         ):
             _add(table, replace(part, cell=part.cell[kept]), index[kept])
     if (empty := counts.sum((1, 2, 3)) == 0).any():
@@ -569,7 +640,8 @@ def separation(
 
 
 def auc(near: np.ndarray, far: np.ndarray) -> np.ndarray:
-    """Chance [...] that a far pair is less alike than a near one, from their counts [..., bins]; 0.5: geography unseen.
+    """Chance [...] that a far pair is less alike than a near one, from their counts [..., bins]; 0.5:
+    geography unseen.
 
     NaN where there are no near or no far pairs, as in a resample of few places.
     """
@@ -595,8 +667,9 @@ def geometry_table(
         groups: [N] groups of places to resample; 50 random ones where None.
 
     Returns:
-        A row a geometry: geometry, dimensions, nugget, sill, nugget_to_sill, ratio_low, ratio_high, r2, auc, auc_low,
-        auc_high, near_pairs, far_pairs. Intervals are of 95 %. Where no curve can be fitted, its columns are NaN.
+        A row a geometry: geometry, dimensions, nugget, sill, nugget_to_sill, ratio_low, ratio_high, r2, auc,
+        auc_low, auc_high, near_pairs, far_pairs. Intervals are of 95 %. Where no curve can be fitted, its
+        columns are NaN.
 
     Raises:
         VariographyError: see :func:`geometries` and :func:`separation`.
@@ -607,7 +680,9 @@ def geometry_table(
         unit = F.normalize(torch.from_numpy(transform(features_)), dim=1)
         unit_rows = unit.__getitem__
         near, far = separation(unit_rows, coordinates_deg, groups, near_km=near_km, far_km=far_km)
-        draws = np.random.default_rng(seed).multinomial(len(near), np.full(len(near), 1.0 / len(near)), size=resamples)
+        draws = np.random.default_rng(seed).multinomial(
+            len(near), np.full(len(near), 1.0 / len(near)), size=resamples
+        )
         drawn = auc(*(_weighted(draws.astype(float), counts) for counts in (near, far)))
         low, high = np.nanpercentile(drawn, CONFIDENCE)
         curve = _curve_row(place_sums(unit_rows, coordinates_deg, groups), resamples, seed)
@@ -654,7 +729,8 @@ def labelled_cells(
 def curves_by_group(
     sums: PlaceSums, cells: pd.DataFrame, *, least: int = 200, resamples: int = 200, seed: int = 0
 ) -> pd.DataFrame:
-    """gamma_g(h), the mean dissimilarity of pairs whose anchor lies in group g and whose other photo lies anywhere.
+    """gamma_g(h), the mean dissimilarity of pairs whose anchor lies in group g and whose other photo lies
+    anywhere.
 
     Args:
         sums: of the groups of :func:`labelled_cells`, and ``cells`` their table.
@@ -662,8 +738,8 @@ def curves_by_group(
         resamples: draws of whole cells for the bands of 95 %.
 
     Returns:
-        A row a group and lag with pairs: group, n (places), lag_km, gamma, ci_low, ci_high, pairs. A pair within the group
-        counts twice, once from each end.
+        A row a group and lag with pairs: group, n (places), lag_km, gamma, ci_low, ci_high, pairs. A pair
+        within the group counts twice, once from each end.
     """
     labels, totals = cells["label"].to_numpy(), cells.groupby("label")["places"].sum()
     indicator = np.stack([labels == name for name in totals.index]).astype(float)
@@ -688,7 +764,9 @@ def curves_by_group(
     return pd.concat(frames, ignore_index=True)
 
 
-def _anchor_bands(sums: PlaceSums, indicator: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _anchor_bands(
+    sums: PlaceSums, indicator: np.ndarray, resamples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Bands [L, K] of the curves by label, ``indicator`` [L, G]."""
     count, lags = len(sums.places), len(sums.edges_rad) - 1
     diagonal = np.arange(count)
@@ -698,11 +776,17 @@ def _anchor_bands(sums: PlaceSums, indicator: np.ndarray, resamples: int, seed: 
         own = both[diagonal, diagonal].copy()
         both[diagonal, diagonal] = 0.0
         ends.append((both.reshape(count, -1), own))
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1.0 / count), size=resamples).astype(float)
+    draws = (
+        np.random.default_rng(seed)
+        .multinomial(count, np.full(count, 1.0 / count), size=resamples)
+        .astype(float)
+    )
     curves = []
     for part in np.array_split(draws, math.ceil(resamples / 32)):
         pairs, gamma = (
-            np.einsum("lg,bgk->blk", indicator, part[:, :, None] * ((part @ both).reshape(-1, count, lags) + own))
+            np.einsum(
+                "lg,bgk->blk", indicator, part[:, :, None] * ((part @ both).reshape(-1, count, lags) + own)
+            )
             for both, own in ends
         )
         curves.append(np.divide(gamma, pairs, out=np.full_like(gamma, np.nan), where=pairs > 0))
@@ -710,7 +794,8 @@ def _anchor_bands(sums: PlaceSums, indicator: np.ndarray, resamples: int, seed: 
 
 
 def _band(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper bound [...] of 95 % of ``curves`` [B, ...], over the draws that have pairs; NaN where none has."""
+    """Lower and upper bound [...] of 95 % of ``curves`` [B, ...], over the draws that have pairs; NaN where
+    none has."""
     bounds = np.full((2, *curves.shape[1:]), np.nan)
     known = np.isfinite(curves).any(0)
     bounds[:, known] = np.nanpercentile(curves[:, known], CONFIDENCE, axis=0)
@@ -729,17 +814,18 @@ def group_difference(
     """Whether each group's curve differs from the curve of all, against groups of other places.
 
     Args:
-        sums: of the groups of :func:`labelled_cells`, and ``cells`` their table; a cell counts here to the label of most of
-            its places.
-        null: ``cells``: labels are dealt anew to whole cells, so a group of the null is scattered over the earth, and where
-            look varies over more than a cell, any connected group differs from it; ``rotation``: the map of labels is turned
-            at random about the earth's centre, so a group of the null is as connected as the group itself. The second asks
+        sums: of the groups of :func:`labelled_cells`, and ``cells`` their table; a cell counts here to the
+            label of most of its places.
+        null: ``cells``: labels are dealt anew to whole cells, so a group of the null is scattered over the
+            earth, and where look varies over more than a cell, any connected group differs from it;
+            ``rotation``: the map of labels is turned at random about the earth's centre, so a group of the
+                null is as connected as the group itself. The second asks
             whether a group differs more than a connected region of its shape does.
 
     Returns:
-        A row a group of at least ``least`` places: group, n, statistic (mean over lags, weighted by the group's pairs, of the
-        squared difference of its curve from that of all), p_value, p_holm. Of the null only draws count in which the group
-        has half of its places or more.
+        A row a group of at least ``least`` places: group, n, statistic (mean over lags, weighted by the
+        group's pairs, of the squared difference of its curve from that of all), p_value, p_holm. Of the null
+        only draws count in which the group has half of its places or more.
 
     Raises:
         VariographyError: an unknown null, or fewer than two groups.
@@ -758,20 +844,32 @@ def group_difference(
         valid += found
         above += found & (_statistics(ends, dealt, names) >= observed)
     p_values, counts = (1.0 + above) / (1.0 + valid), sizes[names].to_numpy().astype(int)
-    columns = {"group": names, "n": counts, "statistic": observed, "p_value": p_values, "p_holm": holm(p_values)}
+    columns = {
+        "group": names,
+        "n": counts,
+        "statistic": observed,
+        "p_value": p_values,
+        "p_holm": holm(p_values),
+    }
     return pd.DataFrame(columns)
 
 
 def _whole_cells(
     sums: PlaceSums, cells: pd.DataFrame
 ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs and sums by anchor [C, K] of whole cells, their labels, their places and their centres [C, 3] of unit length."""
+    """Pairs and sums by anchor [C, K] of whole cells, their labels, their places and their centres [C, 3] of
+    unit length."""
     by_cell = cells.groupby("cell")
     labels = by_cell.apply(lambda part: part.loc[part["places"].idxmax(), "label"], include_groups=False)
     member = np.stack([cells["cell"].to_numpy() == cell for cell in labels.index]).astype(float)
     ends = member @ sums.by_anchor(sums.pairs), member @ sums.by_anchor(sums.gamma_sum)
     centres = member @ (sums.centres * sums.places[:, None])
-    return ends, labels.to_numpy(), member @ sums.places, centres / np.linalg.norm(centres, axis=1, keepdims=True)
+    return (
+        ends,
+        labels.to_numpy(),
+        member @ sums.places,
+        centres / np.linalg.norm(centres, axis=1, keepdims=True),
+    )
 
 
 def _relabelled(
@@ -787,7 +885,8 @@ def _relabelled(
 
 
 def _statistics(ends: tuple[np.ndarray, np.ndarray], labels: np.ndarray, names: np.ndarray) -> np.ndarray:
-    """Statistic of :func:`group_difference` of each of ``names``; ``ends`` are pairs and sums [cells, K] by anchor."""
+    """Statistic of :func:`group_difference` of each of ``names``; ``ends`` are pairs and sums [cells, K] by
+    anchor."""
     indicator = np.stack([labels == name for name in names]).astype(float)
     pairs, gamma = (indicator @ total for total in ends)
     overall = ends[1].sum(0) / np.maximum(ends[0].sum(0), 1.0)
@@ -820,8 +919,8 @@ class Findings:
         models: :func:`candidates_table`.
         intervals: :meth:`Bands.table` with a column ``resampled``: places, or whole cells.
         geometry: :func:`geometry_table`.
-        curves, difference: :func:`curves_by_group` and :func:`group_difference` of the continents; the latter with a column
-            ``null``.
+        curves, difference: :func:`curves_by_group` and :func:`group_difference` of the continents; the latter
+            with a column ``null``.
     """
 
     bands: Bands
@@ -833,7 +932,8 @@ class Findings:
 
 
 TABLES = {
-    "models": "semivariogram_models", "intervals": "semivariogram_intervals", "geometry": "semivariogram_geometry",
+    "models": "semivariogram_models", "intervals": "semivariogram_intervals",
+    "geometry": "semivariogram_geometry",
     "curves": "semivariogram_by_continent", "difference": "semivariogram_continents_differ",
 }  # fmt: skip
 
@@ -857,12 +957,17 @@ def examine(run: Run, resamples: int = 500) -> Findings:
     run.produce(
         "variography",
         make=make,
-        inputs=[run.require(path, "03_semivariogram") for path in (run.manifest, run.features, run.empirical)],
+        inputs=[
+            run.require(path, "03_semivariogram") for path in (run.manifest, run.features, run.empirical)
+        ],
         outputs=[kept, *map(run.table, TABLES.values())],
         settings=used,
         code=[examine],
     )
-    return Findings(_load_bands(kept), **{name: datasets.manifest.read_table(run.table(table)) for name, table in TABLES.items()})
+    return Findings(
+        _load_bands(kept),
+        **{name: datasets.manifest.read_table(run.table(table)) for name, table in TABLES.items()},
+    )
 
 
 def _findings(run: Run, resamples: int) -> Findings:
@@ -871,7 +976,8 @@ def _findings(run: Run, resamples: int) -> Findings:
     every_row = datasets.manifest.rows_of(manifest, "train")
     rows = every_row[_drawn(len(every_row), settings.max_pairs, settings.seed)]
     places, fitting = datasets.manifest.coordinates(manifest)[rows], {
-        "family": settings.family, "metric": settings.metric, "weights": settings.weights, "max_lag_rad": settings.max_lag_rad,
+        "family": settings.family, "metric": settings.metric, "weights": settings.weights,
+        "max_lag_rad": settings.max_lag_rad,
     }  # fmt: skip
 
     def _sums(groups: np.ndarray) -> PlaceSums:
@@ -884,7 +990,8 @@ def _findings(run: Run, resamples: int) -> Findings:
     groups, cells = labelled_cells(places, manifest["continent"].to_numpy()[rows].astype(str))
     by_continent, least = _sums(groups), min(LEAST_PHOTOS, len(rows) // 20)
     differences = [
-        group_difference(by_continent, cells, null=null, least=least).assign(null=null) for null in ("cells", "rotation")
+        group_difference(by_continent, cells, null=null, least=least).assign(null=null)
+        for null in ("cells", "rotation")
     ]
     some = np.sort(np.random.default_rng(0).choice(len(rows), min(len(rows), GEOMETRY_PHOTOS), replace=False))
     return Findings(
@@ -907,11 +1014,15 @@ def semivariogram_sums(run: Run) -> EmpiricalSemivariogram:
 
 
 def _save_bands(found: Bands, path: Path) -> None:
-    sums = {name: getattr(found.empirical, name) for name in ("pairs", "distance_sum_rad", "gamma_sum", "square_sum")}
+    sums = {
+        name: getattr(found.empirical, name)
+        for name in ("pairs", "distance_sum_rad", "gamma_sum", "square_sum")
+    }
     with writing(path) as aside:
         np.savez(
             aside, edges_rad=found.edges_rad, low=found.low, high=found.high, refused=found.refused,
-            draws=found.draws.to_numpy(), names=found.draws.columns.to_numpy(str), fitted=json.dumps(asdict(found.fitted)), **sums,
+            draws=found.draws.to_numpy(), names=found.draws.columns.to_numpy(str),
+            fitted=json.dumps(asdict(found.fitted)), **sums,
         )  # fmt: skip
 
 

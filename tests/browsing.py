@@ -8,13 +8,30 @@ from pathlib import Path
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 """The browser of this machine, or None."""
 MISSING = "no Chromium on this machine (Debian: apt-get install chromium)"
-SWITCHES = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+SWITCHES = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 class Visit:
-    """A page in the browser, with whatever it complained about or tried to fetch; shown once the selector ``ready`` is there."""
+    """A page in the browser, with whatever it complained about or tried to fetch; shown once the selector
+    ``ready`` is there."""
 
-    def __init__(self, browser: object, page: Path, width: int = 1280, height: int = 800, *, ready: str = ".panel summary:not(:empty)", scheme: str = "light") -> None:
+    def __init__(
+        self,
+        browser: object,
+        page: Path,
+        width: int = 1280,
+        height: int = 800,
+        *,
+        ready: str = ".panel summary:not(:empty)",
+        scheme: str = "light",
+    ) -> None:
         self.complaints: list[str] = []
         self.fetched: list[str] = []
         self.context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
@@ -47,13 +64,15 @@ class Visit:
     def map(self, expression: str) -> object:
         """Value of a script expression in which ``map`` is the Leaflet map."""
         return self.tab.evaluate(
-            f"(() => {{ const map = window[document.querySelector('.folium-map').id]; return {expression}; }})()"
+            "(() => "
+            f"{{ const map = window[document.querySelector('.folium-map').id]; return {expression}; }})()"
         )
 
     def until(self, expression: str) -> None:
         """Waits until ``expression``, in which ``map`` is the Leaflet map, is true.
 
-        Asked from here, because the page's content security policy forbids the evaluation that ``wait_for_function`` repeats.
+        Asked from here, because the page's content security policy forbids the evaluation that
+        ``wait_for_function`` repeats.
         """
         for _ in range(600):
             if self.map(expression):

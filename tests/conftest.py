@@ -1,4 +1,5 @@
-"""What the tests share: a small world whose photos' features depend on their place, and runs over it without imagery."""
+"""What the tests share: a small world whose photos' features depend on their place, and runs over it without
+imagery."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ from lib.method.semivariogram import FittedSemivariogram
 from lib.runs import Run
 from lib.settings import load
 
-hypothesis_settings.register_profile("project", deadline=None, max_examples=80, derandomize=True, database=None)
+hypothesis_settings.register_profile(
+    "project", deadline=None, max_examples=80, derandomize=True, database=None
+)
 hypothesis_settings.load_profile("project")
 
 SIZES = {"train": 96, "validation": 24, "test": 24, "test_blocked": 16}
@@ -35,7 +38,9 @@ Runs = Callable[..., Run]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--thorough``: also what takes over a minute."""
-    parser.addoption("--thorough", action="store_true", help="also run the tests that take over a minute each")
+    parser.addoption(
+        "--thorough", action="store_true", help="also run the tests that take over a minute each"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -50,8 +55,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="takes over a minute; ./run_tests.sh --thorough runs it"))
 
 
-def world(sizes: dict[str, int] = SIZES, dimension: int = DIMENSION, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
-    """A manifest, and features [N, dimension] that vary smoothly over the sphere, with noise and a common mean."""
+def world(
+    sizes: dict[str, int] = SIZES, dimension: int = DIMENSION, seed: int = 0
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """A manifest, and features [N, dimension] that vary smoothly over the sphere, with noise and a common
+    mean."""
     generator = np.random.default_rng(seed)
     count = sum(sizes.values())
     coordinates = uniform_on_sphere(count, generator, 70.0)
@@ -65,7 +73,9 @@ def world(sizes: dict[str, int] = SIZES, dimension: int = DIMENSION, seed: int =
             "continent": generator.choice(["Africa", "Asia", "Europe"], count),
         }
     )
-    phase = 3.0 * unit_vectors(coordinates) @ generator.normal(size=(3, dimension)) + generator.uniform(0, 6, dimension)
+    phase = 3.0 * unit_vectors(coordinates) @ generator.normal(size=(3, dimension)) + generator.uniform(
+        0, 6, dimension
+    )
     features = np.cos(phase) + 0.2 * generator.normal(size=(count, dimension)) + 0.5
     return manifest, features.astype(np.float32)
 
@@ -85,7 +95,8 @@ def fitted(**changes: object) -> FittedSemivariogram:
     """A fitted curve with the shape that real imagery has."""
     values = {
         "family": "Stable", "metric": "planar", "nugget": 0.1, "partial_sill": 0.85, "length_scale_rad": 0.3,
-        "exponent": 0.8, "range_rad": 0.9, "range_km": 0.9 * 6371.0088, "range_rule": "slope", "weights": "none",
+        "exponent": 0.8, "range_rad": 0.9, "range_km": 0.9 * 6371.0088, "range_rule": "slope",
+        "weights": "none",
         "r2": 0.99, "backbone": "synthetic", "centred": True, "photos": 96, "pairs": 4_560,
     }  # fmt: skip
     return FittedSemivariogram(**(values | changes))
@@ -93,12 +104,20 @@ def fitted(**changes: object) -> FittedSemivariogram:
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Runs:
-    """A function from overrides (``"group.key=value"``) to a run in a new folder, its manifest, features and curve written."""
+    """A function from overrides (``"group.key=value"``) to a run in a new folder, its manifest, features and
+    curve written."""
     made = []
 
     def make(*overrides: str, sizes: dict[str, int] = SIZES) -> Run:
-        always = ("device=cpu", "training.precision=float32", "backbone.precision=float32", "training.batch_size=32",
-                  "training.queue_size=0", "training.seeds=0", "training.validate_every=10")  # fmt: skip
+        always = (
+            "device=cpu",
+            "training.precision=float32",
+            "backbone.precision=float32",
+            "training.batch_size=32",
+            "training.queue_size=0",
+            "training.seeds=0",
+            "training.validate_every=10",
+        )
         run = Run(load("smoke", (*always, *overrides)), tmp_path / f"run{len(made)}")
         manifest, features = world(sizes)
         run.features.parent.mkdir(parents=True)
@@ -113,7 +132,8 @@ def make_run(tmp_path: Path) -> Runs:
 
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP of 768 projected dimensions that is otherwise tiny, as a checkpoint folder with its processor."""
+    """A CLIP of 768 projected dimensions that is otherwise tiny, as a checkpoint folder with its
+    processor."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
     torch.manual_seed(0)
@@ -123,7 +143,9 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = CLIPConfig(projection_dim=768, text_config=text, vision_config=vision)
     folder = tmp_path_factory.mktemp("tiny_clip")
     CLIPModel(config).save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -136,7 +158,9 @@ class NarrowLocationEncoder(nn.Module):
         super().__init__()
         for number, sigma in enumerate((2**0, 2**4, 2**8)):
             part = nn.Module()
-            part.capsule = nn.Sequential(GaussianEncoding(sigma, input_size=2, encoded_size=16), nn.Linear(32, 32), nn.ReLU())
+            part.capsule = nn.Sequential(
+                GaussianEncoding(sigma, input_size=2, encoded_size=16), nn.Linear(32, 32), nn.ReLU()
+            )
             part.head = nn.Sequential(nn.Linear(32, model.EMBEDDING))
             self.add_module(f"LocEnc{number}", part)
 
@@ -153,7 +177,8 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
-    """A real Chromium, headless; skips where there is none. Of one module: its event loop would be in the notebooks' way."""
+    """A real Chromium, headless; skips where there is none. Of one module: its event loop would be in the
+    notebooks' way."""
     import browsing
 
     if browsing.CHROMIUM is None:

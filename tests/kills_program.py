@@ -1,8 +1,9 @@
-"""What tests/test_kills.py lets die: the stages of a small run, each in a fork of one process that has imported everything.
+"""What tests/test_kills.py lets die: the stages of a small run, each in a fork of one process that has
+imported everything.
 
-``kills_program.py FOLDER SEED MOMENTS POINTS``: an undisturbed run; then, for each stage, MOMENTS kills (SIGKILL) at random times and
-POINTS kills at chosen calls of ``fsync`` and ``rename`` (0: at every one; -1: nobody is killed), each followed by a restart of this stage and all after it.
-Prints one JSON line a kill.
+``kills_program.py FOLDER SEED MOMENTS POINTS``: an undisturbed run; then, for each stage, MOMENTS kills
+(SIGKILL) at random times and POINTS kills at chosen calls of ``fsync`` and ``rename`` (0: at every one; -1:
+nobody is killed), each followed by a restart of this stage and all after it. Prints one JSON line a kill.
 """
 
 from __future__ import annotations
@@ -43,9 +44,12 @@ STAGES: dict[str, Callable[[Run], object]] = {
     "evaluation": evaluation.evaluate,
 }
 SETTINGS = [
-    "dataset=folder", "backbone.image_px=32", "backbone.shard_size=16", "backbone.batch_size=8", "backbone.precision=float32",
-    "semivariogram.lag_width_rad=0.1", "training.precision=float32", "training.batch_size=24", "training.queue_size=24",
-    "training.epochs=3", "training.seeds=0", "training.strategies=infonce,decayed", "training.validate_every=1",
+    "dataset=folder", "backbone.image_px=32", "backbone.shard_size=16", "backbone.batch_size=8",
+    "backbone.precision=float32",
+    "semivariogram.lag_width_rad=0.1", "training.precision=float32", "training.batch_size=24",
+    "training.queue_size=24",
+    "training.epochs=3", "training.seeds=0", "training.strategies=infonce,decayed",
+    "training.validate_every=1",
     "evaluation.bootstrap=100", "evaluation.gallery=train", "study=null", "device=cpu",
 ]  # fmt: skip
 
@@ -54,17 +58,30 @@ def write_photos(folder: Path) -> None:
     """96 small photos whose colours vary smoothly over the sphere, and the table of their places."""
     draw = np.random.default_rng(0)
     places = uniform_on_sphere(96, draw, 70.0)
-    shades = (127 + 120 * np.sin(2.0 * unit_vectors(places) @ draw.normal(size=(3, 12)))).astype(np.uint8).reshape(96, 2, 2, 3)
+    shades = (
+        (127 + 120 * np.sin(2.0 * unit_vectors(places) @ draw.normal(size=(3, 12))))
+        .astype(np.uint8)
+        .reshape(96, 2, 2, 3)
+    )
     (folder / "photos").mkdir(parents=True)
     for number, shade in enumerate(shades):
-        Image.fromarray(shade).resize((32, 32), Image.Resampling.BILINEAR).save(folder / "photos" / f"{number:02d}.png")
-    table = pd.DataFrame({"path": [f"{number:02d}.png" for number in range(96)], "latitude": places[:, 0], "longitude": places[:, 1]})
+        Image.fromarray(shade).resize((32, 32), Image.Resampling.BILINEAR).save(
+            folder / "photos" / f"{number:02d}.png"
+        )
+    table = pd.DataFrame(
+        {
+            "path": [f"{number:02d}.png" for number in range(96)],
+            "latitude": places[:, 0],
+            "longitude": places[:, 1],
+        }
+    )
     table["split"], table["continent"] = np.repeat(["train", "validation", "test"], [64, 12, 20]), "Europe"
     table.to_csv(folder / "places.csv", index=False)
 
 
 def fork(run: Run, stages: list[str], die_at: int | None = None) -> int:
-    """Process number of a child that makes ``stages``, and kills itself at its ``die_at``-th call of fsync or rename."""
+    """Process number of a child that makes ``stages``, and kills itself at its ``die_at``-th call of fsync or
+    rename."""
     child = os.fork()
     if child:
         return child
@@ -103,14 +120,20 @@ def finish(child: int) -> int:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """What a run is: every file below ``folder`` but receipts, which have the time in them, shards and hidden files."""
+    """What a run is: every file below ``folder`` but receipts, which have the time in them, shards and hidden
+    files."""
     files = (path for path in folder.rglob("*") if path.is_file())
     named = {str(path.relative_to(folder)): path for path in files}
-    return {name: path.read_bytes() for name, path in sorted(named.items()) if not name.startswith(("receipts", ".")) and "shards-" not in name and "/." not in name}
+    return {
+        name: path.read_bytes()
+        for name, path in sorted(named.items())
+        if not name.startswith(("receipts", ".")) and "shards-" not in name and "/." not in name
+    }
 
 
 def kill(run: Run, stage: str, seconds: float | None, die_at: int | None) -> bool:
-    """Whether a child that makes ``stage`` was killed, after ``seconds`` or at its ``die_at``-th call, before it was done."""
+    """Whether a child that makes ``stage`` was killed, after ``seconds`` or at its ``die_at``-th call, before
+    it was done."""
     child = fork(run, [stage], die_at)
     if seconds is not None:
         time.sleep(seconds)
@@ -118,7 +141,9 @@ def kill(run: Run, stage: str, seconds: float | None, die_at: int | None) -> boo
     return finish(child) == -signal.SIGKILL
 
 
-def attempt(folder: Path, run: Run, stage: str, whole: dict[str, bytes], seconds: float | None, die_at: int | None) -> dict | None:
+def attempt(
+    folder: Path, run: Run, stage: str, whole: dict[str, bytes], seconds: float | None, die_at: int | None
+) -> dict | None:
     """One kill and the restart after it: what was found; None where the child was done before."""
     shutil.rmtree(run.folder, ignore_errors=True)
     shutil.copytree(folder / "before" / stage, run.folder)
@@ -129,7 +154,15 @@ def attempt(folder: Path, run: Run, stage: str, whole: dict[str, bytes], seconds
     after = contents(run.folder)
     lost = [name for name in {*whole, *after} if whole.get(name) != after.get(name)]
     left = [str(path) for path in run.folder.rglob("*.part*")]
-    return {"stage": stage, "seconds": seconds, "call": die_at, "torn": torn, "status": status, "lost": lost, "left": left}
+    return {
+        "stage": stage,
+        "seconds": seconds,
+        "call": die_at,
+        "torn": torn,
+        "status": status,
+        "lost": lost,
+        "left": left,
+    }
 
 
 def main(folder: Path, seed: int, moments: int, points: int) -> None:

@@ -1,7 +1,8 @@
 """Screenshots of a finished run's pages, to be looked at: ``python tests/screenshots.py results/quick``.
 
-Index, maps and executed notebooks at 1280 and 390 pixels, light and dark, go to results/screenshots. Says what each page complained about
-and how long it took to load, and ends with status 1 where a page complained, fetched something or is wider than its screen.
+Index, maps and executed notebooks at 1280 and 390 pixels, light and dark, go to results/screenshots. Says
+what each page complained about and how long it took to load, and ends with status 1 where a page complained,
+fetched something or is wider than its screen.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ FOLDER = Path(__file__).parents[1] / "results" / "screenshots"
 
 def pages(run: Path) -> list[Path]:
     """The pages of a run, those that the index links to first."""
-    return [run / "index.html", *sorted((run / "maps").glob("*.html")), *sorted((run / "notebooks").glob("*.html"))]
+    return [
+        run / "index.html",
+        *sorted((run / "maps").glob("*.html")),
+        *sorted((run / "notebooks").glob("*.html")),
+    ]
 
 
 def main(run: Path) -> int:
@@ -40,9 +45,16 @@ def main(run: Path) -> int:
                     wide = visit.tab.evaluate("document.documentElement.scrollWidth")
                     target = FOLDER / f"{page.stem}_{width}_{scheme}.png"
                     visit.tab.screenshot(path=target, full_page=page.name == "index.html", timeout=60_000)
-                    bad = [*visit.complaints, *visit.fetched, *([f"{wide} pixels wide"] if wide > width else [])]
+                    bad = [
+                        *visit.complaints,
+                        *visit.fetched,
+                        *([f"{wide} pixels wide"] if wide > width else []),
+                    ]
                     visit.context.close()
-                    print(f"{target.name:50} {seconds:5.2f} s  {page.stat().st_size / 1e6:5.2f} MB  {'; '.join(bad) or 'well'}")
+                    print(
+                        f"{target.name:50} {seconds:5.2f} s  {page.stat().st_size / 1e6:5.2f} MB  "
+                        f"{'; '.join(bad) or 'well'}"
+                    )
                     wrong += bool(bad)
         browser.close()
     return int(wrong > 0)

@@ -1,4 +1,5 @@
-"""Statements about frozen encoders and their cached features: the published networks' own numbers, once, resumable."""
+"""Statements about frozen encoders and their cached features: the published networks' own numbers, once,
+resumable."""
 
 from __future__ import annotations
 
@@ -54,7 +55,9 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     folder = tmp_path_factory.mktemp("clip")
     CLIPModel(config).save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -63,7 +66,9 @@ class TestClip:
         backbone = build(Backbone(name=str(clip_folder)), CPU)
         images = [photo(seed) for seed in range(3)]
         whole = CLIPModel.from_pretrained(clip_folder).eval()
-        pixels = CLIPImageProcessor.from_pretrained(clip_folder)(images=images, return_tensors="pt")["pixel_values"]
+        pixels = CLIPImageProcessor.from_pretrained(clip_folder)(images=images, return_tensors="pt")[
+            "pixel_values"
+        ]
         with torch.inference_mode():
             expected = whole.get_image_features(pixel_values=pixels)
             found = backbone.encode(torch.stack([backbone.preprocess(image) for image in images]))
@@ -88,7 +93,9 @@ class TestClip:
         with pytest.raises(BundleError, match=r"takes 32 px; backbone\.image_px: 64"):
             build(Backbone(name=str(clip_folder), image_px=64), CPU)
 
-    def test_a_checkpoint_without_its_projection_is_refused_not_filled_at_random(self, clip_folder: Path, tmp_path: Path) -> None:
+    def test_a_checkpoint_without_its_projection_is_refused_not_filled_at_random(
+        self, clip_folder: Path, tmp_path: Path
+    ) -> None:
         torn = shutil.copytree(clip_folder, tmp_path / "torn")
         weights = load_file(torn / "model.safetensors")
         del weights["visual_projection.weight"]
@@ -105,7 +112,9 @@ class TestClip:
             build(Backbone(name=str(odd)), CPU)
 
     def test_an_empty_folder_is_an_error_that_names_it(self, tmp_path: Path) -> None:
-        with pytest.raises(BundleError, match=r"neither a checkpoint folder nor a name: its config\.json cannot be read"):
+        with pytest.raises(
+            BundleError, match=r"neither a checkpoint folder nor a name: its config\.json cannot be read"
+        ):
             build(Backbone(name=str(tmp_path)), CPU)
 
     def test_without_a_network_the_hubs_checkpoint_is_an_error_that_names_it(self, tmp_path: Path) -> None:
@@ -122,13 +131,20 @@ TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "nu
 
 
 @pytest.mark.parametrize("family", ["siglip", "vit", "dinov2", "dinov2_with_registers", "dinov3_vit"])
-def test_a_checkpoint_of_every_known_family_gives_the_features_of_its_own_class(family: str, tmp_path: Path) -> None:
+def test_a_checkpoint_of_every_known_family_gives_the_features_of_its_own_class(
+    family: str, tmp_path: Path
+) -> None:
     """A tiny random model of the very class, saved as the hub has it and loaded by the name of its folder."""
     import transformers
 
     torch.manual_seed(0)
-    classes = {"siglip": "Siglip", "vit": "ViT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters",
-               "dinov3_vit": "DINOv3ViT"}  # fmt: skip
+    classes = {
+        "siglip": "Siglip",
+        "vit": "ViT",
+        "dinov2": "Dinov2",
+        "dinov2_with_registers": "Dinov2WithRegisters",
+        "dinov3_vit": "DINOv3ViT",
+    }
     prefix, sizes = classes[family], {**TOWER, "image_size": 32, "patch_size": 8}
     if family == "siglip":
         text = {**TOWER, "vocab_size": 50, "max_position_embeddings": 8}
@@ -136,9 +152,13 @@ def test_a_checkpoint_of_every_known_family_gives_the_features_of_its_own_class(
     else:
         whole = getattr(transformers, f"{prefix}Model")(getattr(transformers, f"{prefix}Config")(**sizes))
     whole.eval().save_pretrained(tmp_path)
-    kind = {"siglip": "SiglipImageProcessor", "dinov3_vit": "DINOv3ViTImageProcessor"}.get(family, "ViTImageProcessor")
+    kind = {"siglip": "SiglipImageProcessor", "dinov3_vit": "DINOv3ViTImageProcessor"}.get(
+        family, "ViTImageProcessor"
+    )
     if family.startswith("dinov2"):
-        processor = transformers.BitImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32})
+        processor = transformers.BitImageProcessor(
+            size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}
+        )
     else:
         processor = getattr(transformers, kind)(size={"height": 32, "width": 32})
     processor.save_pretrained(tmp_path)
@@ -162,8 +182,12 @@ def test_a_checkpoint_of_every_known_family_gives_the_features_of_its_own_class(
 def test_dino_takes_another_size_of_input(tmp_path: Path) -> None:
     import transformers
 
-    transformers.Dinov2Model(transformers.Dinov2Config(**TOWER, image_size=32, patch_size=8)).save_pretrained(tmp_path)
-    transformers.BitImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    transformers.Dinov2Model(transformers.Dinov2Config(**TOWER, image_size=32, patch_size=8)).save_pretrained(
+        tmp_path
+    )
+    transformers.BitImageProcessor(
+        size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}
+    ).save_pretrained(tmp_path)
     backbone = build(Backbone(name=str(tmp_path), image_px=48), CPU)
     tensor = backbone.preprocess(photo(0))
     assert tensor.shape == (3, 48, 48)
@@ -236,7 +260,12 @@ class TestEfficientNet:
 
     def test_the_weights_are_the_trained_ones(self, network: backbones.Backbone) -> None:
         again = build(Backbone(name="efficientnet-lite0", image_px=64), CPU)
-        assert all(torch.equal(a, b) for a, b in zip(network.module.state_dict().values(), again.module.state_dict().values(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(
+                network.module.state_dict().values(), again.module.state_dict().values(), strict=True
+            )
+        )
         assert network.module._fc.weight.std() > 0.03
 
     def test_the_input_is_scaled_as_it_was_trained(self, network: backbones.Backbone) -> None:
@@ -253,7 +282,8 @@ class TestEfficientNet:
 
 @pytest.fixture
 def bare(make_run: Runs, clip_folder: Path, tmp_path: Path) -> Run:
-    """A run over ten photos before their features are made: shards of four, batches of three, the tiny CLIP."""
+    """A run over ten photos before their features are made: shards of four, batches of three, the tiny
+    CLIP."""
     run = make_run(
         f"dataset.root={tmp_path / 'data'}", f"backbone.name={clip_folder}", "backbone.image_px=null",
         "backbone.shard_size=4", "backbone.batch_size=3", sizes={"train": 8, "test": 2},
@@ -266,7 +296,8 @@ def bare(make_run: Runs, clip_folder: Path, tmp_path: Path) -> Run:
 
 
 def stop_after(shards: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Stop extraction, as a user would, before it writes one shard more; the list returned fills with the shards' sizes."""
+    """Stop extraction, as a user would, before it writes one shard more; the list returned fills with the
+    shards' sizes."""
     encode, encoded = ENCODE, []
 
     def counted(*arguments: object) -> Iterator[tuple]:
@@ -294,7 +325,10 @@ class TestExtract:
         features.extract(bare)
         monkeypatch.setattr(features, "encode", None)  # whoever calls it now fails
         features.extract(bare)
-        assert sorted(path.name for path in bare.features.parent.iterdir()) == ["features.npy", "unreadable.csv"]
+        assert sorted(path.name for path in bare.features.parent.iterdir()) == [
+            "features.npy",
+            "unreadable.csv",
+        ]
         assert [report.split()[0] for report in bare.reports] == ["made", "reused"]
 
     def test_a_run_that_was_stopped_goes_on_and_gives_the_same_bits(
@@ -315,8 +349,11 @@ class TestExtract:
         assert features.extract(bare).read_bytes() == whole
         assert encoded == [4, 2]
 
-    def test_shards_outlive_a_run_that_dies_before_its_receipt_is_written(self, bare: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_shards_outlive_a_run_that_dies_before_its_receipt_is_written(
+        self, bare: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """The checksum of a large file takes minutes, and without a receipt all would be decoded again."""
+
         def dies(*_: object) -> None:
             raise KeyboardInterrupt
 
@@ -339,7 +376,9 @@ class TestExtract:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert np.load(tmp_path / "joined.npy")[:, 0].tolist() == np.repeat(np.arange(90), 2).tolist()
 
-    def test_another_setting_does_not_take_over_the_old_shards(self, bare: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_another_setting_does_not_take_over_the_old_shards(
+        self, bare: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         stop_after(1, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             features.extract(bare)
@@ -356,7 +395,9 @@ class TestExtract:
         other = Run(bare.settings.model_copy(update={"backbone": backbone}), bare.folder)
         assert features.extract(other).read_bytes() == whole
 
-    def test_weights_that_were_changed_in_place_are_another_backbone(self, bare: Run, clip_folder: Path, tmp_path: Path) -> None:
+    def test_weights_that_were_changed_in_place_are_another_backbone(
+        self, bare: Run, clip_folder: Path, tmp_path: Path
+    ) -> None:
         copy = shutil.copytree(clip_folder, tmp_path / "copy")
         backbone = bare.settings.backbone.model_copy(update={"name": str(copy)})
         run = Run(bare.settings.model_copy(update={"backbone": backbone}), bare.folder)
@@ -367,15 +408,26 @@ class TestExtract:
         os.utime(copy / "model.safetensors", (1, 1))
         assert features.extract(run).read_bytes() != before
 
-    def test_what_cannot_be_decoded_has_no_feature_is_listed_and_belongs_to_no_split(self, viewed: Run) -> None:
+    def test_what_cannot_be_decoded_has_no_feature_is_listed_and_belongs_to_no_split(
+        self, viewed: Run
+    ) -> None:
         photos = viewed.settings.dataset.root / "photos"
         (photos / "p0005.jpg").write_bytes((photos / "p0005.jpg").read_bytes()[:200])
         (photos / "p0009.jpg").unlink()
         stored = np.load(features.extract(viewed))
-        assert np.flatnonzero(np.isnan(stored).all(1)).tolist() == [5, 9] and np.isnan(stored).any(1).sum() == 2
+        assert (
+            np.flatnonzero(np.isnan(stored).all(1)).tolist() == [5, 9] and np.isnan(stored).any(1).sum() == 2
+        )
         frame = datasets.read(viewed)
-        assert frame["split"].tolist() == ["train"] * 5 + ["unreadable"] + ["train"] * 2 + ["test", "unreadable"]
-        assert manifest.rows_of(frame, "train").tolist() == features.read(viewed, frame).view_rows.tolist() == [0, 1, 2, 3, 4, 6, 7]
+        assert frame["split"].tolist() == ["train"] * 5 + ["unreadable"] + ["train"] * 2 + [
+            "test",
+            "unreadable",
+        ]
+        assert (
+            manifest.rows_of(frame, "train").tolist()
+            == features.read(viewed, frame).view_rows.tolist()
+            == [0, 1, 2, 3, 4, 6, 7]
+        )
         listed = pd.read_csv(viewed.table("left_out"))
         assert listed["id"].tolist() == ["p0005", "p0009"]
         assert "truncated" in listed["reason"][0].lower() and "No such file" in listed["reason"][1]
@@ -392,14 +444,29 @@ class TestExtract:
     def test_where_no_photo_can_be_decoded_one_sentence_says_so(self, bare: Run) -> None:
         for path in (bare.settings.dataset.root / "photos").iterdir():
             path.write_bytes(b"")
-        with pytest.raises(BundleError, match=r"none of 10 photos can be decoded \(.*p0000\.jpg: .*cannot identify.*check dataset\.root"):
+        with pytest.raises(
+            BundleError,
+            match=r"none of 10 photos can be decoded \(.*p0000\.jpg: .*cannot identify.*check dataset\.root",
+        ):
             features.extract(bare)
         assert not bare.features.exists() and not list(bare.features.parent.glob("shards-*"))
 
-    def test_a_feature_that_float16_cannot_hold_is_named_with_the_remedy(self, bare: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        huge = backbones.Backbone("huge", 2, lambda image: torch.zeros(3, 4, 4), None, lambda batch: torch.full((len(batch), 2), 1e6), torch.nn.Identity())
+    def test_a_feature_that_float16_cannot_hold_is_named_with_the_remedy(
+        self, bare: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        huge = backbones.Backbone(
+            "huge",
+            2,
+            lambda image: torch.zeros(3, 4, 4),
+            None,
+            lambda batch: torch.full((len(batch), 2), 1e6),
+            torch.nn.Identity(),
+        )
         monkeypatch.setattr(features, "build", lambda *_: huge)
-        with pytest.raises(BundleError, match=r"p0000\.jpg: its feature is not finite as float16; try backbone\.storage=float32"):
+        with pytest.raises(
+            BundleError,
+            match=r"p0000\.jpg: its feature is not finite as float16; try backbone\.storage=float32",
+        ):
             features.extract(bare)
 
 
@@ -425,8 +492,11 @@ features.extract(run)
 
 class TestKilled:
     @pytest.mark.parametrize("writes", [1, 4])
-    def test_a_killed_extraction_goes_on_and_gives_the_same_bits(self, bare: Run, tmp_path: Path, writes: int) -> None:
-        """SIGKILL, in a process of its own, between two files of a shard or between two shards; with views and workers."""
+    def test_a_killed_extraction_goes_on_and_gives_the_same_bits(
+        self, bare: Run, tmp_path: Path, writes: int
+    ) -> None:
+        """SIGKILL, in a process of its own, between two files of a shard or between two shards; with views
+        and workers."""
         backbone = bare.settings.backbone.model_copy(update={"views": 2, "workers": 1})
         run = Run(bare.settings.model_copy(update={"backbone": backbone}), bare.folder)
         profile = tmp_path / "smoke.yaml"
@@ -453,7 +523,9 @@ def viewed(bare: Run) -> Run:
 
 
 class TestViews:
-    def test_only_training_photos_have_them_and_the_plain_view_is_what_it_was(self, bare: Run, viewed: Run) -> None:
+    def test_only_training_photos_have_them_and_the_plain_view_is_what_it_was(
+        self, bare: Run, viewed: Run
+    ) -> None:
         plain = np.load(features.extract(bare))
         assert np.array_equal(np.load(features.extract(viewed)), plain)
         views = np.load(viewed.views)
@@ -461,20 +533,34 @@ class TestViews:
         assert all(np.abs(views[:, number] - plain[:8]).max() > 0 for number in range(3))
         assert len(np.unique(views.reshape(24, 24), axis=0)) == 24
 
-    def test_a_photo_is_decoded_once_for_all_of_its_views(self, viewed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_photo_is_decoded_once_for_all_of_its_views(
+        self, viewed: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         opened = []
-        monkeypatch.setattr(features, "open_photo", lambda root, path: opened.append(path) or open_photo(root, path))
+        monkeypatch.setattr(
+            features, "open_photo", lambda root, path: opened.append(path) or open_photo(root, path)
+        )
         features.extract(viewed)
         assert sorted(opened) == sorted(pd.read_parquet(viewed.manifest)["path"])
 
-    def test_with_as_many_views_as_epochs_none_is_seen_twice_and_each_photo_begins_elsewhere(self, viewed: Run) -> None:
+    def test_with_as_many_views_as_epochs_none_is_seen_twice_and_each_photo_begins_elsewhere(
+        self, viewed: Run
+    ) -> None:
         features.extract(viewed)
         frozen, rows = read(viewed), np.array([5, 0, 7])
         seen = torch.stack([frozen.seen_in(epoch, rows) for epoch in (1, 2, 3)], 1)
         for position, row in enumerate(rows):
             ours = {tuple(view) for view in seen[position].tolist()}
             assert ours == {tuple(view) for view in frozen.views[row].astype(np.float32).tolist()}
-        assert len({np.flatnonzero((frozen.views[row] == frozen.seen_in(1, rows)[at].numpy()).all(1))[0] for at, row in enumerate(rows)}) > 1
+        assert (
+            len(
+                {
+                    np.flatnonzero((frozen.views[row] == frozen.seen_in(1, rows)[at].numpy()).all(1))[0]
+                    for at, row in enumerate(rows)
+                }
+            )
+            > 1
+        )
 
     def test_without_views_training_sees_the_plain_ones(self, bare: Run) -> None:
         features.extract(bare)

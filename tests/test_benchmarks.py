@@ -1,4 +1,5 @@
-"""Each benchmark at sizes that take a moment: ours and the reference agree, and the file has what is promised. Nothing is timed."""
+"""Each benchmark at sizes that take a moment: ours and the reference agree, and the file has what is
+promised. Nothing is timed."""
 
 import json
 import time
@@ -11,9 +12,16 @@ import pytest
 from benchmarks import harness
 from benchmarks.__main__ import NAMES, main
 
-SMALL = {"semivariogram": ((40, 90), {}), "sampling": ((300, 600), {"photos": 300}), "scale": ((300,), {}), "pipeline": ((90,), {}),
-         "retrieval": ((3, 70), {"places": 900}), "reweighting": ((0, 24), {"batch": 16}),
-         "training": ((4, 8), {}), "features": ((3, 6), {})}  # fmt: skip
+SMALL = {
+    "semivariogram": ((40, 90), {}),
+    "sampling": ((300, 600), {"photos": 300}),
+    "scale": ((300,), {}),
+    "pipeline": ((90,), {}),
+    "retrieval": ((3, 70), {"places": 900}),
+    "reweighting": ((0, 24), {"batch": 16}),
+    "training": ((4, 8), {}),
+    "features": ((3, 6), {}),
+}
 
 
 LARGEST_DIFFERENCE = {"sampling": 0.5, "bfloat16": 0.05}
@@ -29,12 +37,26 @@ def test_ours_and_the_reference_give_the_same_answer(name: str, tmp_path: Path) 
     sizes, more = SMALL[name]
     result = import_module(f"benchmarks.{name}").run(sizes, **more)
     stored = json.loads(result.save(tmp_path).read_text())
-    assert {"name", "unit", "goal", "met", "rows", "machine", "versions"} <= stored.keys() and isinstance(stored["met"], bool)
-    assert {"cores", "processor", "accelerator"} <= stored["machine"].keys() and set(sizes) <= {row["size"] for row in stored["rows"]}
+    assert {"name", "unit", "goal", "met", "rows", "machine", "versions"} <= stored.keys() and isinstance(
+        stored["met"], bool
+    )
+    assert {"cores", "processor", "accelerator"} <= stored["machine"].keys() and set(sizes) <= {
+        row["size"] for row in stored["rows"]
+    }
     for row in stored["rows"]:
-        assert {"ours_seconds", "reference_seconds", "ratio", "ours_peak_bytes", "reference_peak_bytes"} <= row.keys()
-        assert row["max_difference"] is None or row["max_difference"] < LARGEST_DIFFERENCE.get(row["part"] or name, 2e-5)
-        assert row["ratio"] is None or row["ratio"] == pytest.approx(row["reference_seconds"] / row["ours_seconds"])
+        assert {
+            "ours_seconds",
+            "reference_seconds",
+            "ratio",
+            "ours_peak_bytes",
+            "reference_peak_bytes",
+        } <= row.keys()
+        assert row["max_difference"] is None or row["max_difference"] < LARGEST_DIFFERENCE.get(
+            row["part"] or name, 2e-5
+        )
+        assert row["ratio"] is None or row["ratio"] == pytest.approx(
+            row["reference_seconds"] / row["ours_seconds"]
+        )
     assert "ours_seconds" in result.table()
 
 
@@ -45,7 +67,9 @@ def test_the_memory_that_a_call_holds_is_seen() -> None:
         return held.sum()
 
     measured = harness.measure(call)
-    assert measured.value == 20_000_000 and (measured.peak_bytes is None or 100e6 < measured.peak_bytes < 400e6)
+    assert measured.value == 20_000_000 and (
+        measured.peak_bytes is None or 100e6 < measured.peak_bytes < 400e6
+    )
 
 
 def test_pages_of_a_mapped_file_are_not_memory_that_a_call_holds(tmp_path: Path) -> None:
@@ -53,7 +77,9 @@ def test_pages_of_a_mapped_file_are_not_memory_that_a_call_holds(tmp_path: Path)
 
     def call() -> float:
         mapped = np.load(tmp_path / "zeros.npy", mmap_mode="r")
-        total = sum(float(mapped[start : start + 1_000_000].sum()) for start in range(0, len(mapped), 1_000_000))
+        total = sum(
+            float(mapped[start : start + 1_000_000].sum()) for start in range(0, len(mapped), 1_000_000)
+        )
         time.sleep(0.1)
         return total
 
@@ -63,4 +89,6 @@ def test_pages_of_a_mapped_file_are_not_memory_that_a_call_holds(tmp_path: Path)
 
 def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture) -> None:
     assert main(["retrieval", "nonsense"]) == 1
-    assert "there is no benchmark nonsense; there are features, pipeline, retrieval," in capsys.readouterr().err
+    assert (
+        "there is no benchmark nonsense; there are features, pipeline, retrieval," in capsys.readouterr().err
+    )

@@ -1,4 +1,5 @@
-"""Statements about the Blue Marble places and windows. Most windows are cut from mosaics whose colour tells where they are."""
+"""Statements about the Blue Marble places and windows. Most windows are cut from mosaics whose colour tells
+where they are."""
 
 from __future__ import annotations
 
@@ -28,7 +29,12 @@ def drawn() -> pd.DataFrame:
 
 class TestPlaces:
     def test_splits_have_the_sizes_that_were_asked_for(self, drawn: pd.DataFrame) -> None:
-        assert drawn["split"].value_counts().to_dict() == {"train": 300, "validation": 40, "test": 50, "test_blocked": 60}
+        assert drawn["split"].value_counts().to_dict() == {
+            "train": 300,
+            "validation": 40,
+            "test": 50,
+            "test_blocked": 60,
+        }
         assert drawn["id"].is_unique
 
     def test_they_lie_on_land_within_the_latitudes(self, drawn: pd.DataFrame) -> None:
@@ -38,8 +44,12 @@ class TestPlaces:
         assert np.abs(coordinates[:, 0]).max() > 55.0
 
     def test_land_is_where_land_is(self) -> None:
-        on_land = np.array([[39.0, -98.0], [23.0, 10.0], [-25.0, 134.0], [65.0, 100.0], [-80.0, 0.0], [68.0, -179.5]])
-        at_sea = np.array([[0.0, -140.0], [40.0, -40.0], [-50.0, 80.0], [0.0, 0.0], [90.0, 0.0], [10.0, 179.9]])
+        on_land = np.array(
+            [[39.0, -98.0], [23.0, 10.0], [-25.0, 134.0], [65.0, 100.0], [-80.0, 0.0], [68.0, -179.5]]
+        )
+        at_sea = np.array(
+            [[0.0, -140.0], [40.0, -40.0], [-50.0, 80.0], [0.0, 0.0], [90.0, 0.0], [10.0, 179.9]]
+        )
         assert places.is_land(on_land).all()
         assert not places.is_land(at_sea).any()
 
@@ -47,7 +57,9 @@ class TestPlaces:
         blocked = drawn["split"] == "test_blocked"
         assert not set(drawn["cell"][blocked]) & set(drawn["cell"][~blocked])
         assert drawn["cell"][blocked].nunique() > 5
-        cells = np.floor((drawn[["latitude", "longitude"]].to_numpy() + [90.0, 180.0]) / SETTINGS.blocked_cell_deg)
+        cells = np.floor(
+            (drawn[["latitude", "longitude"]].to_numpy() + [90.0, 180.0]) / SETTINGS.blocked_cell_deg
+        )
         corners = [set(map(tuple, cells[part.to_numpy()])) for part in (blocked, ~blocked)]
         assert not corners[0] & corners[1]
 
@@ -75,7 +87,9 @@ class TestPlaces:
         described = places.describe(drawn[["latitude", "longitude"]].to_numpy())
         assert described.notna().all(axis=None)
         assert set(described["continent"]) <= set(places.CONTINENTS.values())
-        assert (described["continent"] == "Antarctica").equals((drawn["latitude"] < -60.0).reset_index(drop=True))
+        assert (described["continent"] == "Antarctica").equals(
+            (drawn["latitude"] < -60.0).reset_index(drop=True)
+        )
         one = places.describe(np.array([[48.137, 11.575], [-33.87, 151.21], [61.0, 105.0], [55.75, 37.6]]))
         assert one["country"].tolist() == ["DE", "AU", "RU", "RU"]
         assert one["continent"].tolist() == ["Europe", "Oceania", "Asia", "Europe"]
@@ -99,7 +113,8 @@ class TestPlaces:
 
 
 def coloured(width: int = 1_440) -> torch.Tensor:
-    """A mosaic [3, H, W] whose colour is the unit vector of its place: smooth everywhere, poles and 180th meridian included."""
+    """A mosaic [3, H, W] whose colour is the unit vector of its place: smooth everywhere, poles and 180th
+    meridian included."""
     latitude = 90.0 - (torch.arange(width // 2, dtype=torch.float64) + 0.5) / (width // 2) * 180.0
     longitude = (torch.arange(width, dtype=torch.float64) + 0.5) / width * 360.0 - 180.0
     grid = torch.stack(torch.meshgrid(latitude, longitude, indexing="ij"), -1)
@@ -110,7 +125,16 @@ def place_of(colour: np.ndarray) -> np.ndarray:
     return sphere.coordinates_of(colour / 127.5 - 1.0)
 
 
-CENTRES = [(0.0, 0.0), (48.0, 11.0), (-33.0, 151.0), (70.0, 25.0), (-71.0, -60.0), (65.0, 179.9), (-17.0, -179.95), (71.0, -180.0)]
+CENTRES = [
+    (0.0, 0.0),
+    (48.0, 11.0),
+    (-33.0, 151.0),
+    (70.0, 25.0),
+    (-71.0, -60.0),
+    (65.0, 179.9),
+    (-17.0, -179.95),
+    (71.0, -180.0),
+]
 
 
 class TestWindows:
@@ -122,14 +146,21 @@ class TestWindows:
         found = place_of(window.astype(np.float64))
         for row in (0, 7, 19):
             for column in (0, 11, 19):
-                bearing, length = np.arctan2(offset[column], -offset[row]), np.hypot(offset[column], offset[row])
-                true = sphere.destination(np.array(centre), length * np.sin(bearing), length * np.cos(bearing))
+                bearing, length = (
+                    np.arctan2(offset[column], -offset[row]),
+                    np.hypot(offset[column], offset[row]),
+                )
+                true = sphere.destination(
+                    np.array(centre), length * np.sin(bearing), length * np.cos(bearing)
+                )
                 # a step of colour is 1/127.5 rad, 50 km, so half a step in three channels is within 45 km
                 assert geodesy.distance_km(found[row, column], true) < 45.0
 
     @pytest.mark.parametrize("centre", CENTRES)
     def test_it_is_continuous(self, centre: tuple[float, float]) -> None:
-        (window,) = cut_windows(coloured(), torch.tensor([centre], dtype=torch.float64), 1_000.0, 64).int().numpy()
+        (window,) = (
+            cut_windows(coloured(), torch.tensor([centre], dtype=torch.float64), 1_000.0, 64).int().numpy()
+        )
         assert max(np.abs(np.diff(window, axis=axis)).max() for axis in (0, 1)) <= 2
 
     def test_its_middle_is_the_mosaics_own_pixel(self) -> None:
@@ -141,7 +172,9 @@ class TestWindows:
             assert window[8, 8].tolist() == mosaic[:, row, column].tolist()
 
     def test_north_is_up_and_east_is_right(self) -> None:
-        (window,) = cut_windows(coloured(), torch.tensor([[40.0, 90.0]], dtype=torch.float64), 2_000.0, 16).numpy()
+        (window,) = cut_windows(
+            coloured(), torch.tensor([[40.0, 90.0]], dtype=torch.float64), 2_000.0, 16
+        ).numpy()
         found = place_of(window.astype(np.float64))
         assert found[0, 8, 0] > found[15, 8, 0] + 10.0
         assert found[8, 15, 1] > found[8, 0, 1] + 10.0
@@ -172,11 +205,35 @@ class TestBuild:
         times = [path.stat().st_mtime_ns for path in files]
         files[3].unlink()
         pd.testing.assert_frame_equal(build(settings, tmp_path).photos, frame)
-        assert [path.stat().st_mtime_ns == time for path, time in zip(files, times, strict=True)] == [number != 3 for number in range(10)]
+        assert [path.stat().st_mtime_ns == time for path, time in zip(files, times, strict=True)] == [
+            number != 3 for number in range(10)
+        ]
 
-    @pytest.mark.parametrize("damage", [lambda content: content[:-9] + bytes([content[-9] ^ 4]) + content[-8:], lambda content: content[: len(content) // 2], lambda content: b""])
-    def test_a_damaged_window_is_named_and_cut_again(self, tmp_path: Path, capsys: pytest.CaptureFixture, damage: Callable[[bytes], bytes]) -> None:
-        run = Run(load("smoke", [f"dataset.root={tmp_path / 'photos'}", "dataset.train=6", "dataset.validation=1", "dataset.test=1", "dataset.test_blocked=2", "dataset.window_px=32"]), tmp_path / "run")
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda content: content[:-9] + bytes([content[-9] ^ 4]) + content[-8:],
+            lambda content: content[: len(content) // 2],
+            lambda content: b"",
+        ],
+    )
+    def test_a_damaged_window_is_named_and_cut_again(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture, damage: Callable[[bytes], bytes]
+    ) -> None:
+        run = Run(
+            load(
+                "smoke",
+                [
+                    f"dataset.root={tmp_path / 'photos'}",
+                    "dataset.train=6",
+                    "dataset.validation=1",
+                    "dataset.test=1",
+                    "dataset.test_blocked=2",
+                    "dataset.window_px=32",
+                ],
+            ),
+            tmp_path / "run",
+        )
         window = tmp_path / "photos" / datasets.prepare(run)["path"][3]
         whole, before = window.read_bytes(), run.manifest.read_bytes()
         window.write_bytes(damage(whole))
@@ -191,15 +248,21 @@ class TestBuild:
         settings = BlueMarble(train=6, validation=1, test=1, test_blocked=2, window_px=32)
         paths = build(settings, tmp_path).photos["path"].tolist()
         sums = (tmp_path / blue_marble.window_folder(settings) / "checksums.txt").read_text().splitlines()
-        assert sums == [f"{hashlib.sha256((tmp_path / path).read_bytes()).hexdigest()}  {path}" for path in paths]
+        assert sums == [
+            f"{hashlib.sha256((tmp_path / path).read_bytes()).hexdigest()}  {path}" for path in paths
+        ]
         with (tmp_path / blue_marble.window_folder(settings) / "checksums.txt").open("a") as file:
             file.write("half a li")
         assert blue_marble.not_whole([*paths, "gone.jpg"], tmp_path, settings) == ["gone.jpg"]
 
     def test_the_sahara_is_bright_and_the_amazon_is_green(self, tmp_path: Path) -> None:
-        frame = pd.DataFrame({"path": ["sahara.jpg", "amazon.jpg"], "latitude": [23.0, -5.0], "longitude": [10.0, -65.0]})
+        frame = pd.DataFrame(
+            {"path": ["sahara.jpg", "amazon.jpg"], "latitude": [23.0, -5.0], "longitude": [10.0, -65.0]}
+        )
         blue_marble.write_windows(frame, tmp_path, SETTINGS)
-        sahara, amazon = (np.asarray(Image.open(tmp_path / path), dtype=float).mean((0, 1)) for path in frame["path"])
+        sahara, amazon = (
+            np.asarray(Image.open(tmp_path / path), dtype=float).mean((0, 1)) for path in frame["path"]
+        )
         assert sahara.mean() > 2.0 * amazon.mean()
         assert sahara[0] > sahara[1] > sahara[2]
         assert amazon[1] > amazon[0]

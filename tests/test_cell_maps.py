@@ -1,4 +1,5 @@
-"""Statements about the maps of cells: honest colours, a keyboard reaches every cell, nothing is fetched, text stays text."""
+"""Statements about the maps of cells: honest colours, a keyboard reaches every cell, nothing is fetched, text
+stays text."""
 
 from __future__ import annotations
 
@@ -22,20 +23,35 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 
 
 def predictions() -> pd.DataFrame:
-    """Two splits, three seeds; the second strategy places every second photo near Africa's that the first does not, the third nothing."""
+    """Two splits, three seeds; the second strategy places every second photo near Africa's that the first
+    does not, the third nothing."""
     generator, rows = np.random.default_rng(0), []
     for split in ("test", "test_blocked"):
         meridians = np.resize([-100.0, 10.0, 100.0, 170.0] if split == "test" else [10.0, 100.0], 240)
         places = np.column_stack((generator.uniform(-2, 2, 240), meridians + generator.uniform(-2, 2, 240)))
         base = generator.random((3, 240)) < 0.4
         helped = base | ((np.abs(places[:, 1] - 10.0) < 5.0) & (generator.random((3, 240)) < 0.6))
-        for name, hits in (("infonce", base), (HOSTILE, base & (generator.random((3, 240)) < 0.9)), ("decayed", helped)):
+        for name, hits in (
+            ("infonce", base),
+            (HOSTILE, base & (generator.random((3, 240)) < 0.9)),
+            ("decayed", helped),
+        ):
             for seed, of_seed in enumerate(hits):
                 shift = np.where(of_seed, 0.5, 60.0)
                 guess = np.column_stack((places[:, 0] + shift, places[:, 1]))
-                frame = pd.DataFrame({"id": [f"{split}{k}" for k in range(240)], "split": split, "strategy": name, "seed": seed,
-                                      "latitude": places[:, 0], "longitude": places[:, 1], "predicted_latitude": guess[:, 0],
-                                      "predicted_longitude": guess[:, 1], "error_km": distance_km(places, guess)})  # fmt: skip
+                frame = pd.DataFrame(
+                    {
+                        "id": [f"{split}{k}" for k in range(240)],
+                        "split": split,
+                        "strategy": name,
+                        "seed": seed,
+                        "latitude": places[:, 0],
+                        "longitude": places[:, 1],
+                        "predicted_latitude": guess[:, 0],
+                        "predicted_longitude": guess[:, 1],
+                        "error_km": distance_km(places, guess),
+                    }
+                )
                 rows.append(frame)
     return pd.concat(rows, ignore_index=True)
 
@@ -51,30 +67,49 @@ def pages(frame: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> dict
     """Both maps as files; every cell lies in a country with a hostile name."""
     folder = tmp_path_factory.mktemp("cells")
     gains, errors = (of(frame).assign(place=HOSTILE) for of in (cell_gains, cell_errors))
-    return {"gain": save_map(gain_cell_map(gains), folder / "gain.html"), "error": save_map(error_cell_map(errors), folder / "error.html")}
+    return {
+        "gain": save_map(gain_cell_map(gains), folder / "gain.html"),
+        "error": save_map(error_cell_map(errors), folder / "error.html"),
+    }
 
 
 def embedded(page: Path) -> dict:
     """What the page carries as data."""
-    return json.loads(re.search(r'type="application/json"[^>]*>(.*?)</script>', page.read_text("utf-8"), re.S)[1])
+    return json.loads(
+        re.search(r'type="application/json"[^>]*>(.*?)</script>', page.read_text("utf-8"), re.S)[1]
+    )
 
 
 class TestPage:
-    def test_a_view_has_one_value_a_cell_of_its_split_in_the_grids_order(self, frame: pd.DataFrame, pages: dict[str, Path]) -> None:
+    def test_a_view_has_one_value_a_cell_of_its_split_in_the_grids_order(
+        self, frame: pd.DataFrame, pages: dict[str, Path]
+    ) -> None:
         data, table = embedded(pages["gain"]), cell_gains(frame)
         for split in ("test", "test_blocked"):
-            rows = table[(table["split"] == split) & (table["side_km"] == 2_000.0) & (table["strategy"] == "decayed") & (table["metric"] == "acc_200km")].sort_values("group")
+            rows = table[
+                (table["split"] == split)
+                & (table["side_km"] == 2_000.0)
+                & (table["strategy"] == "decayed")
+                & (table["metric"] == "acc_200km")
+            ].sort_values("group")
             view = data["views"][f"{split}|2000|decayed|acc_200km"]
             assert view["value"] == pytest.approx(100.0 * rows["difference"], rel=1e-3)
             assert view["verdict"] == rows["verdict"].tolist()
             assert data["grids"][f"{split}|2000"]["photos"] == rows["n"].tolist()
             assert len(data["grids"][f"{split}|2000"]["bounds"]) == 4 * len(rows)
 
-    def test_the_order_of_the_tables_rows_does_not_matter(self, frame: pd.DataFrame, pages: dict[str, Path], tmp_path: Path) -> None:
+    def test_the_order_of_the_tables_rows_does_not_matter(
+        self, frame: pd.DataFrame, pages: dict[str, Path], tmp_path: Path
+    ) -> None:
         shuffled = cell_gains(frame).sample(frac=1.0, random_state=0)
-        data, known = embedded(save_map(gain_cell_map(shuffled), tmp_path / "map.html")), embedded(pages["gain"])
+        data, known = (
+            embedded(save_map(gain_cell_map(shuffled), tmp_path / "map.html")),
+            embedded(pages["gain"]),
+        )
         assert data["views"] == known["views"]
-        assert {key: grid["bounds"] for key, grid in data["grids"].items()} == {key: grid["bounds"] for key, grid in known["grids"].items()}
+        assert {key: grid["bounds"] for key, grid in data["grids"].items()} == {
+            key: grid["bounds"] for key, grid in known["grids"].items()
+        }
 
     def test_it_opens_on_the_strategy_that_gains_in_most_cells(self, pages: dict[str, Path]) -> None:
         (choice,) = [one for one in embedded(pages["gain"])["choices"] if one["key"] == "strategy"]
@@ -98,33 +133,48 @@ class TestPage:
 
 
 class TestBrowser:
-    def test_only_cells_whose_interval_leaves_zero_out_have_a_colour(self, browser: object, pages: dict[str, Path]) -> None:
+    def test_only_cells_whose_interval_leaves_zero_out_have_a_colour(
+        self, browser: object, pages: dict[str, Path]
+    ) -> None:
         with Visit(browser, pages["gain"]) as visit:
             data = embedded(pages["gain"])
             verdicts = data["views"]["test|2000|decayed|acc_200km"]["verdict"]
-            fills = visit.tab.locator("path.cell").evaluate_all("cells => cells.map(cell => cell.getAttribute('fill'))")
+            cells = visit.tab.locator("path.cell")
+            fills = cells.evaluate_all("cells => cells.map(cell => cell.getAttribute('fill'))")
             coloured = [fill in data["gains"] + data["loses"] for fill in fills]
             assert len(fills) == len(verdicts) and sum(coloured) == verdicts.count("gains") > 0
             assert visit.tab.locator(".number").count() == sum(coloured)
             visit.tab.get_by_label("estimates that are not shown").check()
-            fills = visit.tab.locator("path.cell").evaluate_all("cells => cells.map(cell => cell.getAttribute('fill'))")
+            fills = visit.tab.locator("path.cell").evaluate_all(
+                "cells => cells.map(cell => cell.getAttribute('fill'))"
+            )
             assert sum(fill in data["gains"] + data["loses"] for fill in fills) > sum(coloured)
 
-    def test_the_summary_counts_what_the_map_shows_and_follows_the_choice(self, browser: object, pages: dict[str, Path]) -> None:
+    def test_the_summary_counts_what_the_map_shows_and_follows_the_choice(
+        self, browser: object, pages: dict[str, Path]
+    ) -> None:
         with Visit(browser, pages["gain"]) as visit:
             said = visit.tab.locator(".summary")
             assert "decayed gains in" in said.text_content()
             visit.tab.get_by_role("radio", name=HOSTILE).check()
             assert HOSTILE in said.text_content()
             visit.tab.get_by_label("4,000 km").check()
-            assert visit.tab.locator("path.cell").count() == len(embedded(pages["gain"])["grids"]["test|4000"]["photos"])
+            assert visit.tab.locator("path.cell").count() == len(
+                embedded(pages["gain"])["grids"]["test|4000"]["photos"]
+            )
             visit.tab.get_by_label("2,000 km").check()
             visit.tab.get_by_label("cells held out whole").check()
             cells = len(embedded(pages["gain"])["grids"]["test_blocked|2000"]["photos"])
-            assert visit.tab.locator("path.cell").count() == cells < len(embedded(pages["gain"])["grids"]["test|2000"]["photos"])
+            assert (
+                visit.tab.locator("path.cell").count()
+                == cells
+                < len(embedded(pages["gain"])["grids"]["test|2000"]["photos"])
+            )
 
     @pytest.mark.parametrize("kind", ["gain", "error"])
-    def test_a_keyboard_reaches_the_cells_and_opens_them(self, browser: object, pages: dict[str, Path], kind: str) -> None:
+    def test_a_keyboard_reaches_the_cells_and_opens_them(
+        self, browser: object, pages: dict[str, Path], kind: str
+    ) -> None:
         with Visit(browser, pages[kind]) as visit:
             assert visit.tab.locator('path.cell[tabindex="0"]').count() == 1
             visit.tab.locator('path.cell[tabindex="0"]').focus()

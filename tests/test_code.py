@@ -38,9 +38,13 @@ REGISTRY |= {"new": Entry("of a test", load_new)}
 
 def digests(tree: Path) -> dict[str, str]:
     """The digest of each of ``NAMES``, as a process of its own takes it from ``tree``."""
-    program = f"from lib.runs.code import code_digest\nfor name in {list(NAMES.values())}: print(code_digest(name))"
+    program = (
+        f"from lib.runs.code import code_digest\nfor name in {list(NAMES.values())}: print(code_digest(name))"
+    )
     environment = os.environ | {"PYTHONPATH": str(tree)}
-    done = subprocess.run([sys.executable, "-c", program], cwd=tree, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tree, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2_000:]
     return dict(zip(NAMES, done.stdout.split(), strict=True))
 
@@ -63,13 +67,28 @@ def before(tree: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("file", "old", "new", "changed"),
     [
-        ("lib/method/negatives.py", "pairs.look_alike * (1.0 - pairs.correlation)", "pairs.look_alike", {"decayed"}),
+        (
+            "lib/method/negatives.py",
+            "pairs.look_alike * (1.0 - pairs.correlation)",
+            "pairs.look_alike",
+            {"decayed"},
+        ),
         ("lib/method/negatives.py", None, STRATEGY, set()),
         ("lib/data/backbones.py", None, BACKBONE, set()),
         ("lib/data/photos.py", "def open_photo(", "def renamed(): ...\n\n\ndef open_photo(", set()),
-        ("lib/method/model.py", "INITIAL_TEMPERATURE = 0.07", "INITIAL_TEMPERATURE = 0.08", {"training", "evaluation"}),
+        (
+            "lib/method/model.py",
+            "INITIAL_TEMPERATURE = 0.07",
+            "INITIAL_TEMPERATURE = 0.08",
+            {"training", "evaluation"},
+        ),
         ("lib/runs/run.py", "RESULTS = ", "MORE = 1\nRESULTS = ", set()),
-        ("lib/method/loss.py", "    logits = _at_least_float32(logits)\n", "    # why\n    logits = _at_least_float32(logits)\n", set()),
+        (
+            "lib/method/loss.py",
+            "    logits = _at_least_float32(logits)\n",
+            "    # why\n    logits = _at_least_float32(logits)\n",
+            set(),
+        ),
     ],
     ids=["strategy", "new strategy", "new backbone", "new function", "constant", "run", "comment"],
 )
@@ -87,7 +106,9 @@ def test_a_change_makes_exactly_what_reaches_it_anew(
     assert {name for name in NAMES if after[name] != before[name]} == changed
 
 
-@pytest.mark.parametrize("name", ["nosuch:f", "lib.nosuch:f", "lib.method.model:nosuch", "lib.method.nosuch:f"])
+@pytest.mark.parametrize(
+    "name", ["nosuch:f", "lib.nosuch:f", "lib.method.model:nosuch", "lib.method.nosuch:f"]
+)
 def test_code_that_is_gone_is_called_gone(name: str) -> None:
     from lib.runs.code import GONE, code_digest
 

@@ -24,13 +24,20 @@ def candidates(photos: int = 40, count: int = 12, seed: int = 0, spread_km: floa
     centres = uniform_on_sphere(photos, generator)
     east, north = spread_km * generator.standard_normal((2, photos, count))
     places = destination(np.repeat(centres[:, None], count, 1), east, north)
-    logits = torch.from_numpy(generator.normal(0.0, 1.5, (photos, count))).float().sort(1, descending=True).values
+    logits = (
+        torch.from_numpy(generator.normal(0.0, 1.5, (photos, count))).float().sort(1, descending=True).values
+    )
     return Candidates(logits, places)
 
 
 def total_km(found: Candidates, photo: int, place_deg: np.ndarray, temperature: float) -> float:
     share = found.probability(temperature)[photo].numpy()
-    return float((share * distance_km(np.broadcast_to(place_deg, found.places_deg[photo].shape), found.places_deg[photo])).sum())
+    return float(
+        (
+            share
+            * distance_km(np.broadcast_to(place_deg, found.places_deg[photo].shape), found.places_deg[photo])
+        ).sum()
+    )
 
 
 class TestMedian:
@@ -40,7 +47,12 @@ class TestMedian:
         medians = spherical_median(found, 1.0, steps=300)
         for photo, median in enumerate(medians):
             here = total_km(found, photo, median, 1.0)
-            search = minimize(lambda place, photo=photo: total_km(found, photo, place, 1.0), median, method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-6})
+            search = minimize(
+                lambda place, photo=photo: total_km(found, photo, place, 1.0),
+                median,
+                method="Nelder-Mead",
+                options={"xatol": 1e-6, "fatol": 1e-6},
+            )
             assert here <= search.fun * 1.002 + 0.01
             assert here <= min(total_km(found, photo, place, 1.0) for place in found.places_deg[photo]) + 1e-6
 
@@ -50,7 +62,9 @@ class TestMedian:
         assert np.allclose(whole, by_blocks, atol=1e-9)
 
     def test_three_places_across_the_180th_meridian_and_at_the_pole(self) -> None:
-        places = np.array([[[0.0, 179.0], [0.0, -179.0], [0.5, 180.0]], [[88.0, 0.0], [88.0, 120.0], [88.0, -120.0]]])
+        places = np.array(
+            [[[0.0, 179.0], [0.0, -179.0], [0.5, 180.0]], [[88.0, 0.0], [88.0, 120.0], [88.0, -120.0]]]
+        )
         medians = spherical_median(Candidates(torch.zeros(2, 3), places), 1.0)
         assert abs(abs(medians[0, 1]) - 180.0) < 0.6 and abs(medians[0, 0]) < 0.6
         assert medians[1, 0] > 89.9
@@ -97,7 +111,9 @@ class TestRadius:
 
     def test_calibrated_radii_hold_their_level_and_plain_ones_do_not(self) -> None:
         calibration, asked = candidates(3_000, seed=1), candidates(3_000, seed=2)
-        table = coverage(calibration, self.truths(calibration, 3), asked, self.truths(asked, 4)).set_index("level")
+        table = coverage(calibration, self.truths(calibration, 3), asked, self.truths(asked, 4)).set_index(
+            "level"
+        )
         assert np.allclose(table["coverage"], table.index, atol=0.035)
         assert (table["plain"] - table.index).abs().max() > 0.05
         assert table["median_radius_km"].is_monotonic_increasing
@@ -118,7 +134,9 @@ class TestRadius:
 
 @pytest.mark.usefixtures("narrow")
 class TestRun:
-    def test_the_best_match_is_what_evaluation_predicts_and_choices_come_from_validation(self, make_run: Runs) -> None:
+    def test_the_best_match_is_what_evaluation_predicts_and_choices_come_from_validation(
+        self, make_run: Runs
+    ) -> None:
         run = make_run("training.epochs=2", "training.batch_size=48", "training.strategies=infonce")
         training.train_all(run, ["infonce"])
         predictions, choices, covered = decoding.decode_run(run, ["infonce"], ["test"])
@@ -129,5 +147,7 @@ class TestRun:
         assert choices["decoder"].tolist() == ["best", "smoothed", "median"]
         assert set(covered["level"]) == set(decoding.LEVELS) and (covered["split"] == "test").all()
         bare = choices.set_index("decoder")["score"]
-        truth = plain.merge(evaluation.predict_all(run, ["infonce"], split_names=["validation"]), on="id", how="right")
+        truth = plain.merge(
+            evaluation.predict_all(run, ["infonce"], split_names=["validation"]), on="id", how="right"
+        )
         assert bare["best"] == pytest.approx(decoding.score(truth["error_km_y"].to_numpy()))

@@ -1,7 +1,9 @@
-"""The pins are one set, this environment has them, and the set-up never takes half an environment for a whole one.
+"""The pins are one set, this environment has them, and the set-up never takes half an environment for a whole
+one.
 
-Set-ups run in a miniature checkout. Its PATH holds a few system tools and stand-ins for python, pip and uv, which note
-each call and "install" a pin as an empty package with that version; the checks of setup_environment.sh are the real ones.
+Set-ups run in a miniature checkout. Its PATH holds a few system tools and stand-ins for python, pip and uv,
+which note each call and "install" a pin as an empty package with that version; the checks of
+setup_environment.sh are the real ones.
 """
 
 import ast
@@ -22,11 +24,21 @@ import yaml
 PROJECT = Path(__file__).resolve().parent.parent
 SCRIPTS = ["run_all.sh", "run_tests.sh", "run_benchmarks.sh", "setup_environment.sh", ".ci/run"]
 FIXED = {
-    "jupyterlab", "torch", "torchvision", "transformers", "numpy", "pandas", "scipy", "seaborn", "folium", "papermill"
-}  # fmt: skip
+    "jupyterlab",
+    "torch",
+    "torchvision",
+    "transformers",
+    "numpy",
+    "pandas",
+    "scipy",
+    "seaborn",
+    "folium",
+    "papermill",
+}
 OPTIONS = ["--profile", "--run", "--device", "--only", "--set", "--list", "--lab", "--fresh", "--help"]
 TOOLS = [
-    "sh", "bash", "env", "cat", "chmod", "cksum", "cp", "dirname", "find", "id", "ls", "mkdir", "mktemp", "readlink", "rm",
+    "sh", "bash", "env", "cat", "chmod", "cksum", "cp", "dirname", "find", "id", "ls", "mkdir", "mktemp",
+    "readlink", "rm",
     "sed", "sleep", "tail", "timeout",
 ]  # fmt: skip
 PINS = "# a comment\nnumpy==2.4.6\nPyYAML==6.0.3  # named otherwise in its own metadata\n\ntorch==2.14.1\n"
@@ -58,8 +70,9 @@ while read -r pin rest; do
   [ -z "${FAKE_PIP_FAILS:-}" ] || { echo "ERROR: no distribution of $pin"; exit 1; }
   case "$pin" in --hash* | "#"*) continue ;; torch==*) pin=$pin+cpu ;; esac
   [ "$pin" != "${FAKE_FORGOTTEN:-}" ] || continue
-  mkdir -p "$here/site/${pin%%==*}-${pin##*==}.dist-info"
-  printf 'Name: %s\nVersion: %s\n' "${pin%%==*}" "${pin##*==}" >"$here/site/${pin%%==*}-${pin##*==}.dist-info/METADATA"
+  info="$here/site/${pin%%==*}-${pin##*==}.dist-info"
+  mkdir -p "$info"
+  printf 'Name: %s\nVersion: %s\n' "${pin%%==*}" "${pin##*==}" >"$info/METADATA"
 done <"$last"
 """
 UV = """#!/bin/sh
@@ -81,14 +94,20 @@ def requirement_lines() -> list[str]:
 
 
 def pins() -> dict[str, str]:
-    return {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower(): line.split("==")[1] for line in requirement_lines()}
+    return {
+        re.sub(r"[-_.]+", "-", line.split("==")[0]).lower(): line.split("==")[1]
+        for line in requirement_lines()
+    }
 
 
-# --- One set of pins ------------------------------------------------------------------------------------------------
+# --- One set of pins
+# ------------------------------------------------------------------------------------------------
 
 
 def test_every_requirement_is_one_exact_version_and_named_once():
-    malformed = [line for line in requirement_lines() if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line)]
+    malformed = [
+        line for line in requirement_lines() if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line)
+    ]
     assert not malformed
     assert len(pins()) == len(requirement_lines())
 
@@ -128,7 +147,8 @@ def test_the_citation_names_the_version_and_licence_of_the_package():
     ]
 
 
-# --- Set-up, in a miniature checkout -------------------------------------------------------------------------------
+# --- Set-up, in a miniature checkout
+# -------------------------------------------------------------------------------
 
 
 class Checkout:
@@ -153,7 +173,9 @@ class Checkout:
         """Write requirements.txt, and the lock file with the same versions."""
         (self.root / "requirements.txt").write_text(lines)
         pins = re.findall(r"^[a-z]+==[0-9.]+", lines.lower(), re.MULTILINE)
-        (self.root / "requirements.lock").write_text("".join(f"{pin} \\\n    --hash=sha256:0\n" for pin in pins))
+        (self.root / "requirements.lock").write_text(
+            "".join(f"{pin} \\\n    --hash=sha256:0\n" for pin in pins)
+        )
 
     def stub(self, name: str, text: str) -> None:
         """Put an executable of this name on the PATH."""
@@ -162,14 +184,22 @@ class Checkout:
         (self.stubs / name).chmod(0o755)
 
     def start(self, *command: str, cwd: Path | None = None, **variables: str) -> subprocess.Popen:
-        """``command`` (default: the bare set-up) with these environment variables besides the stand-ins' own."""
+        """``command`` (default: the bare set-up) with these environment variables besides the stand-ins'
+        own."""
         script = ["bash", "-c", "set -euo pipefail; . ./setup_environment.sh; echo python: $PYTHON"]
-        seen = {"PATH": str(self.stubs), "STUBS": str(self.stubs), "CALLS": str(self.calls_file), "LC_ALL": "C"}
+        seen = {
+            "PATH": str(self.stubs),
+            "STUBS": str(self.stubs),
+            "CALLS": str(self.calls_file),
+            "LC_ALL": "C",
+        }
         seen["REAL_PYTHON"] = sys.executable
         return subprocess.Popen(
-            list(command) or script, cwd=cwd or self.root, env=seen | variables, text=True, start_new_session=True,
+            list(command) or script, cwd=cwd or self.root, env=seen | variables, text=True,
+            start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # under nohup and & it would be ignored
+            # under nohup and & it would be ignored
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def run(self, *command: str, cwd: Path | None = None, **variables: str) -> tuple[int, str, str]:
@@ -223,7 +253,9 @@ def test_an_environment_is_made_anew_when_it_is_not_what_it_should_be(made, chan
     if change == "pin":
         made.pin(PINS + "scipy==1.17.1\n")
     elif change == "lock":
-        (made.root / "requirements.lock").write_text((made.root / "requirements.lock").read_text() + "scipy==1.17.1\n")
+        (made.root / "requirements.lock").write_text(
+            (made.root / "requirements.lock").read_text() + "scipy==1.17.1\n"
+        )
     elif change == "moved":
         made.root.rename(made.root.with_name("moved"))
         made.root, made.environment = made.root.with_name("moved"), made.root.with_name("moved") / ".venv"
@@ -238,7 +270,10 @@ def test_a_failed_installation_says_why_and_leaves_no_stamp(checkout):
     code, out, error = checkout.run(FAKE_PIP_FAILS="1")
     assert (code, out, checkout.stamps()) == (1, "", [])
     assert "ERROR: no distribution" in error
-    assert f"the pins could not be installed (whole log: {checkout.environment}/semivariogram-setup.log)" in error
+    assert (
+        f"the pins could not be installed (whole log: {checkout.environment}/semivariogram-setup.log)"
+        in error
+    )
     assert checkout.run()[0] == 0
     checkout.pin("numpy==2.4.5\n")
     assert checkout.run(FAKE_PIP_FAILS="1")[0] == 1
@@ -272,7 +307,9 @@ def test_two_checkouts_share_an_environment_and_neither_empties_the_others(made,
     else:
         second.environment.symlink_to(made.environment)
     for one, more in ((second, variables), (made, {}), (second, variables)):
-        code, _, error = one.run("bash", "-c", 'set -eu; . ./setup_environment.sh; echo "${PYTHONPATH%%:*}"', **more)
+        code, _, error = one.run(
+            "bash", "-c", 'set -eu; . ./setup_environment.sh; echo "${PYTHONPATH%%:*}"', **more
+        )
         assert (code, error) == (0, f"environment: reused {made.environment}\n")
     second.pin(PINS + "scipy==1.17.1\n")
     code, _, error = second.run(**variables)
@@ -365,7 +402,9 @@ def test_an_interrupted_set_up_is_begun_again(checkout, how):
     while not (checkout.calls_file.exists() and "pip" in checkout.calls_file.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    while process.poll() is None:  # again, as a shell about to start `sleep` heeds it only when that has ended
+    while (
+        process.poll() is None
+    ):  # again, as a shell about to start `sleep` heeds it only when that has ended
         os.killpg(process.pid, how)
         time.sleep(0.05)
     process.communicate(timeout=10)
@@ -373,7 +412,8 @@ def test_an_interrupted_set_up_is_begun_again(checkout, how):
     assert "created " in checkout.run()[2]
 
 
-# --- The run scripts -----------------------------------------------------------------------------------------------
+# --- The run scripts
+# -----------------------------------------------------------------------------------------------
 
 
 def test_run_scripts_work_through_links_and_from_any_folder(made, tmp_path):
@@ -397,7 +437,11 @@ def test_help_names_every_option_and_sets_nothing_up(checkout):
 
 def test_help_and_parser_know_the_same_options():
     source = (PROJECT / "lib" / "pipeline.py").read_text(encoding="utf-8")  # read, not run: no wait for torch
-    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and "add_argument" in ast.dump(node.func)]
+    calls = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and "add_argument" in ast.dump(node.func)
+    ]
     named = {word.value for call in calls for word in call.args if isinstance(word, ast.Constant)}
     switches = set(re.findall(r'"(--\w+)"', source[source.index("for switch in") :].partition("\n")[0]))
     assert sorted({*named, *switches, "--help"}) == sorted(OPTIONS)

@@ -1,4 +1,5 @@
-"""Statements about errors at granularity: what a table says is what a naive count says, and intervals keep their promise."""
+"""Statements about errors at granularity: what a table says is what a naive count says, and intervals keep
+their promise."""
 
 from __future__ import annotations
 
@@ -18,14 +19,35 @@ from lib.method.geodesy import EARTH_RADIUS_KM
 from lib.runs import ArtefactError, Run
 from lib.train import gallery, training
 
-DEMANDED = ["strategy", "seed", "split", "n", "acc_1km", "acc_25km", "acc_200km", "acc_750km", "acc_2500km", "median_km", "mean_km", "geoscore"]
+DEMANDED = [
+    "strategy",
+    "seed",
+    "split",
+    "n",
+    "acc_1km",
+    "acc_25km",
+    "acc_200km",
+    "acc_750km",
+    "acc_2500km",
+    "median_km",
+    "mean_km",
+    "geoscore",
+]
 METRICS = [*DEMANDED[4:], "acc_100km"]
 
 
 def table(errors: np.ndarray, strategy: str, split: str = "test") -> pd.DataFrame:
     """Predictions with errors [S, N] in kilometres."""
     frames = [
-        pd.DataFrame({"id": [f"p{k:04d}" for k in range(len(row))], "split": split, "strategy": strategy, "seed": seed, "error_km": row})
+        pd.DataFrame(
+            {
+                "id": [f"p{k:04d}" for k in range(len(row))],
+                "split": split,
+                "strategy": strategy,
+                "seed": seed,
+                "error_km": row,
+            }
+        )
         for seed, row in enumerate(errors)
     ]
     return pd.concat(frames, ignore_index=True)
@@ -33,7 +55,10 @@ def table(errors: np.ndarray, strategy: str, split: str = "test") -> pd.DataFram
 
 def naive(errors: list[float]) -> dict[str, float]:
     """The metrics of the method, one photo after the other."""
-    found = {f"acc_{radius}km": sum(1 for error in errors if error <= radius) / len(errors) for radius in (1, 25, 100, 200, 750, 2500)}
+    found = {
+        f"acc_{radius}km": sum(1 for error in errors if error <= radius) / len(errors)
+        for radius in (1, 25, 100, 200, 750, 2500)
+    }
     ordered, middle = sorted(errors), len(errors) // 2
     found["median_km"] = ordered[middle] if len(errors) % 2 else (ordered[middle - 1] + ordered[middle]) / 2.0
     found["mean_km"] = sum(errors) / len(errors)
@@ -47,11 +72,20 @@ def lognormal(seed: int, shape: tuple[int, int], median_km: float = 300.0) -> np
 
 class TestAccuracy:
     def test_every_number_is_that_of_a_naive_count(self) -> None:
-        predictions = pd.concat([table(lognormal(0, (2, 41)), "infonce"), table(lognormal(1, (2, 30)), "residual", "test_blocked")])
+        predictions = pd.concat(
+            [
+                table(lognormal(0, (2, 41)), "infonce"),
+                table(lognormal(1, (2, 30)), "residual", "test_blocked"),
+            ]
+        )
         found = accuracy(predictions)
         assert len(found) == 4
         for row in found.itertuples(index=False):
-            chosen = predictions[(predictions["strategy"] == row.strategy) & (predictions["seed"] == row.seed) & (predictions["split"] == row.split)]
+            chosen = predictions[
+                (predictions["strategy"] == row.strategy)
+                & (predictions["seed"] == row.seed)
+                & (predictions["split"] == row.split)
+            ]
             assert row.n == len(chosen)
             for name, value in naive(chosen["error_km"].tolist()).items():
                 assert getattr(row, name) == pytest.approx(value), name
@@ -65,7 +99,9 @@ class TestAccuracy:
 
     def test_a_perfect_guess_scores_5000(self) -> None:
         assert accuracy(table(np.zeros((1, 3)), "infonce"))["geoscore"].tolist() == [5000.0]
-        assert accuracy(table(np.full((1, 3), 1492.7), "infonce"))["geoscore"][0] == pytest.approx(5000.0 / math.e)
+        assert accuracy(table(np.full((1, 3), 1492.7), "infonce"))["geoscore"][0] == pytest.approx(
+            5000.0 / math.e
+        )
 
 
 class TestGroups:
@@ -90,8 +126,13 @@ class TestGroups:
 @pytest.fixture
 def run(make_run: Runs, narrow: None) -> Run:
     """Two strategies with two seeds, trained for a step."""
-    run = make_run("training.epochs=1", "training.batch_size=96", "training.seeds=0,1", "training.strategies=infonce,residual",
-                   "evaluation.bootstrap=100")  # fmt: skip
+    run = make_run(
+        "training.epochs=1",
+        "training.batch_size=96",
+        "training.seeds=0,1",
+        "training.strategies=infonce,residual",
+        "evaluation.bootstrap=100",
+    )
     training.train_all(run, ["infonce", "residual"])
     return run
 
@@ -107,15 +148,22 @@ class TestRun:
         for row in predictions.sample(30, random_state=0).itertuples(index=False):
             assert (row.latitude, row.longitude) == tuple(manifest.loc[row.id, ["latitude", "longitude"]])
             assert [row.predicted_latitude, row.predicted_longitude] in candidates.tolist()
-            metres = sphere.inv(row.longitude, row.latitude, row.predicted_longitude, row.predicted_latitude)[2]
+            metres = sphere.inv(row.longitude, row.latitude, row.predicted_longitude, row.predicted_latitude)[
+                2
+            ]
             assert row.error_km == pytest.approx(metres / 1000.0, abs=1e-3)
 
         # the last incomplete batch counts, each split for itself
-        assert found["accuracy"].groupby("split")["n"].unique().to_dict() == {"test": [24], "test_blocked": [16]}
+        assert found["accuracy"].groupby("split")["n"].unique().to_dict() == {
+            "test": [24],
+            "test_blocked": [16],
+        }
         assert list(found["accuracy"].columns)[:12] == DEMANDED
         pd.testing.assert_frame_equal(found["accuracy"], accuracy(predictions))
         assert set(found["comparison"]["strategy"]) == {"residual"}
-        assert set(found["by_continent"]["continent"]) == set(manifest["continent"][manifest["split"].str.startswith("test")])
+        assert set(found["by_continent"]["continent"]) == set(
+            manifest["continent"][manifest["split"].str.startswith("test")]
+        )
 
         # no gallery point is nearer than the nearest
         best = bounds(run, datasets.read(run), ["test"]).set_index("strategy")
@@ -125,8 +173,12 @@ class TestRun:
         truth = manifest[manifest["split"] == "test"][["latitude", "longitude"]].to_numpy()
         nearest = [min(sphere.inv(b, a, d, c)[2] for c, d in candidates) / 1000.0 for a, b in truth]
         assert best.loc["ceiling", "mean_km"] == pytest.approx(np.mean(nearest))
-        errors = predictions[predictions["split"] == "test"].pivot(index=["strategy", "seed"], columns="id", values="error_km")
-        assert (errors[manifest.index[manifest["split"] == "test"]].to_numpy() >= np.array(nearest) - 1e-6).all()
+        errors = predictions[predictions["split"] == "test"].pivot(
+            index=["strategy", "seed"], columns="id", values="error_km"
+        )
+        assert (
+            errors[manifest.index[manifest["split"] == "test"]].to_numpy() >= np.array(nearest) - 1e-6
+        ).all()
 
         evaluate(run)
         assert run.reports[-1].startswith("reused  evaluation")
@@ -136,11 +188,19 @@ class TestRun:
         assert len(again) == 2 * SIZES["validation"]
         assert again.groupby("id")["error_km"].nunique().max() == 1  # both seeds are the same network now
 
-    def test_another_gallery_file_is_evaluated_anew(self, make_run: Runs, narrow: None, tmp_path: Path) -> None:
+    def test_another_gallery_file_is_evaluated_anew(
+        self, make_run: Runs, narrow: None, tmp_path: Path
+    ) -> None:
         places = tmp_path / "places.csv"
         places.write_text("LAT,LON\n10,20\n-10,30\n")
-        run = make_run("training.epochs=1", "training.batch_size=96", "training.strategies=infonce", "evaluation.bootstrap=100",
-                       f"evaluation.gallery={places}", "training.validate_every=1")  # fmt: skip
+        run = make_run(
+            "training.epochs=1",
+            "training.batch_size=96",
+            "training.strategies=infonce",
+            "evaluation.bootstrap=100",
+            f"evaluation.gallery={places}",
+            "training.validate_every=1",
+        )
         training.train_all(run, ["infonce"])
         before = evaluate(run)["predictions"]
         places.write_text("LAT,LON\n60,100\n50,110\n55,120\n")
@@ -157,5 +217,9 @@ def test_a_table_read_back_knows_north_america(tmp_path: Path) -> None:
     frame = pd.DataFrame({"continent": ["NA", "EU", None], "value": [1.0, math.nan, 2.0]})
     evaluation.save_table(frame, tmp_path / "table.csv")
     found = manifest.read_table(tmp_path / "table.csv")
-    assert found["continent"].tolist()[:2] == ["NA", "EU"] and found["continent"].isna().tolist() == [False, False, True]
+    assert found["continent"].tolist()[:2] == ["NA", "EU"] and found["continent"].isna().tolist() == [
+        False,
+        False,
+        True,
+    ]
     assert found["value"].isna().tolist() == [False, True, False]

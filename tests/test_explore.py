@@ -1,4 +1,5 @@
-"""Three pictures to explore: they say what the library says, follow their controls, and stand still where nobody looks."""
+"""Three pictures to explore: they say what the library says, follow their controls, and stand still where
+nobody looks."""
 
 import numpy as np
 import pandas as pd
@@ -59,7 +60,15 @@ def test_at_the_start_the_curve_by_hand_is_the_fitted_one(run, empirical):
 
 def test_every_control_of_the_curve_changes_the_picture(run, empirical, watched):
     box = explore.curve(run, pairs.sample(run, fitted(), 4_000), empirical, fitted())
-    moved = {"family": "Gaussian", "nugget": 0.5, "sill": 1.3, "range_km": 800.0, "strategy": "decayed", "alpha": 6.0, "beta": 7.0}
+    moved = {
+        "family": "Gaussian",
+        "nugget": 0.5,
+        "sill": 1.3,
+        "range_km": 800.0,
+        "strategy": "decayed",
+        "alpha": 6.0,
+        "beta": 7.0,
+    }
     assert set(moved) == set(controls(box))
     start = {name: control.value for name, control in controls(box).items()}
     before = pixels(box.f(**start))
@@ -118,11 +127,23 @@ def predictions():
                 away = error / 111.195
                 east = 179.0 + away - 360 * (179 + away > 180)
                 rows.append((f"p{number:04d}", "test", strategy, seed, 0.0, 179.0, away / 1e9, east, error))
-    names = ["id", "split", "strategy", "seed", "latitude", "longitude", "predicted_latitude", "predicted_longitude", "error_km"]
+    names = [
+        "id",
+        "split",
+        "strategy",
+        "seed",
+        "latitude",
+        "longitude",
+        "predicted_latitude",
+        "predicted_longitude",
+        "error_km",
+    ]
     return pd.DataFrame(rows, columns=names)
 
 
-@pytest.mark.parametrize(("order", "first"), [("most gained", "p0000"), ("most lost", "p0001"), ("as they come", "p0000")])
+@pytest.mark.parametrize(
+    ("order", "first"), [("most gained", "p0000"), ("most lost", "p0001"), ("as they come", "p0000")]
+)
 def test_the_order_says_which_photo_comes_first(order, first):
     assert explore.errors_in_order(predictions(), "decayed", "infonce", order).index[0] == first
 

@@ -1,4 +1,5 @@
-"""Files appear whole or not at all, whatever the disk does; what it refuses is one sentence with the file and the mend."""
+"""Files appear whole or not at all, whatever the disk does; what it refuses is one sentence with the file and
+the mend."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ except BundleError as error:
 def write(target: Path, statement: str, limit: str = "", *before: str) -> subprocess.CompletedProcess[str]:
     """A process of its own that writes ``target``, in which no file grows beyond ``limit`` bytes."""
     command = [*before, sys.executable, "-c", PROGRAM, str(target), statement, limit]
-    return subprocess.run(command, cwd=PROJECT, env=os.environ | {"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=PROJECT, env=os.environ | {"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,10 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(small_disk: Path, k
     target = small_disk / ("file.npz" if kind == "npz" else "file.bin")  # numpy would append its ending
     target.write_text("old")
     done = write(target, WRITERS[kind])
-    assert done.returncode == 1 and done.stderr == f"{target}: cannot be written: the disk is full; make room and run it again\n"
+    assert (
+        done.returncode == 1
+        and done.stderr == f"{target}: cannot be written: the disk is full; make room and run it again\n"
+    )
     assert {path.name: path.read_text() for path in small_disk.iterdir()} == {target.name: "old"}
     target.unlink()
 
@@ -74,7 +80,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(small_disk: Path, k
 @pytest.mark.parametrize("kind", ["text", "array"])
 def test_a_limit_on_the_size_of_files_is_one_sentence(tmp_path: Path, kind: str) -> None:
     done = write(tmp_path / "file.bin", WRITERS[kind], "100000")
-    assert done.returncode == 1 and done.stderr.startswith(f"{tmp_path / 'file.bin'}: cannot be written: files may not grow so large here")
+    assert done.returncode == 1 and done.stderr.startswith(
+        f"{tmp_path / 'file.bin'}: cannot be written: files may not grow so large here"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -93,7 +101,9 @@ def without_privilege() -> list[str]:
 def test_a_folder_without_permission_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o555)
     done = write(tmp_path / "closed" / "file.txt", WRITERS["text"], "", *without_privilege())
-    assert done.returncode == 1 and done.stderr.startswith(f"{tmp_path}/closed/file.txt: cannot be written: permission is missing; change")
+    assert done.returncode == 1 and done.stderr.startswith(
+        f"{tmp_path}/closed/file.txt: cannot be written: permission is missing; change"
+    )
 
 
 def test_a_read_only_file_system_is_one_sentence(small_disk: Path) -> None:
@@ -102,12 +112,17 @@ def test_a_read_only_file_system_is_one_sentence(small_disk: Path) -> None:
         done = write(small_disk / "new" / "file.txt", WRITERS["text"])
     finally:
         subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    assert done.returncode == 1 and done.stderr.endswith("file.txt: cannot be written: the file system is read-only; take another folder\n")
+    assert done.returncode == 1 and done.stderr.endswith(
+        "file.txt: cannot be written: the file system is read-only; take another folder\n"
+    )
 
 
 def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(BundleError, match=r"run/tables/a\.csv: cannot be written: .*file"), writing(tmp_path / "run" / "tables" / "a.csv"):
+    with (
+        pytest.raises(BundleError, match=r"run/tables/a\.csv: cannot be written: .*file"),
+        writing(tmp_path / "run" / "tables" / "a.csv"),
+    ):
         pass
 
 
@@ -119,7 +134,9 @@ def test_an_error_about_another_file_is_not_taken_for_one_of_writing(tmp_path: P
         (tmp_path / "folder").read_text()
 
 
-def test_file_and_folder_are_on_the_disk_before_anybody_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_and_folder_are_on_the_disk_before_anybody_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The file before its name appears, the name before the call returns."""
     forced, real = [], os.fsync
 
@@ -175,6 +192,9 @@ def test_a_symbolic_link_stays_one_and_a_device_is_not_replaced(tmp_path: Path) 
         aside.write_text("new")
     assert (tmp_path / "link.txt").is_symlink() and (tmp_path / "real.txt").read_text() == "new"
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(BundleError, match="pipe: is no file but a device"), writing(tmp_path / "pipe") as aside:
+    with (
+        pytest.raises(BundleError, match="pipe: is no file but a device"),
+        writing(tmp_path / "pipe") as aside,
+    ):
         aside.write_text("lost")
     assert (tmp_path / "pipe").is_fifo()

@@ -48,17 +48,33 @@ def built(root, text=None, **settings):
 
 def rows(names, columns="id,latitude,longitude", separator=","):
     lines = [columns.replace(",", separator)]
-    return "\n".join([*lines, *(separator.join(map(str, (name, *place))) for name, place in zip(names, PLACES, strict=False))])
+    return "\n".join(
+        [
+            *lines,
+            *(separator.join(map(str, (name, *place))) for name, place in zip(names, PLACES, strict=False)),
+        ]
+    )
 
 
 @pytest.mark.parametrize(
     "columns",
-    ["IMG_ID,LAT,LON", "image_id,lat,lng", "file,latitude,longitude", "Path,Latitude,Longitude", "img_path,gt_lat,gt_lon", "id,lat,long"],
+    [
+        "IMG_ID,LAT,LON",
+        "image_id,lat,lng",
+        "file,latitude,longitude",
+        "Path,Latitude,Longitude",
+        "img_path,gt_lat,gt_lon",
+        "id,lat,long",
+    ],
 )
-@pytest.mark.parametrize("naming", [str, lambda name: Path(name).name, lambda name: Path(name).stem, lambda name: f"./{name}"])
+@pytest.mark.parametrize(
+    "naming", [str, lambda name: Path(name).name, lambda name: Path(name).stem, lambda name: f"./{name}"]
+)
 def test_tables_of_every_style_find_their_photos(root, columns, naming):
     photos, left_out = built(root, rows(map(naming, NAMES), columns))
-    assert photos.set_index("path").loc[NAMES, ["latitude", "longitude"]].to_numpy().tolist() == [list(place) for place in PLACES]
+    assert photos.set_index("path").loc[NAMES, ["latitude", "longitude"]].to_numpy().tolist() == [
+        list(place) for place in PLACES
+    ]
     assert left_out.empty
 
 
@@ -74,7 +90,14 @@ def test_decimal_commas_are_read_where_the_delimiter_allows_them(root):
 
 
 def test_a_parquet_table_is_as_good_and_its_other_columns_stay(root):
-    table = pd.DataFrame({"file": NAMES, "lat": [place[0] for place in PLACES], "lon": [place[1] for place in PLACES], "camera": list("abcde")})
+    table = pd.DataFrame(
+        {
+            "file": NAMES,
+            "lat": [place[0] for place in PLACES],
+            "lon": [place[1] for place in PLACES],
+            "camera": list("abcde"),
+        }
+    )
     table.to_parquet(root.parent / "table.parquet")
     photos, _ = folder.build(Folder(root=root, csv=root.parent / "table.parquet"), root)
     assert photos["camera"].tolist() == list("abcde")
@@ -117,13 +140,21 @@ def test_without_a_table_exif_decides_and_photos_without_gps_are_listed(root):
 def test_where_the_table_is_silent_exif_is_asked(root):
     photo(root / "a/one.jpg", PLACES[2])
     photos, left_out = built(root, "id,lat,lon\none,,\ntwo,5,6\n")
-    assert photos.set_index("id").loc["one", ["latitude", "longitude"]].tolist() == pytest.approx(list(PLACES[2]), abs=1e-4)
+    assert photos.set_index("id").loc["one", ["latitude", "longitude"]].tolist() == pytest.approx(
+        list(PLACES[2]), abs=1e-4
+    )
     assert photos.set_index("id").at["two", "latitude"] == 5.0
     assert len(left_out) == 3
 
 
 def test_splits_of_the_table_are_kept_under_our_names(root):
-    text = rows(NAMES) .replace("longitude", "longitude,Split").replace("\n", ",val\n").replace("Split,val", "Split") + ",test"
+    text = (
+        rows(NAMES)
+        .replace("longitude", "longitude,Split")
+        .replace("\n", ",val\n")
+        .replace("Split,val", "Split")
+        + ",test"
+    )
     photos, _ = built(root, text)
     assert photos["split"].tolist() == ["validation"] * 4 + ["test"]
 
@@ -140,7 +171,10 @@ def test_without_splits_a_seeded_cut_is_made(tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("id,lat,lon\none,1,2\ntwo,103.8,1.3\n", r"table.csv: line 3: latitude '103.8' is not within \+-90 degrees .*swapped"),
+        (
+            "id,lat,lon\none,1,2\ntwo,103.8,1.3\n",
+            r"table.csv: line 3: latitude '103.8' is not within \+-90 degrees .*swapped",
+        ),
         ("id,lat,lon\none,1,200\n", r"line 2: longitude '200' is not within \+-180"),
         ("id,lat,lon\none,north,2\n", "line 2: latitude 'north'"),
         ("id,lat,lon\none,inf,2\n", "line 2: latitude 'inf'"),
@@ -197,6 +231,11 @@ def test_north_america_is_no_missing_value(tmp_path: Path) -> None:
     (tmp_path / "places.csv").write_text("photo,lat,lon,Continent,country\na.jpg,1,NA,NA,NA\nb.jpg,3,4,,DE\n")
     table = folder._read_table(tmp_path / "places.csv")
     (tmp_path / "commas.csv").write_text("photo,lat,lon,country\na.jpg,1,2,NA,\nb.jpg,3,4,DE,\n")
-    assert folder._read_table(tmp_path / "commas.csv")["country"].tolist() == ["NA", "DE"], "lines that end in a comma"
+    assert folder._read_table(tmp_path / "commas.csv")["country"].tolist() == ["NA", "DE"], (
+        "lines that end in a comma"
+    )
     assert table["Continent"].tolist()[0] == table["country"].tolist()[0] == "NA"
-    assert table["Continent"].isna().tolist() == [False, True] and table["longitude"].isna().tolist() == [True, False]
+    assert table["Continent"].isna().tolist() == [False, True] and table["longitude"].isna().tolist() == [
+        True,
+        False,
+    ]

@@ -1,4 +1,5 @@
-"""Whatever bytes a file holds, its reader returns or says one sentence; and the property tests hold beyond their default examples."""
+"""Whatever bytes a file holds, its reader returns or says one sentence; and the property tests hold beyond
+their default examples."""
 
 from __future__ import annotations
 
@@ -16,11 +17,22 @@ from lib.settings import PROJECT
 
 def fuzzed(folder: Path, *, seconds: float, seed: int, examples: int) -> list[dict]:
     """What tests/fuzz_program.py, which says what the numbers mean, has tried and found."""
-    program = [sys.executable, str(Path(__file__).with_name("fuzz_program.py")), str(folder), str(seconds), str(seed), str(examples)]
+    program = [
+        sys.executable,
+        str(Path(__file__).with_name("fuzz_program.py")),
+        str(folder),
+        str(seconds),
+        str(seed),
+        str(examples),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
     done = subprocess.run(program, cwd=PROJECT, env=environment, capture_output=True, text=True)
     found = sorted((folder / "found").glob("*.txt")) if (folder / "found").exists() else []
-    assert done.returncode == 0, (seed, [path.read_text()[-1_500:] for path in found[:3]], done.stderr[-1_500:])
+    assert done.returncode == 0, (
+        seed,
+        [path.read_text()[-1_500:] for path in found[:3]],
+        done.stderr[-1_500:],
+    )
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
@@ -38,7 +50,9 @@ def test_damaged_files_for_five_minutes(tmp_path: Path) -> None:
     check(fuzzed(tmp_path, seconds=300, seed=int.from_bytes(os.urandom(3)), examples=300), least=600)
 
 
-def test_a_reader_that_breaks_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_a_reader_that_breaks_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     """The fuzzer itself: an exception, a silence, a crash and a sentence of two lines each come to light."""
     import fuzz_program
 
@@ -48,11 +62,23 @@ def test_a_reader_that_breaks_is_found(tmp_path: Path, monkeypatch: pytest.Monke
     def two_lines() -> None:
         raise fuzz_program.BundleError("one\ntwo")
 
-    readers = {"right": of(lambda: 1), "wrong": of(lambda: {}[0]), "late": of(lambda: fuzz_program.time.sleep(9)), "crash": of(lambda: os.kill(os.getpid(), signal.SIGKILL)), "lines": of(two_lines)}
+    readers = {
+        "right": of(lambda: 1),
+        "wrong": of(lambda: {}[0]),
+        "late": of(lambda: fuzz_program.time.sleep(9)),
+        "crash": of(lambda: os.kill(os.getpid(), signal.SIGKILL)),
+        "lines": of(two_lines),
+    }
     monkeypatch.setattr(fuzz_program, "LONGEST_S", 1)
     monkeypatch.setattr(fuzz_program, "properties", dict)
     monkeypatch.setattr(fuzz_program, "readers", lambda _: readers)
     assert fuzz_program.main(tmp_path, 0.01, 0, 1) == 1
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert {one["kind"]: one["bad_rounds"] for one in said[:-1]} == {f"damaged: {name}": int(name != "right") for name in readers}
-    assert len(list((tmp_path / "found").glob("crash*.bin"))) == 0 < len(list((tmp_path / "found").glob("damaged_crash*.bin")))
+    assert {one["kind"]: one["bad_rounds"] for one in said[:-1]} == {
+        f"damaged: {name}": int(name != "right") for name in readers
+    }
+    assert (
+        len(list((tmp_path / "found").glob("crash*.bin")))
+        == 0
+        < len(list((tmp_path / "found").glob("damaged_crash*.bin")))
+    )

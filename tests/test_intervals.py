@@ -1,4 +1,5 @@
-"""Statements about intervals: they hold as often as they promise, corrections by their definition, verdicts that follow from them."""
+"""Statements about intervals: they hold as often as they promise, corrections by their definition, verdicts
+that follow from them."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def effects(
 def table(errors: np.ndarray, strategy: str, split: str = "test") -> pd.DataFrame:
     """Predictions with errors [S, N] in kilometres."""
     frames = [
-        pd.DataFrame({"id": range(len(row)), "split": split, "strategy": strategy, "seed": seed, "error_km": row})
+        pd.DataFrame(
+            {"id": range(len(row)), "split": split, "strategy": strategy, "seed": seed, "error_km": row}
+        )
         for seed, row in enumerate(errors)
     ]
     return pd.concat(frames, ignore_index=True)
@@ -47,7 +50,8 @@ def table(errors: np.ndarray, strategy: str, split: str = "test") -> pd.DataFram
 def predictions(
     shares: dict[str, float], seeds: int = 3, photos: int = 400, seed: int = 0, split: str = "test"
 ) -> pd.DataFrame:
-    """Photos within 100 km with the given chance, else 5,000 km off; strategies share what makes a photo hard."""
+    """Photos within 100 km with the given chance, else 5,000 km off; strategies share what makes a photo
+    hard."""
     generator = np.random.default_rng(seed)
     hardness, frames = generator.random(photos), []
     for name, share in shares.items():
@@ -70,7 +74,9 @@ class TestMeans:
         for _ in range(800):
             (one,) = means_of([effects(generator, seeds, 120, *parts)])
             held += one.low <= 0.0 <= one.high
-        assert 0.93 <= held / 800 <= (0.985 if parts[1] else 1.0)  # wider where photos and seeds do not differ
+        assert (
+            0.93 <= held / 800 <= (0.985 if parts[1] else 1.0)
+        )  # wider where photos and seeds do not differ
 
     def test_mean_squares_are_those_of_a_double_loop(self) -> None:
         values = effects(np.random.default_rng(0), 4, 30, 1.0, 2.0, 1.0)
@@ -140,18 +146,24 @@ class TestMedian:
 class TestCompare:
     def test_the_difference_is_that_of_the_means_over_seeds_and_lies_in_its_interval(self) -> None:
         ours, theirs = lognormal(1, (3, 50), 250.0), lognormal(0, (3, 50))
-        found = compare(pd.concat([table(theirs, "infonce"), table(ours, "residual")]), resamples=50).set_index("metric")
+        found = compare(
+            pd.concat([table(theirs, "infonce"), table(ours, "residual")]), resamples=50
+        ).set_index("metric")
         assert found.index.tolist() == COLUMNS
         means = [pd.DataFrame(map(summarise, errors)).mean() for errors in (ours, theirs)]
         for metric in COLUMNS:
             row = found.loc[metric]
             assert row["difference"] == pytest.approx(means[0][metric] - means[1][metric])
             assert row["ci_low"] <= row["difference"] <= row["ci_high"]
-        assert (found[["split", "strategy", "baseline", "seeds", "n"]] == ["test", "residual", "infonce", 3, 50]).all(axis=None)
+        assert (
+            found[["split", "strategy", "baseline", "seeds", "n"]] == ["test", "residual", "infonce", 3, 50]
+        ).all(axis=None)
 
     def test_photos_are_paired_whatever_the_order_of_rows(self) -> None:
         hard = lognormal(0, (2, 60))
-        frame = pd.concat([table(hard, "infonce"), table(hard - 0.5, "better").sample(frac=1.0, random_state=0)])
+        frame = pd.concat(
+            [table(hard, "infonce"), table(hard - 0.5, "better").sample(frac=1.0, random_state=0)]
+        )
         found = compare(frame, metrics=["mean_km"]).iloc[0]
         assert [found["difference"], found["ci_low"], found["ci_high"]] == pytest.approx([-0.5] * 3)
 
@@ -170,7 +182,9 @@ class TestCompare:
     def test_other_photos_or_seeds_or_no_baseline_are_refused(self) -> None:
         frame = predictions({"infonce": 0.5, "decayed": 0.5})
         for missing in ("id", "seed"):
-            with pytest.raises(BundleError, match="decayed and infonce were not evaluated on the same photos and seeds"):
+            with pytest.raises(
+                BundleError, match="decayed and infonce were not evaluated on the same photos and seeds"
+            ):
                 compare(frame[(frame["strategy"] == "infonce") | (frame[missing] != 2)])
         with pytest.raises(BundleError, match="hcl is not among"):
             compare(frame, "hcl")
@@ -206,7 +220,9 @@ class TestCorrected:
         return pd.concat(frames, ignore_index=True)
 
     def test_holm_steps_down(self) -> None:
-        assert holm(np.array([0.03, 0.01, np.nan, 0.02])) == pytest.approx([0.04, 0.03, np.nan, 0.04], nan_ok=True)
+        assert holm(np.array([0.03, 0.01, np.nan, 0.02])) == pytest.approx(
+            [0.04, 0.03, np.nan, 0.04], nan_ok=True
+        )
 
     def test_intervals_hold_all_at_once(self) -> None:
         whole = corrected(self.table())
@@ -223,13 +239,19 @@ class TestCorrected:
         """Ten strategies like the baseline: at least one verdict in at most about 5 % of the worlds."""
         wrong = 0
         for seed in range(60):
-            frame = predictions({name: 0.5 for name in ("infonce", *"abcdefghij")}, seeds=3, photos=150, seed=seed)
-            wrong += corrected(compare(frame, metrics=["acc_100km"]))["verdict"].isin(["gains", "loses"]).any()
+            frame = predictions(
+                {name: 0.5 for name in ("infonce", *"abcdefghij")}, seeds=3, photos=150, seed=seed
+            )
+            wrong += (
+                corrected(compare(frame, metrics=["acc_100km"]))["verdict"].isin(["gains", "loses"]).any()
+            )
         assert wrong <= 8
 
     def test_verdicts(self) -> None:
         def verdict(whole: pd.DataFrame, strategy: str) -> str:
-            return whole.set_index(["split", "strategy", "metric"])["verdict"].loc[("test", strategy, "acc_100km")]
+            return whole.set_index(["split", "strategy", "metric"])["verdict"].loc[
+                ("test", strategy, "acc_100km")
+            ]
 
         whole = corrected(self.table(), margin=0.2)
         assert (verdict(whole, "c"), verdict(whole, "a")) == ("gains", "equivalent")
@@ -245,8 +267,13 @@ class TestLevels:
         table = levels(frame, resamples=50)
         assert len(table) == 2 * (len(COMPARED) + 1)
         for (name, metric), row in table.set_index(["strategy", "metric"]).iterrows():
-            values = [summarise(e.to_numpy())[metric] for _, e in frame[frame["strategy"] == name].groupby("seed")["error_km"]]
-            assert row["value"] == pytest.approx(np.mean(values)) and row["sd_of_seeds"] == pytest.approx(np.std(values, ddof=1))
+            values = [
+                summarise(e.to_numpy())[metric]
+                for _, e in frame[frame["strategy"] == name].groupby("seed")["error_km"]
+            ]
+            assert row["value"] == pytest.approx(np.mean(values)) and row["sd_of_seeds"] == pytest.approx(
+                np.std(values, ddof=1)
+            )
             assert row["ci_low"] <= row["value"] <= row["ci_high"]
 
     def test_an_interval_of_an_accuracy_ends_at_nought_and_one(self) -> None:

@@ -1,4 +1,5 @@
-"""A run that is killed at any moment and started again ends with the very bytes of one that nobody disturbed."""
+"""A run that is killed at any moment and started again ends with the very bytes of one that nobody
+disturbed."""
 
 from __future__ import annotations
 
@@ -17,9 +18,15 @@ STAGES = ["manifest", "features", "semivariogram", "training", "evaluation"]
 
 def killed(folder: Path, *, seed: int, moments: int, points: int) -> list[dict]:
     """What came of each kill of tests/kills_program.py, which says what the numbers mean."""
-    program = [str(Path(__file__).with_name("kills_program.py")), str(folder / "world"), *map(str, (seed, moments, points))]
+    program = [
+        str(Path(__file__).with_name("kills_program.py")),
+        str(folder / "world"),
+        *map(str, (seed, moments, points)),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    done = subprocess.run([sys.executable, *program], cwd=PROJECT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *program], cwd=PROJECT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3_000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 

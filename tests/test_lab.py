@@ -1,4 +1,5 @@
-"""JupyterLab as --lab starts it: on this machine only, with a token, with this Python; and a notebook whose controls redraw."""
+"""JupyterLab as --lab starts it: on this machine only, with a token, with this Python; and a notebook whose
+controls redraw."""
 
 import contextlib
 import json
@@ -128,7 +129,19 @@ def tab(server):
 @pytest.mark.thorough
 def test_notebook_03_runs_in_jupyterlab_and_its_controls_redraw(server, tab, tmp_path):
     run, copy = tmp_path / "run", PROJECT / "results" / f"lab-test-{os.getpid()}.ipynb"
-    made = [sys.executable, "-m", "lib.pipeline", "--profile", "smoke", "--run", str(run), "--only", "01", "--device", "cpu"]
+    made = [
+        sys.executable,
+        "-m",
+        "lib.pipeline",
+        "--profile",
+        "smoke",
+        "--run",
+        str(run),
+        "--only",
+        "01",
+        "--device",
+        "cpu",
+    ]
     made += ["--set", f"dataset.root={tmp_path / 'photos'}"]
     done = subprocess.run(made, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3_000:]

@@ -1,4 +1,5 @@
-"""One run at a time writes to a results folder, the second is told who does, and a dead owner stops nobody."""
+"""One run at a time writes to a results folder, the second is told who does, and a dead owner stops
+nobody."""
 
 from __future__ import annotations
 
@@ -30,14 +31,32 @@ with locks.holding(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
-ASKER = "import sys; from pathlib import Path; from lib.runs import locks\nwith locks.holding(Path(sys.argv[1])): print('held')"
+ASKER = """
+import sys
+from pathlib import Path
+from lib.runs import locks
+with locks.holding(Path(sys.argv[1])):
+    print("held")
+"""
 
 
 def start(program: str, folder: Path, *more: str, **environment: str) -> subprocess.Popen[str]:
-    own = {name: value for name, value in os.environ.items() if name not in {locks.VARIABLE, "TORCHELASTIC_RUN_ID"}}
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in {locks.VARIABLE, "TORCHELASTIC_RUN_ID"}
+    }
     command = [sys.executable, "-c", program, str(folder), *more]
     surroundings = own | {"PYTHONPATH": str(PROJECT)} | environment
-    return subprocess.Popen(command, cwd=PROJECT, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        cwd=PROJECT,
+        env=surroundings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 @pytest.fixture
@@ -59,18 +78,32 @@ def another(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 def test_the_second_is_told_who_holds_it_and_damages_nothing(tmp_path: Path, another: Callable) -> None:
     process = another()
-    with pytest.raises(BundleError, match=rf"run: another run writes here, process {process.pid} on .* since .*python.*; wait for its end"), holding(tmp_path / "run"):
+    with (
+        pytest.raises(
+            BundleError,
+            match=(
+                rf"run: another run writes here, process {process.pid} on .* since .*python.*; wait for its "
+                r"end"
+            ),
+        ),
+        holding(tmp_path / "run"),
+    ):
         pass
     assert json.loads((tmp_path / "run" / ".lock").read_text())["process"] == process.pid
 
 
 @pytest.mark.parametrize("with_child", [False, True])
-def test_a_dead_owners_lock_is_taken_over_though_a_child_of_it_lives(tmp_path: Path, another: Callable, capsys: pytest.CaptureFixture, with_child: bool) -> None:
+def test_a_dead_owners_lock_is_taken_over_though_a_child_of_it_lives(
+    tmp_path: Path, another: Callable, capsys: pytest.CaptureFixture, with_child: bool
+) -> None:
     process = another(tmp_path / "run", *(["fork"] if with_child else []))
     process.kill()
     process.wait()
     with holding(tmp_path / "run"):
-        assert f"took over {tmp_path / 'run'} from a run that died: process {process.pid}" in capsys.readouterr().out
+        assert (
+            f"took over {tmp_path / 'run'} from a run that died: process {process.pid}"
+            in capsys.readouterr().out
+        )
 
 
 def test_one_that_ended_leaves_nothing_to_take_over(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -90,7 +123,10 @@ def test_what_a_run_starts_belongs_to_it(tmp_path: Path) -> None:
     """The kernel of a notebook, which inherits the run's environment; also for runs inside its folder."""
     with holding(tmp_path / "run"), holding(tmp_path / "run" / "worlds" / "noise=1"):
         for folder in (tmp_path / "run", tmp_path / "run" / "worlds" / "noise=2"):
-            inside, outside = start(ASKER, folder, **{locks.VARIABLE: os.environ[locks.VARIABLE]}), start(ASKER, tmp_path / "run")
+            inside, outside = (
+                start(ASKER, folder, **{locks.VARIABLE: os.environ[locks.VARIABLE]}),
+                start(ASKER, tmp_path / "run"),
+            )
             assert inside.communicate(timeout=60)[0] == "held\n"
             assert "another run writes here" in outside.communicate(timeout=60)[1]
 
@@ -99,7 +135,10 @@ def test_ranks_that_torchrun_has_started_are_one_run(tmp_path: Path, another: Ca
     group = {"TORCHELASTIC_RUN_ID": "7", "MASTER_ADDR": "here", "MASTER_PORT": "29500"}
     another(tmp_path / "run", **group)
     assert start(ASKER, tmp_path / "run", **group).communicate(timeout=60)[0] == "held\n"
-    assert "another run writes here" in start(ASKER, tmp_path / "run", **(group | {"TORCHELASTIC_RUN_ID": "8"})).communicate(timeout=60)[1]
+    assert (
+        "another run writes here"
+        in start(ASKER, tmp_path / "run", **(group | {"TORCHELASTIC_RUN_ID": "8"})).communicate(timeout=60)[1]
+    )
 
 
 def test_a_kernel_whose_run_has_died_is_a_run_of_its_own(tmp_path: Path, another: Callable) -> None:

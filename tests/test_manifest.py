@@ -1,4 +1,5 @@
-"""Statements about the manifest: whatever is wrong with it is said with the file and the row, before it is used."""
+"""Statements about the manifest: whatever is wrong with it is said with the file and the row, before it is
+used."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ class TestCheck:
 
     @pytest.mark.parametrize("column", ["id", "path", "latitude", "longitude", "split"])
     def test_a_missing_column_is_named_and_the_others_listed(self, column: str) -> None:
-        with pytest.raises(BundleError, match=f"table.csv: column '{column}' is missing; there are .*continent"):
+        with pytest.raises(
+            BundleError, match=f"table.csv: column '{column}' is missing; there are .*continent"
+        ):
             manifest.check(small().drop(columns=column), "table.csv")
 
     @pytest.mark.parametrize(
@@ -101,7 +104,10 @@ class TestRows:
         assert sorted(np.concatenate(list(rows.values()))) == list(range(len(frame)))
 
     def test_an_empty_split_lists_the_others(self) -> None:
-        with pytest.raises(BundleError, match="split 'tset' has no photos; the manifest has test, test_blocked, train, validation"):
+        with pytest.raises(
+            BundleError,
+            match="split 'tset' has no photos; the manifest has test, test_blocked, train, validation",
+        ):
             manifest.rows_of(small(), "tset")
 
     def test_coordinates_are_latitude_longitude_and_a_copy(self) -> None:
@@ -145,13 +151,25 @@ def bare(make_run: Runs, tmp_path: Path) -> Run:
 
 
 class TestPrepare:
-    def test_photos_that_cannot_be_decoded_are_tried_again_when_photos_have_changed(self, bare: Run, builder: list[int]) -> None:
+    def test_photos_that_cannot_be_decoded_are_tried_again_when_photos_have_changed(
+        self, bare: Run, builder: list[int]
+    ) -> None:
         frame = datasets.prepare(bare)
-        photo, whole = datasets.root_of(bare) / frame["path"][1], (datasets.root_of(bare) / frame["path"][1]).read_bytes()
+        photo, whole = (
+            datasets.root_of(bare) / frame["path"][1],
+            (datasets.root_of(bare) / frame["path"][1]).read_bytes(),
+        )
         photo.write_bytes(b"no photo")
         features.extract(bare)
         assert pd.read_csv(bare.table("left_out"))["id"].tolist() == ["x", "p0001"]
-        assert datasets.read(bare)["split"].tolist() == ["train", "unreadable", "train", "validation", "test", "test_blocked"]
+        assert datasets.read(bare)["split"].tolist() == [
+            "train",
+            "unreadable",
+            "train",
+            "validation",
+            "test",
+            "test_blocked",
+        ]
         photo.write_bytes(whole)
         (datasets.root_of(bare) / frame["path"][0]).unlink()
         datasets.prepare(bare)  # a photo is gone: they are written anew
@@ -199,7 +217,9 @@ class TestSomeColumns:
     def test_one_that_is_not_there_is_named(self, tmp_path: Path) -> None:
         whole, _ = world()
         whole.drop(columns="split").to_parquet(tmp_path / "manifest.parquet")
-        with pytest.raises(BundleError, match="manifest.parquet: column 'split' is missing; there are latitude, longitude"):
+        with pytest.raises(
+            BundleError, match="manifest.parquet: column 'split' is missing; there are latitude, longitude"
+        ):
             manifest.read(tmp_path / "manifest.parquet", manifest.PLACES)
 
     def test_they_are_checked_as_the_whole_is(self, tmp_path: Path) -> None:

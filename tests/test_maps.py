@@ -1,4 +1,5 @@
-"""Statements about the maps: what they show, that they are safe with any data, and that they open without a network."""
+"""Statements about the maps: what they show, that they are safe with any data, and that they open without a
+network."""
 
 from __future__ import annotations
 
@@ -40,13 +41,18 @@ def photo_folder(folder: Path, count: int, px: int = 128) -> list[str]:
     return [f"photo{k}.jpg" for k in range(count)]
 
 
-def table(count: int, paths: list[str], strategies: tuple[str, ...] = STRATEGIES, seed: int = 0) -> pd.DataFrame:
+def table(
+    count: int, paths: list[str], strategies: tuple[str, ...] = STRATEGIES, seed: int = 0
+) -> pd.DataFrame:
     """Predictions of ``count`` photos with errors from metres to thousands of kilometres."""
     generator = np.random.default_rng(seed)
     true = uniform_on_sphere(count, generator, 72.0)
     rows = []
     for strategy in strategies:
-        bearing, length = generator.uniform(0.0, 2.0 * np.pi, count), 10.0 ** generator.uniform(-1.0, 4.2, count)
+        bearing, length = (
+            generator.uniform(0.0, 2.0 * np.pi, count),
+            10.0 ** generator.uniform(-1.0, 4.2, count),
+        )
         guess = destination(true, length * np.sin(bearing), length * np.cos(bearing))
         columns = {
             "id": [f"photo-{k:05d}" for k in range(count)],
@@ -56,8 +62,14 @@ def table(count: int, paths: list[str], strategies: tuple[str, ...] = STRATEGIES
             "path": [paths[k % len(paths)] for k in range(count)],
             "error_km": distance_km(true, guess),
         }
-        rows.append(pd.DataFrame(columns).assign(latitude=true[:, 0], longitude=true[:, 1],
-                                                 predicted_latitude=guess[:, 0], predicted_longitude=guess[:, 1]))  # fmt: skip
+        rows.append(
+            pd.DataFrame(columns).assign(
+                latitude=true[:, 0],
+                longitude=true[:, 1],
+                predicted_latitude=guess[:, 0],
+                predicted_longitude=guess[:, 1],
+            )
+        )
     return pd.concat(rows, ignore_index=True)
 
 
@@ -70,7 +82,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 @pytest.fixture(scope="module")
 def small(photos: tuple[Path, list[str]]) -> pd.DataFrame:
-    """Twelve photos, two strategies; the first ones are named by an attacker, one crosses the 180th meridian."""
+    """Twelve photos, two strategies; the first ones are named by an attacker, one crosses the 180th
+    meridian."""
     predictions = table(12, photos[1], STRATEGIES[:2])
     for strategy in STRATEGIES[:2]:
         rows = predictions.index[predictions["strategy"] == strategy]
@@ -82,25 +95,43 @@ def small(photos: tuple[Path, list[str]]) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def page(small: pd.DataFrame, photos: tuple[Path, list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(
+    small: pd.DataFrame, photos: tuple[Path, list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The small map as a file."""
     path = tmp_path_factory.mktemp("page") / "new" / "map.html"
-    return save_map(prediction_map(small, photos[0], field=error_field(small, side=40), title="a <b>title</b> & more"), path)
+    return save_map(
+        prediction_map(small, photos[0], field=error_field(small, side=40), title="a <b>title</b> & more"),
+        path,
+    )
 
 
 def embedded(path: Path) -> dict:
     """What the page carries as data."""
-    return json.loads(re.search(r'type="application/json"[^>]*>(.*?)</script>', path.read_text("utf-8"), re.S)[1])
+    return json.loads(
+        re.search(r'type="application/json"[^>]*>(.*?)</script>', path.read_text("utf-8"), re.S)[1]
+    )
 
 
 def resources(text: str) -> list[str]:
     """Addresses that a browser would fetch for markup and styles."""
-    found = re.findall(r"""<(?:script|img|link|iframe|source)\b[^>]*?\b(?:src|href)\s*=\s*["']?([^"'\s>]+)""", text)
-    return found + re.findall(r"""url\(\s*["']?([^"')]*)""", text) + re.findall(r"""@import\s+["']([^"']+)""", text)
+    found = re.findall(
+        r"""<(?:script|img|link|iframe|source)\b[^>]*?\b(?:src|href)\s*=\s*["']?([^"'\s>]+)""", text
+    )
+    return (
+        found
+        + re.findall(r"""url\(\s*["']?([^"')]*)""", text)
+        + re.findall(r"""@import\s+["']([^"']+)""", text)
+    )
 
 
-def test_a_map_of_the_same_photos_is_the_same_file(small: pd.DataFrame, photos: tuple[Path, list[str]], tmp_path: Path) -> None:
-    one, other = (save_map(prediction_map(small, photos[0]), tmp_path / name).read_bytes() for name in ("a.html", "b.html"))
+def test_a_map_of_the_same_photos_is_the_same_file(
+    small: pd.DataFrame, photos: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    one, other = (
+        save_map(prediction_map(small, photos[0]), tmp_path / name).read_bytes()
+        for name in ("a.html", "b.html")
+    )
     assert one == other
 
 
@@ -115,7 +146,9 @@ class TestGreatCircle:
 
     def test_no_step_jumps_and_none_leaves_the_world(self) -> None:
         generator = np.random.default_rng(1)
-        for start, end in zip(uniform_on_sphere(300, generator), uniform_on_sphere(300, generator), strict=True):
+        for start, end in zip(
+            uniform_on_sphere(300, generator), uniform_on_sphere(300, generator), strict=True
+        ):
             pieces = great_circle(start, end)
             for piece in pieces:
                 assert len(piece) >= 2
@@ -126,7 +159,11 @@ class TestGreatCircle:
 
     def test_intermediate_points_are_those_of_pyproj_on_the_same_sphere(self) -> None:
         sphere = pyproj.Geod(a=EARTH_RADIUS_KM * 1000.0, f=0.0)
-        for start, end in (((48.0, 11.0), (-33.9, 151.2)), ((60.0, -150.0), (65.0, -20.0)), ((1.0, 2.0), (40.0, 3.0))):
+        for start, end in (
+            ((48.0, 11.0), (-33.9, 151.2)),
+            ((60.0, -150.0), (65.0, -20.0)),
+            ((1.0, 2.0), (40.0, 3.0)),
+        ):
             (ours,) = great_circle(np.array(start), np.array(end))
             theirs = sphere.npts(start[1], start[0], end[1], end[0], len(ours) - 2)
             assert np.allclose(ours[1:-1, ::-1], theirs, atol=1e-7)
@@ -144,7 +181,8 @@ class TestPage:
         self, photos: tuple[Path, list[str]], tmp_path: Path
     ) -> None:
         path = save_map(
-            prediction_map(predictions := table(2_000, photos[1]), photos[0], field=error_field(predictions)), tmp_path / "map.html"
+            prediction_map(predictions := table(2_000, photos[1]), photos[0], field=error_field(predictions)),
+            tmp_path / "map.html",
         )
         assert path.stat().st_size < 10e6
         data = embedded(path)
@@ -187,7 +225,9 @@ class TestPage:
             assert "No thumbnails: no image folder or no paths were given." in data["notes"]
 
     def test_the_smallest_seed_of_each_strategy_is_drawn_and_said(self, tmp_path: Path) -> None:
-        both = pd.concat([table(5, ["a"], ("infonce",), seed) for seed in (4, 2)]).assign(latitude=1.0, longitude=2.0)
+        both = pd.concat([table(5, ["a"], ("infonce",), seed) for seed in (4, 2)]).assign(
+            latitude=1.0, longitude=2.0
+        )
         data = embedded(save_map(prediction_map(both, None), tmp_path / "map.html"))
         assert data["strategies"][0]["seed"] == "2"
         assert "Several seeds were trained; the smallest of each strategy is drawn." in data["notes"]
@@ -242,7 +282,9 @@ class TestErrors:
         ("column", "value"),
         [("predicted_latitude", np.nan), ("longitude", np.inf), ("latitude", 90.5), ("error_km", -1.0)],
     )
-    def test_an_impossible_number_is_named_with_its_photo(self, small: pd.DataFrame, column: str, value: float) -> None:
+    def test_an_impossible_number_is_named_with_its_photo(
+        self, small: pd.DataFrame, column: str, value: float
+    ) -> None:
         with pytest.raises(ValueError, match=f"{column} of the photo 'photo-00007' \\(infonce\\) is {value}"):
             prediction_map(small.assign(**{column: small[column].where(small.index != 7, value)}), None)
 
@@ -329,7 +371,9 @@ class TestBrowser:
         )
         assert drawn == [[179.0, 180.0], [-180.0, -178.0]]
 
-    def test_on_a_phone_the_map_is_above_its_controls_and_nothing_sticks_out(self, browser: object, page: Path) -> None:
+    def test_on_a_phone_the_map_is_above_its_controls_and_nothing_sticks_out(
+        self, browser: object, page: Path
+    ) -> None:
         with Visit(browser, page, 390, 844) as visit:
             above, below = (visit.tab.locator(one).bounding_box() for one in (".folium-map", ".panel"))
             assert above["height"] > 300 and above["y"] + above["height"] <= below["y"] + 1
@@ -341,14 +385,21 @@ class TestBrowser:
             assert not visit.tab.locator(".search input").is_visible()
             visit.until("document.querySelector('.folium-map').clientHeight > 750")
 
-    def test_clusters_hold_every_true_place_and_open_into_photos(self, browser: object, tmp_path: Path) -> None:
-        crowd = table(40, ["a"], ("infonce",)).assign(latitude=lambda rows: 40.0 + rows["latitude"] / 100.0, longitude=lambda rows: 10.0 + rows["longitude"] / 100.0)
+    def test_clusters_hold_every_true_place_and_open_into_photos(
+        self, browser: object, tmp_path: Path
+    ) -> None:
+        crowd = table(40, ["a"], ("infonce",)).assign(
+            latitude=lambda rows: 40.0 + rows["latitude"] / 100.0,
+            longitude=lambda rows: 10.0 + rows["longitude"] / 100.0,
+        )
         with Visit(browser, save_map(prediction_map(crowd, None), tmp_path / "crowd.html")) as visit:
             visit.tab.get_by_label("true places in clusters").check()
             counts = [int(text) for text in visit.tab.locator(".ring").all_text_contents()]
             assert 1 <= len(counts) < 10
             visit.tab.get_by_label("predicted places").uncheck()
-            single = visit.map("Object.values(map._layers).filter((layer) => layer.photo !== undefined).length")
+            single = visit.map(
+                "Object.values(map._layers).filter((layer) => layer.photo !== undefined).length"
+            )
             assert sum(counts) + single == 40
             before = visit.map("map.getZoom()")
             visit.tab.locator(".leaflet-marker-icon").first.focus()
@@ -366,7 +417,9 @@ class TestBrowser:
         desktop.tab.get_by_label(STRATEGIES[1]).check()
         assert desktop.tab.locator("img.heat").get_attribute("src") != before
 
-    def test_a_keyboard_walks_through_the_photos_the_largest_error_first(self, desktop: Visit, small: pd.DataFrame) -> None:
+    def test_a_keyboard_walks_through_the_photos_the_largest_error_first(
+        self, desktop: Visit, small: pd.DataFrame
+    ) -> None:
         errors = small[small["strategy"] == STRATEGIES[0]].sort_values("error_km", ascending=False)
         desktop.tab.locator(".steps .next").focus()
         for expected in errors["id"][:3]:

@@ -282,7 +282,9 @@ class TestNoNegatives:
         logits.requires_grad_()
         loss = contrastive_loss(logits, get(name).reweight(batch(logits=logits.detach())))
         loss.backward()
-        assert torch.isfinite(loss) and torch.isfinite(logits.grad).all() and logits.grad[1].abs().max() < 1e-6
+        assert (
+            torch.isfinite(loss) and torch.isfinite(logits.grad).all() and logits.grad[1].abs().max() < 1e-6
+        )
 
 
 class TestDebiased:

@@ -30,9 +30,7 @@ def test_the_steps_are_there_in_order():
         "data_preparation", "baseline_geoclip", "semivariogram", "regularized_training",
         "error_at_granularity", "where_is_this_photo", "ablations", "when_does_it_help",
     ]  # fmt: skip
-    assert [one.stem for one in NOTEBOOKS] == [
-        f"{number:02d}_{name}" for number, name in enumerate(names, 1)
-    ]
+    assert [one.stem for one in NOTEBOOKS] == [f"{number:02d}_{name}" for number, name in enumerate(names, 1)]
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda one: one.stem)

@@ -62,7 +62,9 @@ class TestManifest:
 
     def test_every_photo_is_found_under_its_path_with_the_coordinates_of_its_row(self, root: Path) -> None:
         photos, _ = osv5m.build(settings(), root)
-        rows = pd.concat([pd.read_csv(root / f"{split}.csv", dtype={"id": str}) for split in ("train", "test")]).set_index("id")
+        rows = pd.concat(
+            [pd.read_csv(root / f"{split}.csv", dtype={"id": str}) for split in ("train", "test")]
+        ).set_index("id")
         for photo in photos.sample(20, random_state=0).itertuples():
             assert Path(photo.path).stem == photo.id
             assert (photo.latitude, photo.longitude) == tuple(rows.loc[photo.id, ["latitude", "longitude"]])
@@ -73,7 +75,9 @@ class TestManifest:
         assert {"country", "region", "sub-region", "city", "land_cover", "climate"} <= set(photos)
         assert "NA" in set(photos["country"]) and photos["country"].notna().all()
 
-    def test_what_is_left_out_is_listed_with_its_reason(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_is_left_out_is_listed_with_its_reason(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(osv5m, "SHARDS", {"train": 2, "test": 1})
         _, left_out = osv5m.build(settings(train_shards="all", test_shards="all"), root)
         reasons = left_out.set_index("id")["reason"]
@@ -115,7 +119,9 @@ class TestManifest:
     def test_photos_stand_in_the_order_of_their_archives(self, root: Path) -> None:
         """Whatever the table's order: each archive is opened once, not once a photo."""
         for split in ("train", "test"):
-            pd.read_csv(root / f"{split}.csv", dtype=str).sample(frac=1.0, random_state=1).to_csv(root / f"{split}.csv", index=False)
+            pd.read_csv(root / f"{split}.csv", dtype=str).sample(frac=1.0, random_state=1).to_csv(
+                root / f"{split}.csv", index=False
+            )
         photos, _ = osv5m.build(settings(), root)
         archives = photos["path"].str.partition(".zip/")[0].tolist()
         assert sum(a != b for a, b in itertools.pairwise(archives)) == 2
@@ -137,7 +143,9 @@ class TestManifest:
     def test_two_commits_are_not_mixed_in_one_folder(self, root: Path) -> None:
         (root / "osv5m.json").write_text(json.dumps({"revision": COMMIT, "files": {}}))
         osv5m.obtain(settings(revision=COMMIT), root)
-        with pytest.raises(BundleError, match=f"of commit {COMMIT}, and dataset.revision=fedc; set another dataset.root"):
+        with pytest.raises(
+            BundleError, match=f"of commit {COMMIT}, and dataset.revision=fedc; set another dataset.root"
+        ):
             osv5m.obtain(settings(revision="fedc"), root)
 
     def test_validation_may_not_eat_the_training_photos(self, root: Path) -> None:
@@ -160,13 +168,18 @@ class TestMistakes:
             osv5m.obtain(settings(train_shards="all"), root)
 
     def test_without_a_network_the_sentence_says_what_to_do(self, root: Path) -> None:
-        with pytest.raises(BundleError, match=r"images/train/02\.zip is not there .* the hub does not give it now .*try again"):
+        with pytest.raises(
+            BundleError,
+            match=r"images/train/02\.zip is not there .* the hub does not give it now .*try again",
+        ):
             osv5m.obtain(settings(train_shards=3, download=True), root)
 
     def test_an_archive_that_was_cut_off_is_named(self, root: Path) -> None:
         archive = root / "images" / "train" / "01.zip"
         archive.write_bytes(archive.read_bytes()[:5_000])
-        with pytest.raises(BundleError, match=r"01\.zip: cannot be read as an archive .*delete it and download it anew"):
+        with pytest.raises(
+            BundleError, match=r"01\.zip: cannot be read as an archive .*delete it and download it anew"
+        ):
             osv5m.build(settings(), root)
 
     @pytest.mark.parametrize("name", ["../../evil.jpg", "/etc/evil.jpg", "00/../../evil.jpg", "C:/evil.jpg"])
@@ -182,9 +195,9 @@ class TestMistakes:
             osv5m.build(settings(), root)
 
 
-
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's interface as a download needs; ``cut_after`` bytes of a file the connection is lost once."""
+    """As much of the hub's interface as a download needs; ``cut_after`` bytes of a file the connection is
+    lost once."""
 
     folder: Path
     cut_after: int | None = None
@@ -195,7 +208,11 @@ class Hub(BaseHTTPRequestHandler):
 
     def answer(self, content: bytes, status: int = 200, **headers: str) -> None:
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), "Content-Type": "application/json", **headers}.items():
+        for name, value in {
+            "Content-Length": str(len(content)),
+            "Content-Type": "application/json",
+            **headers,
+        }.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
@@ -210,7 +227,9 @@ class Hub(BaseHTTPRequestHandler):
                 if name in self.server.lied_about:
                     digest = "0" * 64
                 lfs = {"oid": digest, "size": path.stat().st_size, "pointerSize": 130}
-                found.append({"type": "file", "path": name, "size": path.stat().st_size, "oid": "a" * 40, "lfs": lfs})
+                found.append(
+                    {"type": "file", "path": name, "size": path.stat().st_size, "oid": "a" * 40, "lfs": lfs}
+                )
         self.answer(json.dumps(found).encode())
 
     def do_HEAD(self) -> None:
@@ -226,7 +245,11 @@ class Hub(BaseHTTPRequestHandler):
             self.answer(b"{}", 404, X_Error_Code="EntryNotFound")
             return
         content, begin = path.read_bytes(), 0
-        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        headers = {
+            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+            "X-Repo-Commit": COMMIT,
+            "Accept-Ranges": "bytes",
+        }
         asked = self.headers.get("Range")
         if self.command == "GET":
             self.server.asked.append((path.name, asked))
@@ -270,9 +293,11 @@ except BundleError as error:
 
 
 def obtain(hub: ThreadingHTTPServer, target: Path, train_shards: int = 2) -> subprocess.CompletedProcess[str]:
-    """Download from ``hub`` in a process of its own: the hub's client reads its address once, when it is imported."""
+    """Download from ``hub`` in a process of its own: the hub's client reads its address once, when it is
+    imported."""
     environment = os.environ | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
         "HF_HOME": str(target.parent / "home"), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
     }  # fmt: skip
     command = [sys.executable, "-c", OBTAIN, str(target), str(train_shards)]
@@ -280,10 +305,15 @@ def obtain(hub: ThreadingHTTPServer, target: Path, train_shards: int = 2) -> sub
 
 
 class TestDownload:
-    def test_chosen_shards_and_tables_arrive_whole_and_are_remembered(self, hub: ThreadingHTTPServer, root: Path, tmp_path: Path) -> None:
+    def test_chosen_shards_and_tables_arrive_whole_and_are_remembered(
+        self, hub: ThreadingHTTPServer, root: Path, tmp_path: Path
+    ) -> None:
         done = obtain(hub, tmp_path / "here", train_shards=1)
         assert done.returncode == 0, done.stderr
-        arrived = {path.relative_to(tmp_path / "here").as_posix() for path in (tmp_path / "here").rglob("*.[zc][is][pv]")}
+        arrived = {
+            path.relative_to(tmp_path / "here").as_posix()
+            for path in (tmp_path / "here").rglob("*.[zc][is][pv]")
+        }
         assert arrived == {"train.csv", "test.csv", "images/train/00.zip", "images/test/00.zip"}
         for name in arrived:
             assert (tmp_path / "here" / name).read_bytes() == (root / name).read_bytes()
@@ -293,7 +323,9 @@ class TestDownload:
         assert obtain(hub, tmp_path / "here", train_shards=1).returncode == 0
         assert len(hub.asked) == asked  # what is there is not asked for
 
-    def test_a_download_that_was_cut_off_goes_on_where_it_was(self, hub: ThreadingHTTPServer, root: Path, tmp_path: Path) -> None:
+    def test_a_download_that_was_cut_off_goes_on_where_it_was(
+        self, hub: ThreadingHTTPServer, root: Path, tmp_path: Path
+    ) -> None:
         with zipfile.ZipFile(root / "images" / "train" / "00.zip", "a") as file:
             file.writestr("padding.bin", bytes(25 * 2**20))  # the hub's client writes 10 MiB at a time
         hub.cut_after = 24 * 2**20
@@ -305,23 +337,43 @@ class TestDownload:
         for name in ("images/train/00.zip", "images/train/01.zip", "images/test/00.zip"):
             assert (tmp_path / "here" / name).read_bytes() == (root / name).read_bytes()
 
-    def test_a_file_whose_checksum_is_wrong_is_deleted_and_named(self, hub: ThreadingHTTPServer, tmp_path: Path) -> None:
+    def test_a_file_whose_checksum_is_wrong_is_deleted_and_named(
+        self, hub: ThreadingHTTPServer, tmp_path: Path
+    ) -> None:
         hub.lied_about.add("images/train/01.zip")
         done = obtain(hub, tmp_path / "here")
         assert done.returncode == 1 and "01.zip: arrived damaged" in done.stderr
         assert not (tmp_path / "here" / "images" / "train" / "01.zip").exists()
 
-    def test_a_shard_that_the_hub_does_not_have_is_named(self, hub: ThreadingHTTPServer, tmp_path: Path) -> None:
+    def test_a_shard_that_the_hub_does_not_have_is_named(
+        self, hub: ThreadingHTTPServer, tmp_path: Path
+    ) -> None:
         done = obtain(hub, tmp_path / "here", train_shards=3)
         assert done.returncode == 1 and f"osv5m/osv5m has no images/train/02.zip at {COMMIT}" in done.stderr
 
-    def test_a_full_disk_is_found_before_the_download(self, hub: ThreadingHTTPServer, root: Path, tmp_path: Path) -> None:
+    def test_a_full_disk_is_found_before_the_download(
+        self, hub: ThreadingHTTPServer, root: Path, tmp_path: Path
+    ) -> None:
         """The miniature claims to be larger than any disk."""
         with (root / "images" / "train" / "01.zip").open("r+b") as file:
             file.truncate(2**20)
-        program = OBTAIN.replace("import sys\n", "import sys, shutil\nshutil.disk_usage = lambda _: shutil._ntuple_diskusage(1, 1, 2**20)\n", 1)
-        environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+        program = OBTAIN.replace(
+            "import sys\n",
+            "import sys, shutil\nshutil.disk_usage = lambda _: shutil._ntuple_diskusage(1, 1, 2**20)\n",
+            1,
+        )
+        environment = os.environ | {
+            "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+            "HF_HUB_OFFLINE": "0",
+            "NO_PROXY": "127.0.0.1",
+        }
         command = [sys.executable, "-c", program, str(tmp_path / "here"), "2"]
-        done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 1 and "to download 5 files takes" in done.stderr and "choose fewer shards" in done.stderr
+        done = subprocess.run(
+            command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert (
+            done.returncode == 1
+            and "to download 5 files takes" in done.stderr
+            and "choose fewer shards" in done.stderr
+        )
         assert not hub.asked

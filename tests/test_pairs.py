@@ -1,4 +1,5 @@
-"""Statements about pairs: which are false and which are hard negatives, and that the sample reaches from near to far."""
+"""Statements about pairs: which are false and which are hard negatives, and that the sample reaches from near
+to far."""
 
 from __future__ import annotations
 
@@ -9,10 +10,21 @@ import pandas as pd
 import pytest
 from conftest import Runs, fitted, world
 
-from lib.evaluate.pairs import EASY, FALSE_NEGATIVE, HARD_NEGATIVE, classify, examples, sample, shares, telling_pair
+from lib.evaluate.pairs import (
+    EASY,
+    FALSE_NEGATIVE,
+    HARD_NEGATIVE,
+    classify,
+    examples,
+    sample,
+    shares,
+    telling_pair,
+)
 
 R = 6371.0088
-CURVE = fitted(nugget=0.1, partial_sill=0.85, length_scale_rad=0.3, exponent=0.8, range_rad=0.9, range_km=0.9 * R)
+CURVE = fitted(
+    nugget=0.1, partial_sill=0.85, length_scale_rad=0.3, exponent=0.8, range_rad=0.9, range_km=0.9 * R
+)
 
 
 def gamma(distance_km: float) -> float:
@@ -31,7 +43,9 @@ class TestKinds:
             (18_000.0, 0.05, EASY),
         ],
     )
-    def test_a_look_alike_is_false_up_to_the_range_and_hard_beyond(self, distance_km: float, above: float, kind: str) -> None:
+    def test_a_look_alike_is_false_up_to_the_range_and_hard_beyond(
+        self, distance_km: float, above: float, kind: str
+    ) -> None:
         frame = pd.DataFrame({"distance_km": [distance_km], "dissimilarity": [gamma(distance_km) + above]})
         found = classify(frame, CURVE).iloc[0]
         assert found["kind"] == kind
@@ -59,16 +73,22 @@ class TestSample:
             u, v = centred[row.first], centred[row.second]
             cosine = float(u @ v) / math.sqrt(float(u @ u) * float(v @ v))
             assert row.dissimilarity == pytest.approx(1.0 - cosine, abs=1e-5)
-            la, lo, lb, lp = np.deg2rad(manifest.loc[[row.first, row.second], ["latitude", "longitude"]].to_numpy()).ravel()
+            la, lo, lb, lp = np.deg2rad(
+                manifest.loc[[row.first, row.second], ["latitude", "longitude"]].to_numpy()
+            ).ravel()
             h = math.acos(math.sin(la) * math.sin(lb) + math.cos(la) * math.cos(lb) * math.cos(lo - lp))
             assert row.distance_km == pytest.approx(h * R, abs=1e-3)
             assert row.residual == pytest.approx(gamma(h * R) - row.dissimilarity, abs=1e-4)
 
-    def test_about_as_many_as_asked_for_with_more_near_ones_than_chance_gives(self, pairs: pd.DataFrame) -> None:
+    def test_about_as_many_as_asked_for_with_more_near_ones_than_chance_gives(
+        self, pairs: pd.DataFrame
+    ) -> None:
         assert 1_500 < len(pairs) <= 3_300
         coordinates = np.deg2rad(world()[0].query("split == 'train'")[["latitude", "longitude"]].to_numpy())
         la, lb = coordinates[:, None, 0], coordinates[None, :, 0]
-        cosine = np.sin(la) * np.sin(lb) + np.cos(la) * np.cos(lb) * np.cos(coordinates[:, None, 1] - coordinates[None, :, 1])
+        cosine = np.sin(la) * np.sin(lb) + np.cos(la) * np.cos(lb) * np.cos(
+            coordinates[:, None, 1] - coordinates[None, :, 1]
+        )
         every = (R * np.arccos(np.clip(cosine, -1, 1)))[~np.eye(96, dtype=bool)]
         assert (pairs["distance_km"] < 2_000.0).mean() > 1.3 * (every < 2_000.0).mean()
 
@@ -81,7 +101,9 @@ class TestSample:
 
 class TestExamples:
     def test_a_telling_pair_is_of_the_largest_residuals_and_uses_no_photo_again(self) -> None:
-        frame = pd.DataFrame({"first": range(100), "second": range(200, 300), "residual": np.linspace(0.0, 1.0, 100)})
+        frame = pd.DataFrame(
+            {"first": range(100), "second": range(200, 300), "residual": np.linspace(0.0, 1.0, 100)}
+        )
         used: set[int] = {99}  # the first photo of the very largest
         chosen = telling_pair(frame.sample(frac=1.0, random_state=0), used, share=0.05)
         assert len(chosen) == 1

@@ -50,7 +50,15 @@ def test_an_archive_that_was_replaced_is_opened_anew(tmp_path: Path, picture: Im
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_photo_is_turned_as_its_exif_says(tmp_path: Path, picture: Image.Image, orientation: int) -> None:
     """However a camera stored it, red is above."""
-    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transpositions that store what the orientation undoes
+    undo = {
+        2: 0,
+        3: 3,
+        4: 1,
+        5: 5,
+        6: 2,
+        7: 6,
+        8: 4,
+    }  # Pillow's transpositions that store what the orientation undoes
     stored = picture.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else picture
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -91,12 +99,19 @@ def broken(folder: Path, kind: str) -> str:
     buffer = io.BytesIO()
     Image.effect_noise((200, 200), 80).save(buffer, "JPEG")
     whole = buffer.getvalue()
-    contents = {"empty": b"", "text": b"no photo", "truncated": whole[: len(whole) // 2], "header only": whole[:30]}
+    contents = {
+        "empty": b"",
+        "text": b"no photo",
+        "truncated": whole[: len(whole) // 2],
+        "header only": whole[:30],
+    }
     if kind in contents:
         (folder / "a.jpg").write_bytes(contents[kind])
         return "a.jpg"
     with zipfile.ZipFile(folder / "00.zip", "w") as archive:
-        archive.writestr("a.jpg", whole, zipfile.ZIP_DEFLATED if kind.endswith("deflated") else zipfile.ZIP_STORED)
+        archive.writestr(
+            "a.jpg", whole, zipfile.ZIP_DEFLATED if kind.endswith("deflated") else zipfile.ZIP_STORED
+        )
     if kind == "no such member":
         return "00.zip/b.jpg"
     if kind == "archive cut":
@@ -109,19 +124,34 @@ def broken(folder: Path, kind: str) -> str:
     return {"missing": "nowhere.jpg"}.get(kind, "00.zip/a.jpg")
 
 
-KINDS = ["empty", "text", "truncated", "header only", "missing", "no such member", "archive cut", "byte flipped", "byte flipped, deflated"]
+KINDS = [
+    "empty",
+    "text",
+    "truncated",
+    "header only",
+    "missing",
+    "no such member",
+    "archive cut",
+    "byte flipped",
+    "byte flipped, deflated",
+]
 
 
 @pytest.mark.parametrize("smallest_px", [None, 1])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_broken_raises_what_callers_know_decoded_small_or_whole(tmp_path: Path, kind: str, smallest_px: int | None) -> None:
-    """The quick check before a run, at an eighth of the size, finds what the decoding at full size would stumble over."""
+def test_what_is_broken_raises_what_callers_know_decoded_small_or_whole(
+    tmp_path: Path, kind: str, smallest_px: int | None
+) -> None:
+    """The quick check before a run, at an eighth of the size, finds what the decoding at full size would
+    stumble over."""
     path = broken(tmp_path, kind)
     with pytest.raises(UNREADABLE):
         open_photo(tmp_path, path, smallest_px)
 
 
-def test_a_member_that_claims_to_be_huge_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_member_that_claims_to_be_huge_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(photos, "MAX_MEMBER_BYTES", 1_000)
     with zipfile.ZipFile(tmp_path / "00.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb.png", bytes(100_000))

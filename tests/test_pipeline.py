@@ -1,4 +1,5 @@
-"""run_all.sh's work, end to end in the smoke profile: all notebooks, the files that other tools read, a second call."""
+"""run_all.sh's work, end to end in the smoke profile: all notebooks, the files that other tools read, a
+second call."""
 
 import json
 import re
@@ -65,9 +66,16 @@ def test_executed_notebooks_show_their_figures(smoke):
     for path in sorted((folder / "notebooks").glob("*.ipynb")):
         cells = nbformat.read(path, as_version=4).cells
         shown = [
-            output for cell in cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
+            output
+            for cell in cells
+            for output in cell.get("outputs", [])
+            if "image/png" in output.get("data", {})
         ]
-        asked = [cell for cell in cells if cell.cell_type == "code" and re.search(r"figures\.save\(|explore\.\w+\(", cell.source)]
+        asked = [
+            cell
+            for cell in cells
+            if cell.cell_type == "code" and re.search(r"figures\.save\(|explore\.\w+\(", cell.source)
+        ]
         assert len(shown) == len(asked) > 0, path.name
 
 
@@ -78,9 +86,14 @@ def test_the_tables_have_the_columns_that_other_tools_read(smoke):
     fractions = accuracy.filter(like="acc_").to_numpy()
     assert ((fractions >= 0) & (fractions <= 1)).all()
     assert set(COMPARISON) <= set(pd.read_csv(folder / "tables" / "comparison.csv"))
-    assert list(pd.read_csv(folder / "tables" / "semivariogram.csv")) == ["lag_km", "gamma", "variance", "pairs"]
+    assert list(pd.read_csv(folder / "tables" / "semivariogram.csv")) == [
+        "lag_km",
+        "gamma",
+        "variance",
+        "pairs",
+    ]
     assert list(pd.read_parquet(folder / "predictions.parquet")) == PREDICTIONS
-    assert FIT <= set(json.loads((folder / "semivariogram.json").read_text()))
+    assert set(json.loads((folder / "semivariogram.json").read_text())) >= FIT
 
 
 def test_the_tables_follow_from_the_predictions(smoke):
@@ -97,20 +110,32 @@ def test_the_tables_follow_from_the_predictions(smoke):
 def test_the_provenance_names_what_it_takes_to_rebuild_the_run(smoke):
     folder, _, _ = smoke
     manifest = json.loads((folder / "provenance.json").read_text())
-    assert {"settings", "seeds", "packages", "machine", "seconds_by_notebook", "inputs", "outputs", "git"} <= set(
-        manifest
-    )
+    assert {
+        "settings",
+        "seeds",
+        "packages",
+        "machine",
+        "seconds_by_notebook",
+        "inputs",
+        "outputs",
+        "git",
+    } <= set(manifest)
     assert manifest["outdated"] == []
     assert set(manifest["seconds_by_notebook"]) == {path.stem for path in pipeline.notebooks().values()}
-    assert {"tables/accuracy.csv", "semivariogram.json", "predictions.parquet", "maps/predictions.html"} <= set(
-        manifest["outputs"]
-    )
+    assert {
+        "tables/accuracy.csv",
+        "semivariogram.json",
+        "predictions.parquet",
+        "maps/predictions.html",
+    } <= set(manifest["outputs"])
 
 
 def test_every_link_of_the_index_leads_somewhere(smoke):
     folder, _, _ = smoke
     page = (folder / "index.html").read_text()
-    links = [link for link in re.findall(r'(?:href|src)="([^"]+)"', page) if not link.startswith(("#", "data:"))]
+    links = [
+        link for link in re.findall(r'(?:href|src)="([^"]+)"', page) if not link.startswith(("#", "data:"))
+    ]
     assert len(links) > 20
     assert not [link for link in links if not (folder / link).exists()]
 
@@ -156,7 +181,8 @@ def test_a_finished_run_would_reuse_everything_and_looking_changes_nothing(smoke
 
 
 def test_executed_notebooks_name_no_folder_of_the_machine(smoke):
-    """The photos' folder is a setting of this test's, outside the project; everything else is named from the project."""
+    """The photos' folder is a setting of this test's, outside the project; everything else is named from the
+    project."""
     folder, *_ = smoke
     for path in [*(folder / "notebooks").iterdir()]:
         content = path.read_text(encoding="utf-8")
@@ -185,7 +211,8 @@ def broken_notebook(
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"
     content = nbformat.v4.new_notebook(
-        cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        cells=cells,
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
     )
     nbformat.write(content, folder / "09_broken.ipynb")
     return {"09": folder / "09_broken.ipynb"}
@@ -199,7 +226,11 @@ def test_a_failing_notebook_stops_the_run_with_its_name_cell_and_last_line(tmp_p
     assert "09_broken.ipynb" in said and "cell 4" in said and "raise RuntimeError" in said
     assert "the photo is upside down" in said
     kept = nbformat.read(tmp_path / "run" / "notebooks" / "09_broken.ipynb", as_version=4)
-    assert any("so far so good" in output.get("text", "") for cell in kept.cells for output in cell.get("outputs", []))
+    assert any(
+        "so far so good" in output.get("text", "")
+        for cell in kept.cells
+        for output in cell.get("outputs", [])
+    )
 
 
 def test_what_a_kernel_logs_of_its_own_end_does_not_reach_the_terminal(tmp_path, monkeypatch, capfd):
@@ -250,7 +281,11 @@ def test_a_file_in_the_place_of_a_folder_of_the_run_is_named(tmp_path, capsys):
     (tmp_path / "run" / "logs").write_text("a file")
     assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run", "--only", "01"]) == 1
     said = capsys.readouterr().err
-    assert f"{tmp_path}/run/logs" in said and "a file where its folder should be" in said and "Traceback" not in said
+    assert (
+        f"{tmp_path}/run/logs" in said
+        and "a file where its folder should be" in said
+        and "Traceback" not in said
+    )
 
 
 def test_a_stage_that_is_there_and_would_be_made_anew_is_named(make_run, monkeypatch):
@@ -262,7 +297,10 @@ def test_a_stage_that_is_there_and_would_be_made_anew_is_named(make_run, monkeyp
 
 def test_fresh_forgets_receipts_and_features_of_worlds_too_and_leaves_photos(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "_execute_all", lambda *_: None)
-    kept, gone = ["photos/a.jpg", "tables/a.csv"], ["receipts/a.json", "features/f.npy", "worlds/noise=1/receipts/a.json", "simulation/features/f.npy"]
+    kept, gone = (
+        ["photos/a.jpg", "tables/a.csv"],
+        ["receipts/a.json", "features/f.npy", "worlds/noise=1/receipts/a.json", "simulation/features/f.npy"],
+    )
     for name in kept + gone:
         (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "run" / name).write_text("there")
@@ -293,7 +331,10 @@ def test_a_notebook_with_other_parameters_is_refused(tmp_path):
         (["--set", "training.strategies=decayed"], "needs infonce"),
         (["--set", "backbone=resnet"], "registered: efficientnet-lite0"),
         (["--set", "backbone=timm/resnett50"], "timm has no such model; close names"),
-        (["--set", "evaluation.baselines=geoclip_pretrained"], "takes raw features: set backbone.centred=false"),
+        (
+            ["--set", "evaluation.baselines=geoclip_pretrained"],
+            "takes raw features: set backbone.centred=false",
+        ),
         (
             ["--set", "training.image_head=geoclip", "--set", "backbone.centred=false"],
             "takes CLIP ViT-L/14 features; set backbone.name=openai/clip-vit-large-patch14",
@@ -302,7 +343,9 @@ def test_a_notebook_with_other_parameters_is_refused(tmp_path):
         (["--set", "evaluation.gallery=nowhere.csv"], "nowhere.csv is not there"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_answered_with_one_sentence_and_status_1(arguments, sentence, capsys):
+def test_a_mistake_on_the_command_line_is_answered_with_one_sentence_and_status_1(
+    arguments, sentence, capsys
+):
     assert pipeline.main(arguments) == 1
     said = capsys.readouterr().err
     assert sentence in said and "Traceback" not in said
@@ -375,7 +418,13 @@ def test_a_run_with_other_settings_is_not_compared(reference):
 
 def test_of_a_progress_bar_an_executed_notebook_keeps_nothing_and_of_text_everything(tmp_path):
     cell = nbformat.v4.new_code_cell("train()", id="cell")
-    said = ["\rtraining:  50%|#    |", "\rtraining: 100%|#####|", "\r                     \r", "made    training in 3 s\n", "done\n"]
+    said = [
+        "\rtraining:  50%|#    |",
+        "\rtraining: 100%|#####|",
+        "\r                     \r",
+        "made    training in 3 s\n",
+        "done\n",
+    ]
     cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text) for text in said]
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "executed.ipynb")
     pages.tidy(tmp_path / "executed.ipynb")
@@ -407,7 +456,9 @@ def test_any_folder_of_photos_with_a_table_goes_through_all_notebooks(smoke, tmp
     for number, path in enumerate(manifest["path"]):
         shutil.copy(root / path, tmp_path / "photos" / f"{number}_city@home.jpg")
     names = [f"{number}_city@home.jpg" for number in range(len(manifest))]
-    table = pd.DataFrame({"IMG_ID": names, "AUTHOR": "nobody", "LAT": manifest["latitude"], "LON": manifest["longitude"]})
+    table = pd.DataFrame(
+        {"IMG_ID": names, "AUTHOR": "nobody", "LAT": manifest["latitude"], "LON": manifest["longitude"]}
+    )
     table.to_csv(tmp_path / "places.csv", index=False)
     own = ["dataset=folder", f"data.root={tmp_path / 'photos'}", f"data.csv={tmp_path / 'places.csv'}"]
     own += ["training.strategies=infonce,semivariogram", "training.seeds=0", "study=null"]
@@ -422,17 +473,31 @@ def test_any_folder_of_photos_with_a_table_goes_through_all_notebooks(smoke, tmp
 
 
 def test_osv5m_in_miniature_goes_through_every_notebook_with_clip(tmp_path, tiny_clip):
-    """The paper's own track by its own code: archives, CLIP with augmented views, GeoCLIP's weights to start from and as a row."""
+    """The paper's own track by its own code: archives, CLIP with augmented views, GeoCLIP's weights to start
+    from and as a row."""
     (tmp_path / "osv5m").mkdir()
     miniature.write(tmp_path / "osv5m")
     chosen = [
-        f"dataset.root={tmp_path / 'osv5m'}", "dataset.validation=30", "dataset.train_shards=2", "dataset.download=false",
-        f"backbone.name={tiny_clip}", "backbone.workers=1", "backbone.shard_size=128", "backbone.batch_size=64",
-        "backbone.views=2", "semivariogram.lag_width_rad=0.05", "training.batch_size=64", "training.queue_size=64",
+        f"dataset.root={tmp_path / 'osv5m'}", "dataset.validation=30", "dataset.train_shards=2",
+        "dataset.download=false",
+        f"backbone.name={tiny_clip}", "backbone.workers=1", "backbone.shard_size=128",
+        "backbone.batch_size=64",
+        "backbone.views=2", "semivariogram.lag_width_rad=0.05", "training.batch_size=64",
+        "training.queue_size=64",
         "training.epochs=2", "training.seeds=0,1", "training.strategies=infonce,semivariogram",
         "training.location_encoder=geoclip", "training.image_head=geoclip", "evaluation.gallery=train",
     ]  # fmt: skip
-    command = [sys.executable, "-m", "lib.pipeline", "--profile", "osv5m_small", "--run", str(tmp_path / "run"), "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "lib.pipeline",
+        "--profile",
+        "osv5m_small",
+        "--run",
+        str(tmp_path / "run"),
+        "--device",
+        "cpu",
+    ]
     done = run_pipeline([*command, *(word for setting in chosen for word in ("--set", setting))])
     assert done.returncode == 0, done.stderr[-3_000:]
     accuracy = pd.read_csv(tmp_path / "run" / "tables" / "accuracy.csv")

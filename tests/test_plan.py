@@ -61,7 +61,8 @@ def test_looking_up_writes_nothing_and_trains_nothing(make_run, monkeypatch):
     before = snapshot(run.folder)
     found = stages.look_up(run, ["01", "02", "03", "04", "05", "06"])
     assert [(notebook, stage) for notebook, stage, _ in found] == [
-        ("01", "manifest"), ("01", "features"), ("02", "training-infonce_seed0"), ("02", "training-infonce_seed1"),
+        ("01", "manifest"), ("01", "features"), ("02", "training-infonce_seed0"),
+        ("02", "training-infonce_seed1"),
         ("03", "semivariogram"), ("04", "training-decayed_seed0"), ("04", "training-decayed_seed1"),
         ("05", "evaluation"), ("05", "regions"),
     ]  # fmt: skip
@@ -76,7 +77,9 @@ def test_a_stage_that_two_notebooks_ask_for_stands_under_the_first_that_is_execu
 
 
 def test_a_run_of_which_nothing_is_there_is_made_whole(tmp_path):
-    found = stages.look_up(Run(load("smoke", ("device=cpu",)), tmp_path / "run"), ["01", "02", "03", "04", "05"])
+    found = stages.look_up(
+        Run(load("smoke", ("device=cpu",)), tmp_path / "run"), ["01", "02", "03", "04", "05"]
+    )
     wanted = {"manifest", "features", "semivariogram", "training-infonce_seed0", "evaluation", "regions"}
     assert wanted <= {stage for _, stage, _ in found}
     assert not any(is_reused for *_, is_reused in found)

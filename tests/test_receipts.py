@@ -1,4 +1,5 @@
-"""A file that is damaged, or was made by other settings or older code, is named with its mend, and never read."""
+"""A file that is damaged, or was made by other settings or older code, is named with its mend, and never
+read."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ def flip(path: Path, draw: random.Random) -> None:
     content, status = bytearray(path.read_bytes()), path.stat()
     content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
     path.write_bytes(content)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # within this process a checksum is taken once a time of change
+    os.utime(
+        path, ns=(status.st_atime_ns, status.st_mtime_ns + 1)
+    )  # within this process a checksum is taken once a time of change
 
 
 def halve(path: Path, draw: random.Random) -> None:
@@ -42,11 +45,25 @@ def empty(path: Path, draw: random.Random) -> None:
 
 @pytest.fixture
 def chain(make_run: Runs) -> Run:
-    """A run whose curve, trainings and tables were made by their stages from a manifest and features of the test's world."""
-    run = make_run("training.epochs=1", "training.strategies=infonce,decayed", "semivariogram.lag_width_rad=0.1", "evaluation.bootstrap=100",
-                   "evaluation.splits=test,test_blocked", "study=null")  # fmt: skip
+    """A run whose curve, trainings and tables were made by their stages from a manifest and features of the
+    test's world."""
+    run = make_run(
+        "training.epochs=1",
+        "training.strategies=infonce,decayed",
+        "semivariogram.lag_width_rad=0.1",
+        "evaluation.bootstrap=100",
+        "evaluation.splits=test,test_blocked",
+        "study=null",
+    )
     content = run.features.read_bytes()
-    run.produce("features", make=lambda: run.features.write_bytes(content), outputs=[run.features], settings={"name": run.settings.backbone.name}, group="backbone", code=[features.read])
+    run.produce(
+        "features",
+        make=lambda: run.features.write_bytes(content),
+        outputs=[run.features],
+        settings={"name": run.settings.backbone.name},
+        group="backbone",
+        code=[features.read],
+    )
     go(run)
     return run
 
@@ -68,7 +85,9 @@ OUTPUTS: dict[str, Callable[[Run], Path]] = {
 
 
 @pytest.mark.parametrize("damage", [flip, halve, empty])
-def test_each_damaged_output_is_named_and_made_again_to_the_same_bytes(chain: Run, damage: Callable, capsys: pytest.CaptureFixture) -> None:
+def test_each_damaged_output_is_named_and_made_again_to_the_same_bytes(
+    chain: Run, damage: Callable, capsys: pytest.CaptureFixture
+) -> None:
     draw = random.Random(int.from_bytes(os.urandom(4)))  # noqa: S311
     for kind, of in OUTPUTS.items():
         path = of(chain)
@@ -76,14 +95,20 @@ def test_each_damaged_output_is_named_and_made_again_to_the_same_bytes(chain: Ru
         damage(path, draw)
         go(chain)
         said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("again ")]
-        assert len(said) == 1 and f"{path} is damaged, its checksum is not the one that was noted" in said[0], (kind, said)
+        assert (
+            len(said) == 1 and f"{path} is damaged, its checksum is not the one that was noted" in said[0]
+        ), (kind, said)
         assert path.read_bytes() == whole, kind
 
 
 INPUTS = {
     "features": (lambda run: run.features, training.train_all, "01_data_preparation"),
     "curve": (lambda run: run.semivariogram, training.train_all, "03_semivariogram"),
-    "weights": (lambda run: run.checkpoint("infonce", 0), lambda run, _: evaluation.evaluate(run), "02_baseline_geoclip or 04_regularized_training"),
+    "weights": (
+        lambda run: run.checkpoint("infonce", 0),
+        lambda run, _: evaluation.evaluate(run),
+        "02_baseline_geoclip or 04_regularized_training",
+    ),
 }
 
 
@@ -92,9 +117,13 @@ def test_an_input_that_was_changed_behind_our_back_is_not_read(chain: Run, kind:
     of, stage, notebook = INPUTS[kind]
     flip(of(chain), random.Random(1))  # noqa: S311
     receipt = {path.name: path.read_bytes() for path in chain.folder.glob("receipts/*")}
-    with pytest.raises(BundleError, match=rf"{of(chain)} is damaged: its checksum .*; run notebook {notebook} again"):
+    with pytest.raises(
+        BundleError, match=rf"{of(chain)} is damaged: its checksum .*; run notebook {notebook} again"
+    ):
         stage(chain, chain.settings.training.strategies)
-    assert {path.name: path.read_bytes() for path in chain.folder.glob("receipts/*")} == receipt  # nothing was done
+    assert {
+        path.name: path.read_bytes() for path in chain.folder.glob("receipts/*")
+    } == receipt  # nothing was done
 
 
 def test_a_reader_beside_the_stages_does_not_read_what_is_damaged(chain: Run) -> None:
@@ -113,31 +142,60 @@ def with_settings(run: Run, *overrides: str) -> Run:
 
 
 def test_weights_of_other_settings_are_refused_with_the_setting(chain: Run) -> None:
-    with pytest.raises(BundleError, match=r"training-infonce_seed0 was made with other settings \(training.epochs 1, now 2\); run notebook 02.* or 04"):
+    with pytest.raises(
+        BundleError,
+        match=(
+            r"training-infonce_seed0 was made with other settings \(training.epochs 1, now 2\); run "
+            r"notebook 02.* or 04"
+        ),
+    ):
         evaluation.evaluate(with_settings(chain, "training.epochs=2"))
 
 
 def test_features_and_curves_of_other_settings_are_refused_with_the_setting(chain: Run) -> None:
-    with pytest.raises(BundleError, match=r'features\.npy was made with other settings \(name "efficientnet-lite0", now "efficientnet-lite2"\); run notebook 01'):
+    with pytest.raises(
+        BundleError,
+        match=(
+            r'features\.npy was made with other settings \(name "efficientnet-lite0", now '
+            r'"efficientnet-lite2"\); run notebook 01'
+        ),
+    ):
         curve.fit_run(with_settings(chain, 'backbone.name="efficientnet-lite2"'))
-    with pytest.raises(BundleError, match=r"semivariogram\.json was made with other settings \(lag_width_rad 0.1, now 0.2\); run notebook 03"):
+    with pytest.raises(
+        BundleError,
+        match=(
+            r"semivariogram\.json was made with other settings \(lag_width_rad 0.1, now 0.2\); run notebook "
+            r"03"
+        ),
+    ):
         training.train_all(with_settings(chain, "semivariogram.lag_width_rad=0.2"), ["infonce", "decayed"])
 
 
-def test_what_older_code_has_made_is_refused_as_an_input_and_made_again_by_its_own_stage(chain: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_what_older_code_has_made_is_refused_as_an_input_and_made_again_by_its_own_stage(
+    chain: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     real, root = run_module.code_digest, "lib.train.curve:fit_run"
     monkeypatch.setattr(run_module, "code_digest", lambda name: "newer" if name == root else real(name))
-    with pytest.raises(BundleError, match=r"semivariogram\.json was made with other code \(lib\.train\.curve:fit_run\); run notebook 03"):
+    with pytest.raises(
+        BundleError,
+        match=r"semivariogram\.json was made with other code \(lib\.train\.curve:fit_run\); run notebook 03",
+    ):
         training.train_all(chain, ["infonce", "decayed"])
     curve.fit_run(chain)
     assert "again   semivariogram: other code (lib.train.curve:fit_run)" in capsys.readouterr().out
     training.train_all(chain, ["infonce", "decayed"])
 
 
-def test_another_version_of_a_package_is_said(chain: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_another_version_of_a_package_is_said(
+    chain: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     real = run_module.importlib.metadata.version
-    monkeypatch.setattr(run_module.importlib.metadata, "version", lambda name: "99" if name == "torch" else real(name))
-    with pytest.raises(BundleError, match=r'features\.npy was made with another package \(torch "2.*", now "99"\)'):
+    monkeypatch.setattr(
+        run_module.importlib.metadata, "version", lambda name: "99" if name == "torch" else real(name)
+    )
+    with pytest.raises(
+        BundleError, match=r'features\.npy was made with another package \(torch "2.*", now "99"\)'
+    ):
         curve.fit_run(chain)
 
 
@@ -180,7 +238,9 @@ def write(folder: Path, plain: np.ndarray, views: np.ndarray) -> None:
 
 
 class TestShards:
-    def test_a_damaged_shard_of_an_interrupted_extraction_is_named_and_made_again(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def test_a_damaged_shard_of_an_interrupted_extraction_is_named_and_made_again(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture
+    ) -> None:
         plain, views = np.arange(12.0).reshape(3, 4), np.ones((2, 2, 4))
         write(tmp_path, plain, views)
         assert features._is_whole(tmp_path / "0.npy") and not features._is_whole(tmp_path / "1.npy")
@@ -200,7 +260,12 @@ class TestNaNLoss:
         stored[7] = np.nan
         np.save(run.features, stored)
         path = run.folder / "failures" / "infonce_seed0.json"
-        with pytest.raises(BundleError, match=rf"infonce, seed 0: the loss is nan at epoch 1, step \d; the ids of the batch are in {path}"):
+        with pytest.raises(
+            BundleError,
+            match=(
+                rf"infonce, seed 0: the loss is nan at epoch 1, step \d; the ids of the batch are in {path}"
+            ),
+        ):
             training.train_all(run, ["infonce"])
         found = json.loads(path.read_text())
         assert "p0007" in found["ids"] and len(found["ids"]) == 24 and found["epoch"] == 1
@@ -213,6 +278,8 @@ def test_deterministic_algorithms_are_on_while_a_stage_is_made_and_only_then(mak
     seen = []
     for setting in ("true", "false"):
         run = make_run(f"deterministic={setting}")
-        run.produce("asked", make=lambda: seen.append(torch.are_deterministic_algorithms_enabled()), outputs=[])
+        run.produce(
+            "asked", make=lambda: seen.append(torch.are_deterministic_algorithms_enabled()), outputs=[]
+        )
     assert seen == [True, False] and not torch.are_deterministic_algorithms_enabled()
     assert run.arithmetic("float32") == "cpu/float32"

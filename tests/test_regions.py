@@ -1,4 +1,5 @@
-"""Statements about where on Earth: cells of one area, honest intervals of many small groups, a field of error without seams."""
+"""Statements about where on Earth: cells of one area, honest intervals of many small groups, a field of error
+without seams."""
 
 from __future__ import annotations
 
@@ -17,8 +18,23 @@ def predictions(errors: dict[str, np.ndarray], places: np.ndarray, split: str = 
     rows = []
     for strategy, matrix in errors.items():
         for seed, of_seed in enumerate(matrix):
-            frame = pd.DataFrame({"id": [f"p{k}" for k in range(len(places))], "split": split, "strategy": strategy, "seed": seed, "error_km": of_seed})
-            rows.append(frame.assign(latitude=places[:, 0], longitude=places[:, 1], predicted_latitude=0.0, predicted_longitude=0.0))
+            frame = pd.DataFrame(
+                {
+                    "id": [f"p{k}" for k in range(len(places))],
+                    "split": split,
+                    "strategy": strategy,
+                    "seed": seed,
+                    "error_km": of_seed,
+                }
+            )
+            rows.append(
+                frame.assign(
+                    latitude=places[:, 0],
+                    longitude=places[:, 1],
+                    predicted_latitude=0.0,
+                    predicted_longitude=0.0,
+                )
+            )
     return pd.concat(rows, ignore_index=True)
 
 
@@ -56,12 +72,21 @@ class TestGains:
         places = np.column_stack((np.zeros(600), np.repeat(np.arange(6) * 50.0 - 150.0, 100)))
         base = generator.random((3, 600)) < 0.5
         better = base | ((places[:, 1] == -50.0) & (generator.random((3, 600)) < 0.5))
-        table = cell_gains(predictions({"infonce": errors_of(base), "decayed": errors_of(better)}, places), sides_km=[2_000.0])
+        table = cell_gains(
+            predictions({"infonce": errors_of(base), "decayed": errors_of(better)}, places),
+            sides_km=[2_000.0],
+        )
         said = table[table["metric"] == "acc_200km"].set_index("west")["verdict"]
         assert (said == "gains").sum() == 1 and (said == "not shown").sum() == 5
         found = table[(table["verdict"] == "gains") & (table["metric"] == "acc_200km")].iloc[0]
         assert found["west"] <= -50.0 <= found["east"] and found["n"] == 100
-        assert found["corrected_low"] < found["ci_low"] < found["difference"] < found["ci_high"] < found["corrected_high"]
+        assert (
+            found["corrected_low"]
+            < found["ci_low"]
+            < found["difference"]
+            < found["ci_high"]
+            < found["corrected_high"]
+        )
 
     def test_each_size_of_cell_is_a_map_of_its_own(self) -> None:
         generator = np.random.default_rng(4)
@@ -74,9 +99,14 @@ class TestGains:
             assert of_size["comparisons"].eq((of_size["n"] >= LEAST_PHOTOS).sum()).all()
 
     def test_few_photos_have_a_difference_and_no_interval(self) -> None:
-        places = np.column_stack((np.zeros(40), np.repeat([0.0, 90.0], [LEAST_PHOTOS - 1, 41 - LEAST_PHOTOS])))
+        places = np.column_stack(
+            (np.zeros(40), np.repeat([0.0, 90.0], [LEAST_PHOTOS - 1, 41 - LEAST_PHOTOS]))
+        )
         hits = np.random.default_rng(0).random((2, 2, 40)) < 0.5
-        table = cell_gains(predictions({"infonce": errors_of(hits[0]), "decayed": errors_of(hits[1])}, places), sides_km=[2_000.0])
+        table = cell_gains(
+            predictions({"infonce": errors_of(hits[0]), "decayed": errors_of(hits[1])}, places),
+            sides_km=[2_000.0],
+        )
         few = table[table["n"] < LEAST_PHOTOS]
         assert len(few) and (few["verdict"] == "too few photos").all() and few["ci_low"].isna().all()
         assert table["comparisons"].eq(1).all()
@@ -93,6 +123,7 @@ class TestGains:
         assert set(cell_gains(frame, countries)["place"]) == {"Brazil"}
         assert set(cell_gains(frame)["place"]) == {""}
 
+
 class TestErrors:
     def test_a_cells_figures_are_those_of_its_photos_over_seeds(self) -> None:
         errors = np.array([[10.0, 20, 30, 40, 300], [10.0, 20, 30, 40, 300]])
@@ -104,13 +135,17 @@ class TestErrors:
         assert (row["mean_low"], row["mean_high"]) == (pytest.approx(max(0.0, low)), pytest.approx(high))
 
     def test_few_photos_have_a_mean_and_no_interval(self) -> None:
-        (row,) = cell_errors(predictions({"infonce": np.array([[10.0, 30.0]])}, np.zeros((2, 2)))).to_dict("records")
+        (row,) = cell_errors(predictions({"infonce": np.array([[10.0, 30.0]])}, np.zeros((2, 2)))).to_dict(
+            "records"
+        )
         assert row["mean_km"] == 20.0 and np.isnan(row["mean_low"]) and np.isnan(row["mean_high"])
 
 
 class TestErrorField:
     def test_near_one_photo_it_is_that_photos_error_and_far_away_it_rests_on_none(self) -> None:
-        field = error_field(predictions({"infonce": np.array([[500.0, 80.0]])}, np.array([[0.0, 0.0], [0.0, 90.0]])), side=60)
+        field = error_field(
+            predictions({"infonce": np.array([[500.0, 80.0]])}, np.array([[0.0, 0.0], [0.0, 90.0]])), side=60
+        )
         assert field.typical_km["infonce"][30, 30] == pytest.approx(500.0)
         assert field.typical_km["infonce"][30, 45] == pytest.approx(80.0)
         assert field.photos[30, 30] == pytest.approx(np.exp(-0.5 * (471.7 / 300.0) ** 2), rel=0.02)
@@ -122,5 +157,7 @@ class TestErrorField:
         assert field.photos[40, 0] > 0.3
 
     def test_it_is_a_geometric_mean_over_seeds(self) -> None:
-        field = error_field(predictions({"infonce": np.array([[10.0], [1_000.0]])}, np.zeros((1, 2))), side=40)
+        field = error_field(
+            predictions({"infonce": np.array([[10.0], [1_000.0]])}, np.zeros((1, 2))), side=40
+        )
         assert field.typical_km["infonce"][20, 20] == pytest.approx(100.0)

@@ -1,4 +1,5 @@
-"""Statements about index.html: the answer is on the first screen, the page is whole and harmless, and a phone can read it."""
+"""Statements about index.html: the answer is on the first screen, the page is whole and harmless, and a phone
+can read it."""
 
 from __future__ import annotations
 
@@ -28,16 +29,35 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 
 
 def predictions(count: int = 300) -> pd.DataFrame:
-    """Two splits, four seeds, five strategies of which semivariance_margin is the better and one is named by an attacker."""
+    """Two splits, four seeds, five strategies of which semivariance_margin is the better and one is named by
+    an attacker."""
     generator, rows = np.random.default_rng(0), []
     for split in ("test", "test_blocked"):
         places = uniform_on_sphere(count, generator, 60.0)
-        for name, share in (("infonce", 0.5), ("semivariogram", 0.5), ("semivariance_margin", 0.8), ("similarity", 0.45), (HOSTILE, 0.5)):
+        for name, share in (
+            ("infonce", 0.5),
+            ("semivariogram", 0.5),
+            ("semivariance_margin", 0.8),
+            ("similarity", 0.45),
+            (HOSTILE, 0.5),
+        ):
             for seed in range(4):
-                guess = places + np.column_stack((np.where(generator.random(count) < share, 0.5, 20.0), np.zeros(count)))
-                frame = pd.DataFrame({"id": [f"{split}{k}" for k in range(count)], "split": split, "strategy": name, "seed": seed,
-                                      "latitude": places[:, 0], "longitude": places[:, 1], "predicted_latitude": guess[:, 0],
-                                      "predicted_longitude": guess[:, 1], "error_km": distance_km(places, guess)})  # fmt: skip
+                guess = places + np.column_stack(
+                    (np.where(generator.random(count) < share, 0.5, 20.0), np.zeros(count))
+                )
+                frame = pd.DataFrame(
+                    {
+                        "id": [f"{split}{k}" for k in range(count)],
+                        "split": split,
+                        "strategy": name,
+                        "seed": seed,
+                        "latitude": places[:, 0],
+                        "longitude": places[:, 1],
+                        "predicted_latitude": guess[:, 0],
+                        "predicted_longitude": guess[:, 1],
+                        "error_km": distance_km(places, guess),
+                    }
+                )
                 rows.append(frame)
     return pd.concat(rows, ignore_index=True)
 
@@ -45,7 +65,8 @@ def predictions(count: int = 300) -> pd.DataFrame:
 def provenance(run: Run) -> dict:
     """What the pipeline knows of a finished run."""
     return {
-        "finished": "2030-01-01T00:00:00+00:00", "settings": run.settings.model_dump(mode="json"), "seeds": [0, 1], "packages": {HOSTILE: "1"},
+        "finished": "2030-01-01T00:00:00+00:00", "settings": run.settings.model_dump(mode="json"),
+        "seeds": [0, 1], "packages": {HOSTILE: "1"},
         "git": {"commit": None, "dirty": None}, "seconds_by_notebook": {HOSTILE: 1.0},
         "machine": {"processor": HOSTILE, "cores": 2, "memory_gib": 8.0, "accelerator": None},
     }  # fmt: skip
@@ -56,7 +77,9 @@ def choose(run: Run, strategy: str) -> None:
     for name in run.settings.training.strategies:
         for seed in run.settings.training.seeds:
             run.history(name, seed).parent.mkdir(exist_ok=True)
-            run.history(name, seed).write_text(f"epoch,validation_acc_200km\n1,{0.6 if name == strategy else 0.5}\n")
+            run.history(name, seed).write_text(
+                f"epoch,validation_acc_200km\n1,{0.6 if name == strategy else 0.5}\n"
+            )
 
 
 def answer(page: Path) -> str:
@@ -78,15 +101,32 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     choose(made, "semivariance_margin")
     regions.make(made, frame, photos)
     evaluation.save_table(evaluation.accuracy(frame), made.table("accuracy"))
-    evaluation.save_table(pd.concat([intervals.compare(frame, resamples=200), intervals.compare(frame, "similarity", resamples=200)]), made.table("comparison"))
-    evaluation.save_table(evaluation.accuracy(frame[frame["strategy"] == "infonce"]).assign(strategy="ceiling"), made.table("bounds"))
+    evaluation.save_table(
+        pd.concat(
+            [intervals.compare(frame, resamples=200), intervals.compare(frame, "similarity", resamples=200)]
+        ),
+        made.table("comparison"),
+    )
+    evaluation.save_table(
+        evaluation.accuracy(frame[frame["strategy"] == "infonce"]).assign(strategy="ceiling"),
+        made.table("bounds"),
+    )
     for folder in ("figures", "maps", "notebooks"):
         (made.folder / folder).mkdir()
     noise = np.random.default_rng(0).integers(0, 255, (300, 2_400, 3), dtype=np.uint8)
     Image.fromarray(noise).save(made.figure("semivariogram"))
-    for file in ("figures/semivariogram.pdf", "maps/gain_cells.html", f"maps/{HOSTILE[1:9]}.html", "notebooks/a.html", "notebooks/a.ipynb", "provenance.json"):
+    for file in (
+        "figures/semivariogram.pdf",
+        "maps/gain_cells.html",
+        f"maps/{HOSTILE[1:9]}.html",
+        "notebooks/a.html",
+        "notebooks/a.ipynb",
+        "provenance.json",
+    ):
         (made.folder / file).write_text("<title>there</title>")
-    report.write_index(made, provenance(made), [{"title": HOSTILE, "html": "notebooks/a.html", "ipynb": "notebooks/a.ipynb"}])
+    report.write_index(
+        made, provenance(made), [{"title": HOSTILE, "html": "notebooks/a.html", "ipynb": "notebooks/a.ipynb"}]
+    )
     return made
 
 
@@ -145,14 +185,17 @@ def test_a_run_without_tables_still_has_its_page(tmp_path: Path) -> None:
     bare = Run(load("smoke"), tmp_path / "bare")
     text = report.write_index(bare, provenance(bare) | {"outdated": []}, []).read_text()
     assert "Run all notebooks again" not in text
-    warned = report.write_index(bare, provenance(bare) | {"outdated": [f"training-{HOSTILE}"]}, []).read_text()
+    warned = report.write_index(
+        bare, provenance(bare) | {"outdated": [f"training-{HOSTILE}"]}, []
+    ).read_text()
     assert "Run all notebooks again" in warned and HOSTILE not in warned
     assert "Nothing to compare" in text and "notebook 05" in text
 
 
 @pytest.fixture
 def rewritten(run: Run) -> Iterator[Callable[[str], str]]:
-    """The first screen's words where validation chose a strategy; the page and the histories are put back in the end."""
+    """The first screen's words where validation chose a strategy; the page and the histories are put back in
+    the end."""
     page = run.folder / "index.html"
     before = page.read_text()
 
@@ -165,7 +208,9 @@ def rewritten(run: Run) -> Iterator[Callable[[str], str]]:
     page.write_text(before)
 
 
-def test_the_strategy_that_validation_chose_leads_and_not_the_best_of_the_test_split(rewritten: Callable) -> None:
+def test_the_strategy_that_validation_chose_leads_and_not_the_best_of_the_test_split(
+    rewritten: Callable,
+) -> None:
     """On the test split semivariance_margin is far ahead; validation chose semivariogram."""
     said = rewritten("semivariogram")
     assert said.startswith("Not shown: validation chose semivariogram, which is not shown to gain")
@@ -183,16 +228,33 @@ def test_where_validation_chose_the_baseline_nothing_leads(rewritten: Callable) 
 def test_the_answer_tells_each_difference_with_its_interval_and_verdict(page: Path) -> None:
     said = answer(page)
     assert said.startswith("Yes: validation chose semivariance_margin, which gains")
-    assert re.search(r"semivariance_margin changes .* by \+\d+\.\d points \(95 % interval \+.* to \+.*\), a gain\.", said)
-    assert re.search(r"The paper’s own strategy, semivariogram: .*, not shown\. The control without geography, similarity:", said)
+    assert re.search(
+        r"semivariance_margin changes .* by \+\d+\.\d points \(95 % interval \+.* to \+.*\), a gain\.", said
+    )
+    assert re.search(
+        r"The paper’s own strategy, semivariogram: .*, not shown\. The control without geography, similari",
+        said,
+    )
     assert "Of the 3 strategies that use the curve 1 gain and 0 lose." in said
     assert "It gains in &lt;img src=x onerror=alert(1)&gt;. " in said
     assert re.search(r"On cells held out whole: \+.*, a gain\.", said)
 
 
-@pytest.mark.parametrize(("low", "high", "verdict"), [(0.1, 2, "gains"), (0, 18, "not shown"), (-1, 9, "not shown"), (-2, -1, "loses")])
-def test_an_interval_that_holds_zero_is_not_shown_however_large_the_estimate(low: float, high: float, verdict: str) -> None:
-    one = {"strategy": "decayed", "baseline": "infonce", "metric": "acc_200km", "difference": 0.09, "n": 9, "split": "test"}
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(0.1, 2, "gains"), (0, 18, "not shown"), (-1, 9, "not shown"), (-2, -1, "loses")],
+)
+def test_an_interval_that_holds_zero_is_not_shown_however_large_the_estimate(
+    low: float, high: float, verdict: str
+) -> None:
+    one = {
+        "strategy": "decayed",
+        "baseline": "infonce",
+        "metric": "acc_200km",
+        "difference": 0.09,
+        "n": 9,
+        "split": "test",
+    }
     (row,) = report.strategy_rows(pd.DataFrame([one | {"ci_low": low / 100, "ci_high": high / 100}]), "test")
     assert row.verdict == verdict
 
@@ -214,14 +276,19 @@ def test_the_kept_reference_is_read_with_the_names_and_settings_of_today(tmp_pat
     run = Run(load("quick"), tmp_path / "run")
     (run.folder / "tables").mkdir(parents=True)
     for name in ("semivariogram.json", "tables/accuracy.csv", "tables/comparison.csv"):
-        (run.folder / name).write_text((kept / name).read_text().replace("distance_gate", "semivariance_margin"))
+        (run.folder / name).write_text(
+            (kept / name).read_text().replace("distance_gate", "semivariance_margin")
+        )
     table, _ = report.compare_with_reference(run)
     assert table["reproduced"].all() and "semivariance_margin" in set(table["strategy"])
 
 
 def test_a_chart_has_one_scale_that_holds_zero_and_every_interval() -> None:
-    rows = [report.Row("a", 9, 3.4, 2.2, 4.5, "gains", True), report.Row("b", 9, -1.8, -3.1, -0.7, "loses", True),
-            report.Row("c", 3, 9.0, float("nan"), float("nan"), "too few photos", False)]  # fmt: skip
+    rows = [
+        report.Row("a", 9, 3.4, 2.2, 4.5, "gains", True),
+        report.Row("b", 9, -1.8, -3.1, -0.7, "loses", True),
+        report.Row("c", 3, 9.0, float("nan"), float("nan"), "too few photos", False),
+    ]
     drawn = report._chart("title", rows)
     gain, loss, few = drawn["rows"]
     assert 0.0 <= loss["left"] < loss["dot"] < loss["right"] < drawn["zero"] < gain["left"] <= 100.0
@@ -232,20 +299,29 @@ def test_a_chart_has_one_scale_that_holds_zero_and_every_interval() -> None:
 
 class TestBrowser:
     @pytest.mark.parametrize("scheme", ["light", "dark"])
-    def test_the_answer_and_its_charts_are_on_the_first_screen(self, browser: object, page: Path, scheme: str) -> None:
+    def test_the_answer_and_its_charts_are_on_the_first_screen(
+        self, browser: object, page: Path, scheme: str
+    ) -> None:
         with Visit(browser, page, ready="h1", scheme=scheme) as visit:
             for part in (".answer", ".charts"):
                 box = visit.tab.locator(part).bounding_box()
                 assert box["y"] + box["height"] <= 800
             said = visit.tab.locator(".answer").text_content()
-            assert "semivariance_margin changes the share" in said and "Where on Earth?" in said and "not shown" in said
+            assert (
+                "semivariance_margin changes the share" in said
+                and "Where on Earth?" in said
+                and "not shown" in said
+            )
 
     def test_ink_and_ground_differ_enough_in_light_and_dark(self, browser: object, page: Path) -> None:
         grounds = []
         for scheme in ("light", "dark"):
             with Visit(browser, page, ready="h1", scheme=scheme) as visit:
                 ink, ground = (
-                    np.array(re.findall(r"\d+", visit.tab.evaluate(f"getComputedStyle(document.body).{name}"))[:3], dtype=float)
+                    np.array(
+                        re.findall(r"\d+", visit.tab.evaluate(f"getComputedStyle(document.body).{name}"))[:3],
+                        dtype=float,
+                    )
                     for name in ("color", "backgroundColor")
                 )
                 assert np.abs(ink - ground).min() > 120
@@ -267,12 +343,34 @@ class TestBrowser:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_an_executed_notebook_as_a_page_is_dark_where_the_screen_is(browser: object, tmp_path: Path, scheme: str) -> None:
-    cells = [nbformat.v4.new_markdown_cell("# A heading", id="head"), nbformat.v4.new_code_cell("x = 1", id="code")]
+def test_an_executed_notebook_as_a_page_is_dark_where_the_screen_is(
+    browser: object, tmp_path: Path, scheme: str
+) -> None:
+    cells = [
+        nbformat.v4.new_markdown_cell("# A heading", id="head"),
+        nbformat.v4.new_code_cell("x = 1", id="code"),
+    ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "executed.ipynb")
     with Visit(browser, pipeline.render(tmp_path / "executed.ipynb"), ready="h1", scheme=scheme) as visit:
         ground, ink, code = (
-            sum(map(int, re.findall(r"\d+", visit.tab.evaluate(f"getComputedStyle(document.querySelector('{part}')).{name}"))[:3])) / 3
-            for part, name in (("body", "backgroundColor"), ("h1", "color"), (".jp-InputArea-editor", "backgroundColor"))
+            sum(
+                map(
+                    int,
+                    re.findall(
+                        r"\d+",
+                        visit.tab.evaluate(f"getComputedStyle(document.querySelector('{part}')).{name}"),
+                    )[:3],
+                )
+            )
+            / 3
+            for part, name in (
+                ("body", "backgroundColor"),
+                ("h1", "color"),
+                (".jp-InputArea-editor", "backgroundColor"),
+            )
         )
-        assert (ground < 60 and ink > 180 and code < 80) if scheme == "dark" else (ground > 240 and ink < 60 and code > 230)
+        assert (
+            (ground < 60 and ink > 180 and code < 80)
+            if scheme == "dark"
+            else (ground > 240 and ink < 60 and code > 230)
+        )

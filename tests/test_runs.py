@@ -1,4 +1,5 @@
-"""Statements about runs: a stage is reused exactly while nothing it depends on has changed, and files appear whole."""
+"""Statements about runs: a stage is reused exactly while nothing it depends on has changed, and files appear
+whole."""
 
 from __future__ import annotations
 
@@ -38,12 +39,19 @@ class Stage:
         write(self.output, self.source.read_text())
 
     def __call__(self, **changes: object) -> bool:
-        given = {"make": self.make, "inputs": [self.source], "outputs": [self.output], "settings": {"a": 1}, "code": [geodesy.distance_km]}
+        given = {
+            "make": self.make,
+            "inputs": [self.source],
+            "outputs": [self.output],
+            "settings": {"a": 1},
+            "code": [geodesy.distance_km],
+        }
         return self.run.produce("copy", **(given | changes))
 
 
 def write(path: Path, text: str) -> None:
-    """Write ``text`` with a time of change of its own: two writes may fall into one tick of the file system's clock."""
+    """Write ``text`` with a time of change of its own: two writes may fall into one tick of the file system's
+    clock."""
     before = path.stat().st_mtime_ns if path.exists() else 0
     path.write_text(text)
     if path.stat().st_mtime_ns <= before:
@@ -59,7 +67,11 @@ class TestProduce:
     def test_what_was_made_is_reused(self, stage: Stage) -> None:
         assert [stage(), stage(), stage()] == [False, True, True]
         assert stage.count == 1
-        assert [report.split()[:2] for report in stage.run.reports] == [["made", "copy"], ["reused", "copy"], ["reused", "copy"]]
+        assert [report.split()[:2] for report in stage.run.reports] == [
+            ["made", "copy"],
+            ["reused", "copy"],
+            ["reused", "copy"],
+        ]
 
     def test_another_process_reuses_it_as_well(self, stage: Stage) -> None:
         stage()
@@ -67,7 +79,20 @@ class TestProduce:
         write(again.source, "one")
         assert again() is True
 
-    @pytest.mark.parametrize("changed", ["settings", "input", "output bytes", "output length", "output gone", "receipt", "code", "modules", "package"])
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            "settings",
+            "input",
+            "output bytes",
+            "output length",
+            "output gone",
+            "receipt",
+            "code",
+            "modules",
+            "package",
+        ],
+    )
     def test_it_is_made_again_when_something_changes(
         self, stage: Stage, changed: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -163,7 +188,11 @@ class TestChecksums:
 
 class TestGenerators:
     def test_one_for_each_seed_and_purpose(self) -> None:
-        draws = {(seed, what): torch.rand(1, generator=runs.generator(seed, what)).item() for seed in (0, 1) for what in ("noise", "batches")}
+        draws = {
+            (seed, what): torch.rand(1, generator=runs.generator(seed, what)).item()
+            for seed in (0, 1)
+            for what in ("noise", "batches")
+        }
         assert len(set(draws.values())) == 4
         assert torch.rand(1, generator=runs.generator(0, "noise")).item() == draws[0, "noise"]
 
@@ -171,8 +200,18 @@ class TestGenerators:
 class TestRun:
     def test_its_files_lie_in_its_folder(self, make_run: Runs) -> None:
         run = make_run()
-        files = [run.manifest, run.features, run.semivariogram, run.predictions, run.checkpoint("infonce", 0),
-                 run.history("infonce", 0), run.table("a"), run.figure("a"), run.map("a"), run.receipt("a")]  # fmt: skip
+        files = [
+            run.manifest,
+            run.features,
+            run.semivariogram,
+            run.predictions,
+            run.checkpoint("infonce", 0),
+            run.history("infonce", 0),
+            run.table("a"),
+            run.figure("a"),
+            run.map("a"),
+            run.receipt("a"),
+        ]
         assert all(path.is_relative_to(run.folder) for path in files)
         assert len(set(files)) == len(files)
 
@@ -230,8 +269,14 @@ def test_a_gpu_is_asked_for_its_name_by_another_process(monkeypatch):
     asked = []
     monkeypatch.setattr(machine_module.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(machine_module.torch.cuda, "is_initialized", lambda: False)
-    monkeypatch.setattr(machine_module.torch.cuda, "get_device_name", lambda: pytest.fail("asked in this process"))
-    monkeypatch.setattr(machine_module.subprocess, "run", lambda command, **_: asked.append(command) or subprocess.CompletedProcess(command, 0, "A GPU\n", ""))
+    monkeypatch.setattr(
+        machine_module.torch.cuda, "get_device_name", lambda: pytest.fail("asked in this process")
+    )
+    monkeypatch.setattr(
+        machine_module.subprocess,
+        "run",
+        lambda command, **_: asked.append(command) or subprocess.CompletedProcess(command, 0, "A GPU\n", ""),
+    )
     machine_module._accelerator.cache_clear()
     assert runs.machine()["accelerator"] == runs.machine()["accelerator"] == "A GPU" and len(asked) == 1
     machine_module._accelerator.cache_clear()

@@ -1,4 +1,5 @@
-"""What SECURITY.md promises: nothing is unpickled, no shell is built, no archive leaves its folder, no name becomes markup."""
+"""What SECURITY.md promises: nothing is unpickled, no shell is built, no archive leaves its folder, no name
+becomes markup."""
 
 from __future__ import annotations
 
@@ -29,9 +30,32 @@ from lib.show.candidate_maps import candidate_map
 MARKUP = "<img src=x onerror=alert(1)>.jpg"
 CODE = sorted([*(PROJECT / "lib").rglob("*.py"), *(PROJECT / "benchmarks").rglob("*.py")])
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
-FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "xmlrpc", "telnetlib"}
-FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "tempfile.mktemp",
-                   "pd.read_pickle", "pandas.read_pickle", "tarfile.open", "shutil.unpack_archive"}  # fmt: skip
+FORBIDDEN_MODULES = {
+    "pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "shelve",
+    "marshal",
+    "xmlrpc",
+    "telnetlib",
+}
+FORBIDDEN_CALLS = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "os.system",
+    "os.popen",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "tempfile.mktemp",
+    "pd.read_pickle",
+    "pandas.read_pickle",
+    "tarfile.open",
+    "shutil.unpack_archive",
+}
 
 
 def trees() -> list[tuple[str, ast.AST]]:
@@ -39,7 +63,9 @@ def trees() -> list[tuple[str, ast.AST]]:
     parsed = [(str(path.relative_to(PROJECT)), ast.parse(path.read_text(encoding="utf-8"))) for path in CODE]
     for path in NOTEBOOKS:
         cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-        lines = [line for cell in cells for line in cell.splitlines() if not line.lstrip().startswith(("%", "!"))]
+        lines = [
+            line for cell in cells for line in cell.splitlines() if not line.lstrip().startswith(("%", "!"))
+        ]
         parsed.append((path.name, ast.parse("\n".join(lines))))
     return parsed
 
@@ -56,7 +82,11 @@ def offences(tree: ast.AST) -> list[str]:
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found += [f"imports {alias.name}" for alias in node.names if alias.name.split(".")[0] in FORBIDDEN_MODULES]
+            found += [
+                f"imports {alias.name}"
+                for alias in node.names
+                if alias.name.split(".")[0] in FORBIDDEN_MODULES
+            ]
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FORBIDDEN_MODULES:
             found.append(f"imports from {node.module}")
         elif isinstance(node, ast.Call):
@@ -80,8 +110,10 @@ def test_no_module_and_no_notebook_unpickles_evaluates_or_asks_a_shell() -> None
 
 @pytest.mark.parametrize(
     "line",
-    ["import pickle", "from dill import loads", "torch.load('x')", "torch.load('x', weights_only=False)", "np.load('x', allow_pickle=True)",
-     "subprocess.run('ls ' + name, shell=True)", "os.system('ls')", "eval(text)", "yaml.load(text)", "archive.extractall(folder)",
+    ["import pickle", "from dill import loads", "torch.load('x')", "torch.load('x', weights_only=False)",
+     "np.load('x', allow_pickle=True)",
+     "subprocess.run('ls ' + name, shell=True)", "os.system('ls')", "eval(text)", "yaml.load(text)",
+     "archive.extractall(folder)",
      "AutoModel.from_pretrained(name, trust_remote_code=True)", "frame.to_pickle('x')"],
 )  # fmt: skip
 def test_the_check_would_find_it(line: str) -> None:
@@ -92,14 +124,18 @@ def test_notebooks_ask_no_shell_by_magic() -> None:
     for path in NOTEBOOKS:
         for cell in nbformat.read(path, as_version=4).cells:
             lines = cell.source.splitlines() if cell.cell_type == "code" else []
-            assert not [line for line in lines if re.match(r"\s*(!|%%?(bash|sh|system|sx|script))", line)], path.name
+            assert not [line for line in lines if re.match(r"\s*(!|%%?(bash|sh|system|sx|script))", line)], (
+                path.name
+            )
 
 
 def test_ruffs_security_rules_find_nothing_that_is_not_explained() -> None:
     command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--select", "S", "lib", "benchmarks"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3_000:]
-    assert "S" in re.search(r"select = \[(.*)\]", (PROJECT / "pyproject.toml").read_text())[1].replace('"', "").split(", ")
+    assert "S" in re.search(r"select = \[(.*)\]", (PROJECT / "pyproject.toml").read_text())[1].replace(
+        '"', ""
+    ).split(", ")
 
 
 class Elements(html.parser.HTMLParser):
@@ -114,16 +150,33 @@ class Elements(html.parser.HTMLParser):
         self.found.append((tag, dict(attributes)))
 
     def harmful(self) -> list[tuple[str, dict[str, str | None]]]:
-        return [(tag, attributes) for tag, attributes in self.found if attributes.get("src") == "x" or any(name.startswith("on") for name in attributes)]
+        return [
+            (tag, attributes)
+            for tag, attributes in self.found
+            if attributes.get("src") == "x" or any(name.startswith("on") for name in attributes)
+        ]
 
 
 def test_the_parser_would_find_it() -> None:
-    assert Elements(f"<p>{MARKUP}</p>").harmful() and not Elements(f"<p>{MARKUP.replace('<', '&lt;')}</p>").harmful()
+    assert (
+        Elements(f"<p>{MARKUP}</p>").harmful()
+        and not Elements(f"<p>{MARKUP.replace('<', '&lt;')}</p>").harmful()
+    )
 
 
 def predictions(**changes: object) -> pd.DataFrame:
-    frame = {"id": [MARKUP, "</script><script>alert(1)</script>"], "split": MARKUP, "strategy": MARKUP, "seed": 0, "latitude": [1.0, 2.0], "longitude": 3.0,
-             "predicted_latitude": 4.0, "predicted_longitude": 5.0, "error_km": 6.0, "path": [MARKUP, "</script>.jpg"]}  # fmt: skip
+    frame = {
+        "id": [MARKUP, "</script><script>alert(1)</script>"],
+        "split": MARKUP,
+        "strategy": MARKUP,
+        "seed": 0,
+        "latitude": [1.0, 2.0],
+        "longitude": 3.0,
+        "predicted_latitude": 4.0,
+        "predicted_longitude": 5.0,
+        "error_km": 6.0,
+        "path": [MARKUP, "</script>.jpg"],
+    }
     return pd.DataFrame(frame | changes)
 
 
@@ -134,10 +187,24 @@ def test_no_name_becomes_markup_in_the_map_of_predictions(tmp_path: Path) -> Non
 
 
 def test_no_name_becomes_markup_in_the_map_of_candidates(tmp_path: Path) -> None:
-    row = {"photo": MARKUP, "rank": 1, "latitude": 1.0, "longitude": 2.0, "probability": 0.5, "probability_within_200km": 0.5, "town": MARKUP,
-           "country": MARKUP, "continent": MARKUP, "true_latitude": 1.0, "true_longitude": 2.0, "error_km": 0.0}  # fmt: skip
+    row = {
+        "photo": MARKUP,
+        "rank": 1,
+        "latitude": 1.0,
+        "longitude": 2.0,
+        "probability": 0.5,
+        "probability_within_200km": 0.5,
+        "town": MARKUP,
+        "country": MARKUP,
+        "continent": MARKUP,
+        "true_latitude": 1.0,
+        "true_longitude": 2.0,
+        "error_km": 0.0,
+    }
     mass = pd.DataFrame({"photo": [MARKUP], "latitude": [1.0], "longitude": [2.0], "probability": [0.5]})
-    page = candidate_map(pd.DataFrame([row]), mass, tmp_path, title=MARKUP, notes=[MARKUP]).get_root().render()
+    page = (
+        candidate_map(pd.DataFrame([row]), mass, tmp_path, title=MARKUP, notes=[MARKUP]).get_root().render()
+    )
     assert not Elements(page).harmful() and MARKUP not in page
 
 
@@ -145,7 +212,9 @@ def test_the_maps_forbid_whatever_they_did_not_bring_along() -> None:
     head = (PROJECT / "lib" / "show" / "templates" / "world_head.j2").read_text()
     assert "Content-Security-Policy" in head and "default-src 'none'" in head
     for path in (PROJECT / "lib" / "show" / "templates").glob("*.j2"):
-        assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\|\s*safe\b", path.read_text()), path.name
+        assert not re.findall(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\|\s*safe\b", path.read_text()
+        ), path.name
 
 
 def test_no_name_becomes_markup_in_the_index(tmp_path: Path) -> None:
@@ -157,21 +226,31 @@ def test_no_name_becomes_markup_in_the_index(tmp_path: Path) -> None:
     provenance["settings"]["dataset"]["name"] = provenance["settings"]["backbone"]["name"] = MARKUP
     notebook = {"title": MARKUP, "ipynb": f"notebooks/{MARKUP}", "html": f"notebooks/{MARKUP}"}
     page = report.write_index(run, provenance, [notebook]).read_text()
-    assert not Elements(page).harmful() and MARKUP not in page and "&lt;img src=x onerror=alert(1)&gt;" in page
+    assert (
+        not Elements(page).harmful() and MARKUP not in page and "&lt;img src=x onerror=alert(1)&gt;" in page
+    )
 
 
 def test_no_name_becomes_markup_in_an_executed_notebook(tmp_path: Path) -> None:
     """What was left out is shown in a table, and printed, with the names that the photos have."""
     cell = nbformat.v4.new_code_cell("left_out", id="cell")
     table = {"text/html": pd.DataFrame({"path": [MARKUP]})._repr_html_(), "text/plain": MARKUP}
-    cell.outputs = [nbformat.v4.new_output("execute_result", data=table, execution_count=1), nbformat.v4.new_output("stream", name="stdout", text=MARKUP)]
+    cell.outputs = [
+        nbformat.v4.new_output("execute_result", data=table, execution_count=1),
+        nbformat.v4.new_output("stream", name="stdout", text=MARKUP),
+    ]
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "executed.ipynb")
     page = pipeline.render(tmp_path / "executed.ipynb").read_text()
-    assert not [found for found in Elements(page).harmful() if found[1].get("src") == "x"] and MARKUP not in page
+    assert (
+        not [found for found in Elements(page).harmful() if found[1].get("src") == "x"] and MARKUP not in page
+    )
 
 
 class TestArchives:
-    @pytest.mark.parametrize("name", ["../outside.jpg", "/outside.jpg", "00/../../outside.jpg", "..\\outside.jpg", "C:\\outside.jpg"])
+    @pytest.mark.parametrize(
+        "name",
+        ["../outside.jpg", "/outside.jpg", "00/../../outside.jpg", "..\\outside.jpg", "C:\\outside.jpg"],
+    )
     def test_a_member_that_would_leave_the_folder_is_refused(self, tmp_path: Path, name: str) -> None:
         root = tmp_path / "osv5m"
         root.mkdir()
@@ -181,7 +260,9 @@ class TestArchives:
         with pytest.raises(BundleError, match=r"00\.zip: its member .* would leave the folder"):
             osv5m.build(OSV5M(root=root, train_shards=1, test_shards=1, validation=5), root)
 
-    def test_what_claims_to_be_huge_is_not_unpacked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_claims_to_be_huge_is_not_unpacked(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(photos, "MAX_MEMBER_BYTES", 1_000)
         with zipfile.ZipFile(tmp_path / "00.zip", "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("00/bomb.jpg", bytes(1_000_000))
@@ -191,14 +272,17 @@ class TestArchives:
 
 def tracked() -> list[Path]:
     try:
-        listed = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
     return [PROJECT / name for name in listed.split("\0") if name and (PROJECT / name).is_file()]
 
 
 SECRETS = re.compile(
-    r"-----BEGIN [A-Z ]*PRIVATE KEY|\bAKIA[0-9A-Z]{16}\b|\bhf_[A-Za-z0-9]{30,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bsk-[A-Za-z0-9]{32,}|"
+    r"-----BEGIN [A-Z ]*PRIVATE KEY|\bAKIA[0-9A-Z]{16}\b|\bhf_[A-Za-z0-9]{30,}|"
+    r"\bgh[pousr]_[A-Za-z0-9]{30,}|\bsk-[A-Za-z0-9]{32,}|"
     r"(?i:(?:password|passwd|secret|api_?key|token)\s*[=:]\s*['\"][^'\"\s]{12,}['\"])"
 )
 
@@ -210,20 +294,35 @@ def test_no_secret_lies_in_what_is_kept() -> None:
             assert not SECRETS.search(path.read_text(encoding="utf-8", errors="replace")), path
 
 
-def test_a_run_writes_down_no_variable_of_its_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_writes_down_no_variable_of_its_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "of-the-environment-and-secret")
-    assert "of-the-environment-and-secret" not in json.dumps(runs.provenance(Run.open("smoke", str(tmp_path / "run")), {}), default=str)
+    assert "of-the-environment-and-secret" not in json.dumps(
+        runs.provenance(Run.open("smoke", str(tmp_path / "run")), {}), default=str
+    )
 
 
-OPENED = re.compile(r"0\.0\.0\.0|\bip['\"]?\s*[=:]\s*['\"]?\*|(token|password)['\"]?\s*[=:]\s*(''|\"\"|\s-)|allow_remote_access['\"]?\s*[=:]\s*[Tt]rue")
+OPENED = re.compile(
+    r"0\.0\.0\.0|\bip['\"]?\s*[=:]\s*['\"]?\*|(token|password)['\"]?\s*[=:]\s*(''|\"\"|\s-)|allow_remote_access['\"]?\s*[=:]\s*[Tt]rue"
+)
 
 
 def test_jupyter_is_never_opened_to_a_network_nor_without_a_token() -> None:
-    """Its own defaults are loopback and a token; nothing here may change them. The pipeline's kernels have no port at all."""
-    careless = ["c.ServerApp.ip = '*'", "jupyter lab --ip=0.0.0.0", "--ServerApp.token=''", "c.ServerApp.allow_remote_access = True"]
+    """Its own defaults are loopback and a token; nothing here may change them. The pipeline's kernels have no
+    port at all."""
+    careless = [
+        "c.ServerApp.ip = '*'",
+        "jupyter lab --ip=0.0.0.0",
+        "--ServerApp.token=''",
+        "c.ServerApp.allow_remote_access = True",
+    ]
     assert all(map(OPENED.search, careless))
     for path in tracked():
-        if path.suffix in {".py", ".sh", ".md", ".ipynb", ".yaml", ".yml", ".toml", ""} and "tests" not in path.parts:
+        if (
+            path.suffix in {".py", ".sh", ".md", ".ipynb", ".yaml", ".yml", ".toml", ""}
+            and "tests" not in path.parts
+        ):
             assert not OPENED.search(path.read_text(encoding="utf-8", errors="replace")), path
     assert '"transport": "ipc"' in (PROJECT / "lib" / "pipeline.py").read_text()
 
@@ -236,7 +335,8 @@ def test_registered_models_of_the_hub_are_pinned_to_a_commit() -> None:
             assert re.fullmatch(r"[0-9a-f]{40}", entry.revision or ""), name
 
 
-# --- The lock file ----------------------------------------------------------------------------------------------------
+# --- The lock file
+# ----------------------------------------------------------------------------------------------------
 
 
 def locked() -> dict[str, set[str]]:
@@ -256,7 +356,9 @@ def pinned() -> dict[str, str]:
 
 def test_the_lock_file_has_every_pin_and_no_other_version_of_it() -> None:
     there = locked()
-    assert {name: there.get(name) for name in pinned()} == {name: {version} for name, version in pinned().items()}
+    assert {name: there.get(name) for name in pinned()} == {
+        name: {version} for name, version in pinned().items()
+    }
 
 
 def test_every_package_of_the_lock_file_has_checksums_and_none_names_where_it_is_from() -> None:
@@ -268,13 +370,17 @@ def test_every_package_of_the_lock_file_has_checksums_and_none_names_where_it_is
 
 
 def test_what_cuda_needs_is_in_the_lock_file() -> None:
-    assert {"torch", "triton"} <= set(locked()) and len([name for name in locked() if name.startswith("nvidia-")]) >= 10
+    assert {"torch", "triton"} <= set(locked()) and len(
+        [name for name in locked() if name.startswith("nvidia-")]
+    ) >= 10
 
 
 def test_conda_reads_the_same_pins() -> None:
     environment = yaml.safe_load((PROJECT / "environment.yml").read_text(encoding="utf-8"))
     assert "-r requirements.txt" in environment["dependencies"][-1]["pip"]
-    versions = [entry for entry in environment["dependencies"][:-1] if not re.fullmatch(r"python=3\.\d+|pip", entry)]
+    versions = [
+        entry for entry in environment["dependencies"][:-1] if not re.fullmatch(r"python=3\.\d+|pip", entry)
+    ]
     assert versions == []
 
 
@@ -283,12 +389,26 @@ def test_no_pinned_package_has_a_known_vulnerability() -> None:
     """By pip-audit, where it is installed (it is no pin of ours) and its service answers."""
     if (program := shutil.which("pip-audit")) is None:
         pytest.skip("pip-audit is not installed: pip install pip-audit")
-    command = [program, "-r", str(PROJECT / "requirements.txt"), "--no-deps", "--format", "json", "--progress-spinner", "off"]
+    command = [
+        program,
+        "-r",
+        str(PROJECT / "requirements.txt"),
+        "--no-deps",
+        "--format",
+        "json",
+        "--progress-spinner",
+        "off",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     try:
         audited = [entry for entry in json.loads(done.stdout)["dependencies"] if "skip_reason" not in entry]
     except (ValueError, KeyError):
-        pytest.skip(f"the service of known vulnerabilities cannot be reached: {(done.stderr.strip().splitlines() or ['no answer'])[-1][:200]}")
+        pytest.skip(
+            "the service of known vulnerabilities cannot be reached: "
+            f"{(done.stderr.strip().splitlines() or ['no answer'])[-1][:200]}"
+        )
     if not audited:
-        pytest.skip("the service of known vulnerabilities knows none of the packages: it cannot be reached from here")
+        pytest.skip(
+            "the service of known vulnerabilities knows none of the packages: it cannot be reached from here"
+        )
     assert {entry["name"]: [one["id"] for one in entry["vulns"]] for entry in audited if entry["vulns"]} == {}

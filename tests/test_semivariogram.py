@@ -361,7 +361,8 @@ class TestInOneCall:
 
     @pytest.mark.parametrize(
         ("wrong", "known"),
-        [({"family": "Stabel"}, "Stable"), ({"metric": "spherical"}, "sphere"), ({"weights": "pair"}, "pairs"),
+        [({"family": "Stabel"}, "Stable"), ({"metric": "spherical"}, "sphere"),
+         ({"weights": "pair"}, "pairs"),
          ({"range_rule": "slop"}, "slope")],
     )  # fmt: skip
     def test_an_unknown_word_is_refused_with_the_known_ones(self, wrong: dict[str, str], known: str) -> None:

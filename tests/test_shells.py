@@ -1,4 +1,5 @@
-"""Statements about pairs by distance: none is missing, none is twice, and those that are drawn are drawn uniformly."""
+"""Statements about pairs by distance: none is missing, none is twice, and those that are drawn are drawn
+uniformly."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def scattered(count: int, seed: int) -> np.ndarray:
 
 class TestCandidates:
     @given(seed=st.integers(0, 10_000), radius=st.floats(1e-5, math.pi), count=st.integers(9, 60))
-    def test_every_pair_within_the_radius_is_among_them_once(self, seed: int, radius: float, count: int) -> None:
+    def test_every_pair_within_the_radius_is_among_them_once(
+        self, seed: int, radius: float, count: int
+    ) -> None:
         points = scattered(count, seed)
         candidates = Candidates.within(points, radius)
         found = as_set(*candidates.pairs(np.arange(len(candidates))))
@@ -56,8 +59,12 @@ class TestShell:
 
     def lag(self, points: np.ndarray) -> np.ndarray:
         """Lag of each pair [N, N]; -1 below the diagonal."""
-        distance = 2.0 * np.arcsin(np.minimum(1.0, np.linalg.norm(points[:, None] - points[None], axis=2) / 2.0))
-        return np.where(np.triu(np.ones_like(distance), 1) > 0, np.floor(distance / self.WIDTH), -1).astype(int)
+        distance = 2.0 * np.arcsin(
+            np.minimum(1.0, np.linalg.norm(points[:, None] - points[None], axis=2) / 2.0)
+        )
+        return np.where(np.triu(np.ones_like(distance), 1) > 0, np.floor(distance / self.WIDTH), -1).astype(
+            int
+        )
 
     @pytest.mark.parametrize("lags", [range(1), range(1, 2), range(2, 8), range(8, 158)])
     def test_a_whole_shell_is_every_pair_of_its_lags(self, lags: range) -> None:

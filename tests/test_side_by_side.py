@@ -1,4 +1,5 @@
-"""Statements about two maps that are one: they move together, a photo opens on both, each says how its strategy does."""
+"""Statements about two maps that are one: they move together, a photo opens on both, each says how its
+strategy does."""
 
 from __future__ import annotations
 
@@ -21,14 +22,18 @@ def frame(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Path]
     folder = tmp_path_factory.mktemp("photos")
     predictions = table(30, photo_folder(folder, 5), STRATEGIES[:2])
     for strategy in STRATEGIES[:2]:
-        predictions.loc[predictions.index[predictions["strategy"] == strategy][: len(HOSTILE)], "id"] = HOSTILE
+        predictions.loc[predictions.index[predictions["strategy"] == strategy][: len(HOSTILE)], "id"] = (
+            HOSTILE
+        )
     return predictions, folder
 
 
 @pytest.fixture(scope="module")
 def page(frame: tuple[pd.DataFrame, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page as a file."""
-    return save_map(side_by_side_map(*frame, title="two of them"), tmp_path_factory.mktemp("page") / "pair.html")
+    return save_map(
+        side_by_side_map(*frame, title="two of them"), tmp_path_factory.mktemp("page") / "pair.html"
+    )
 
 
 def views(visit: Visit) -> list[list[float]]:
@@ -57,7 +62,10 @@ class TestBrowser:
             assert left == pytest.approx(right) and left[2] == 5
             box = visit.tab.locator(".right").bounding_box()
             visit.tab.mouse.move(box["x"] + 300, box["y"] + 500)
-            visit.map("window[map.getContainer().id + '_right'].once('moveend', () => { window.stopped = true; }) && (window.stopped = false)")
+            visit.map(
+                "window[map.getContainer().id + '_right'].once('moveend', () => { window.stopped = true; }) "
+                "&& (window.stopped = false)"
+            )
             visit.tab.mouse.down()
             visit.tab.mouse.move(box["x"] + 200, box["y"] + 400, steps=5)
             visit.tab.mouse.up()
@@ -69,17 +77,26 @@ class TestBrowser:
             left, right = views(visit)
             assert left == pytest.approx(right, abs=1e-6) and left[1] > 21
 
-    def test_a_photo_opens_on_both_with_its_picture_and_each_strategys_error(self, browser: object, page: Path) -> None:
+    def test_a_photo_opens_on_both_with_its_picture_and_each_strategys_error(
+        self, browser: object, page: Path
+    ) -> None:
         with Visit(browser, page, ready=READY) as visit:
             visit.find("photo-00009")
             assert visit.tab.locator(".leaflet-popup").count() == 2
-            visit.until("[...document.querySelectorAll('.leaflet-popup img')].every((image) => image.naturalWidth > 0)")
-            for popup, strategy in zip(visit.tab.locator(".leaflet-popup").all(), STRATEGIES[:2], strict=True):
+            visit.until(
+                "[...document.querySelectorAll('.leaflet-popup img')].every((image) => image.naturalWidth > "
+                "0)"
+            )
+            for popup, strategy in zip(
+                visit.tab.locator(".leaflet-popup").all(), STRATEGIES[:2], strict=True
+            ):
                 assert strategy in popup.text_content() and "photo-00009" in popup.text_content()
             visit.tab.locator(".leaflet-popup-close-button").first.click()
             visit.until("document.querySelectorAll('.leaflet-popup').length === 0")
 
-    def test_each_map_says_how_many_photos_lie_within_200_km_and_the_filter_keeps_some(self, browser: object, frame: tuple[pd.DataFrame, Path], page: Path) -> None:
+    def test_each_map_says_how_many_photos_lie_within_200_km_and_the_filter_keeps_some(
+        self, browser: object, frame: tuple[pd.DataFrame, Path], page: Path
+    ) -> None:
         predictions, _ = frame
         wide = predictions.pivot(index="id", columns="strategy", values="error_km")
         with Visit(browser, page, ready=READY) as visit:

@@ -1,4 +1,5 @@
-"""Statements about the simulated world: its semivariogram is the known one, its negatives are what they are called, the oracle knows."""
+"""Statements about the simulated world: its semivariogram is the known one, its negatives are what they are
+called, the oracle knows."""
 
 from __future__ import annotations
 
@@ -21,7 +22,16 @@ from study import figures as study_figures
 from study import simulation
 from study.simulation import FALSE, HARD, SimulationError
 
-SMALL = Simulation(train=600, validation=40, test=60, epochs=1, seeds=[0], strategies=["infonce", "false_only"], twins=0.2, doubles=0.1)
+SMALL = Simulation(
+    train=600,
+    validation=40,
+    test=60,
+    epochs=1,
+    seeds=[0],
+    strategies=["infonce", "false_only"],
+    twins=0.2,
+    doubles=0.1,
+)
 
 
 def unit(features: np.ndarray):
@@ -32,7 +42,16 @@ def unit(features: np.ndarray):
 class TestWorld:
     @pytest.mark.parametrize("nugget", [0.2, 0.5])
     def test_its_semivariogram_is_the_known_one(self, nugget: float) -> None:
-        settings = Simulation(train=1_200, validation=10, test=10, twins=0.0, doubles=0.0, nugget=nugget, dimensions=200, length_scale_km=1_000)
+        settings = Simulation(
+            train=1_200,
+            validation=10,
+            test=10,
+            twins=0.0,
+            doubles=0.0,
+            nugget=nugget,
+            dimensions=200,
+            length_scale_km=1_000,
+        )
         world = simulation.make(settings)
         places = manifests.coordinates(world.manifest)
         empirical = estimate(unit(world.features), places, 0.02)
@@ -87,7 +106,11 @@ class TestOracle:
         first, second = np.indices((600, 600))
         kinds = world.kinds(rows[first.ravel()], rows[second.ravel()]).reshape(600, 600)
         np.fill_diagonal(kinds, "itself")
-        for name, false, hard in (("oracle", -30.0, 4.0), ("oracle_false", -30.0, 0.0), ("oracle_hard", 0.0, 4.0)):
+        for name, false, hard in (
+            ("oracle", -30.0, 4.0),
+            ("oracle_false", -30.0, 0.0),
+            ("oracle_hard", 0.0, 4.0),
+        ):
             found = simulation.oracle(world, name, 4.0).reweight(seen).log_weight.numpy()
             assert (found[kinds == FALSE] == false).all() and (found[kinds == HARD] == hard).all()
             assert (found[kinds == "easy negative"] == 0.0).all()
@@ -96,24 +119,43 @@ class TestOracle:
 @pytest.mark.usefixtures("narrow")
 class TestStudy:
     def run(self, make_run: Runs):
-        run = make_run("training.batch_size=64", "training.learning_rate=1e-3", "training.strategies=infonce,decayed")
+        run = make_run(
+            "training.batch_size=64", "training.learning_rate=1e-3", "training.strategies=infonce,decayed"
+        )
         world = simulation.make(SMALL)
         return world, simulation.as_run(world, run)
 
     def test_the_oracle_finds_all_chance_nothing_and_the_curve_something(self, make_run: Runs) -> None:
         world, simulated = self.run(make_run)
-        names = ["oracle", "infonce", "decayed", "false_only", "hard_only", "constant_offset", "soft_targets", "hcl"]
+        names = [
+            "oracle",
+            "infonce",
+            "decayed",
+            "false_only",
+            "hard_only",
+            "constant_offset",
+            "soft_targets",
+            "hcl",
+        ]
         found, curves = simulation.detection(world, simulated, names, resamples=20)
         table = found.set_index(["strategy", "kind"])["average_precision"]
         assert table["oracle", FALSE] == table["oracle", HARD] == pytest.approx(1.0)
         prevalence = found.set_index(["strategy", "kind"])["prevalence"]
         assert table["constant_offset", HARD] == pytest.approx(prevalence["constant_offset", HARD])
-        for missing in (("infonce", FALSE), ("hcl", HARD), ("decayed", FALSE), ("soft_targets", HARD), ("hard_only", FALSE)):
+        for missing in (
+            ("infonce", FALSE),
+            ("hcl", HARD),
+            ("decayed", FALSE),
+            ("soft_targets", HARD),
+            ("hard_only", FALSE),
+        ):
             assert np.isnan(table[missing])
         assert table["false_only", FALSE] > 2 * prevalence["false_only", FALSE]
         assert table["decayed", HARD] > 20 * prevalence["decayed", HARD]
         rows = found.dropna(subset=["average_precision"])
-        assert (rows["ci_low"] <= rows["average_precision"]).all() and (rows["ci_high"] >= rows["average_precision"]).all()
+        assert (rows["ci_low"] <= rows["average_precision"]).all() and (
+            rows["ci_high"] >= rows["average_precision"]
+        ).all()
         figure = study_figures.precision_recall(curves, found)
         assert "oracle: 1.000" in [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
 
@@ -155,12 +197,16 @@ def test_settings_of_a_world_are_bounded() -> None:
 
 def test_ranks_deal_its_trainings_out_whole_even_where_others_share_out_each_batch(make_run: Runs) -> None:
     """Else one rank would gather with another's batch of another strategy."""
-    simulated = simulation.as_run(simulation.make(SMALL), make_run("training.parallel=batches", "training.epochs=1"))
+    simulated = simulation.as_run(
+        simulation.make(SMALL), make_run("training.parallel=batches", "training.epochs=1")
+    )
     assert simulated.settings.training.parallel == "trainings"
 
 
 @pytest.mark.usefixtures("narrow")
 def test_a_run_with_augmented_views_has_none_in_its_simulation(make_run: Runs) -> None:
     world = simulation.make(SMALL)
-    simulated = simulation.as_run(world, make_run("backbone.views=3", "backbone.centred=false", "training.epochs=1"))
+    simulated = simulation.as_run(
+        world, make_run("backbone.views=3", "backbone.centred=false", "training.epochs=1")
+    )
     assert np.isfinite(simulation.train_all(world, simulated, ["infonce"])["error_km"]).all()

@@ -1,4 +1,5 @@
-"""Statements about the study: equal budgets, the run's own trainings taken where they are the same, the test split left alone."""
+"""Statements about the study: equal budgets, the run's own trainings taken where they are the same, the test
+split left alone."""
 
 from __future__ import annotations
 
@@ -18,7 +19,12 @@ from study import sweeps as study
 from study.sweeps import StudyError, Variant
 
 pytestmark = pytest.mark.usefixtures("narrow")
-SHORT = ("training.epochs=1", "training.batch_size=48", "training.strategies=infonce,decayed,similarity", "evaluation.bootstrap=100")
+SHORT = (
+    "training.epochs=1",
+    "training.batch_size=48",
+    "training.strategies=infonce,decayed,similarity",
+    "evaluation.bootstrap=100",
+)
 
 
 def with_study(run: Run, **values: object) -> Run:
@@ -33,7 +39,10 @@ def trained(run: Run) -> list[str]:
 class TestVariant:
     def test_what_the_run_trains_anyway_has_its_name_and_its_job(self, make_run: Runs) -> None:
         run = make_run(*SHORT, "training.beta=4")
-        same, other = Variant("decayed", {"beta": 4.0}, {"epochs": 9}), Variant("decayed", {"beta": 8.0}, {"epochs": 9})
+        same, other = (
+            Variant("decayed", {"beta": 4.0}, {"epochs": 9}),
+            Variant("decayed", {"beta": 8.0}, {"epochs": 9}),
+        )
         assert same.label(run) == "decayed" and same.job(run, 0).run.settings.training.epochs == 1
         assert other.label(run) == "decayed,beta=8.0" and other.job(run, 0).run.settings.training.epochs == 9
 
@@ -48,10 +57,18 @@ class TestVariant:
 
 class TestSearch:
     def test_it_takes_the_best_on_validation_and_says_what_the_profile_uses(self, make_run: Runs) -> None:
-        tried = {"infonce": [{"learning_rate": 1e-3}, {"learning_rate": 1e-7}], "decayed": [{"beta": 1.0}, {"beta": 2.0}]}
+        tried = {
+            "infonce": [{"learning_rate": 1e-3}, {"learning_rate": 1e-7}],
+            "decayed": [{"beta": 1.0}, {"beta": 2.0}],
+        }
         run = with_study(make_run(*SHORT, "training.epochs=8", "training.learning_rate=1e-3"), search=tried)
         table = study.search(run)
-        assert table["settings"].tolist() == ["learning_rate 0.001", "learning_rate 1e-07", "beta 1", "beta 2"]
+        assert table["settings"].tolist() == [
+            "learning_rate 0.001",
+            "learning_rate 1e-07",
+            "beta 1",
+            "beta 2",
+        ]
         assert table["in_profile"].tolist() == [True, False, False, True]
         assert table.groupby("strategy")["chosen"].sum().tolist() == [1, 1]
         for _, rows in table.groupby("strategy"):
@@ -62,7 +79,10 @@ class TestSearch:
         assert "*" in study.search_for_reading(table).loc["infonce"].sum()
 
     def test_unequal_budgets_are_refused(self, make_run: Runs) -> None:
-        run = with_study(make_run(*SHORT), search={"infonce": [{"learning_rate": 1e-3}], "decayed": [{"beta": 1.0}, {"beta": 2.0}]})
+        run = with_study(
+            make_run(*SHORT),
+            search={"infonce": [{"learning_rate": 1e-3}], "decayed": [{"beta": 1.0}, {"beta": 2.0}]},
+        )
         with pytest.raises(StudyError, match="more settings than another"):
             study.search(run)
         assert not trained(run)
@@ -76,20 +96,38 @@ class TestSweeps:
     def test_the_gain_is_the_paired_difference_on_validation(self, make_run: Runs) -> None:
         run = with_study(make_run(*SHORT), epochs=[1, 2], sweep_seeds=[0, 1])
         table = study.sweep(run, "length", study.length_variants(run))
-        assert trained(run) == ["decayed,epochs=2_seed0", "decayed,epochs=2_seed1", "decayed_seed0", "decayed_seed1",
-                                "infonce,epochs=2_seed0", "infonce,epochs=2_seed1", "infonce_seed0", "infonce_seed1"]  # fmt: skip
+        assert trained(run) == [
+            "decayed,epochs=2_seed0",
+            "decayed,epochs=2_seed1",
+            "decayed_seed0",
+            "decayed_seed1",
+            "infonce,epochs=2_seed0",
+            "infonce,epochs=2_seed1",
+            "infonce_seed0",
+            "infonce_seed1",
+        ]
         assert table.columns[0] == "epochs" and set(table["metric"]) == set(COMPARED)
         for epochs, label in ((1, ""), (2, ",epochs=2")):
             frames = {
-                name: [pd.read_parquet(run.folder / "validation" / f"{name}{label}_seed{seed}.parquet") for seed in (0, 1)]
+                name: [
+                    pd.read_parquet(run.folder / "validation" / f"{name}{label}_seed{seed}.parquet")
+                    for seed in (0, 1)
+                ]
                 for name in ("infonce", "decayed")
             }
             assert all(set(frame["split"]) == {"validation"} for some in frames.values() for frame in some)
-            within = {name: np.mean([(frame["error_km"] <= 2500).mean() for frame in some]) for name, some in frames.items()}
+            within = {
+                name: np.mean([(frame["error_km"] <= 2500).mean() for frame in some])
+                for name, some in frames.items()
+            }
             row = table[(table["epochs"] == epochs) & (table["metric"] == "acc_2500km")].set_index("strategy")
             assert row.loc["decayed", "accuracy"] == pytest.approx(within["decayed"])
             assert row.loc["decayed", "difference"] == pytest.approx(within["decayed"] - within["infonce"])
-            assert row.loc["decayed", "ci_low"] <= row.loc["decayed", "difference"] <= row.loc["decayed", "ci_high"]
+            assert (
+                row.loc["decayed", "ci_low"]
+                <= row.loc["decayed", "difference"]
+                <= row.loc["decayed", "ci_high"]
+            )
             assert np.isnan(row.loc["infonce", "difference"])
 
     def test_trainings_of_every_density_see_as_many_photos(self, make_run: Runs) -> None:
@@ -103,7 +141,9 @@ class TestSweeps:
         first = study.sweep(run, "queue", study.queue_variants(run))
         made = len(run.reports)
         pd.testing.assert_frame_equal(study.sweep(run, "queue", study.queue_variants(run)), first)
-        assert all(report.startswith("reused") for report in run.reports[made:]) and len(run.reports) == 2 * made
+        assert (
+            all(report.startswith("reused") for report in run.reports[made:]) and len(run.reports) == 2 * made
+        )
 
     def test_without_the_baseline_there_is_nothing_to_compare_with(self, make_run: Runs) -> None:
         run = with_study(make_run(*SHORT), epochs=[1], sweep_strategies=["decayed"])
@@ -117,18 +157,30 @@ class TestWorlds:
         run.semivariogram.unlink()
         curve.fit_run(run)
         found = study.worlds(run)
-        plain, still, noisy = (np.load(one.features).astype(np.float64) for one in (run, found[0][2], found[1][2]))
+        plain, still, noisy = (
+            np.load(one.features).astype(np.float64) for one in (run, found[0][2], found[1][2])
+        )
         assert np.array_equal(plain, still) and noisy.shape == plain.shape
         assert (noisy - plain).std() == pytest.approx(plain.std(0).mean(), rel=0.03)
         table = study.sweep_worlds(run, found)
         ratio = table.drop_duplicates("world").set_index("world")["nugget_to_sill"]
-        assert ratio["as it is"] == pytest.approx(ratio["noise 0"], rel=1e-3) and ratio["noise 1"] > ratio["noise 0"]
+        assert (
+            ratio["as it is"] == pytest.approx(ratio["noise 0"], rel=1e-3)
+            and ratio["noise 1"] > ratio["noise 0"]
+        )
         assert len(table) == 3 * 2 * len(COMPARED)
 
 
 class TestSimulation:
     def test_its_tables_are_those_of_the_run(self, make_run: Runs) -> None:
-        values = {"train": 200, "validation": 20, "test": 40, "epochs": 1, "seeds": [0], "strategies": ["infonce", "decayed"]}
+        values = {
+            "train": 200,
+            "validation": 20,
+            "test": 40,
+            "epochs": 1,
+            "seeds": [0],
+            "strategies": ["infonce", "decayed"],
+        }
         run = with_study(make_run(*SHORT), simulation=values)
         _, simulated, tables = study.simulate(run)
         assert simulated.folder == run.folder / "simulation"
@@ -144,7 +196,11 @@ class TestMake:
         for part in ("search", "table", "length"):
             study.make(run, part)
         there = trained(run)
-        study.search(run), study.sweep(run, "length", study.length_variants(run)), training.train_all(run, ["similarity"])
+        (
+            study.search(run),
+            study.sweep(run, "length", study.length_variants(run)),
+            training.train_all(run, ["similarity"]),
+        )
         assert trained(run) == there
 
     def test_an_unknown_part_names_the_known_ones(self, make_run: Runs) -> None:
@@ -164,14 +220,18 @@ def test_noisy_worlds_of_a_run_with_augmented_views_are_trained_on_the_plain_one
     assert trained(world) == ["infonce_seed0"]
 
 
-def test_another_gallery_of_the_same_name_makes_the_sweeps_predictions_anew(make_run: Runs, tmp_path: Path) -> None:
+def test_another_gallery_of_the_same_name_makes_the_sweeps_predictions_anew(
+    make_run: Runs, tmp_path: Path
+) -> None:
     places = tmp_path / "places.csv"
 
     def strangers(seed: int) -> set[tuple[float, ...]]:
         given = np.random.default_rng(seed).uniform([-60, -170], [60, 170], (50, 2)).round(4)
         pd.DataFrame(given, columns=["LAT", "LON"]).to_csv(places, index=False)
         study.sweep(run, "queue", study.queue_variants(run))
-        predicted = pd.read_parquet(run.folder / "validation" / "infonce_seed0.parquet")[["predicted_latitude", "predicted_longitude"]]
+        predicted = pd.read_parquet(run.folder / "validation" / "infonce_seed0.parquet")[
+            ["predicted_latitude", "predicted_longitude"]
+        ]
         return set(map(tuple, predicted.to_numpy().round(4))) - set(map(tuple, given))
 
     run = with_study(make_run(*SHORT, f"evaluation.gallery={places}"), queue_sizes=[0])
@@ -179,5 +239,7 @@ def test_another_gallery_of_the_same_name_makes_the_sweeps_predictions_anew(make
 
 
 def test_a_search_that_tries_an_option_too_has_a_best_of_the_family() -> None:
-    searched = pd.DataFrame({"strategy": ["decayed_refitted", "decayed", "residual"], "score": [0.9, 0.5, 0.4]})
+    searched = pd.DataFrame(
+        {"strategy": ["decayed_refitted", "decayed", "residual"], "score": [0.9, 0.5, 0.4]}
+    )
     assert study.best_of(searched, "family") == "decayed"

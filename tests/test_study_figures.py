@@ -24,11 +24,21 @@ def table() -> pd.DataFrame:
 
 def sweep() -> pd.DataFrame:
     rows = [
-        {"photos": photos, "batch_size": size, "strategy": name, "metric": metric, "accuracy": 0.5 + gain, "difference": gain,
-         "ci_low": gain - 0.01, "ci_high": gain + 0.01}
-        for photos in (2_000, 6_000) for size in (64, 256, 1_024)
-        for name, gain in (("infonce", np.nan), ("decayed", 0.001 * size / 64 + photos / 1e6)) for metric in ("acc_25km", "acc_200km")
-    ]  # fmt: skip
+        {
+            "photos": photos,
+            "batch_size": size,
+            "strategy": name,
+            "metric": metric,
+            "accuracy": 0.5 + gain,
+            "difference": gain,
+            "ci_low": gain - 0.01,
+            "ci_high": gain + 0.01,
+        }
+        for photos in (2_000, 6_000)
+        for size in (64, 256, 1_024)
+        for name, gain in (("infonce", np.nan), ("decayed", 0.001 * size / 64 + photos / 1e6))
+        for metric in ("acc_25km", "acc_200km")
+    ]
     return pd.DataFrame(rows)
 
 
@@ -43,9 +53,15 @@ class TestForest:
         labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
         assert labels == ["decayed", "hcl", "similarity", "infonce_symmetric"]
 
-    def test_intervals_are_those_of_the_table_and_a_filled_dot_is_a_finding(self, table: pd.DataFrame) -> None:
+    def test_intervals_are_those_of_the_table_and_a_filled_dot_is_a_finding(
+        self, table: pd.DataFrame
+    ) -> None:
         axis = study_figures.forest_all(table).axes[1]
-        row = table[(table["split"] == "test") & (table["metric"] == "acc_200km")].set_index("strategy").loc["decayed"]
+        row = (
+            table[(table["split"] == "test") & (table["metric"] == "acc_200km")]
+            .set_index("strategy")
+            .loc["decayed"]
+        )
         thin, thick, dot = axis.lines[:3]
         assert np.allclose(thin.get_xdata(), 100 * row[["corrected_low", "corrected_high"]].to_numpy(float))
         assert np.allclose(thick.get_xdata(), 100 * row[["ci_low", "ci_high"]].to_numpy(float))
@@ -65,7 +81,9 @@ class TestHeatmap:
         assert texts["+2.2"].get_fontweight() == "bold" and texts["+0.3"].get_fontweight() == "normal"
 
     def test_nothing_varied_says_so(self) -> None:
-        assert "nothing was varied" in words(study_figures.gain_heatmap(pd.DataFrame(), "photos", "batch_size", ("decayed",)))
+        assert "nothing was varied" in words(
+            study_figures.gain_heatmap(pd.DataFrame(), "photos", "batch_size", ("decayed",))
+        )
 
 
 class TestAlong:
@@ -80,8 +98,20 @@ class TestAlong:
 
 class TestCoverage:
     def test_asked_and_found_by_split(self) -> None:
-        rows = [{"split": split, "strategy": "infonce", "seed": seed, "level": level, "coverage": level, "plain": level - 0.2 * seed, "median_radius_km": 100 * level}
-                for split in SPLITS for seed in (0, 1) for level in (0.5, 0.8)]  # fmt: skip
+        rows = [
+            {
+                "split": split,
+                "strategy": "infonce",
+                "seed": seed,
+                "level": level,
+                "coverage": level,
+                "plain": level - 0.2 * seed,
+                "median_radius_km": 100 * level,
+            }
+            for split in SPLITS
+            for seed in (0, 1)
+            for level in (0.5, 0.8)
+        ]
         figure = study_figures.coverage(pd.DataFrame(rows))
         assert len(figure.axes) == 3
         _, calibrated, plain = figure.axes[0].lines

@@ -1,4 +1,5 @@
-"""Statements about training: equal seeds give equal bits, strategies meet the same batches, nonsense stops."""
+"""Statements about training: equal seeds give equal bits, strategies meet the same batches, nonsense
+stops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Statements about variography: candidates are judged alike, a resample is of places, geometry is told by an AUC, groups by their anchors."""
+"""Statements about variography: candidates are judged alike, a resample is of places, geometry is told by an
+AUC, groups by their anchors."""
 
 from __future__ import annotations
 
@@ -25,7 +26,14 @@ from lib.method.geodesy import pairwise_distance_rad, unit_vectors
 from lib.method.semivariogram import fit
 from lib.train import curve
 from study import variography
-from study.variography import VariographyError, group_difference, labelled_cells, lag_edges, place_groups, place_sums
+from study.variography import (
+    VariographyError,
+    group_difference,
+    labelled_cells,
+    lag_edges,
+    place_groups,
+    place_sums,
+)
 
 RISE = 0.1 + 0.8 * (1.0 - np.exp(-LAG / 0.3))
 LEGENDRE = np.polynomial.legendre.leggauss(800)
@@ -33,11 +41,14 @@ LEGENDRE = np.polynomial.legendre.leggauss(800)
 
 
 def wavy(coordinates: np.ndarray, dimension: int, seed: int, frequency: float = 4.0) -> np.ndarray:
-    """A stationary field on the sphere, float32 [N, dimension]: each dimension a sum of random waves of the places' vectors."""
+    """A stationary field on the sphere, float32 [N, dimension]: each dimension a sum of random waves of the
+    places' vectors."""
     generator = np.random.default_rng(seed)
     waves = frequency * generator.normal(size=(3, dimension * 16))
     phase = generator.uniform(0.0, 2.0 * math.pi, dimension * 16)
-    return np.cos(unit_vectors(coordinates) @ waves + phase).reshape(-1, dimension, 16).sum(2).astype(np.float32)
+    return (
+        np.cos(unit_vectors(coordinates) @ waves + phase).reshape(-1, dimension, 16).sum(2).astype(np.float32)
+    )
 
 
 class TestCressie:
@@ -61,7 +72,9 @@ class TestCressie:
         empirical = measured(RISE, LAG)
         whole = fit(empirical, family="Exponential")
         again = fit(
-            empirical, family="Exponential", start=fitted(family="Exponential", exponent=None, length_scale_rad=0.5)
+            empirical,
+            family="Exponential",
+            start=fitted(family="Exponential", exponent=None, length_scale_rad=0.5),
         )
         assert again.length_scale_rad == pytest.approx(whole.length_scale_rad, rel=1e-4)
 
@@ -95,14 +108,16 @@ class TestMerged:
 class TestValidity:
     @pytest.mark.parametrize(
         ("family", "exponent", "length"),
-        [("Exponential", None, 0.5), ("Exponential", None, 3.0), ("Spherical", None, 0.7), ("Spherical", None, 5.0), ("Stable", 0.6, 0.4),
-         ("Stable", 1.0, 2.0), ("Stable", 1.3, 5.0), ("Stable", 1.8, 2.0), ("Matern", 0.3, 0.5), ("Matern", 0.5, 2.0), ("Matern", 1.2, 2.0),
+        [("Exponential", None, 0.5), ("Exponential", None, 3.0), ("Spherical", None, 0.7),
+         ("Spherical", None, 5.0), ("Stable", 0.6, 0.4), ("Stable", 1.0, 2.0), ("Stable", 1.3, 5.0),
+         ("Stable", 1.8, 2.0), ("Matern", 0.3, 0.5), ("Matern", 0.5, 2.0), ("Matern", 1.2, 2.0),
          ("Gaussian", None, 1.5), ("Rational", 0.6, 0.5), ("Rational", 1.5, 1.0), ("Rational", 5.0, 2.0)],
     )  # fmt: skip
     def test_valid_means_no_negative_legendre_coefficient(
         self, family: str, exponent: float | None, length: float
     ) -> None:
-        """Schoenberg: a function of the angle is a covariance on the sphere if and only if none of its coefficients is negative."""
+        """Schoenberg: a function of the angle is a covariance on the sphere if and only if none of its
+        coefficients is negative."""
         node, weight = LEGENDRE
         angle, weight = 0.5 * math.pi * (node + 1.0), 0.5 * math.pi * weight
         model = fitted(family=family, exponent=exponent, length_scale_rad=length)
@@ -127,12 +142,12 @@ class TestCandidates:
         lag = (np.arange(314) + 0.5) * 0.01
         pairs = (50_000 * np.sin(lag) + 50).astype(int)
         gamma = (
-            0.1 + 0.8 * (1.0 - np.exp(-lag / 0.3)) + 0.3 * np.random.default_rng(0).normal(size=314) / np.sqrt(pairs)
+            0.1
+            + 0.8 * (1.0 - np.exp(-lag / 0.3))
+            + 0.3 * np.random.default_rng(0).normal(size=314) / np.sqrt(pairs)
         )
         even = measured(gamma, lag, pairs)
-        spread = EmpiricalSemivariogram(
-            0.01, pairs, lag * pairs, gamma * pairs, (gamma**2 + 0.09) * pairs
-        )
+        spread = EmpiricalSemivariogram(0.01, pairs, lag * pairs, gamma * pairs, (gamma**2 + 0.09) * pairs)
         assert np.allclose(spread.gamma, even.gamma)
         return variography.candidates_table(spread, lags=40, folds=4)
 
@@ -140,7 +155,9 @@ class TestCandidates:
         assert len(table) == 24 == len(table.drop_duplicates(["family", "metric", "weights"]))
         assert table["delta_aic"].min() == 0.0
 
-    def test_families_that_hold_the_truth_predict_lags_that_they_have_not_seen(self, table: pd.DataFrame) -> None:
+    def test_families_that_hold_the_truth_predict_lags_that_they_have_not_seen(
+        self, table: pd.DataFrame
+    ) -> None:
         best = table[table["metric"] == "planar"].groupby("family")["held_out_rmse"].min()
         assert max(best["Exponential"], best["Matern"]) < min(best["Gaussian"], best["Spherical"]) / 3
         aic = table[table["metric"] == "planar"].groupby("family")["aic"].min()
@@ -149,14 +166,18 @@ class TestCandidates:
     def test_the_choice_is_the_smallest_held_out_error(self, table: pd.DataFrame) -> None:
         best = variography.choose(table)
         assert best["held_out_rmse"] == table["held_out_rmse"].min()
-        assert best["aic_choice"] == " ".join(table.loc[table["aic"].idxmin(), ["family", "metric", "weights"]])
+        assert best["aic_choice"] == " ".join(
+            table.loc[table["aic"].idxmin(), ["family", "metric", "weights"]]
+        )
         assert variography.choose(table, only_valid=True)["valid_on_sphere"] == "yes"
 
     def test_its_aic_is_the_stated_formula(self, table: pd.DataFrame) -> None:
         one, other = (
-            table[(table["family"] == "Exponential") & (table["metric"] == "planar") & (table["weights"] == name)].iloc[
-                0
-            ]
+            table[
+                (table["family"] == "Exponential")
+                & (table["metric"] == "planar")
+                & (table["weights"] == name)
+            ].iloc[0]
             for name in ("pairs", "none")
         )
         assert one["aic"] <= other["aic"] + 1e-6  # pairs / a constant variance is what `pairs` minimises
@@ -197,14 +218,18 @@ class TestPlaceSums:
         assert np.allclose(found.gamma_sum, gamma, atol=1e-5)
         assert np.allclose(found.square_sum, square, atol=1e-5)
         assert found.places.tolist() == np.bincount(groups).tolist()
-        anchored = np.stack([sum(pairs[min(g, h), max(g, h)] for h in range(5)) + pairs[g, g] for g in range(5)])
+        anchored = np.stack(
+            [sum(pairs[min(g, h), max(g, h)] for h in range(5)) + pairs[g, g] for g in range(5)]
+        )
         assert np.array_equal(found.by_anchor(found.pairs), anchored)
 
     def test_its_curve_is_that_of_estimate(self) -> None:
         manifest, features = world({"train": 90})
         coordinates = manifest[["latitude", "longitude"]].to_numpy(copy=True)
         even = np.minimum(np.arange(33) * 0.1, math.pi)
-        found = place_sums(unit_rows(features), coordinates, place_groups(coordinates, count=7), even).empirical
+        found = place_sums(
+            unit_rows(features), coordinates, place_groups(coordinates, count=7), even
+        ).empirical
         expected = estimate(unit_rows(features), coordinates, 0.1)
         assert np.array_equal(found.pairs, expected.pairs)
         assert np.allclose(found.gamma, expected.gamma, atol=1e-6, equal_nan=True)
@@ -217,7 +242,9 @@ class TestPlaceSums:
         draws = generator.multinomial(4, [0.25] * 4, size=90).astype(float)
         found = variography._weighted(draws, total)
         for m, row in zip(draws, found, strict=True):
-            expected = sum(m[g] * (m[h] if g != h else 1.0) * total[g, h] for g in range(4) for h in range(g, 4))
+            expected = sum(
+                m[g] * (m[h] if g != h else 1.0) * total[g, h] for g in range(4) for h in range(g, 4)
+            )
             assert np.allclose(row, expected)
         assert np.allclose(variography._weighted(np.ones((1, 4)), total)[0], total.sum((0, 1)))
 
@@ -265,7 +292,10 @@ class TestBootstrap:
         for count in (200, 800):
             places = uniform_on_sphere(count, np.random.default_rng(1))
             sums = place_sums(
-                unit_rows(wavy(places, 16, seed=2)), places, place_groups(places, count=40), lag_edges(30, 0.05)
+                unit_rows(wavy(places, 16, seed=2)),
+                places,
+                place_groups(places, count=40),
+                lag_edges(30, 0.05),
             )
             table = (
                 variography.bands(sums, resamples=40, family="Gaussian", metric="sphere", weights="pairs")
@@ -297,7 +327,9 @@ class TestBootstrap:
         places = uniform_on_sphere(120, np.random.default_rng(1))
         noise = np.random.default_rng(2).normal(size=(120, 8))
         with pytest.raises(BundleError, match="do not rise"):
-            variography.bands(place_sums(unit_rows(noise), places, place_groups(places, count=20), lag_edges(20, 0.05)))
+            variography.bands(
+                place_sums(unit_rows(noise), places, place_groups(places, count=20), lag_edges(20, 0.05))
+            )
 
 
 class TestGeometry:
@@ -321,13 +353,16 @@ class TestGeometry:
         assert variography.auc(*counts.sum((1, 2))) == pytest.approx(expected, abs=2e-4)
         assert counts.sum((1, 2, 3)).tolist() == [(distance < 1_500.0).sum(), (distance > 6_000.0).sum()]
 
-    @given(st.lists(st.integers(0, 9), min_size=3, max_size=30), st.lists(st.integers(0, 9), min_size=3, max_size=30))
+    @given(
+        st.lists(st.integers(0, 9), min_size=3, max_size=30),
+        st.lists(st.integers(0, 9), min_size=3, max_size=30),
+    )
     @settings(max_examples=40)
     def test_ties_count_half(self, near: list[int], far: list[int]) -> None:
         expected = np.mean([[(b > a) + 0.5 * (b == a) for a in near] for b in far])
-        assert variography.auc(np.bincount(near, minlength=10), np.bincount(far, minlength=10)) == pytest.approx(
-            expected
-        )
+        assert variography.auc(
+            np.bincount(near, minlength=10), np.bincount(far, minlength=10)
+        ) == pytest.approx(expected)
 
     def test_nothing_to_compare_is_nan_without_a_warning(self) -> None:
         some, none = np.array([[1.0, 2.0], [1.0, 2.0]]), np.array([[3.0, 1.0], [0.0, 0.0]])
@@ -418,14 +453,20 @@ class TestGroups:
         )
         assert (alike["p_value"] > 0.05).all()
 
-    def test_connected_groups_of_one_smooth_field_differ_from_scattered_ones_but_not_from_their_rotations(self) -> None:
+    def test_connected_groups_of_one_smooth_field_differ_from_scattered_ones_but_not_from_their_rotations(
+        self,
+    ) -> None:
         p_values = {"cells": [], "rotation": []}
         for seed in range(6):
             places = uniform_on_sphere(400, np.random.default_rng(seed))
             groups, cells = labelled_cells(places, np.where(places[:, 1] > 0.0, "east", "west"))
-            sums = place_sums(unit_rows(wavy(places, 3, seed=seed, frequency=2.0)), places, groups, lag_edges(15, 0.1))
+            sums = place_sums(
+                unit_rows(wavy(places, 3, seed=seed, frequency=2.0)), places, groups, lag_edges(15, 0.1)
+            )
             for null, found in p_values.items():
-                found += group_difference(sums, cells, null=null, permutations=99, least=50)["p_value"].tolist()
+                found += group_difference(sums, cells, null=null, permutations=99, least=50)[
+                    "p_value"
+                ].tolist()
         assert np.median(p_values["cells"]) < 0.1
         assert np.median(p_values["rotation"]) > 0.2
 
@@ -461,7 +502,9 @@ class TestRun:
         manifest.to_parquet(run.manifest, index=False)
         return run, manifest
 
-    def test_the_whole_examination_is_reused_and_its_bands_come_back_as_they_were(self, make_run: Runs) -> None:
+    def test_the_whole_examination_is_reused_and_its_bands_come_back_as_they_were(
+        self, make_run: Runs
+    ) -> None:
         run, _ = self.make(make_run, "semivariogram.lag_width_rad=0.02")
         curve.fit_run(run)
         first, again = variography.examine(run, resamples=20), variography.examine(run, resamples=20)
@@ -470,7 +513,11 @@ class TestRun:
         expected = fit(curve.load_empirical(run.empirical))
         assert again.bands.fitted.sill == pytest.approx(expected.sill, rel=0.05)
         assert set(again.intervals["resampled"]) == {"places", "cells of 10 degrees"}
-        assert len(again.models) == 24 and set(again.geometry["geometry"]) == {"raw", "centred", "standardised", "whitened"}
+        assert len(again.models) == 24 and set(again.geometry["geometry"]) == {
+            "raw",
+            "centred",
+            "standardised",
+            "whitened",
+        }
         assert set(again.difference["null"]) == {"cells", "rotation"}
         assert set(again.curves["group"]) >= {"Africa", "Asia"}
-

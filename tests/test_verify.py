@@ -1,4 +1,5 @@
-"""A finished run can be asked whether it is as it was finished, and whether its tables follow from its predictions."""
+"""A finished run can be asked whether it is as it was finished, and whether its tables follow from its
+predictions."""
 
 from __future__ import annotations
 
@@ -23,8 +24,14 @@ pytestmark = pytest.mark.usefixtures("narrow")
 
 @pytest.fixture
 def finished(make_run: Runs) -> Run:
-    run = make_run("training.epochs=1", "training.strategies=infonce,similarity", "semivariogram.lag_width_rad=0.1", "evaluation.bootstrap=100",
-                   "evaluation.splits=test,test_blocked", "study=null")  # fmt: skip
+    run = make_run(
+        "training.epochs=1",
+        "training.strategies=infonce,similarity",
+        "semivariogram.lag_width_rad=0.1",
+        "evaluation.bootstrap=100",
+        "evaluation.splits=test,test_blocked",
+        "study=null",
+    )
     curve.fit_run(run)
     training.train_all(run, run.settings.training.strategies)
     evaluation.evaluate(run)
@@ -56,7 +63,10 @@ def test_what_was_changed_removed_or_does_not_follow_is_named(finished: Run) -> 
     assert found["history/infonce_seed0.csv"] == "is missing"
     finish(finished)  # the checksums of a forger are right
     found = faults(finished)
-    assert set(found) == {"tables/accuracy.csv"} and "does not follow from the predictions: 'infonce,0,test" in found["tables/accuracy.csv"]
+    assert (
+        set(found) == {"tables/accuracy.csv"}
+        and "does not follow from the predictions: 'infonce,0,test" in found["tables/accuracy.csv"]
+    )
 
 
 def test_predictions_that_were_changed_contradict_every_table_of_theirs(finished: Run) -> None:
@@ -76,13 +86,28 @@ def test_on_the_command_line(finished: Run, capsys: pytest.CaptureFixture) -> No
     assert verify.main(["verify", str(finished.folder)]) == 0 and "0 faults" in capsys.readouterr().out
     finished.features.write_bytes(finished.features.read_bytes()[:-1])
     command = [sys.executable, "-W", "ignore", "-m", "lib.runs", "verify", str(finished.folder)]
-    done = subprocess.run(command, cwd=PROJECT, env=os.environ | {"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True)
-    assert done.returncode == 1 and "FAULT  features/features.npy is not what was written: its checksum differs" in done.stderr
+    done = subprocess.run(
+        command, cwd=PROJECT, env=os.environ | {"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 1
+        and "FAULT  features/features.npy is not what was written: its checksum differs" in done.stderr
+    )
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("content", "sentence"), [(None, "is not there"), ("{ half", "damaged, or no run's provenance"), ("[]", "damaged"), ('{"outputs": {}}', "settings are not of this version")])
-def test_a_folder_that_is_no_finished_run_is_one_sentence(tmp_path: Path, content: str | None, sentence: str, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "is not there"),
+        ("{ half", "damaged, or no run's provenance"),
+        ("[]", "damaged"),
+        ('{"outputs": {}}', "settings are not of this version"),
+    ],
+)
+def test_a_folder_that_is_no_finished_run_is_one_sentence(
+    tmp_path: Path, content: str | None, sentence: str, capsys: pytest.CaptureFixture
+) -> None:
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
     assert verify.main(["verify", str(tmp_path)]) == 1
@@ -94,11 +119,20 @@ def test_provenance_says_what_it_takes_to_build_the_run_again(finished: Run) -> 
     known = json.loads(finished.provenance.read_text())
     again = Run.finished(finished.folder)
     assert again.settings == finished.settings
-    assert {"git", "machine", "packages", "threads", "inputs", "outputs", "keys_by_stage", "seeds"} <= set(known)
-    assert set(known["keys_by_stage"]) == {"semivariogram", "evaluation", "training-infonce_seed0", "training-similarity_seed0"}
+    assert {"git", "machine", "packages", "threads", "inputs", "outputs", "keys_by_stage", "seeds"} <= set(
+        known
+    )
+    assert set(known["keys_by_stage"]) == {
+        "semivariogram",
+        "evaluation",
+        "training-infonce_seed0",
+        "training-similarity_seed0",
+    }
 
 
-def test_what_came_later_and_what_cannot_be_read_is_named(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_came_later_and_what_cannot_be_read_is_named(
+    finished: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (finished.folder / "tables" / "invented.csv").write_text("strategy\nours\n")
     real = verify.checksum
 
@@ -109,7 +143,10 @@ def test_what_came_later_and_what_cannot_be_read_is_named(finished: Run, monkeyp
 
     monkeypatch.setattr(verify, "checksum", unreadable)
     found = faults(finished)
-    assert "came later" in found["tables/invented.csv"] and "cannot be read: [Errno 5]" in found["predictions.parquet"]
+    assert (
+        "came later" in found["tables/invented.csv"]
+        and "cannot be read: [Errno 5]" in found["predictions.parquet"]
+    )
 
 
 def test_stages_of_other_settings_than_the_manifest_names_are_faults(finished: Run) -> None:

@@ -1,4 +1,5 @@
-"""The whole of run_all.sh's work, killed at random moments with its kernels and ranks, ends as one that nobody disturbed."""
+"""The whole of run_all.sh's work, killed at random moments with its kernels and ranks, ends as one that
+nobody disturbed."""
 
 from __future__ import annotations
 
@@ -22,9 +23,21 @@ KILLS = 4
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
     """The smoke profile into ``folder``, with photos of its own."""
-    command = [sys.executable, "-m", "lib.pipeline", "--profile", "smoke", "--run", str(folder / "run"), "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "lib.pipeline",
+        "--profile",
+        "smoke",
+        "--run",
+        str(folder / "run"),
+        "--device",
+        "cpu",
+    ]
     with (folder / "log.txt").open("ab") as log:
-        return subprocess.Popen([*command, "--set", f"dataset.root={folder / 'photos'}"], cwd=PROJECT, stdout=log, stderr=log)
+        return subprocess.Popen(
+            [*command, "--set", f"dataset.root={folder / 'photos'}"], cwd=PROJECT, stdout=log, stderr=log
+        )
 
 
 def kill(process: subprocess.Popen[bytes]) -> bool:
@@ -51,7 +64,8 @@ def drawn(folder: Path) -> dict[str, list[str]]:
 
 @pytest.mark.thorough
 def test_a_whole_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path: Path) -> None:
-    """Tables, curve, checkpoints, predictions, figures, maps byte for byte; and the pictures inside the notebooks."""
+    """Tables, curve, checkpoints, predictions, figures, maps byte for byte; and the pictures inside the
+    notebooks."""
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     started = time.monotonic()
@@ -67,7 +81,11 @@ def test_a_whole_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path:
     assert start(tmp_path / "killed").wait() == 0, (tmp_path / "killed" / "log.txt").read_text()[-3_000:]
     whole, killed = (tmp_path / name / "run" for name in ("whole", "killed"))
     noted = [json.loads((run / "manifest.json").read_text())["outputs"] for run in (whole, killed)]
-    timed = {name for name in noted[0] if name.startswith("notebooks/") or "/receipts/" in name or name == "index.html"}  # these say when they were made
+    timed = {
+        name
+        for name in noted[0]
+        if name.startswith("notebooks/") or "/receipts/" in name or name == "index.html"
+    }  # these say when they were made
     assert noted[0].keys() == noted[1].keys() and len(noted[0]) - len(timed) > 180
     assert [name for name in noted[0] if noted[0][name] != noted[1][name] and name not in timed] == []
     assert drawn(whole) == drawn(killed) and sum(map(len, drawn(whole).values())) >= 14

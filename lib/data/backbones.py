@@ -97,7 +97,8 @@ def find(settings: BackboneSettings) -> Entry:
     if "/" in name:
         return Entry("a checkpoint of the hub", load_transformers)
     raise BundleError(
-        f"backbone {name!r} is unknown; registered: {', '.join(REGISTRY)}; or timm/NAME, or a checkpoint of a known family "
+        f"backbone {name!r} is unknown; registered: {', '.join(REGISTRY)}; or timm/NAME, or a checkpoint of "
+        "a known family "
         f"({', '.join(FAMILIES)}) as owner/name on the hub or as a folder"
     )
 
@@ -216,13 +217,14 @@ def load_transformers(name: str, settings: BackboneSettings) -> Backbone:
         family, processor, network, lacking = _from_pretrained(str(folder_of(settings) or name), settings)
     except (OSError, RuntimeError, ValueError) as error:
         raise BundleError(
-            f"backbone {name!r}: neither a checkpoint folder nor to be had from the hub now ({one_line(error)}); "
+            f"backbone {name!r}: neither a checkpoint folder nor to be had from the hub now "
+            f"({one_line(error)}); "
             "download it first or name its folder"
         ) from error
     if lacking:
         raise BundleError(
-            f"backbone {name!r}: the checkpoint lacks weights of its image tower, or has them in another shape: "
-            + ", ".join(lacking)
+            f"backbone {name!r}: the checkpoint lacks weights of its image tower, or has them in another "
+            "shape: " + ", ".join(lacking)
         )
     if family.fixed_px and settings.image_px not in (None, network.config.image_size):
         raise BundleError(
@@ -315,7 +317,8 @@ def _family(name: str, model_type: str) -> Family:
     kind = model_type.removesuffix("_vision_model")
     if kind not in FAMILIES:
         raise BundleError(
-            f"backbone {name!r} is a {model_type!r} checkpoint; known families: {', '.join(FAMILIES)} (and timm/NAME)"
+            f"backbone {name!r} is a {model_type!r} checkpoint; known families: {', '.join(FAMILIES)} (and "
+            "timm/NAME)"
         )
     return FAMILIES[kind]
 
@@ -336,7 +339,8 @@ def load_timm(name: str, settings: BackboneSettings) -> Backbone:
         network = timm.create_model(source, pretrained=True, num_classes=0)
     except (OSError, RuntimeError, ValueError, AttributeError) as error:
         raise BundleError(
-            f"backbone {name!r}: timm cannot load it now ({one_line(error)}); download it first or name its folder"
+            f"backbone {name!r}: timm cannot load it now ({one_line(error)}); download it first or name its "
+            "folder"
         ) from error
     network = network.to(memory_format=torch.channels_last)
     config = resolve_model_data_config(network)

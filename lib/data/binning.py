@@ -19,7 +19,8 @@ COMPILED = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nna
 
 
 def _arcsine(degree: int = 12) -> tuple[float, ...]:
-    """Coefficients in y of asin(sqrt(y)) / sqrt(y), 0 <= y <= 1/2, to 2e-12: it runs for eight pairs at once."""
+    """Coefficients in y of asin(sqrt(y)) / sqrt(y), 0 <= y <= 1/2, to 2e-12: it runs for eight pairs at
+    once."""
     fitted = Chebyshev.interpolate(lambda y: np.arcsin(np.sqrt(y)) / np.sqrt(y), degree, [0.0, 0.5])
     return tuple(fitted.convert(kind=Polynomial).coef)
 
@@ -31,7 +32,8 @@ ARCSINE = _arcsine()
 def distances(
     x: float, y: float, z: float, places: np.ndarray, width: float, distance: np.ndarray, lag: np.ndarray
 ) -> None:
-    """Write the ``distance`` [m], radians, from (x, y, z) to unit vectors ``places`` [3, m], and its ``lag`` [m].
+    """Write the ``distance`` [m], radians, from (x, y, z) to unit vectors ``places`` [3, m], and its ``lag``
+    [m].
 
     Haversine formula; beyond a right angle by what is left to the antipode, so that the arcsine's argument
     stays small.

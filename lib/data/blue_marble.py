@@ -59,7 +59,8 @@ def build(settings: BlueMarble, root: Path) -> Built:
     again = not_whole(list(manifest["path"]), root, settings)
     if damaged := [path for path in again if (root / path).exists()]:
         print(
-            f"cut again: {root / damaged[0]} is damaged, its checksum is not the one noted ({len(damaged):,} such windows)"
+            f"cut again: {root / damaged[0]} is damaged, its checksum is not the one noted "
+            f"({len(damaged):,} such windows)"
         )
     write_windows(manifest[manifest["path"].isin(again)], root, settings)
     return Built(manifest, pd.DataFrame(columns=["id", "path", "reason"]))

@@ -226,7 +226,8 @@ def encode(
             num_workers=settings.workers,
             prefetch_factor=4 if settings.workers else None,
             pin_memory=device.type == "cuda",
-            # Linux's own default until Python 3.14; closures of the preprocessing cannot be sent to a fresh process.
+            # Linux's own default until Python 3.14; closures of the preprocessing cannot be sent to a fresh
+            # process.
             multiprocessing_context="fork" if settings.workers and sys.platform == "linux" else None,
         )
     )
@@ -400,7 +401,8 @@ def read(run: Run, manifest: pd.DataFrame) -> Features:
     stored = _mapped(run.require(run.features, "01_data_preparation"))
     if stored.ndim != 2 or len(stored) != len(manifest):
         raise BundleError(
-            f"{run.features}: shape {stored.shape} does not fit the manifest's {len(manifest)} rows; run notebook 01"
+            f"{run.features}: shape {stored.shape} does not fit the manifest's {len(manifest)} rows; run "
+            "notebook 01"
         )
     mean, wanted = _training_mean(run, stored, manifest), run.settings.backbone.views
     if wanted == 1:

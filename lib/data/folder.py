@@ -30,7 +30,8 @@ COLUMN_NAMES = {
     "latitude": ("latitude", "lat", "gps_latitude", "gt_lat"),
     "longitude": ("longitude", "lon", "lng", "long", "gps_longitude", "gt_lon"),
     "photo": (
-        "path", "file", "filename", "file_name", "image", "image_path", "img_path", "img", "img_id", "image_id", "photo", "id",
+        "path", "file", "filename", "file_name", "image", "image_path", "img_path", "img", "img_id",
+        "image_id", "photo", "id",
     ),
     "id": ("id", "img_id", "image_id", "uuid"),
     "split": ("split", "subset"),
@@ -213,7 +214,8 @@ def _with_exif(photos: pd.DataFrame, root: Path, left_out: list[tuple]) -> pd.Da
     lost = photos[list(LIMITS)].isna().any(axis=1)
     if lost.all():
         raise BundleError(
-            f"{root}: none of {len(photos):,} photos has coordinates; give dataset.csv, or photos with GPS in EXIF"
+            f"{root}: none of {len(photos):,} photos has coordinates; give dataset.csv, or photos with GPS "
+            "in EXIF"
         )
     left_out += [
         (photo.id, photo.path, "no coordinates in the table or in EXIF")

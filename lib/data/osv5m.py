@@ -58,8 +58,10 @@ def obtain(settings: OSV5M, root: Path) -> None:
     missing += [f"{shard}.zip" for shard in _shards(settings) if _source(root, shard) is None]
     if missing and not settings.download:
         raise BundleError(
-            f"{root}: {missing[0]} is not there ({len(missing)} of the chosen files are not) and dataset.download is off; put "
-            f"them there, set dataset.root to the folder that holds images/, train.csv and test.csv, or {FEWER}"
+            f"{root}: {missing[0]} is not there ({len(missing)} of the chosen files are not) and "
+            "dataset.download is off; put "
+            "them there, set dataset.root to the folder that holds images/, train.csv and test.csv, or "
+            f"{FEWER}"
         )
     if missing:
         _download(missing, settings, root)
@@ -95,7 +97,8 @@ def build(settings: OSV5M, root: Path) -> Built:
     train = np.flatnonzero(photos["split"] == "train")
     if settings.validation > len(train) // 2:
         raise BundleError(
-            f"{root}: dataset.validation={settings.validation:,} would take more than half of the {len(train):,} "
+            f"{root}: dataset.validation={settings.validation:,} would take more than half of the "
+            f"{len(train):,} "
             "training photos; lower it or choose more shards"
         )
     chosen = np.random.default_rng(settings.seed).permutation(train)[: settings.validation]
@@ -269,7 +272,8 @@ def _check_space(root: Path, size: int, files: int) -> None:
     free = shutil.disk_usage(root).free
     if needed > free:
         raise BundleError(
-            f"{root}: to download {files} files takes {needed / 1e9:,.1f} GB, 1 GB to spare among them, and {free / 1e9:,.1f} GB "
+            f"{root}: to download {files} files takes {needed / 1e9:,.1f} GB, 1 GB to spare among them, and "
+            f"{free / 1e9:,.1f} GB "
             f"are free; {FEWER} or another dataset.root"
         )
 

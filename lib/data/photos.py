@@ -24,13 +24,15 @@ GPS_IFD = 0x8825
 ORIENTATION = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 """What undoes each of EXIF's orientations but the first."""
 MAX_MEMBER_BYTES = 256 * 2**20
 """A member of an archive that claims to be larger is no photo."""
 UNREADABLE = (
-    OSError, SyntaxError, ValueError, KeyError, TypeError, OverflowError, RuntimeError, EOFError, struct.error,
+    OSError, SyntaxError, ValueError, KeyError, TypeError, OverflowError, RuntimeError, EOFError,
+    struct.error,
     zipfile.BadZipFile, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 """What opening a photo raises where the photo is missing or broken."""

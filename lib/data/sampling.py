@@ -1,10 +1,12 @@
-"""The empirical semivariogram of more photos than all pairs can be taken of: a sample of pairs, stratified by distance.
+"""The empirical semivariogram of more photos than all pairs can be taken of: a sample of pairs, stratified by
+distance.
 
-Pairs of places by their distance: all those of a shell, or pairs drawn uniformly from it, without a matrix of pairs.
+Pairs of places by their distance: all those of a shell, or pairs drawn uniformly from it, without a matrix of
+pairs.
 
-Places are sorted into the cells of a grid in space, as wide as the shell's outer radius, so that every pair of the shell lies in one
-cell or in two that touch. The candidates, pairs of such cells' places, are numbered; a number gives its pair, and a uniform number
-a uniform pair.
+Places are sorted into the cells of a grid in space, as wide as the shell's outer radius, so that every pair
+of the shell lies in one cell or in two that touch. The candidates, pairs of such cells' places, are numbered;
+a number gives its pair, and a uniform number a uniform pair.
 """
 
 from __future__ import annotations
@@ -34,14 +36,16 @@ from lib.method.geodesy import chord_to_rad
 from lib.runs import progress, ranks
 
 NEAR_RAD = 0.064
-"""Up to here a sample's shells double in width, so that the shortest lags, where the nugget is read off, are not left empty."""
+"""Up to here a sample's shells double in width, so that the shortest lags, where the nugget is read off, are
+not left empty."""
 PAIRS_AT_A_TIME = 1_024
 """Pairs of a sample whose features are brought together at a time."""
 CANDIDATES_AT_A_TIME = 32_768
 EXHAUSTED = 8
 """A shell with at most this many times as many candidates as pairs are wanted is gone through whole."""
 LEAST_SHARE = 0.01
-"""Drawing ends where fewer of the candidates than this turn out to lie in the shell; it then holds fewer pairs than wanted."""
+"""Drawing ends where fewer of the candidates than this turn out to lie in the shell; it then holds fewer
+pairs than wanted."""
 FINEST_SIDE = 1e-5
 """Smallest side of a cell, in radii of the sphere: the cells' numbers must fit 63 bits."""
 
@@ -74,7 +78,9 @@ class Candidates:
     def within(cls, points: np.ndarray, radius_rad: float) -> Candidates:
         """Those of ``points`` [N, 3], unit vectors, that hold every pair nearer than ``radius_rad``."""
         side = max(2.0 * math.sin(min(radius_rad, math.pi) / 2.0), FINEST_SIDE) * (1.0 + 1e-9)
-        across = math.floor(2.0 / side) + 3  # one empty cell beyond each end, so that no neighbour is of another row
+        across = (
+            math.floor(2.0 / side) + 3
+        )  # one empty cell beyond each end, so that no neighbour is of another row
         weight = np.array([across**2, across, 1], dtype=np.int64)
         key = (np.floor((points + 1.0) / side).astype(np.int64) + 1) @ weight
         order = np.argsort(key, kind="stable")
@@ -95,18 +101,23 @@ class Candidates:
         return int(self.ends[-1])
 
     def pairs(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Places left and right [n] of the candidates ``numbers``; fewer, as a cell's pairs with itself count once."""
+        """Places left and right [n] of the candidates ``numbers``; fewer, as a cell's pairs with itself count
+        once."""
         both = np.searchsorted(self.ends, numbers, "right")
         first, second = self.first[both], self.second[both]
         offset = numbers - (self.ends[both] - self.size[first] * self.size[second])
-        left, right = self.start[first] + offset // self.size[second], self.start[second] + offset % self.size[second]
+        left, right = (
+            self.start[first] + offset // self.size[second],
+            self.start[second] + offset % self.size[second],
+        )
         once = left < right
         return self.order[left[once]], self.order[right[once]]
 
 
 @dataclass(frozen=True)
 class Shell:
-    """The pairs whose lag, floor(h / width), lies in ``lags``: all of them, or a uniform sample, some at a time.
+    """The pairs whose lag, floor(h / width), lies in ``lags``: all of them, or a uniform sample, some at a
+    time.
 
     Attributes:
         points: [N, 3] unit vectors.
@@ -128,15 +139,26 @@ class Shell:
         """About ``wanted`` pairs of the shell ``lags`` of ``points``, or all that there are."""
         last = math.ceil(math.pi / width_rad)
         near = lags.stop < last
-        candidates = Candidates.within(points, lags.stop * width_rad) if near else Candidates.of_all(len(points))
+        candidates = (
+            Candidates.within(points, lags.stop * width_rad) if near else Candidates.of_all(len(points))
+        )
         if len(candidates) <= EXHAUSTED * wanted:
-            return cls(points, candidates, width_rad, lags, -(-len(candidates) // CANDIDATES_AT_A_TIME), True, (seed, lags.start))
+            return cls(
+                points,
+                candidates,
+                width_rad,
+                lags,
+                -(-len(candidates) // CANDIDATES_AT_A_TIME),
+                True,
+                (seed, lags.start),
+            )
         made = cls(points, candidates, width_rad, lags, 1, False, (seed, lags.start))
         share = max(LEAST_SHARE, len(made.pairs(0)[0]) / CANDIDATES_AT_A_TIME)
         return replace(made, chunks=max(1, round(wanted / (share * CANDIDATES_AT_A_TIME))))
 
     def pairs(self, chunk: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Places left and right, and their distance in radians, [n] each: the ``chunk``-th part of the shell's pairs."""
+        """Places left and right, and their distance in radians, [n] each: the ``chunk``-th part of the
+        shell's pairs."""
         if self.is_whole:
             start = chunk * CANDIDATES_AT_A_TIME
             numbers = np.arange(start, min(start + CANDIDATES_AT_A_TIME, len(self.candidates)))
@@ -146,7 +168,9 @@ class Shell:
         left, right = self.candidates.pairs(numbers)
         distance = chord_to_rad(((self.points[left] - self.points[right]) ** 2).sum(1))
         lag = np.floor(distance / self.width_rad)
-        inside = (lag >= self.lags.start) & ((lag < self.lags.stop) | (self.lags.stop * self.width_rad >= math.pi))
+        inside = (lag >= self.lags.start) & (
+            (lag < self.lags.stop) | (self.lags.stop * self.width_rad >= math.pi)
+        )
         return left[inside], right[inside], distance[inside]
 
 
@@ -161,7 +185,8 @@ def estimate(
     device: torch.device | str = "cpu",
     among_ranks: bool = False,
 ) -> EmpiricalSemivariogram:
-    """Empirical semivariogram of N photos: :func:`exact` while there are at most ``max_pairs`` pairs, else :func:`sampled`.
+    """Empirical semivariogram of N photos: :func:`exact` while there are at most ``max_pairs`` pairs, else
+    :func:`sampled`.
 
     Args:
         unit_rows: reads unit features of rows 0..N-1.
@@ -187,7 +212,15 @@ def estimate(
             hooks = {"part": part, "watch": watch, "apply": apply} | tile
             total = exact(unit_rows, coordinates_deg, lag_width_rad, device=device, **hooks)
         return over_ranks(total) if among_ranks else total
-    return sampled(unit_rows, coordinates_deg, lag_width_rad, pairs=sample_pairs, seed=seed, device=device, among_ranks=among_ranks)
+    return sampled(
+        unit_rows,
+        coordinates_deg,
+        lag_width_rad,
+        pairs=sample_pairs,
+        seed=seed,
+        device=device,
+        among_ranks=among_ranks,
+    )
 
 
 def sampled(
@@ -200,23 +233,33 @@ def sampled(
     device: torch.device | str = "cpu",
     among_ranks: bool = False,
 ) -> EmpiricalSemivariogram:
-    """Empirical semivariogram of N photos over about ``pairs`` pairs drawn at random; arguments and errors as in :func:`estimate`.
+    """Empirical semivariogram of N photos over about ``pairs`` pairs drawn at random; arguments and errors as
+    in :func:`estimate`.
 
-    Half of them lie within ``NEAR_RAD``, shared out evenly among shells that double in width, half beyond. In each lag the pairs are a
-    uniform sample of its pairs, drawn with replacement, or all of them: its mean is unbiased, and its error is
-    :attr:`EmpiricalSemivariogram.standard_error`. Uniform pairs alone would leave the short lags nearly empty. Reads about two rows a
-    pair, in ascending order within some thousand pairs, and holds no more at a time.
+    Half of them lie within ``NEAR_RAD``, shared out evenly among shells that double in width, half beyond. In
+    each lag the pairs are a uniform sample of its pairs, drawn with replacement, or all of them: its mean is
+    unbiased, and its error is :attr:`EmpiricalSemivariogram.standard_error`. Uniform pairs alone would leave
+    the short lags nearly empty. Reads about two rows a pair, in ascending order within some thousand pairs,
+    and holds no more at a time.
     """
     points, total = points_of(coordinates_deg), EmpiricalSemivariogram.empty(lag_width_rad)
-    parts = ((shell, chunk) for shell in _shells(points, lag_width_rad, pairs, seed) for chunk in range(shell.chunks))
+    parts = (
+        (shell, chunk)
+        for shell in _shells(points, lag_width_rad, pairs, seed)
+        for chunk in range(shell.chunks)
+    )
     mine = itertools.islice(parts, ranks.rank(), None, ranks.count()) if among_ranks else parts
     with one_thread_each(device) as pool:
-        for part in progress(pool(partial(_of_chunk, unit_rows, lag_width_rad, device), mine), "semivariogram"):
+        for part in progress(
+            pool(partial(_of_chunk, unit_rows, lag_width_rad, device), mine), "semivariogram"
+        ):
             total = total + part
     return over_ranks(total) if among_ranks else total
 
 
-def _of_chunk(unit_rows: UnitRows, width: float, device: torch.device | str, part: tuple[Shell, int]) -> EmpiricalSemivariogram:
+def _of_chunk(
+    unit_rows: UnitRows, width: float, device: torch.device | str, part: tuple[Shell, int]
+) -> EmpiricalSemivariogram:
     """Sums over the pairs of a shell's chunk; their products are made some at a time, in the cache."""
     shell, chunk = part
     left, right, distance = shell.pairs(chunk)
@@ -228,7 +271,8 @@ def _of_chunk(unit_rows: UnitRows, width: float, device: torch.device | str, par
 
 
 def _shells(points: np.ndarray, width: float, pairs: int, seed: int) -> Iterator[Shell]:
-    """Shells of lags from 0 to pi: as long as they are near, each as wide as all before it; then one of the rest. Made one by one."""
+    """Shells of lags from 0 to pi: as long as they are near, each as wide as all before it; then one of the
+    rest. Made one by one."""
     lags = lag_count(width)
     edges = [0, 1] if lags > 1 else [0]
     while edges[-1] and 2 * edges[-1] * width <= NEAR_RAD:
@@ -242,7 +286,8 @@ def _shells(points: np.ndarray, width: float, pairs: int, seed: int) -> Iterator
 def one_thread_each(device: torch.device | str) -> Iterator[Callable]:
     """``map`` over as many threads as torch has, each with one of them; a GPU needs only one.
 
-    Binning does not use several threads by itself, so a second tile is worked on meanwhile. Results come in order.
+    Binning does not use several threads by itself, so a second tile is worked on meanwhile. Results come in
+    order.
     """
     threads = torch.get_num_threads()
     if torch.device(device).type != "cpu" or threads == 1:

@@ -1,4 +1,5 @@
-"""Places on the sphere: draws, noise, a lattice, cells, the nearest of several. Coordinates are degrees, latitude first."""
+"""Places on the sphere: draws, noise, a lattice, cells, the nearest of several. Coordinates are degrees,
+latitude first."""
 
 from __future__ import annotations
 
@@ -22,15 +23,19 @@ def coordinates_of(vectors: np.ndarray) -> np.ndarray:
 
 
 def cell_of(coordinates_deg: np.ndarray, size_deg: float) -> np.ndarray:
-    """Index, int64 [...], of the ``size_deg`` x ``size_deg`` latitude-longitude cell that holds each coordinate."""
+    """Index, int64 [...], of the ``size_deg`` x ``size_deg`` latitude-longitude cell that holds each
+    coordinate."""
     columns = math.ceil(360.0 / size_deg)
     row = np.floor((coordinates_deg[..., 0] + 90.0) / size_deg).astype(np.int64)
     column = np.floor((wrap_longitude(coordinates_deg[..., 1]) + 180.0) / size_deg).astype(np.int64)
     return row * columns + column
 
 
-def nearest(coordinates_deg: np.ndarray, among_deg: np.ndarray, rank: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Row of ``among_deg`` [M, 2] that is nearest to each of ``coordinates_deg`` [N, 2], and its distance in km, both [N].
+def nearest(
+    coordinates_deg: np.ndarray, among_deg: np.ndarray, rank: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Row of ``among_deg`` [M, 2] that is nearest to each of ``coordinates_deg`` [N, 2], and its distance in
+    km, both [N].
 
     Args:
         rank: 1 the nearest, 2 the second nearest (the nearest other, where both are the same places).
@@ -43,7 +48,8 @@ def lattice(spacing_km: float) -> np.ndarray:
     """Nearly uniform points of the sphere, float64 [N, 2], each standing for ``spacing_km``**2 of surface.
 
     A Fibonacci lattice: no pole, no row that is denser than another.
-    Source: Gonzalez, "Measurement of areas on a sphere using Fibonacci and latitude-longitude lattices", 2010.
+    Source: Gonzalez, "Measurement of areas on a sphere using Fibonacci and latitude-longitude lattices",
+    2010.
     """
     count = max(2, round(EARTH_AREA_KM2 / spacing_km**2))
     index = np.arange(count)
@@ -52,8 +58,11 @@ def lattice(spacing_km: float) -> np.ndarray:
     return np.stack((latitude, wrap_longitude(360.0 * (index / golden % 1.0))), -1)
 
 
-def uniform_on_sphere(count: int, generator: np.random.Generator, max_abs_latitude_deg: float = 90.0) -> np.ndarray:
-    """``count`` points drawn uniformly by area from the sphere between +-``max_abs_latitude_deg``, float64 [N, 2]."""
+def uniform_on_sphere(
+    count: int, generator: np.random.Generator, max_abs_latitude_deg: float = 90.0
+) -> np.ndarray:
+    """``count`` points drawn uniformly by area from the sphere between +-``max_abs_latitude_deg``, float64
+    [N, 2]."""
     limit = math.sin(math.radians(max_abs_latitude_deg))
     latitude = np.rad2deg(np.arcsin(generator.uniform(-limit, limit, count)))
     return np.stack((latitude, generator.uniform(-180.0, 180.0, count)), -1)
@@ -61,7 +70,8 @@ def uniform_on_sphere(count: int, generator: np.random.Generator, max_abs_latitu
 
 @dataclass(frozen=True)
 class EqualAreaGrid:
-    """Cells of the sphere with exactly the same area, nearly square: bands of latitude, each cut into equal longitudes.
+    """Cells of the sphere with exactly the same area, nearly square: bands of latitude, each cut into equal
+    longitudes.
 
     Attributes:
         counts: cells of each band, from south to north, int64 [R].
@@ -75,12 +85,14 @@ class EqualAreaGrid:
     def of(cls, side_km: float) -> EqualAreaGrid:
         """Cells of about ``side_km`` x ``side_km``.
 
-        A band has as many cells as fit at its middle; its edges then follow from its share of all cells, since the area
-        between two latitudes is proportional to the difference of their sines (Archimedes).
+        A band has as many cells as fit at its middle; its edges then follow from its share of all cells,
+        since the area between two latitudes is proportional to the difference of their sines (Archimedes).
         """
         bands = max(1, round(np.pi * EARTH_RADIUS_KM / side_km))
         middle = (np.arange(bands) + 0.5) / bands * np.pi - np.pi / 2.0
-        counts = np.maximum(1, np.rint(2.0 * np.pi * EARTH_RADIUS_KM * np.cos(middle) / side_km)).astype(np.int64)
+        counts = np.maximum(1, np.rint(2.0 * np.pi * EARTH_RADIUS_KM * np.cos(middle) / side_km)).astype(
+            np.int64
+        )
         return cls(counts, np.concatenate(([0], np.cumsum(counts))) / counts.sum() * 2.0 - 1.0)
 
     @property
@@ -93,7 +105,9 @@ class EqualAreaGrid:
         sine = np.sin(np.deg2rad(coordinates_deg[..., 0]))
         band = np.clip(np.searchsorted(self.sines, sine, side="right") - 1, 0, len(self.counts) - 1)
         share = (wrap_longitude(coordinates_deg[..., 1]) + 180.0) / 360.0
-        return self.first[band] + np.minimum((share * self.counts[band]).astype(np.int64), self.counts[band] - 1)
+        return self.first[band] + np.minimum(
+            (share * self.counts[band]).astype(np.int64), self.counts[band] - 1
+        )
 
     def bounds_of(self, cells: np.ndarray) -> np.ndarray:
         """South, west, north and east edge in degrees, float64 [N, 4], of ``cells`` [N]."""
@@ -113,25 +127,31 @@ def wrap_longitude(longitude_deg: Array) -> Array:
 def destination(coordinates_deg: Array, east_km: Array, north_km: Array) -> Array:
     """Coordinates [..., 2] reached from ``coordinates_deg`` [..., 2] by an offset in the local tangent plane.
 
-    The plane is azimuthal equidistant: the offset (``east_km``, ``north_km``) [...] gives bearing and distance of a
-    great circle, so a kilometre is a kilometre at every latitude and across the 180th meridian and the poles.
+    The plane is azimuthal equidistant: the offset (``east_km``, ``north_km``) [...] gives bearing and
+    distance of a great circle, so a kilometre is a kilometre at every latitude and across the 180th meridian
+    and the poles.
     """
     xp = torch if isinstance(coordinates_deg, torch.Tensor) else np
     latitude, longitude = xp.deg2rad(coordinates_deg[..., 0]), xp.deg2rad(coordinates_deg[..., 1])
     length_rad = km_to_rad(xp.hypot(east_km, north_km))
     bearing = xp.arctan2(east_km, north_km)
-    sin_target = xp.sin(latitude) * xp.cos(length_rad) + xp.cos(latitude) * xp.sin(length_rad) * xp.cos(bearing)
+    sin_target = xp.sin(latitude) * xp.cos(length_rad) + xp.cos(latitude) * xp.sin(length_rad) * xp.cos(
+        bearing
+    )
     target_latitude = xp.arcsin(xp.clip(sin_target, -1.0, 1.0))
     target_longitude = longitude + xp.arctan2(
-        xp.sin(bearing) * xp.sin(length_rad) * xp.cos(latitude), xp.cos(length_rad) - xp.sin(latitude) * sin_target
+        xp.sin(bearing) * xp.sin(length_rad) * xp.cos(latitude),
+        xp.cos(length_rad) - xp.sin(latitude) * sin_target,
     )
     return xp.stack((xp.rad2deg(target_latitude), wrap_longitude(xp.rad2deg(target_longitude))), -1)
 
 
 def jitter(coordinates_deg: torch.Tensor, sigma_m: float, generator: torch.Generator) -> torch.Tensor:
-    """``coordinates_deg`` [N, 2] moved by Gaussian noise of ``sigma_m`` metres in each direction of the tangent plane.
+    """``coordinates_deg`` [N, 2] moved by Gaussian noise of ``sigma_m`` metres in each direction of the
+    tangent plane.
 
-    Source: GeoCLIP adds the noise in degrees, without cos(latitude); here metres are metres (method.md, section 2).
+    Source: GeoCLIP adds the noise in degrees, without cos(latitude); here metres are metres (method.md,
+    section 2).
     """
     if sigma_m == 0.0:
         return coordinates_deg

@@ -51,10 +51,12 @@ def predict_all(
     split_names: list[str] | None = None,
     among_ranks: bool = False,
 ) -> pd.DataFrame:
-    """Top-1 predictions of each strategy and seed on the evaluation splits, one row a photo, not written anywhere.
+    """Top-1 predictions of each strategy and seed on the evaluation splits, one row a photo, not written
+    anywhere.
 
     Args:
-        strategies: names in the run's settings; ``geoclip_pretrained`` is GeoCLIP as published, among its own 100,000 places.
+        strategies: names in the run's settings; ``geoclip_pretrained`` is GeoCLIP as published, among its own
+            100,000 places.
         manifest: the run's, where it has been read already.
         split_names: splits to predict; default ``evaluation.splits``.
         among_ranks: the gallery is shared out among the ranks, all of which call this and get the same.
@@ -86,7 +88,8 @@ def predict_all(
 
 
 def predictions_of(photos: pd.DataFrame, found: np.ndarray, strategy: str, seed: int) -> pd.DataFrame:
-    """Rows as :func:`predict_all` has them: of ``photos``, rows of the manifest, predicted at ``found`` [N, 2] degrees."""
+    """Rows as :func:`predict_all` has them: of ``photos``, rows of the manifest, predicted at ``found`` [N,
+    2] degrees."""
     truth = datasets.manifest.coordinates(photos)
     return pd.DataFrame(
         {
@@ -111,7 +114,8 @@ def accuracy(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def bounds(run: Run, manifest: pd.DataFrame, splits: Iterable[str], seed: int = 0) -> pd.DataFrame:
-    """What the gallery and chance allow on ``splits``: the columns of :func:`accuracy`, strategies ceiling and chance.
+    """What the gallery and chance allow on ``splits``: the columns of :func:`accuracy`, strategies ceiling
+    and chance.
 
     ceiling: each photo is given its nearest gallery point; chance: a gallery point drawn at random.
     """
@@ -135,13 +139,19 @@ def by_group(predictions: pd.DataFrame, groups: pd.Series, name: str) -> pd.Data
     Returns:
         split, strategy, ``name``, n (photos), and the metrics.
     """
-    order = groups.cat.categories if isinstance(groups.dtype, pd.CategoricalDtype) else sorted(groups.dropna().unique())
+    order = (
+        groups.cat.categories
+        if isinstance(groups.dtype, pd.CategoricalDtype)
+        else sorted(groups.dropna().unique())
+    )
     keys = ["split", "strategy", name]
     columns = {key: pd.Categorical(predictions[key], predictions[key].unique()) for key in keys[:2]}
     columns[name] = pd.Categorical(predictions["id"].map(groups), order)
     rows = []
     for key, frame in predictions.assign(**columns).dropna(subset=[name]).groupby(keys, observed=True):
-        per_seed = pd.DataFrame([summarise(errors.to_numpy()) for _, errors in frame.groupby("seed")["error_km"]])
+        per_seed = pd.DataFrame(
+            [summarise(errors.to_numpy()) for _, errors in frame.groupby("seed")["error_km"]]
+        )
         rows.append((*key, frame["id"].nunique(), *per_seed.mean()))
     return pd.DataFrame(rows, columns=[*keys, "n", *COLUMNS])
 
@@ -175,7 +185,9 @@ def evaluate(run: Run) -> dict[str, pd.DataFrame]:
 
     def make() -> None:
         manifest = datasets.read(run)
-        predictions = predict_all(run, [*strategies, *settings.baselines], manifest=manifest, among_ranks=True)
+        predictions = predict_all(
+            run, [*strategies, *settings.baselines], manifest=manifest, among_ranks=True
+        )
         if ranks.rank() > 0:
             return
         with writing(run.predictions) as aside:
@@ -201,7 +213,8 @@ def evaluate(run: Run) -> dict[str, pd.DataFrame]:
             *gallery.input_files(run),
         ],
         outputs=[run.predictions, *map(run.table, TABLES)],
-        settings=settings.model_dump(exclude={"shown"}) | {"strategies": strategies, "seeds": run.settings.training.seeds},
+        settings=settings.model_dump(exclude={"shown"})
+        | {"strategies": strategies, "seeds": run.settings.training.seeds},
         code=[evaluate],
         by="all ranks",
     )
@@ -210,7 +223,8 @@ def evaluate(run: Run) -> dict[str, pd.DataFrame]:
 
 
 def shown(run: Run, table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of ``table`` (with a column strategy) that figures and maps show: those of ``evaluation.shown``, or all."""
+    """The rows of ``table`` (with a column strategy) that figures and maps show: those of
+    ``evaluation.shown``, or all."""
     names = run.settings.evaluation.shown
     return table[table["strategy"].isin([*names, PUBLISHED])] if names else table
 

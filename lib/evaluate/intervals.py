@@ -1,16 +1,16 @@
 """The one engine of intervals: what some thousand photos and a few seeds can show.
 
-All seeds see the same photos, so a value x[s, i] (seed s, photo i) has a part of the seed, a part of the photo and a rest. The
-mean over both has the variance
+All seeds see the same photos, so a value x[s, i] (seed s, photo i) has a part of the seed, a part of the
+photo and a rest. The mean over both has the variance
 
     (MS_seeds + MS_photos - MS_rest) / (S N)
 
-of the two-way analysis of variance (mean squares MS), with Satterthwaite's degrees of freedom. Accuracies, mean error and
-GeoScore are such means. The median is not: it is bootstrapped over photos and seeds.
+of the two-way analysis of variance (mean squares MS), with Satterthwaite's degrees of freedom. Accuracies,
+mean error and GeoScore are such means. The median is not: it is bootstrapped over photos and seeds.
 
-With 3 to 5 seeds these intervals are wide and hold more often than they promise (97 to 100 % of the time for 95 %): Student's t
-with S - 1 degrees of freedom has far tails, the more so when corrected for many comparisons. The bootstrap errs the other way:
-over 3 seeds that differ much it holds 91.5 % of the time.
+With 3 to 5 seeds these intervals are wide and hold more often than they promise (97 to 100 % of the time for
+95 %): Student's t with S - 1 degrees of freedom has far tails, the more so when corrected for many
+comparisons. The bootstrap errs the other way: over 3 seeds that differ much it holds 91.5 % of the time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ PUBLISHED = "geoclip_pretrained"
 
 
 class Estimate(NamedTuple):
-    """A mean or median, the ends of its 95 % interval, standard error and degrees of freedom; NaN where there is none."""
+    """A mean or median, the ends of its 95 % interval, standard error and degrees of freedom; NaN where there
+    is none."""
 
     value: float
     low: float = np.nan
@@ -47,12 +48,14 @@ class Estimate(NamedTuple):
 def means_of(groups: Sequence[np.ndarray], least: int = 2) -> list[Estimate]:
     """The mean of each of ``groups``, with its interval.
 
-    Several groups share one variance between seeds: within a group of few photos, few seeds tell little about it. Each group
-    has its own variance between photos. A mean square of seeds or photos below the rest's counts as the rest's, because a
-    variance is not negative. With one seed the variance is that of the photos, which says nothing about other seeds.
+    Several groups share one variance between seeds: within a group of few photos, few seeds tell little about
+    it. Each group has its own variance between photos. A mean square of seeds or photos below the rest's
+    counts as the rest's, because a variance is not negative. With one seed the variance is that of the
+    photos, which says nothing about other seeds.
 
     Args:
-        groups: values [S, N_g] of S seeds and the N_g photos of each group. A column is what was drawn on its own: a photo.
+        groups: values [S, N_g] of S seeds and the N_g photos of each group. A column is what was drawn on its
+            own: a photo.
         least: a group of fewer photos gets its mean alone.
 
     Source: two-way random-effects analysis of variance; Satterthwaite (1946).
@@ -83,7 +86,8 @@ def half_width(error: np.ndarray, freedom: np.ndarray, level: float | np.ndarray
 
 
 def mean_squares(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean squares of seeds, photos and rest of ``values`` [S, N], N > 1; those of seeds and rest are 0 where S is 1."""
+    """Mean squares of seeds, photos and rest of ``values`` [S, N], N > 1; those of seeds and rest are 0 where
+    S is 1."""
     seeds, photos = values.shape
     by_seed, by_photo = values.mean(1, keepdims=True), values.mean(0, keepdims=True)
     of_photos = float(seeds * by_photo.var(ddof=1))
@@ -93,14 +97,21 @@ def mean_squares(values: np.ndarray) -> tuple[float, float, float]:
     return float(photos * by_seed.var(ddof=1)), of_photos, float(rest)
 
 
-def median_of(ours: np.ndarray, theirs: np.ndarray | None = None, resamples: int = 2_000, seed: int = 0) -> Estimate:
+def median_of(
+    ours: np.ndarray, theirs: np.ndarray | None = None, resamples: int = 2_000, seed: int = 0
+) -> Estimate:
     """Mean over seeds of the median of errors [S, N], less that of ``theirs``, with its bootstrap interval.
 
-    Seeds and photos are drawn anew, each with replacement, in every resample; both strategies see the same draw.
+    Seeds and photos are drawn anew, each with replacement, in every resample; both strategies see the same
+    draw.
     """
 
     def _value(some: np.ndarray, photos: np.ndarray) -> float:
-        medians = [np.median(errors[np.ix_(some, photos)], 1).mean() for errors in (ours, theirs) if errors is not None]
+        medians = [
+            np.median(errors[np.ix_(some, photos)], 1).mean()
+            for errors in (ours, theirs)
+            if errors is not None
+        ]
         return float(medians[0] - sum(medians[1:]))
 
     generator = np.random.default_rng(seed)
@@ -154,16 +165,18 @@ def compare(
     Args:
         predictions: the columns of :func:`lib.evaluate.evaluation.predict_all`.
         metrics: names in ``COLUMNS``; with groups no median.
-        groups: group of each photo, indexed by id, to compare within each; photos without a group are left out.
+        groups: group of each photo, indexed by id, to compare within each; photos without a group are left
+            out.
         resamples, seed: of the bootstrap of the median.
 
     Returns:
-        split, strategy, baseline, metric, group (with ``groups``), difference, ci_low, ci_high, p_value (two-sided), error
-        (standard), freedom, seeds, n. Of a median no p_value, error and freedom; of a group of fewer than ``LEAST_PHOTOS``
-        photos no interval either.
+        split, strategy, baseline, metric, group (with ``groups``), difference, ci_low, ci_high, p_value
+        (two-sided), error (standard), freedom, seeds, n. Of a median no p_value, error and freedom; of a
+        group of fewer than ``LEAST_PHOTOS`` photos no interval either.
 
     Raises:
-        BundleError: ``baseline`` is not among the strategies, or they were evaluated on different photos or seeds.
+        BundleError: ``baseline`` is not among the strategies, or they were evaluated on different photos or
+            seeds.
     """
     rows = []
     for split, errors, ids in _by_split(predictions):
@@ -181,7 +194,9 @@ def compare(
                 for one, (group, some) in zip(found, members.items(), strict=True)
             ]
     front = ["split", "strategy", "baseline", "metric", "group"]
-    table = pd.DataFrame(rows, columns=[*front, "difference", "ci_low", "ci_high", "error", "freedom", "seeds", "n"])
+    table = pd.DataFrame(
+        rows, columns=[*front, "difference", "ci_low", "ci_high", "error", "freedom", "seeds", "n"]
+    )
     ends = table["difference"] - table["ci_low"], table["ci_high"] - table["difference"]
     table["ci_low"], table["ci_high"] = _ends(table, *ends)
     table.insert(8, "p_value", _p_values(*table[["difference", "error", "freedom"]].to_numpy(float).T))
@@ -193,11 +208,14 @@ def _members(ids: pd.Index, groups: pd.Series | None) -> dict[object, np.ndarray
     if groups is None:
         return {"": np.arange(len(ids))}
     of_photo = groups.reindex(ids)
-    return {name: np.flatnonzero((of_photo == name).to_numpy(bool)) for name in sorted(of_photo.dropna().unique())}
+    return {
+        name: np.flatnonzero((of_photo == name).to_numpy(bool)) for name in sorted(of_photo.dropna().unique())
+    }
 
 
 def _ends(table: pd.DataFrame, below: np.ndarray, above: np.ndarray) -> tuple[pd.Series, pd.Series]:
-    """Ends of intervals that reach ``below`` and ``above`` the differences; those of accuracies stay between -1 and 1."""
+    """Ends of intervals that reach ``below`` and ``above`` the differences; those of accuracies stay between
+    -1 and 1."""
     most = np.where(table["metric"].str.startswith("acc_").astype(bool), 1.0, np.inf)
     return (table["difference"] - below).clip(lower=-most), (table["difference"] + above).clip(upper=most)
 
@@ -218,16 +236,18 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def corrected(table: pd.DataFrame, family: Iterable[str] = ("split",), margin: float = 0.0) -> pd.DataFrame:
-    """``table`` of :func:`compare`, of accuracies, with what is left when the number of comparisons is allowed for.
+    """``table`` of :func:`compare`, of accuracies, with what is left when the number of comparisons is
+    allowed for.
 
     Args:
         family: columns; the rows that agree in them are one family of comparisons.
         margin: differences inside are called equivalent, as a fraction; 0: none is.
 
     Returns:
-        The table with comparisons (their number), corrected_low and corrected_high (Bonferroni: all intervals of a family
-        hold at once with 95 %), p_holm (Holm's step-down, which finds a little more) and verdict: gains or loses (the
-        corrected interval leaves zero out), equivalent (it lies inside the margin), not shown, or too few photos.
+        The table with comparisons (their number), corrected_low and corrected_high (Bonferroni: all intervals
+        of a family hold at once with 95 %), p_holm (Holm's step-down, which finds a little more) and verdict:
+        gains or loses (the corrected interval leaves zero out), equivalent (it lies inside the margin), not
+        shown, or too few photos.
     """
     tested, keys = table["error"].notna(), [table[name] for name in family]
     count = tested.groupby(keys, sort=False).transform("sum").clip(lower=1)
@@ -239,7 +259,9 @@ def corrected(table: pd.DataFrame, family: Iterable[str] = ("split",), margin: f
         "not shown",
     )
     p_holm = table["p_value"].groupby(keys, sort=False).transform(holm)
-    return table.assign(comparisons=count, corrected_low=low, corrected_high=high, p_holm=p_holm, verdict=verdict)
+    return table.assign(
+        comparisons=count, corrected_low=low, corrected_high=high, p_holm=p_holm, verdict=verdict
+    )
 
 
 def levels(predictions: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
@@ -264,21 +286,29 @@ def levels(predictions: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> 
     return pd.DataFrame(rows, columns=names)
 
 
-def differences_for_reading(table: pd.DataFrame, by: Sequence[str] = ("baseline", "strategy")) -> pd.DataFrame:
+def differences_for_reading(
+    table: pd.DataFrame, by: Sequence[str] = ("baseline", "strategy")
+) -> pd.DataFrame:
     """Differences of accuracies, "+0.8 [+0.1, +1.5]" in points, one row a split and ``by``.
 
-    Of a table of :func:`corrected` the corrected interval, with ▲ for gains, ▼ for loses and = for equivalent.
+    Of a table of :func:`corrected` the corrected interval, with ▲ for gains, ▼ for loses and = for
+    equivalent.
     """
     chosen, prefix = table[table["metric"].isin(COMPARED)], "corrected" if "verdict" in table else "ci"
     points = 100.0 * chosen[["difference", f"{prefix}_low", f"{prefix}_high"]]
-    marks = chosen.get("verdict", pd.Series("", chosen.index)).map({"gains": " ▲", "loses": " ▼", "equivalent": " ="})
+    marks = chosen.get("verdict", pd.Series("", chosen.index)).map(
+        {"gains": " ▲", "loses": " ▼", "equivalent": " ="}
+    )
     rows = zip(points.to_numpy(), marks.fillna(""), strict=True)
     text = [f"{value:+.1f} [{low:+.1f}, {high:+.1f}]{mark}" for (value, low, high), mark in rows]
     return in_order(chosen.assign(text=text), ["split", *by])
 
 
 def in_order(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """The column text with a row for each of ``keys``, as they came, and a column a metric, from near to far."""
+    """The column text with a row for each of ``keys``, as they came, and a column a metric, from near to
+    far."""
     wide = table.pivot(index=keys, columns="metric", values="text")
     columns = [metric for metric in [*COMPARED, "median_km"] if metric in wide]
-    return wide.loc[pd.MultiIndex.from_frame(table[keys].drop_duplicates()), columns].rename_axis(columns=None)
+    return wide.loc[pd.MultiIndex.from_frame(table[keys].drop_duplicates()), columns].rename_axis(
+        columns=None
+    )

@@ -1,7 +1,8 @@
-"""Where on Earth: differences by continent and by equal-area cell, mean errors by cell, a smooth field of error.
+"""Where on Earth: differences by continent and by equal-area cell, mean errors by cell, a smooth field of
+error.
 
-A cell holds few photos, a world many cells: intervals of differences hold for all cells of one map at once with 95 %, so a
-cell that is said to gain or lose is not the luckiest of a hundred. Most say "not shown".
+A cell holds few photos, a world many cells: intervals of differences hold for all cells of one map at once
+with 95 %, so a cell that is said to gain or lose is not the luckiest of a hundred. Most say "not shown".
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from lib.train.metrics import COMPARED, HEADLINE, METRICS
 CELL_METRICS = ("acc_25km", "acc_200km", "acc_750km", "acc_2500km")
 ERROR_CELL_KM = 1_000.0
 GAIN_CELL_KM = (2_000.0, 4_000.0)
-"""Sides of the cells. A mean error needs fewer photos than a difference of two accuracies; large cells show more, small ones
-say where."""
+"""Sides of the cells. A mean error needs fewer photos than a difference of two accuracies; large cells show
+more, small ones say where."""
 LEAST_FOR_A_MEAN = 5
 REACH_KM = 300.0
 """Standard deviation of the kernel that smooths the field of error, in kilometres."""
@@ -57,8 +58,8 @@ def cell_gains(
         sides_km: sides of the cells; each size is a map of its own.
 
     Returns:
-        The columns of :func:`lib.evaluate.intervals.corrected` (group: index of the cell), side_km, the cell's south, west,
-        north and east in degrees, and its place.
+        The columns of :func:`lib.evaluate.intervals.corrected` (group: index of the cell), side_km, the
+        cell's south, west, north and east in degrees, and its place.
     """
     tables = []
     for side_km in sides_km:
@@ -76,8 +77,9 @@ def cell_errors(
     """Errors of each strategy by equal-area cell, over all photos and seeds.
 
     Returns:
-        split, strategy, cell, n (photos), seeds, mean_km, mean_low, mean_high (95 %, each cell by itself, not corrected; NaN
-        for fewer than ``LEAST_FOR_A_MEAN`` photos), median_km, acc_200km, south, west, north, east, place.
+        split, strategy, cell, n (photos), seeds, mean_km, mean_low, mean_high (95 %, each cell by itself, not
+        corrected; NaN for fewer than ``LEAST_FOR_A_MEAN`` photos), median_km, acc_200km, south, west, north,
+        east, place.
     """
     grid = EqualAreaGrid.of(side_km)
     cells, rows = _cells(predictions, grid), []
@@ -87,7 +89,18 @@ def cell_errors(
         (one,), hits = means_of([errors], LEAST_FOR_A_MEAN), float(METRICS[HEADLINE](errors).mean())
         interval = one.value, np.maximum(0.0, one.low), one.high
         rows.append((*key, errors.shape[1], len(errors), *interval, float(np.median(errors)), hits))
-    names = ["split", "strategy", "cell", "n", "seeds", "mean_km", "mean_low", "mean_high", "median_km", HEADLINE]
+    names = [
+        "split",
+        "strategy",
+        "cell",
+        "n",
+        "seeds",
+        "mean_km",
+        "mean_low",
+        "mean_high",
+        "median_km",
+        HEADLINE,
+    ]
     return _placed(pd.DataFrame(rows, columns=names), "cell", grid, cells, countries)
 
 
@@ -100,7 +113,8 @@ def _cells(predictions: pd.DataFrame, grid: EqualAreaGrid) -> pd.Series:
 def _placed(
     table: pd.DataFrame, column: str, grid: EqualAreaGrid, cells: pd.Series, countries: pd.Series | None
 ) -> pd.DataFrame:
-    """``table`` with the edges in degrees of the cells in ``column``, and the country that most of a cell's photos show."""
+    """``table`` with the edges in degrees of the cells in ``column``, and the country that most of a cell's
+    photos show."""
     table[["south", "west", "north", "east"]] = grid.bounds_of(table[column].to_numpy(np.int64)).round(4)
     if countries is None:
         return table.assign(place="")
@@ -111,11 +125,13 @@ def _placed(
 
 @dataclass(frozen=True)
 class ErrorField:
-    """A smooth field of error on a square Web Mercator raster, row 0 in the north, column 0 at the 180th meridian.
+    """A smooth field of error on a square Web Mercator raster, row 0 in the north, column 0 at the 180th
+    meridian.
 
     Attributes:
         typical_km: strategy -> geometric mean error nearby in kilometres, float64 [H, H].
-        photos: how many photos a point's mean rests on: the sum of the kernel, 1 where a photo lies, float64 [H, H].
+        photos: how many photos a point's mean rests on: the sum of the kernel, 1 where a photo lies, float64
+            [H, H].
     """
 
     typical_km: dict[str, np.ndarray]
@@ -123,10 +139,12 @@ class ErrorField:
 
 
 def error_field(predictions: pd.DataFrame, reach_km: float = REACH_KM, side: int = FIELD_SIDE) -> ErrorField:
-    """Geometric mean of the error around every point of the Earth, weighted by a Gaussian of the great-circle distance.
+    """Geometric mean of the error around every point of the Earth, weighted by a Gaussian of the great-circle
+    distance.
 
-    A heat map of dots shows where photos are many; this shows where they are wrong. Errors below ``SMALLEST_ERROR_KM``
-    count as that. Photos beyond three ``reach_km`` count as none. Memory: pairs of raster points and photos nearby.
+    A heat map of dots shows where photos are many; this shows where they are wrong. Errors below
+    ``SMALLEST_ERROR_KM`` count as that. Photos beyond three ``reach_km`` count as none. Memory: pairs of
+    raster points and photos nearby.
 
     Args:
         predictions: of one split, all seeds; the columns of :func:`lib.evaluate.evaluation.predict_all`.
@@ -141,7 +159,9 @@ def error_field(predictions: pd.DataFrame, reach_km: float = REACH_KM, side: int
     trees = KDTree(unit_vectors(raster)), KDTree(unit_vectors(places))
     near = trees[0].sparse_distance_matrix(trees[1], farthest, output_type="coo_matrix")
     length = distance_km(raster[near.row], places[near.col])
-    kernel = sparse.csr_matrix((np.exp(-0.5 * (length / reach_km) ** 2), (near.row, near.col)), shape=near.shape)
+    kernel = sparse.csr_matrix(
+        (np.exp(-0.5 * (length / reach_km) ** 2), (near.row, near.col)), shape=near.shape
+    )
     weight = np.asarray(kernel.sum(1)).ravel()
     typical = {}
     for name, frame in predictions.groupby("strategy", sort=False):
@@ -155,7 +175,8 @@ def error_field(predictions: pd.DataFrame, reach_km: float = REACH_KM, side: int
 
 
 def make(run: Run, predictions: pd.DataFrame, manifest: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """``TABLES``, made once or reused: where the strategies gain and err, and every accuracy with its own 95 % interval.
+    """``TABLES``, made once or reused: where the strategies gain and err, and every accuracy with its own 95
+    % interval.
 
     Args:
         predictions: of all strategies and splits, as predictions.parquet has them.
@@ -184,4 +205,6 @@ def make(run: Run, predictions: pd.DataFrame, manifest: pd.DataFrame) -> dict[st
         code=[make],
     )
     tables = {name: read_table(run.table(name)) for name in TABLES}
-    return {name: table.fillna({"place": ""}) if "place" in table else table for name, table in tables.items()}
+    return {
+        name: table.fillna({"place": ""}) if "place" in table else table for name, table in tables.items()
+    }

@@ -5,8 +5,8 @@
 
 k is the correlation function of a GSTools family, scaled as GSTools does. For the stable family, the
 default and that of the author code (the first author's thesis repository), k(x) = exp(-x^exponent). On
-``sphere`` the chord 2 sin(h / 2) takes the place of h. At h = 0 both are limits from above: gamma is the nugget and C is 1, since
-two photos of one place are not one photo. Source: method.md, sections 3 and 4.
+``sphere`` the chord 2 sin(h / 2) takes the place of h. At h = 0 both are limits from above: gamma is the
+nugget and C is 1, since two photos of one place are not one photo. Source: method.md, sections 3 and 4.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from lib.runs.provenance import is_output, provenance
 from lib.runs.run import RESULTS, Run, note
 
 __all__ = [
-    "RESULTS", "ArtefactError", "Run", "autocast", "checksum", "code_digest", "find_device", "generator", "is_output",
+    "RESULTS", "ArtefactError", "Run", "autocast", "checksum", "code_digest", "find_device", "generator",
+    "is_output",
     "machine", "note", "progress", "provenance", "write_json", "writing",
 ]  # fmt: skip

@@ -1,9 +1,9 @@
 """What a result depends on in the code: a function, and all of this project that it reaches by name.
 
-The files are read as text and nothing is imported. From a function its names lead to other functions, classes and constants,
-in its own module or in those that it imports, and so on. Comments, docstrings and annotations do not count. What is put into a
-registry by a decorator is reached by no name, so that a new strategy does not make the trainings of the others anew: whoever
-looks one up adds it to what a stage depends on.
+The files are read as text and nothing is imported. From a function its names lead to other functions, classes
+and constants, in its own module or in those that it imports, and so on. Comments, docstrings and annotations
+do not count. What is put into a registry by a decorator is reached by no name, so that a new strategy does
+not make the trainings of the others anew: whoever looks one up adds it to what a stage depends on.
 """
 
 from __future__ import annotations
@@ -16,9 +16,18 @@ from functools import lru_cache
 from pathlib import Path
 
 PACKAGES = ("lib", "study")
-WITHOUT_EFFECT = ("lib.settings", "lib.method.errors", "lib.runs.run", "lib.runs.files", "lib.runs.locks", "lib.runs.receipts",
-                  "lib.runs.provenance", "lib.runs.code")  # fmt: skip
-"""Modules that store and name results but do not make them; what of the settings a stage depends on, it says itself."""
+WITHOUT_EFFECT = (
+    "lib.settings",
+    "lib.method.errors",
+    "lib.runs.run",
+    "lib.runs.files",
+    "lib.runs.locks",
+    "lib.runs.receipts",
+    "lib.runs.provenance",
+    "lib.runs.code",
+)
+"""Modules that store and name results but do not make them; what of the settings a stage depends on, it says
+itself."""
 GONE = "gone"
 """Stands in for code or a package that no longer exists."""
 
@@ -33,7 +42,8 @@ def named(function: Callable) -> str:
 
 @lru_cache(maxsize=256)
 def code_digest(name: str) -> str:
-    """SHA-256 of the code that ``name`` (``module:name``) reaches, itself included; ``GONE`` where there is no such thing."""
+    """SHA-256 of the code that ``name`` (``module:name``) reaches, itself included; ``GONE`` where there is
+    no such thing."""
     module, _, symbol = name.partition(":")
     if (found := _module(module)) is None or symbol not in found.defined:
         return GONE
@@ -42,7 +52,8 @@ def code_digest(name: str) -> str:
 
 
 def reached(start: Symbol) -> set[Symbol]:
-    """``start`` and everything of ``PACKAGES`` that it reaches by name, but for the modules ``WITHOUT_EFFECT``."""
+    """``start`` and everything of ``PACKAGES`` that it reaches by name, but for the modules
+    ``WITHOUT_EFFECT``."""
     seen, waiting = set(), [start]
     while waiting:
         symbol = waiting.pop()
@@ -54,7 +65,8 @@ def reached(start: Symbol) -> set[Symbol]:
 
 
 class _Module:
-    """The top level of a file: ``defined`` name -> its statements, ``imported`` name -> what it stands for."""
+    """The top level of a file: ``defined`` name -> its statements, ``imported`` name -> what it stands
+    for."""
 
     def __init__(self, name: str, path: Path) -> None:
         self.defined: dict[str, list[ast.stmt]] = {}
@@ -65,7 +77,9 @@ class _Module:
                 self.defined.setdefault(node.name, []).append(node)
             elif isinstance(node, ast.Assign | ast.AnnAssign):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                for target in (part for one in targets for part in ast.walk(one) if isinstance(part, ast.Name)):
+                for target in (
+                    part for one in targets for part in ast.walk(one) if isinstance(part, ast.Name)
+                ):
                     self.defined.setdefault(target.id, []).append(node)
 
 
@@ -87,7 +101,9 @@ def _imports(body: list[ast.stmt]) -> dict[str, Symbol]:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] in PACKAGES:
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
-                found[alias.asname or alias.name] = (inner, "") if _module(inner) else (node.module, alias.name)
+                found[alias.asname or alias.name] = (
+                    (inner, "") if _module(inner) else (node.module, alias.name)
+                )
     return found
 
 
@@ -106,7 +122,11 @@ def _names_of(symbol: Symbol) -> Iterator[Symbol]:
 
 
 def _named_in(node: ast.AST, name: str, module: _Module, imported: dict[str, Symbol]) -> Iterator[Symbol]:
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and imported.get(node.value.id, ("", "x"))[1] == "":
+    if (
+        isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and imported.get(node.value.id, ("", "x"))[1] == ""
+    ):
         inner = imported[node.value.id][0]  # of a module only what is taken from it
         yield (f"{inner}.{node.attr}", "") if _module(f"{inner}.{node.attr}") else (inner, node.attr)
         return
@@ -125,7 +145,9 @@ def _named_in(node: ast.AST, name: str, module: _Module, imported: dict[str, Sym
 
 def _text(symbol: Symbol) -> str:
     """The syntax trees of a symbol's statements, without docstrings."""
-    return "".join(ast.dump(_without_docstrings(node)) for node in _module(symbol[0]).defined.get(symbol[1], []))
+    return "".join(
+        ast.dump(_without_docstrings(node)) for node in _module(symbol[0]).defined.get(symbol[1], [])
+    )
 
 
 def _without_docstrings(node: ast.stmt) -> ast.stmt:

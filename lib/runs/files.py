@@ -1,6 +1,8 @@
-"""Files that appear whole or not at all, and stay: written aside, forced to the disk, renamed. And their checksums.
+"""Files that appear whole or not at all, and stay: written aside, forced to the disk, renamed. And their
+checksums.
 
-What a file system refuses (a full disk, a read-only folder) becomes one sentence that names the file and the mend.
+What a file system refuses (a full disk, a read-only folder) becomes one sentence that names the file and the
+mend.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ MENDS = {
 }
 """What a file system answers, and what a user can do about it."""
 READING_ERRORS = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, EOFError, MemoryError,
+    OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, EOFError,
+    MemoryError,
     SyntaxError, tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """What packages raise where a file is not what its name says."""
@@ -91,8 +94,8 @@ def writing(path: Path, durable: bool = True) -> Iterator[Path]:
     """A path beside ``path`` to write to; renamed to ``path`` once it is written, removed on error.
 
     Args:
-        durable: wait until file and name are on the disk, so that not even a power cut leaves half a file; for thousands of
-            small files that are checked afterwards the wait is too dear.
+        durable: wait until file and name are on the disk, so that not even a power cut leaves half a file;
+            for thousands of small files that are checked afterwards the wait is too dear.
 
     Raises:
         BundleError: the disk is full, the folder read-only or closed to this user.
@@ -135,7 +138,9 @@ def _force(path: Path) -> None:
                     raise
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in {errno.EINVAL, errno.ENOTSUP} or not path.is_dir():  # network disks that do it unasked
+        if (
+            error.errno not in {errno.EINVAL, errno.ENOTSUP} or not path.is_dir()
+        ):  # network disks that do it unasked
             raise
     finally:
         os.close(descriptor)
@@ -150,13 +155,18 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def write_rows(path: Path, blocks: Iterable[np.ndarray], dtype: np.dtype, shape: tuple[int, ...]) -> None:
     """Write an array (npy) block by block, whole or not at all; holds one block at a time.
 
-    Not through a memory map, and not by ``np.save``: on a full disk the one kills the process, the other does not say why.
+    Not through a memory map, and not by ``np.save``: on a full disk the one kills the process, the other does
+    not say why.
 
     Args:
         blocks: [n, ...] each, one below the other of ``dtype`` and ``shape`` together.
     """
     with writing(path) as aside, aside.open("wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        header = {
+            "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+            "fortran_order": False,
+            "shape": shape,
+        }
         np.lib.format.write_array_header_1_0(file, header)
         written = sum(file.write(np.ascontiguousarray(block, dtype).tobytes()) for block in blocks)
         if written != math.prod(shape) * np.dtype(dtype).itemsize:

@@ -1,9 +1,10 @@
 """One run at a time writes to a results folder: a lock that says who holds it, and that dies with its owner.
 
-It is the system's own lock (``flock``) on the file ``.lock`` of the folder. A run is a process with all that it starts: kernels
-and ranks know it by a token that they inherit (``SEMIVARIOGRAM_RUN``), or by torchrun's own id. Whoever only reads needs no
-lock: a notebook that a person has opened beside a run is refused only where it would have to make something. The package
-filelock would do half of it: it cannot say who holds a lock, and a forked loader of photos would keep it alive.
+It is the system's own lock (``flock``) on the file ``.lock`` of the folder. A run is a process with all that
+it starts: kernels and ranks know it by a token that they inherit (``SEMIVARIOGRAM_RUN``), or by torchrun's
+own id. Whoever only reads needs no lock: a notebook that a person has opened beside a run is refused only
+where it would have to make something. The package filelock would do half of it: it cannot say who holds a
+lock, and a forked loader of photos would keep it alive.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def holding(folder: Path) -> Iterator[None]:
         BundleError: another run holds it, or the folder cannot be written.
     """
     folder = folder.resolve()
-    is_inside = any(one in _held for one in (folder, *folder.parents)) or any(map(_is_held_by_ours, folder.parents))
+    is_inside = any(one in _held for one in (folder, *folder.parents)) or any(
+        map(_is_held_by_ours, folder.parents)
+    )
     descriptor = None if is_inside else _acquire(folder)
     if descriptor is None:
         yield
@@ -61,7 +64,9 @@ def holding(folder: Path) -> Iterator[None]:
         if inherited is None:
             os.environ.pop(VARIABLE, None)
         if _held.pop(folder, None) is not None:
-            with suppress(OSError):  # a disk that is full by now: the next owner writes its own name over ours
+            with suppress(
+                OSError
+            ):  # a disk that is full by now: the next owner writes its own name over ours
                 os.ftruncate(descriptor, 0)
             os.close(descriptor)
 
@@ -75,7 +80,8 @@ def _run() -> str:
 
 
 def _acquire(folder: Path) -> int | None:
-    """A descriptor that holds the lock; None where the run of this process holds it, or the disk knows no locks."""
+    """A descriptor that holds the lock; None where the run of this process holds it, or the disk knows no
+    locks."""
     path = folder / NAME
     with refusals_named(path):
         make_folder(folder)

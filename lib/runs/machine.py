@@ -20,13 +20,15 @@ from lib.runs import ranks
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
-    """A CPU generator of its own for each ``purpose``, so that drawing more of one thing moves nothing else."""
+    """A CPU generator of its own for each ``purpose``, so that drawing more of one thing moves nothing
+    else."""
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def progress(iterable: Iterable[Any], description: str, total: int | None = None) -> tqdm:
-    """A progress bar that leaves nothing behind once it is done; redrawn every two seconds where nobody is at a terminal."""
+    """A progress bar that leaves nothing behind once it is done; redrawn every two seconds where nobody is at
+    a terminal."""
     stream = sys.stdout if "ipykernel" in sys.modules else sys.stderr
     pause = 0.2 if stream.isatty() else 2.0
     shown = {"leave": False, "file": stream, "mininterval": pause, "dynamic_ncols": stream.isatty()}
@@ -41,12 +43,15 @@ def find_device(wanted: str) -> torch.device:
     """
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
-        raise BundleError("device=cuda: this machine has no CUDA device that torch can use; take --device cpu")
+        raise BundleError(
+            "device=cuda: this machine has no CUDA device that torch can use; take --device cpu"
+        )
     return ranks.cuda_device() if available and wanted != "cpu" else torch.device("cpu")
 
 
 def resolved_precision(device: torch.device, precision: str) -> str:
-    """float32, bfloat16 or float16: what ``precision`` stands for on ``device``; auto is bfloat16 where it is native."""
+    """float32, bfloat16 or float16: what ``precision`` stands for on ``device``; auto is bfloat16 where it is
+    native."""
     if precision != "auto":
         return precision
     return "bfloat16" if has_native_bfloat16(device) else "float32"
@@ -61,7 +66,8 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 @lru_cache(maxsize=4)
 def has_native_bfloat16(device: torch.device) -> bool:
-    """Whether ``device`` multiplies bfloat16 matrices natively: a CUDA device since Ampere, or a processor that says so."""
+    """Whether ``device`` multiplies bfloat16 matrices natively: a CUDA device since Ampere, or a processor
+    that says so."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -72,7 +78,9 @@ def machine() -> dict[str, Any]:
     """Processor, cores, memory, accelerator, operating system and Python of this machine."""
     processor = platform.processor() or platform.machine()
     if (cpuinfo := Path("/proc/cpuinfo")).exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
+        ]
         processor = names[0] if names else processor
     return {
         "processor": processor,
@@ -86,7 +94,8 @@ def machine() -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _accelerator() -> str:
-    """The GPU's name; asked by a process of its own: asking takes memory, and a GPU may be for one process alone."""
+    """The GPU's name; asked by a process of its own: asking takes memory, and a GPU may be for one process
+    alone."""
     if torch.cuda.is_initialized():
         return torch.cuda.get_device_name()
     asked = [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name())"]

@@ -43,19 +43,26 @@ def read_provenance(folder: Path) -> dict[str, Any]:
         if not isinstance(written["outputs"], dict):
             raise TypeError("no outputs")
     except FileNotFoundError:
-        raise BundleError(f"{path} is not there: give the folder of a run that run_all.sh has finished") from None
+        raise BundleError(
+            f"{path} is not there: give the folder of a run that run_all.sh has finished"
+        ) from None
     except READING_ERRORS as error:
-        raise BundleError(f"{path}: damaged, or no run's provenance ({one_line(error)}); run run_all.sh again") from error
+        raise BundleError(
+            f"{path}: damaged, or no run's provenance ({one_line(error)}); run run_all.sh again"
+        ) from error
     return written
 
 
 def provenance(run: Run, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """What it takes to rebuild ``run``: settings, versions, machine, git commit, checksums of inputs and outputs.
+    """What it takes to rebuild ``run``: settings, versions, machine, git commit, checksums of inputs and
+    outputs.
 
     Args:
         seconds: wall time by notebook.
     """
-    stages = [known for path in sorted((run.folder / "receipts").glob("*.json")) if (known := receipts.read(path))]
+    stages = [
+        known for path in sorted((run.folder / "receipts").glob("*.json")) if (known := receipts.read(path))
+    ]
     files = [path for path in sorted(run.folder.rglob("*")) if path.is_file() and is_output(path, run.folder)]
     return {
         "run": run.name,
@@ -75,13 +82,16 @@ def provenance(run: Run, seconds: Mapping[str, float]) -> dict[str, Any]:
 
 
 def is_output(path: Path, folder: Path) -> bool:
-    """Whether the file at ``path`` in a run's ``folder`` is an output of its notebooks; index.html is noted by itself."""
+    """Whether the file at ``path`` in a run's ``folder`` is an output of its notebooks; index.html is noted
+    by itself."""
     first = path.relative_to(folder).parts[0]
     return first not in {"receipts", "logs", "index.html", *NAMES} and not path.name.startswith(".")
 
 
 def _sources(profile: str) -> list[Path]:
-    notebooks = [path for folder in ("notebooks", "study") for path in sorted((PROJECT / folder).glob("*.ipynb"))]
+    notebooks = [
+        path for folder in ("notebooks", "study") for path in sorted((PROJECT / folder).glob("*.ipynb"))
+    ]
     found = [PROJECT / "requirements.txt", *notebooks, PROFILES / f"{profile}.yaml"]
     return [path for path in found if path.is_file()]
 
@@ -101,7 +111,9 @@ def _git_state() -> dict[str, Any]:
         return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
 
     try:
-        if Path(ask("rev-parse", "--show-toplevel")).resolve() == PROJECT.resolve():  # not somebody else's around us
+        if (
+            Path(ask("rev-parse", "--show-toplevel")).resolve() == PROJECT.resolve()
+        ):  # not somebody else's around us
             changes = ask("status", "--porcelain", "--untracked-files=no")
             return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(changes)}
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,5 @@
-"""Several processes on one run: who does what, and who waits for whom. ``NPROC=8 ./run_all.sh`` starts them with torchrun.
+"""Several processes on one run: who does what, and who waits for whom. ``NPROC=8 ./run_all.sh`` starts them
+with torchrun.
 
 A process that torchrun did not start is rank 0 of 1, and none of this does anything.
 """
@@ -20,9 +21,12 @@ PATIENCE = timedelta(days=7)
 
 
 def start() -> None:
-    """Join the group that torchrun has started; nothing without torchrun. Tensors on GPUs go by nccl, all else by gloo."""
+    """Join the group that torchrun has started; nothing without torchrun. Tensors on GPUs go by nccl, all
+    else by gloo."""
     if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE
+        )
 
 
 def stop() -> None:
@@ -91,7 +95,8 @@ def stacked(own: torch.Tensor) -> torch.Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all ranks, one below the other; what flows back to a row is summed over the ranks that used it."""
+    """Rows of all ranks, one below the other; what flows back to a row is summed over the ranks that used
+    it."""
 
     @staticmethod
     def forward(context: Any, own: torch.Tensor) -> torch.Tensor:
@@ -109,7 +114,8 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(own: torch.Tensor) -> torch.Tensor:
-    """Rows [k n, ...] of all k ranks, in their order, of ``own`` [n, ...] on each; gradients flow to the rank that a row is from.
+    """Rows [k n, ...] of all k ranks, in their order, of ``own`` [n, ...] on each; gradients flow to the rank
+    that a row is from.
 
     The gradient that arrives at a rank is that of the SUM of all ranks' losses.
     """

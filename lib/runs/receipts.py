@@ -1,7 +1,8 @@
 """Receipts: what is known about a finished stage, and why one no longer holds.
 
-A receipt (JSON) names the key of everything that a stage depended on, its parts, and the checksum of every output. With it a
-file that was damaged, replaced, or made by other settings or older code is named before it is read.
+A receipt (JSON) names the key of everything that a stage depended on, its parts, and the checksum of every
+output. With it a file that was damaged, replaced, or made by other settings or older code is named before it
+is read.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ NOTEBOOKS = {
     "manifest": "01_data_preparation", "features": "01_data_preparation", "semivariogram": "03_semivariogram",
     "training": "02_baseline_geoclip or 04_regularized_training", "evaluation": "05_error_at_granularity",
 }  # fmt: skip
-"""Beginning of a stage's name -> the notebooks that make it, for messages; the order is that of lib.stages."""
+"""Beginning of a stage's name -> the notebooks that make it, for messages; the order is that of
+lib.stages."""
 NOT_MADE = "not made yet"
 """The only reason for making a stage that is not printed."""
 
@@ -52,12 +54,14 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def relative(path: Path, folder: Path) -> str:
-    """``path`` as receipts of ``folder`` name it: from there where it lies inside, as the folder may be moved."""
+    """``path`` as receipts of ``folder`` name it: from there where it lies inside, as the folder may be
+    moved."""
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
 
 
 def why_anew(receipt: Path, key: str, parts: Mapping[str, Any], outputs: Sequence[Path], folder: Path) -> str:
-    """Why a stage must be made (again), as half a sentence that names file or setting; empty where its receipt holds."""
+    """Why a stage must be made (again), as half a sentence that names file or setting; empty where its
+    receipt holds."""
     known = read(receipt)
     if known is None:
         return "its receipt is damaged" if receipt.exists() else NOT_MADE
@@ -73,17 +77,27 @@ def why_anew(receipt: Path, key: str, parts: Mapping[str, Any], outputs: Sequenc
 
 
 def differences(known: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
-    """What of the parts in a receipt is not what ``parts`` (inputs, settings, code, packages) say; empty where all is."""
+    """What of the parts in a receipt is not what ``parts`` (inputs, settings, code, packages) say; empty
+    where all is."""
     said = []
     for kind in ("settings", "inputs", "code", "packages"):
-        before, now = (_flat(json.loads(json.dumps(of.get(kind) or {}, default=str))) for of in (known, parts))
+        before, now = (
+            _flat(json.loads(json.dumps(of.get(kind) or {}, default=str))) for of in (known, parts)
+        )
         changed = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
         if kind in {"settings", "packages"}:  # these can be read
-            shown = [f"{name} {_short(before.get(name))}, now {_short(now.get(name))}" for name in changed[:3]]
+            shown = [
+                f"{name} {_short(before.get(name))}, now {_short(now.get(name))}" for name in changed[:3]
+            ]
         else:
             shown = changed[:3]
         more = [f"{len(changed) - 3} more"] if len(changed) > 3 else []
-        words = {"settings": "other settings", "inputs": "another input", "code": "other code", "packages": "another package"}
+        words = {
+            "settings": "other settings",
+            "inputs": "another input",
+            "code": "other code",
+            "packages": "another package",
+        }
         said += [f"{words[kind]} ({'; '.join([*shown, *more])})"] * bool(changed)
     return "; ".join(said)
 
@@ -96,7 +110,11 @@ def _short(value: Any) -> str:
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{before}{name}.") if isinstance(value, dict) and value else {f"{before}{name}": value}
+        flat |= (
+            _flat(value, f"{before}{name}.")
+            if isinstance(value, dict) and value
+            else {f"{before}{name}": value}
+        )
     return flat
 
 

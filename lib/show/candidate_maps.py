@@ -1,7 +1,8 @@
-"""A map of candidates: where a model puts photos, how its probability lies over the Earth, and the true place where known.
+"""A map of candidates: where a model puts photos, how its probability lies over the Earth, and the true place
+where known.
 
-One page for all photos, made as the maps of :mod:`lib.show.maps` are: no network, on the Blue Marble. Draws, and computes nothing
-beyond drawing.
+One page for all photos, made as the maps of :mod:`lib.show.maps` are: no network, on the Blue Marble. Draws,
+and computes nothing beyond drawing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from lib.data.photos import UNREADABLE
 from lib.data.sphere import wrap_longitude
 from lib.show.maps import great_circle, integers, thumbnail, world_page
 
-HEAT_SCRIPT = "https://cdn.jsdelivr.net/gh/python-visualization/folium@main/folium/templates/leaflet_heat.min.js"
+HEAT_SCRIPT = (
+    "https://cdn.jsdelivr.net/gh/python-visualization/folium@main/folium/templates/leaflet_heat.min.js"
+)
 """Name of Leaflet.heat in ``lib.show.maps.EMBEDDED_RESOURCES``; nothing is fetched from it."""
 MAX_PHOTOS = 200
 """Photos on one page: 20 kB each, so that it stays below 10 MB."""
@@ -35,11 +38,12 @@ def candidate_map(
 ) -> folium.Map:
     """World map of the candidates of one photo at a time, chosen from a list of all photos.
 
-    The heat is the probability of the gallery's points, summed in cells of 15 screen pixels at whatever zoom; its colour follows
-    the square root of a cell's probability relative to the most probable cell, so that a hundredth still has a tenth of the
-    scale. The page says so, and that the probabilities are not calibrated.
+    The heat is the probability of the gallery's points, summed in cells of 15 screen pixels at whatever zoom;
+    its colour follows the square root of a cell's probability relative to the most probable cell, so that a
+    hundredth still has a tenth of the scale. The page says so, and that the probabilities are not calibrated.
 
-    candidates: a row per photo and rank, columns ``CANDIDATES`` (``lib.predict.predict`` makes them): degrees, fractions, kilometres;
+    candidates: a row per photo and rank, columns ``CANDIDATES`` (``lib.predict.predict`` makes them):
+    degrees, fractions, kilometres;
         the true place and the error may be NaN.
     mass: a row per photo and gallery point, the likeliest first, columns ``MASS``.
     root: folder that the photos' names are relative to. A photo that cannot be read has no thumbnail.
@@ -61,19 +65,26 @@ def candidate_map(
     data = {
         "title": title or "Where is this photo?",
         "notes": said,
-        "photos": [_photo(name, by_photo.get_group(name), heat.get_group(name)[:points], root) for name in shown],
+        "photos": [
+            _photo(name, by_photo.get_group(name), heat.get_group(name)[:points], root) for name in shown
+        ],
     }
     return world_page("candidate_map.j2", data, [HEAT_SCRIPT])
 
 
 def _photo(name: str, rows: pd.DataFrame, heat: pd.DataFrame, root: Path) -> dict[str, Any]:
-    """What the page needs of one photo: places in degrees, probabilities as fractions, the heat as integers."""
+    """What the page needs of one photo: places in degrees, probabilities as fractions, the heat as
+    integers."""
     found = rows[["latitude", "longitude"]].to_numpy(np.float64)
     truth = rows[["true_latitude", "true_longitude"]].to_numpy(np.float64)[0]
     is_known = bool(np.isfinite(truth).all())
     pieces = great_circle(truth, found[0]) if is_known else []
     # Parts in ten million: of 100,000 equally likely points each still has a hundred.
-    triples = (integers(heat["latitude"], 100), integers(heat["longitude"], 100), integers(heat["probability"], 1e7))
+    triples = (
+        integers(heat["latitude"], 100),
+        integers(heat["longitude"], 100),
+        integers(heat["probability"], 1e7),
+    )
     return {
         "name": str(name),
         "thumbnail": _thumbnail_of(root, name),
@@ -107,9 +118,13 @@ def _check(candidates: pd.DataFrame, mass: pd.DataFrame) -> None:
             raise ValueError(f"candidate_map: the {word} lack the column {', '.join(map(repr, missing))}.")
     if candidates.empty:
         raise ValueError("candidate_map: the candidates have no rows; predict at least one photo.")
-    places = candidates[["latitude", "longitude", "probability", "probability_within_200km"]].to_numpy(np.float64)
+    places = candidates[["latitude", "longitude", "probability", "probability_within_200km"]].to_numpy(
+        np.float64
+    )
     if not np.isfinite(places).all():
         row = candidates.iloc[int(np.argmin(np.isfinite(places).all(1)))]
-        raise ValueError(f"candidate_map: candidate {row['rank']} of the photo {row['photo']!r} is not a finite number.")
+        raise ValueError(
+            f"candidate_map: candidate {row['rank']} of the photo {row['photo']!r} is not a finite number."
+        )
     if without := sorted(set(candidates["photo"]) - set(mass["photo"])):
         raise ValueError(f"candidate_map: the photo {without[0]!r} has candidates but no mass.")

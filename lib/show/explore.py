@@ -1,7 +1,7 @@
 """Three pictures to explore in JupyterLab: the curve and its weights, a photo's look-alikes, two strategies.
 
-Each is a function that draws a Figure from data and a few values. In a notebook that somebody looks at, ipywidgets puts
-a control above it for each value; everywhere else it is drawn once, at the first values.
+Each is a function that draws a Figure from data and a few values. In a notebook that somebody looks at,
+ipywidgets puts a control above it for each value; everywhere else it is drawn once, at the first values.
 """
 
 from __future__ import annotations
@@ -47,19 +47,29 @@ MOST_PHOTOS = 20_000
 MOST_PAIRS = 5_000
 """Pairs that are weighed at every move."""
 FAMILIES = ("Stable", "Exponential", "Gaussian", "Spherical", "Matern", "Rational")
-STRATEGIES = ("semivariogram", "hard_only", "false_only", "residual", "decayed", "semivariance_margin", "similarity")
+STRATEGIES = (
+    "semivariogram",
+    "hard_only",
+    "false_only",
+    "residual",
+    "decayed",
+    "semivariance_margin",
+    "similarity",
+)
 """Strategies whose log-weights follow from the distance and the dissimilarity of a pair alone."""
 ORDERS = ("most gained", "most lost", "as they come")
 
 
 def is_watched() -> bool:
-    """Whether controls make sense: this is a Jupyter kernel with ipywidgets, and ``PICTURES_ONLY`` is not set."""
+    """Whether controls make sense: this is a Jupyter kernel with ipywidgets, and ``PICTURES_ONLY`` is not
+    set."""
     has_widgets = importlib.util.find_spec("ipywidgets") is not None
     return has_widgets and "ipykernel" in sys.modules and not os.environ.get(PICTURES_ONLY)
 
 
 def interactive(draw: Callable[..., Figure], *data: Any, **controls: list[str] | tuple[float, ...]) -> Any:
-    """A box of ipywidgets with the picture that ``draw`` makes of ``data``; the picture alone where nobody looks.
+    """A box of ipywidgets with the picture that ``draw`` makes of ``data``; the picture alone where nobody
+    looks.
 
     Args:
         controls: a list of words to choose from, or first value, lowest, highest and step of a number.
@@ -80,8 +90,11 @@ def interactive(draw: Callable[..., Figure], *data: Any, **controls: list[str] |
     return ipywidgets.interactive(figure, {"auto_display": True}, **widgets)
 
 
-def curve(run: Run, cloud: pd.DataFrame, empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram) -> Any:
-    """A curve by hand, and the weight of a negative that follows; ``cloud`` is of :func:`lib.evaluate.pairs.sample`."""
+def curve(
+    run: Run, cloud: pd.DataFrame, empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram
+) -> Any:
+    """A curve by hand, and the weight of a negative that follows; ``cloud`` is of
+    :func:`lib.evaluate.pairs.sample`."""
     own = run.settings.training.own("semivariogram")[1]
     return interactive(
         curve_figure,
@@ -106,9 +119,12 @@ def by_hand(
     sill: float,
     range_km: float,
 ) -> FittedSemivariogram:
-    """A curve of ``family``, stretched along the distance to ``range_km``; of another family than ``fitted`` its own fit."""
+    """A curve of ``family``, stretched along the distance to ``range_km``; of another family than ``fitted``
+    its own fit."""
     if family != fitted.family:
-        coarse = empirical.coarsened(max(1, len(empirical.pairs) // 150))  # few lags, so that the fit takes no time
+        coarse = empirical.coarsened(
+            max(1, len(empirical.pairs) // 150)
+        )  # few lags, so that the fit takes no time
         fitted = semivariogram.fit(coarse, family=family, metric=fitted.metric, range_rule=fitted.range_rule)
     return replace(
         fitted,
@@ -123,8 +139,8 @@ def by_hand(
 def log_weights(seen: pd.DataFrame, drawn: Curve, strategy: str, alpha: float, beta: float) -> np.ndarray:
     """log w [P] that ``strategy`` gives the pairs of ``seen`` (distance_km, dissimilarity).
 
-    The strategy sees one photo at 0° N 0° E, and P places along the equator whose unit features, of one dimension, make
-    the pairs' dissimilarities.
+    The strategy sees one photo at 0° N 0° E, and P places along the equator whose unit features, of one
+    dimension, make the pairs' dissimilarities.
     """
     east = np.rad2deg(km_to_rad(np.append(0.0, seen["distance_km"].to_numpy())))
     look = np.append(1.0, 1.0 - seen["dissimilarity"].to_numpy())
@@ -144,7 +160,8 @@ def curve_figure(
     beta: float,
     **values: Any,
 ) -> Figure:
-    """Left the lag means and the curve :func:`by_hand`; right the log-weights that a strategy gives the pairs."""
+    """Left the lag means and the curve :func:`by_hand`; right the log-weights that a strategy gives the
+    pairs."""
     drawn = by_hand(empirical, fitted, **values)
     seen = pairs.classify(cloud, drawn)
     seen["log_weight"] = log_weights(seen, Curve(drawn), strategy, alpha, beta)
@@ -158,7 +175,9 @@ def curve_figure(
         left.axhline(level, color=MUTED, ls="--", lw=0.9)
     for kind, colour in KIND_COLOURS.items():
         of_kind = seen[seen["kind"] == kind]
-        right.plot(of_kind["distance_km"], of_kind["log_weight"], ".", ms=2.4, alpha=0.7, color=colour, label=kind)
+        right.plot(
+            of_kind["distance_km"], of_kind["log_weight"], ".", ms=2.4, alpha=0.7, color=colour, label=kind
+        )
     for axis in (left, right):
         axis.axvline(drawn.range_km, color=PALETTE[3], ls=":", lw=1.4)
         axis.set(xscale="log", xlim=(5.0, np.pi * EARTH_RADIUS_KM), xlabel="great-circle distance h, km")
@@ -188,25 +207,37 @@ def look_alikes(run: Run, fitted: FittedSemivariogram) -> Any:
 def most_alike(
     photos: pd.DataFrame, unit: torch.Tensor, fitted: FittedSemivariogram, photo: int, count: int
 ) -> pd.DataFrame:
-    """The ``count`` photos that look most like number ``photo``, the most alike first, as ``pairs.classify`` sees them."""
+    """The ``count`` photos that look most like number ``photo``, the most alike first, as ``pairs.classify``
+    sees them."""
     places = photos[["latitude", "longitude"]].to_numpy(np.float64)
     dissimilarity = (1.0 - unit @ unit[photo]).numpy()
     dissimilarity[photo] = np.inf
     number = np.argsort(dissimilarity, kind="stable")[:count]
-    columns = {"distance_km": distance_km(places[photo], places[number]), "dissimilarity": dissimilarity[number]}
+    columns = {
+        "distance_km": distance_km(places[photo], places[number]),
+        "dissimilarity": dissimilarity[number],
+    }
     return pairs.classify(photos.iloc[number].assign(**columns), fitted)
 
 
 @_styled
-def look_alike_figure(photos: pd.DataFrame, unit: torch.Tensor, root: Path, *arguments: Any, **values: int) -> Figure:
-    """A photo, its seven nearest look-alikes, and where on Earth all that :func:`most_alike` finds are, by kind."""
+def look_alike_figure(
+    photos: pd.DataFrame, unit: torch.Tensor, root: Path, *arguments: Any, **values: int
+) -> Figure:
+    """A photo, its seven nearest look-alikes, and where on Earth all that :func:`most_alike` finds are, by
+    kind."""
     found, photo = most_alike(photos, unit, *arguments, **values), photos.iloc[values["photo"]]
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     beside, right = figure.subfigures(1, 2, width_ratios=[1, 1.2])
     first, *others = beside.subplots(2, 4).ravel()
     _show(first, root, photo["path"], _place_label(photo["latitude"], photo["longitude"]))
     for axis, one in zip(others, found.itertuples(), strict=False):
-        _show(axis, root, one.path, f"{one.distance_km:,.0f} km\nd {one.dissimilarity:.2f}\nexpected {one.gamma:.2f}")
+        _show(
+            axis,
+            root,
+            one.path,
+            f"{one.distance_km:,.0f} km\nd {one.dissimilarity:.2f}\nexpected {one.gamma:.2f}",
+        )
         axis.title.set(color=KIND_COLOURS[one.kind], fontsize=7.5)
     axis = right.subplots(subplot_kw={"projection": "mollweide"})
     _world(axis)
@@ -235,7 +266,8 @@ def two_strategies(run: Run, predictions: pd.DataFrame) -> Any:
 
 
 def errors_in_order(predictions: pd.DataFrame, strategy: str, against: str, order: str) -> pd.DataFrame:
-    """Errors in km of both strategies, medians over seeds, and the log of their ratio: a row a photo, in ``order``."""
+    """Errors in km of both strategies, medians over seeds, and the log of their ratio: a row a photo, in
+    ``order``."""
     medians = predictions.groupby(["strategy", "id"])["error_km"].median().clip(lower=1.0)
     errors = pd.DataFrame({"ours": medians[strategy], "theirs": medians[against]})
     errors["gain"] = np.log(errors["theirs"] / errors["ours"])
@@ -274,7 +306,14 @@ def two_strategies_figure(
         for piece in [piece for row in places for piece in great_circle(row[:2], row[2:])]:
             axis.plot(*np.radians(piece[:, ::-1]).T, color=colour, lw=1.3)
         said = ", ".join(f"{error:,.0f}" for error in np.sort(rows["error_km"]))
-        axis.plot(*np.radians(places[:, :1:-1]).T, marker, ms=7, mec="white", color=colour, label=f"{name}: {said} km")
+        axis.plot(
+            *np.radians(places[:, :1:-1]).T,
+            marker,
+            ms=7,
+            mec="white",
+            color=colour,
+            label=f"{name}: {said} km",
+        )
     _scatter(axis, rows.iloc[0], s=230, facecolors="none", edgecolors=INK, linewidths=1.8)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.05))
     nearer, farther = (errors["gain"] > 0).mean(), (errors["gain"] < 0).mean()

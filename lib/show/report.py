@@ -1,6 +1,8 @@
-"""What a reader opens first: results/<run>/index.html; and the comparison with the run that the repository keeps.
+"""What a reader opens first: results/<run>/index.html; and the comparison with the run that the repository
+keeps.
 
-The page is one file: figures are in it, nothing is fetched, and it runs no script. Beyond rounding it computes nothing.
+The page is one file: figures are in it, nothing is fetched, and it runs no script. Beyond rounding it
+computes nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ VERDICTS = ("gains", "not shown", "loses", "too few photos")
 REFERENCE = RESULTS / "reference"
 """Tables, figures and provenance of a run of ours, kept in git."""
 SETTINGS_GONE = {"queue_embeddings": "renewed", "sampling": "random", "refit_every": 0, "trace_curve": False}
-"""Settings of training that an earlier version had, with the values that stand for what every training does now."""
+"""Settings of training that an earlier version had, with the values that stand for what every training does
+now."""
 
 TOLERANCES: dict[str, float] = {
     **{name: 0.02 for name in COLUMNS if name.startswith("acc_")},
@@ -51,8 +54,8 @@ TOLERANCES: dict[str, float] = {
     "range_km": 0.15,
 }
 """How far a figure may lie from the reference's: absolute for fractions and cosine distances, a share of the
-reference for kilometres and GeoScore. Wider than the seeds' spread: processors round differently, and bfloat16 is
-used where it is native."""
+reference for kilometres and GeoScore. Wider than the seeds' spread: processors round differently, and
+bfloat16 is used where it is native."""
 RELATIVE = {"median_km", "mean_km", "geoscore", "range_km"}
 FIGURES = {
     "semivariogram": "The empirical semivariogram of the frozen features and the fitted model.",
@@ -64,7 +67,7 @@ FIGURES = {
     "sweep_length": "Gain by length of training, on validation.",
     "sweep_worlds": "Gain by noise and backbone, on validation.",
     "sweep_queue": "Gain by the queue of earlier places, on validation.",
-    "semivariogram_bands": "The curve with bands from resampling places, every family, and the range by each rule.",
+    "semivariogram_bands": "The curve, bands from resampled places, every family, the range by each rule.",
     "semivariogram_by_continent": "A curve for each continent.",
     "semivariogram_geometry": "Which geometry of features tells near from far.",
     "learned_semivariogram": "The semivariogram of the learned embeddings.",
@@ -122,11 +125,13 @@ def compare_with_reference(run: Run) -> tuple[pd.DataFrame, str]:
     """Each figure of ``run`` beside the reference's, and a sentence that says what the comparison came to.
 
     Returns:
-        split, strategy, figure, reference, here, tolerance, reproduced; empty where there is nothing to compare
-        with, and the sentence says why.
+        split, strategy, figure, reference, here, tolerance, reproduced; empty where there is nothing to
+        compare with, and the sentence says why.
     """
     folder = REFERENCE / run.settings.profile
-    empty = pd.DataFrame(columns=["split", "strategy", "figure", "reference", "here", "tolerance", "reproduced"])
+    empty = pd.DataFrame(
+        columns=["split", "strategy", "figure", "reference", "here", "tolerance", "reproduced"]
+    )
     if not provenance_file(folder).is_file():
         return empty, f"No reference run is kept for profile {run.settings.profile}."
     if differing := _differing_settings(run, folder):
@@ -134,7 +139,10 @@ def compare_with_reference(run: Run) -> tuple[pd.DataFrame, str]:
     rows = [*_semivariogram_rows(run, folder), *_accuracy_rows(run, folder), *_difference_rows(run, folder)]
     table = pd.DataFrame(rows, columns=empty.columns)
     good = int(table["reproduced"].sum())
-    return table, f"{good} of {len(table)} figures of the reference run are reproduced within their tolerance."
+    return (
+        table,
+        f"{good} of {len(table)} figures of the reference run are reproduced within their tolerance.",
+    )
 
 
 def _kept(path: Path) -> io.StringIO:
@@ -146,7 +154,8 @@ def _kept(path: Path) -> io.StringIO:
 
 
 def _differing_settings(run: Run, folder: Path) -> list[str]:
-    """Names of the settings, other than places of files and devices, in which ``run`` and the reference differ."""
+    """Names of the settings, other than places of files and devices, in which ``run`` and the reference
+    differ."""
     reference = _complete(json.load(_kept(provenance_file(folder)))["settings"])
     here = json.loads(run.settings.model_dump_json())
     ignored = {"device", "deterministic", "dataset.root", "backbone.workers"}
@@ -168,7 +177,11 @@ def _complete(settings: dict[str, Any]) -> dict[str, Any]:
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings as one level of ``group.key``."""
     groups = {name: value if isinstance(value, dict) else {"": value} for name, value in settings.items()}
-    return {f"{group}.{key}".rstrip("."): value for group, entries in groups.items() for key, value in entries.items()}
+    return {
+        f"{group}.{key}".rstrip("."): value
+        for group, entries in groups.items()
+        for key, value in entries.items()
+    }
 
 
 def _row(split: str, strategy: str, figure: str, reference: float, here: float) -> tuple:
@@ -177,7 +190,9 @@ def _row(split: str, strategy: str, figure: str, reference: float, here: float) 
 
 
 def _semivariogram_rows(run: Run, folder: Path) -> list[tuple]:
-    reference, here = (json.loads(path.read_text()) for path in (folder / "semivariogram.json", run.semivariogram))
+    reference, here = (
+        json.loads(path.read_text()) for path in (folder / "semivariogram.json", run.semivariogram)
+    )
     names = ("nugget", "partial_sill", "range_km")
     return [_row("train", "semivariogram fit", name, reference[name], here[name]) for name in names]
 
@@ -202,7 +217,8 @@ def _accuracy_rows(run: Run, folder: Path) -> list[tuple]:
 
 
 def _difference_rows(run: Run, folder: Path) -> list[tuple]:
-    """Paired differences of accuracies: reproduced where the difference here lies in the reference's 95 % interval."""
+    """Paired differences of accuracies: reproduced where the difference here lies in the reference's 95 %
+    interval."""
     keys = ["split", "strategy", "baseline", "metric"]
     reference, here = (table.set_index(keys) for table in _both(run, folder, "comparison"))
     rows = []
@@ -220,10 +236,14 @@ def format_comparison(table: pd.DataFrame, sentence: str) -> str:
     """The comparison as text for a terminal."""
     if table.empty:
         return sentence
-    lines = [f"{'split':13}{'strategy':26}{'figure':14}{'reference':>11}{'here':>11}{'tolerance':>11}  reproduced"]
+    lines = [
+        f"{'split':13}{'strategy':26}{'figure':14}{'reference':>11}{'here':>11}{'tolerance':>11}  reproduced"
+    ]
     for row in table.itertuples(index=False):
         numbers = "".join(f"{value:>11.4g}" for value in (row.reference, row.here, row.tolerance))
-        lines.append(f"{row.split:13}{row.strategy:26}{row.figure:14}{numbers}  {'yes' if row.reproduced else 'NO'}")
+        lines.append(
+            f"{row.split:13}{row.strategy:26}{row.figure:14}{numbers}  {'yes' if row.reproduced else 'NO'}"
+        )
     return "\n".join([*lines, sentence])
 
 
@@ -236,7 +256,9 @@ def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, 
     Args:
         notebooks: title, ipynb and html (relative links) of each executed notebook.
     """
-    reference, sentence = compare_with_reference(run) if run.table("accuracy").exists() else (pd.DataFrame(), "")
+    reference, sentence = (
+        compare_with_reference(run) if run.table("accuracy").exists() else (pd.DataFrame(), "")
+    )
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -244,16 +266,23 @@ def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    comparison, intervals, by_continent = (_table(run, f) for f in ("comparison", "intervals", "gain_by_continent"))
+    comparison, intervals, by_continent = (
+        _table(run, f) for f in ("comparison", "intervals", "gain_by_continent")
+    )
     lead, dataset = _lead(run), provenance["settings"]["dataset"]["name"]
     screen = first_screen(lead, comparison, by_continent, _table(run, "gain_cells"))
     figures = [(name, text) for name, text in FIGURES.items() if run.figure(name).exists()]
     page = environment.get_template("index.html.j2").render(
         run=run,
         screen=screen,
-        charts=[_chart("By strategy", screen["strategies"]), _chart(f"{lead}, by continent", screen["continents"])],
+        charts=[
+            _chart("By strategy", screen["strategies"]),
+            _chart(f"{lead}, by continent", screen["continents"]),
+        ],
         accuracy=accuracy_cells(intervals, _table(run, "bounds")),
-        differences=difference_tables(_only(comparison, COMPARED), ["split", "baseline"], "strategy", "metric"),
+        differences=difference_tables(
+            _only(comparison, COMPARED), ["split", "baseline"], "strategy", "metric"
+        ),
         continents=difference_tables(_only(by_continent, [HEADLINE]), ["split"], "continent", "strategy"),
         heading=_heading,
         splits={split: text for (name, split), text in SPLITS.items() if name == dataset},
@@ -313,7 +342,11 @@ def _picture(path: Path) -> dict[str, Any]:
         small = small.resize(size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=84, method=4)
-    return {"data": base64.b64encode(buffer.getvalue()).decode("ascii"), "width": small.width, "height": small.height}
+    return {
+        "data": base64.b64encode(buffer.getvalue()).decode("ascii"),
+        "width": small.width,
+        "height": small.height,
+    }
 
 
 # ---- the first screen
@@ -349,14 +382,17 @@ def first_screen(
         gain_cells: of :func:`lib.evaluate.regions.cell_gains`. Each of the three may be empty.
 
     Returns:
-        ``lead``; ``split``; ``strategies``, the rows of all; of the lead: ``found``, its row, ``held_out``, its row on
-        the cells held out whole, ``continents``, its rows, ``comparisons``, their number, and ``cells``, by side in km.
+        ``lead``; ``split``; ``strategies``, the rows of all; of the lead: ``found``, its row, ``held_out``,
+        its row on the cells held out whole, ``continents``, its rows, ``comparisons``, their number, and
+        ``cells``, by side in km.
     """
     if comparison.empty:
         return {"lead": lead, "split": "", "strategies": [], "found": None, "continents": []}
     split = comparison["split"].iloc[0]
     of_lead = f"strategy == {lead!r} and split == {split!r} and metric == {HEADLINE!r}"
-    continents, cells = (table.query(of_lead) if len(table) else table for table in (by_continent, gain_cells))
+    continents, cells = (
+        table.query(of_lead) if len(table) else table for table in (by_continent, gain_cells)
+    )
     strategies = strategy_rows(comparison, split)
     held_out = strategy_rows(comparison, HELD_OUT) if split != HELD_OUT else []
     return {
@@ -369,7 +405,10 @@ def first_screen(
         "control": _row_of(CONTROL, strategies),
         "continents": continent_rows(continents),
         "comparisons": int(continents["comparisons"].max()) if len(continents) else 0,
-        "cells": cells.groupby(["side_km", "verdict"], sort=False).size().unstack(fill_value=0).to_dict("index")
+        "cells": cells.groupby(["side_km", "verdict"], sort=False)
+        .size()
+        .unstack(fill_value=0)
+        .to_dict("index")
         if len(cells)
         else {},
     }
@@ -380,7 +419,8 @@ def _row_of(label: str, rows: list[Row]) -> Row | None:
 
 
 def strategy_rows(comparison: pd.DataFrame, split: str) -> list[Row]:
-    """Each strategy against the baseline within 200 km on ``split``: what gains first, the larger gain first."""
+    """Each strategy against the baseline within 200 km on ``split``: what gains first, the larger gain
+    first."""
     of_split = comparison[(comparison["split"] == split) & (comparison["baseline"] == BASELINE)]
     rows = [
         _chart_row(one.strategy, one, one.ci_low, one.ci_high, _verdict(one.ci_low, one.ci_high))
@@ -392,7 +432,9 @@ def strategy_rows(comparison: pd.DataFrame, split: str) -> list[Row]:
 def continent_rows(of_lead: pd.DataFrame) -> list[Row]:
     """The continents of one split and strategy within 200 km, the largest difference first."""
     rows = of_lead.sort_values("difference", ascending=False).itertuples() if len(of_lead) else []
-    return [_chart_row(one.continent, one, one.corrected_low, one.corrected_high, one.verdict) for one in rows]
+    return [
+        _chart_row(one.continent, one, one.corrected_low, one.corrected_high, one.verdict) for one in rows
+    ]
 
 
 def _chart_row(label: str, one: Any, low: float, high: float, verdict: str) -> Row:
@@ -405,14 +447,16 @@ def _verdict(low: float, high: float) -> str:
 
 
 def points(value: float, sign: bool = True) -> str:
-    """Percentage points with one decimal and a true minus; "+" before what is positive where ``sign``; 0 has no sign."""
+    """Percentage points with one decimal and a true minus; "+" before what is positive where ``sign``; 0 has
+    no sign."""
     value = round(value, 6)
     text = f"{value:+.1f}" if sign else f"{value:.1f}"
     return "0.0" if float(text) == 0.0 else text.replace("-", "\u2212")
 
 
 def _chart(title: str, rows: list[Row]) -> dict[str, Any]:
-    """Rows with dot and interval as percent of one scale that holds zero and every interval, and its ticks."""
+    """Rows with dot and interval as percent of one scale that holds zero and every interval, and its
+    ticks."""
     ends = [value for row in rows for value in (row.low, row.difference, row.high) if math.isfinite(value)]
     low, high = min([0.0, *ends]), max([0.0, *ends])
     step = next((one for one in (0.5, 1, 2, 5, 10, 20, 50) if (high - low) / one <= 6), 100)
@@ -427,7 +471,10 @@ def _chart(title: str, rows: list[Row]) -> dict[str, Any]:
         | {"left": place(row.low), "right": place(row.high)}
         for row in rows
     ]
-    ticks = [(place(step * k), f"{step * k:+g}".replace("-", "\u2212") if k else "0") for k in range(first, last + 1)]
+    ticks = [
+        (place(step * k), f"{step * k:+g}".replace("-", "\u2212") if k else "0")
+        for k in range(first, last + 1)
+    ]
     return {"title": title, "rows": drawn, "ticks": ticks, "zero": place(0.0)}
 
 
@@ -467,7 +514,8 @@ def _heading(metric: str) -> str:
 
 
 def difference_tables(table: pd.DataFrame, by: list[str], row: str, column: str) -> list[dict[str, Any]]:
-    """Differences for reading: one entry for each value of ``by``, with its rows; points, interval and verdict.
+    """Differences for reading: one entry for each value of ``by``, with its rows; points, interval and
+    verdict.
 
     Args:
         table: intervals that are corrected for the number of comparisons are taken, where there are any.
@@ -488,7 +536,8 @@ def difference_tables(table: pd.DataFrame, by: list[str], row: str, column: str)
 
 
 def _difference(found: pd.DataFrame, prefix: str) -> dict[str, str]:
-    """Points, interval and verdict of the one row of ``found``; a dash where there is none or too few photos."""
+    """Points, interval and verdict of the one row of ``found``; a dash where there is none or too few
+    photos."""
     if found.empty or not math.isfinite(found[f"{prefix}_low"].iloc[0]):
         return {"points": "–", "interval": "", "verdict": "too few photos"}
     middle, low, high = (found[name].iloc[0] for name in ("difference", f"{prefix}_low", f"{prefix}_high"))
@@ -497,7 +546,8 @@ def _difference(found: pd.DataFrame, prefix: str) -> dict[str, str]:
 
 
 def beside_the_paper(intervals: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of the paper's table and the same two strategies of this run, percent of the photos; empty without a table."""
+    """Rows of the paper's table and the same two strategies of this run, percent of the photos; empty without
+    a table."""
     if intervals.empty:
         return []
     first = intervals[intervals["split"] == intervals["split"].iloc[0]]

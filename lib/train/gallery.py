@@ -175,7 +175,8 @@ def retrieve_top(
 
 
 def largest(similarity: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ``count`` largest of each row [n, w], best first, and their columns; of equals, one takes the first."""
+    """The ``count`` largest of each row [n, w], best first, and their columns; of equals, one takes the
+    first."""
     if similarity.shape[1] <= count:
         return torch.sort(similarity, dim=1, descending=True, stable=True)
     if count > 1:

@@ -28,6 +28,8 @@ from lib.train import checkpoints, gallery
 from lib.train.metrics import CHOICE_KM, COMPARED_KM
 
 WEIGHT_QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+
+
 class Batch(NamedTuple):
     """Manifest rows of a batch, int64 [B], and the epoch (from 1) in which they are seen."""
 
@@ -499,7 +501,8 @@ def histories(run: Run, strategies: list[str]) -> pd.DataFrame:
 def best_strategy(run: Run) -> tuple[str, float]:
     """The strategy with the highest validation accuracy within 200 km, mean over seeds; and that mean.
 
-    It is taken after the last epoch; of equals, the first in the settings counts. Test splits have no part in it.
+    It is taken after the last epoch; of equals, the first in the settings counts. Test splits have no part in
+    it.
 
     Raises:
         ArtefactError: a strategy has not been trained yet.

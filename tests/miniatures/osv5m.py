@@ -1,4 +1,5 @@
-"""OpenStreetView-5M in miniature: the hub's layout and names, a few hundred coloured photos, and what goes wrong in it."""
+"""OpenStreetView-5M in miniature: the hub's layout and names, a few hundred coloured photos, and what goes
+wrong in it."""
 
 from __future__ import annotations
 
@@ -14,12 +15,15 @@ from lib.data.sphere import uniform_on_sphere
 
 SHARDS = {"train": [120, 120], "test": [60]}
 BROKEN, NO_PHOTO, NO_ROW = "train 0 3", "train 1 5", "777000777000777"
-"""One broken photo and one row without photo, by split, shard and position; the id of the photo without row."""
+"""One broken photo and one row without photo, by split, shard and position; the id of the photo without
+row."""
 
 
 def photo(latitude: float, longitude: float, generator: np.random.Generator, px: int = 48) -> bytes:
     """A JPEG whose colours tell roughly where it was taken."""
-    colour = np.array([90 + latitude, 128 + 100 * np.cos(np.radians(longitude)), 128 + 100 * np.sin(np.radians(longitude))])
+    colour = np.array(
+        [90 + latitude, 128 + 100 * np.cos(np.radians(longitude)), 128 + 100 * np.sin(np.radians(longitude))]
+    )
     coarse = (colour + generator.normal(0, 25, (6, 6, 3))).clip(0, 255).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(coarse).resize((px + 16, px), Image.Resampling.BICUBIC).save(buffer, "JPEG")
@@ -27,7 +31,8 @@ def photo(latitude: float, longitude: float, generator: np.random.Generator, px:
 
 
 def write(root: Path, seed: int = 0) -> dict[str, list[list[str]]]:
-    """Write ``root``/{train,test}.csv and images/{train,test}/NN.zip; return the ids of each split and shard."""
+    """Write ``root``/{train,test}.csv and images/{train,test}/NN.zip; return the ids of each split and
+    shard."""
     generator, known = np.random.default_rng(seed), {}
     for split, sizes in SHARDS.items():
         coordinates = uniform_on_sphere(sum(sizes), generator, 65.0)
@@ -44,14 +49,18 @@ def write(root: Path, seed: int = 0) -> dict[str, list[list[str]]]:
                     if label == NO_PHOTO:
                         continue
                     content = photo(*coordinates[ids.index(name)], generator)
-                    file.writestr(f"{shard:02d}/{name}.jpg", content[: len(content) // 2] if label == BROKEN else content)
+                    file.writestr(
+                        f"{shard:02d}/{name}.jpg",
+                        content[: len(content) // 2] if label == BROKEN else content,
+                    )
                 if split == "train" and shard == 0:
                     file.writestr(f"{shard:02d}/{NO_ROW}.jpg", photo(0.0, 0.0, generator))
     return known
 
 
 def _table(ids: list[str], coordinates: np.ndarray, generator: np.random.Generator) -> pd.DataFrame:
-    """The columns that a reader of the hub's tables meets, in their order, some of them empty here and there."""
+    """The columns that a reader of the hub's tables meets, in their order, some of them empty here and
+    there."""
     count = len(ids)
     return pd.DataFrame(
         {
