@@ -49,11 +49,10 @@ def reweighting(fitted: FittedSemivariogram, pairs: Pairs) -> Reweighting:
 def retrieve(
     photos: np.ndarray, gallery: np.ndarray, truth_deg: np.ndarray, gallery_deg: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Five best places [N, 5] and their errors in km [N, 5], photo by photo: similarities, geodesics, a sort
-    of the whole row."""
+    """Best place [N] and its error in km [N], photo by photo: similarities, geodesics, a sort of the row."""
     best, errors = [], []
     for photo, truth in zip(photos, truth_deg, strict=True):
-        order = np.argsort(-(gallery @ photo), kind="stable")[:5]
+        order = np.argsort(-(gallery @ photo), kind="stable")[0]
         error = haversine_rad(truth[None], gallery_deg)[0] * EARTH_RADIUS_KM
         best.append(order)
         errors.append(error[order])

@@ -252,68 +252,6 @@ def along(
     return figure
 
 
-@_styled
-def coverage(table: pd.DataFrame) -> Figure:
-    """How often the true place lies within its radius, against how often it should: calibrated on validation,
-    and plain.
-
-    Args:
-        table: of :func:`study.decoding.coverage`, with columns split, strategy and seed.
-    """
-    splits = list(dict.fromkeys(table["split"]))
-    figure, axes = _figure(1, len(splits) + 1, (3.4 * (len(splits) + 1), 3.6))
-    for axis, split in zip(axes[0], splits, strict=False):
-        axis.plot([0.45, 1.0], [0.45, 1.0], color=MUTED, lw=0.9, ls=":")
-        for (name, rows), marker in zip(
-            table[table["split"] == split].groupby("strategy", sort=False),
-            itertools.cycle(MARKERS),
-            strict=False,
-        ):
-            by_level = rows.groupby("level")[["coverage", "plain"]].mean()
-            colour = STRATEGY_COLOURS.get(name, MUTED)
-            axis.plot(
-                by_level.index,
-                by_level["coverage"],
-                marker=marker,
-                ms=4,
-                color=colour,
-                label=f"{name}, calibrated",
-            )
-            axis.plot(
-                by_level.index,
-                by_level["plain"],
-                marker=marker,
-                ms=4,
-                mfc="white",
-                ls="--",
-                color=colour,
-                label=f"{name}, plain softmax",
-            )
-        axis.set(xlabel="level asked for", title=f"split {split}", ylim=(0, 1.02))
-    axes[0, 0].set_ylabel("share of the photos within their radius")
-    last = axes[0, -1]
-    for (name, rows), marker in zip(
-        table[table["split"] == splits[0]].groupby("strategy", sort=False),
-        itertools.cycle(MARKERS),
-        strict=False,
-    ):
-        radius = rows.groupby("level")["median_radius_km"].mean()
-        last.plot(
-            radius.index, radius, marker=marker, ms=4, color=STRATEGY_COLOURS.get(name, MUTED), label=name
-        )
-    last.set(
-        xlabel="level asked for",
-        ylabel="median radius, km",
-        yscale="log",
-        title=f"how large, split {splits[0]}",
-    )
-    last.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-    last.yaxis.set_minor_locator(mpl.ticker.NullLocator())
-    last.yaxis.set_major_formatter(KILOMETRES)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    return figure
-
-
 ORACLE_STYLES = {"oracle": INK, "oracle_false": "#7c8794", "oracle_hard": "#a16207"}
 
 

@@ -82,7 +82,7 @@ class TestPredict:
     def test_the_first_candidate_is_what_evaluation_retrieves(self, predictor, photos):
         found, encoder = predict.predict(predictor, photos, top=1).table, predictor.encoder
         images = torch.stack([encoder.preprocess(Image.open(path).convert("RGB")) for path in photos])
-        rows = gallery.retrieve(predictor.model, encoder.encode(images), predictor.embedded)
+        _, rows = gallery.retrieve(predictor.model, encoder.encode(images), predictor.embedded)
         assert np.allclose(found[PLACE], predictor.gallery_deg[rows])
 
     def test_candidates_are_distinct_places_in_order_of_probability(self, predictor, photos):

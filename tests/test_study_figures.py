@@ -94,25 +94,3 @@ class TestAlong:
         assert [line.get_label() for line in upper.lines] == ["infonce", "decayed"]
         assert np.allclose(lower.lines[0].get_ydata(), [0.3, 0.6, 1.8])
         assert "nothing was varied" in words(study_figures.along(pd.DataFrame(), "epochs"))
-
-
-class TestCoverage:
-    def test_asked_and_found_by_split(self) -> None:
-        rows = [
-            {
-                "split": split,
-                "strategy": "infonce",
-                "seed": seed,
-                "level": level,
-                "coverage": level,
-                "plain": level - 0.2 * seed,
-                "median_radius_km": 100 * level,
-            }
-            for split in SPLITS
-            for seed in (0, 1)
-            for level in (0.5, 0.8)
-        ]
-        figure = study_figures.coverage(pd.DataFrame(rows))
-        assert len(figure.axes) == 3
-        _, calibrated, plain = figure.axes[0].lines
-        assert calibrated.get_ydata().tolist() == [0.5, 0.8] and np.allclose(plain.get_ydata(), [0.4, 0.7])

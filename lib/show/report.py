@@ -71,7 +71,6 @@ FIGURES = {
     "semivariogram_by_continent": "A curve for each continent.",
     "semivariogram_geometry": "Which geometry of features tells near from far.",
     "learned_semivariogram": "The semivariogram of the learned embeddings.",
-    "coverage": "How often the true place lies within its radius.",
     "simulation_curve": "A simulated world: the known semivariogram and its estimate.",
     "simulation_precision_recall": "A simulated world: who finds false and hard negatives.",
     "simulation_gains": "A simulated world: what each strategy and a perfect oracle gain.",

@@ -129,8 +129,8 @@ def search(
     if len(mine):
         embedded = embed(model, gallery_deg[mine], model.logit_scale.device)
         blocks = np.array_split(rows, max(1, -(-len(rows) // block)))
-        some = [retrieve_top(model, frozen.rows(part), embedded, 1) for part in blocks]
-        best, found = (torch.cat(one)[:, 0] for one in zip(*some, strict=True))
+        some = [retrieve(model, frozen.rows(part), embedded) for part in blocks]
+        best, found = (torch.cat(one) for one in zip(*some, strict=True))
     if among_ranks:
         best, found = (ranks.stacked(one) for one in (best, found + (mine[0] if len(mine) else 0)))
         found = found.gather(0, best.argmax(0, keepdim=True))[0]  # of equal ones that of the first rank
@@ -138,48 +138,27 @@ def search(
 
 
 @torch.inference_mode()
-def retrieve(model: GeoCLIP, photos: torch.Tensor, gallery: torch.Tensor, block: int = 1_024) -> np.ndarray:
-    """Row of the gallery that is most similar to each photo, int64 [N].
+def retrieve(
+    model: GeoCLIP, photos: torch.Tensor, gallery: torch.Tensor, block: int = 1_024
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and row of the place that is most similar to each photo, both [N]; of equals the first.
+
+    Holds ``block`` x ``GALLERY_BLOCK`` similarities at a time, whatever N and G.
 
     Args:
         photos: frozen features v [N, D].
         gallery: embeddings [G, 512].
     """
-    return retrieve_top(model, photos, gallery, 1, block)[1][:, 0].numpy()
-
-
-@torch.inference_mode()
-def retrieve_top(
-    model: GeoCLIP, photos: torch.Tensor, gallery: torch.Tensor, count: int, block: int = 1_024
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and rows of the places most similar to each photo, best first, both [N, min(count, G)].
-
-    Holds ``block`` x ``GALLERY_BLOCK`` similarities at a time, whatever N and G. Arguments as in
-    :func:`retrieve`.
-    """
     found = []
     for part in photos.split(block):
         embedded = model.embed_photos(part.to(gallery.device))
-        best = embedded.new_empty(len(part), 0)
-        rows = torch.empty(len(part), 0, dtype=torch.long, device=gallery.device)
+        best, rows = embedded.new_full((len(part),), -torch.inf), torch.zeros(len(part), dtype=torch.long)
+        rows = rows.to(gallery.device)
         for start in range(0, len(gallery), GALLERY_BLOCK):
             with torch.autocast(gallery.device.type, enabled=False):  # in bfloat16 many places tie
-                similarity = embedded @ gallery[start : start + GALLERY_BLOCK].T
-            values, places = largest(similarity, count)
-            best, rows = torch.cat((best, values), 1), torch.cat((rows, places + start), 1)
-            best, order = torch.sort(best, dim=1, descending=True, stable=True)
-            best, rows = best[:, :count], rows.gather(1, order)[:, :count]
+                cosine, row = (embedded @ gallery[start : start + GALLERY_BLOCK].T).max(1)
+            rows = torch.where(cosine > best, row + start, rows)
+            best = torch.maximum(cosine, best)
         found.append((best.cpu(), rows.cpu()))
     best, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
     return best, rows
-
-
-def largest(similarity: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ``count`` largest of each row [n, w], best first, and their columns; of equals, one takes the
-    first."""
-    if similarity.shape[1] <= count:
-        return torch.sort(similarity, dim=1, descending=True, stable=True)
-    if count > 1:
-        return similarity.topk(count, 1)
-    place = similarity.argmax(1, keepdim=True)  # topk does not say which of several equals it takes
-    return similarity.gather(1, place), place

@@ -467,9 +467,11 @@ def validate(model: GeoCLIP, data: TrainingData, device: torch.device) -> dict[s
     """Accuracy within each of ``COMPARED_KM`` and the median error on the validation split."""
     model.eval()
     embedded = gallery.embed(model, data.gallery_deg, device)
-    found = gallery.retrieve(model, data.frozen.rows(data.validation_rows), embedded)
+    _, found = gallery.retrieve(model, data.frozen.rows(data.validation_rows), embedded)
     model.train()
-    error = geodesy.distance_km(data.gallery_deg[found], data.coordinates_deg[data.validation_rows].numpy())
+    error = geodesy.distance_km(
+        data.gallery_deg[found.numpy()], data.coordinates_deg[data.validation_rows].numpy()
+    )
     accuracy = {f"validation_acc_{radius}km": float((error <= radius).mean()) for radius in COMPARED_KM}
     return accuracy | {"validation_median_km": float(np.median(error))}
 
