@@ -8,19 +8,12 @@ from pathlib import Path
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 """The browser of this machine, or None."""
 MISSING = "no Chromium on this machine (Debian: apt-get install chromium)"
-SWITCHES = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+SWITCHES = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+            "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 
 class Visit:
-    """A page in the browser, with whatever it complained about or tried to fetch; shown once the selector
-    ``ready`` is there."""
+    """A page in the browser, shown once ``ready`` is there; what it complained about or tried to fetch."""
 
     def __init__(
         self,
@@ -29,7 +22,7 @@ class Visit:
         width: int = 1280,
         height: int = 800,
         *,
-        ready: str = ".panel summary:not(:empty)",
+        ready: str = ".title:not(:empty)",
         scheme: str = "light",
     ) -> None:
         self.complaints: list[str] = []
@@ -63,16 +56,14 @@ class Visit:
 
     def map(self, expression: str) -> object:
         """Value of a script expression in which ``map`` is the Leaflet map."""
-        return self.tab.evaluate(
-            "(() => "
-            f"{{ const map = window[document.querySelector('.folium-map').id]; return {expression}; }})()"
-        )
+        found = "const map = window[document.querySelector('.folium-map').id]"
+        return self.tab.evaluate(f"(() => {{ {found}; return {expression}; }})()")
 
     def until(self, expression: str) -> None:
         """Waits until ``expression``, in which ``map`` is the Leaflet map, is true.
 
-        Asked from here, because the page's content security policy forbids the evaluation that
-        ``wait_for_function`` repeats.
+        Asked from here: the page's content security policy forbids the evaluation that ``wait_for_function``
+        repeats.
         """
         for _ in range(600):
             if self.map(expression):
@@ -86,3 +77,11 @@ class Visit:
         self.tab.keyboard.press("Control+A")
         self.tab.keyboard.insert_text(wanted)
         self.tab.keyboard.press("Enter")
+
+    def first_fact(self) -> str:
+        """The first value that the open popup shows: of a photo its id."""
+        return self.tab.locator(".leaflet-popup dd").first.text_content()
+
+    def width(self) -> int:
+        """Pixels that the page is wide."""
+        return self.tab.evaluate("document.documentElement.scrollWidth")

@@ -1,5 +1,4 @@
-"""Statements about the maps: what they show, that they are safe with any data, and that they open without a
-network."""
+"""Statements about the maps of photos: what they show, any data are safe, they open without a network."""
 
 from __future__ import annotations
 
@@ -20,8 +19,11 @@ from PIL import Image
 from lib.data.sphere import destination, uniform_on_sphere
 from lib.evaluate.regions import error_field
 from lib.method.geodesy import EARTH_RADIUS_KM, distance_km
-from lib.show import maps
-from lib.show.maps import ERROR_CLASSES, great_circle, prediction_map, save_map
+from lib.runs import Run
+from lib.settings import load
+from lib.show import maps, world
+from lib.show.maps import ERROR_CLASSES, prediction_map, save_map, side_by_side_map
+from lib.show.world import great_circle
 
 STRATEGIES = ("infonce", "semivariogram", "decayed", "similarity")
 HOSTILE = [
@@ -30,23 +32,16 @@ HOSTILE = [
     "<!-- <script>",
     "{{ 7 * 7 }}{% raw %}{#",
 ]
+MARKS = "Object.values(map._layers).filter((layer) => layer.photo !== undefined).length"
 
 
-def photo_folder(folder: Path, count: int, px: int = 128) -> list[str]:
-    """Paths of ``count`` smooth coloured photos below ``folder``."""
-    generator = np.random.default_rng(7)
-    for k in range(count):
-        coarse = Image.fromarray(generator.integers(0, 256, (9, 9, 3), dtype=np.uint8))
-        coarse.resize((px, px), Image.Resampling.BICUBIC).save(folder / f"photo{k}.jpg", quality=90)
-    return [f"photo{k}.jpg" for k in range(count)]
-
-
-def table(
-    count: int, paths: list[str], strategies: tuple[str, ...] = STRATEGIES, seed: int = 0
-) -> pd.DataFrame:
+def table(count: int, strategies: tuple[str, ...] = STRATEGIES, seed: int = 0) -> pd.DataFrame:
     """Predictions of ``count`` photos with errors from metres to thousands of kilometres."""
     generator = np.random.default_rng(seed)
     true = uniform_on_sphere(count, generator, 72.0)
+    photos = pd.DataFrame(true, columns=["latitude", "longitude"]).assign(
+        id=[f"photo-{k:05d}" for k in range(count)], path=[f"photo{k % 20}.jpg" for k in range(count)]
+    )
     rows = []
     for strategy in strategies:
         bearing, length = (
@@ -54,63 +49,44 @@ def table(
             10.0 ** generator.uniform(-1.0, 4.2, count),
         )
         guess = destination(true, length * np.sin(bearing), length * np.cos(bearing))
-        columns = {
-            "id": [f"photo-{k:05d}" for k in range(count)],
-            "split": "test",
-            "strategy": strategy,
-            "seed": seed,
-            "path": [paths[k % len(paths)] for k in range(count)],
-            "error_km": distance_km(true, guess),
-        }
-        rows.append(
-            pd.DataFrame(columns).assign(
-                latitude=true[:, 0],
-                longitude=true[:, 1],
-                predicted_latitude=guess[:, 0],
-                predicted_longitude=guess[:, 1],
-            )
-        )
+        of_one = photos.assign(split="test", strategy=strategy, seed=seed, error_km=distance_km(true, guess))
+        rows.append(of_one.assign(predicted_latitude=guess[:, 0], predicted_longitude=guess[:, 1]))
     return pd.concat(rows, ignore_index=True)
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A folder with 20 photos, and their paths in it."""
-    folder = tmp_path_factory.mktemp("photos")
-    return folder, photo_folder(folder, 20)
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 20 smooth coloured photos."""
+    folder, generator = tmp_path_factory.mktemp("photos"), np.random.default_rng(7)
+    for k in range(20):
+        coarse = Image.fromarray(generator.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+        coarse.resize((128, 128), Image.Resampling.BICUBIC).save(folder / f"photo{k}.jpg", quality=90)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def small(photos: tuple[Path, list[str]]) -> pd.DataFrame:
-    """Twelve photos, two strategies; the first ones are named by an attacker, one crosses the 180th
-    meridian."""
-    predictions = table(12, photos[1], STRATEGIES[:2])
-    for strategy in STRATEGIES[:2]:
-        rows = predictions.index[predictions["strategy"] == strategy]
-        predictions.loc[rows[: len(HOSTILE)], "id"] = HOSTILE
-        predictions.loc[rows[4], ["id", "latitude", "longitude"]] = ["dateline", 10.0, 179.0]
-        predictions.loc[rows[4], ["predicted_latitude", "predicted_longitude"]] = [12.0, -178.0]
-        predictions.loc[rows[5], ["id", "path"]] = ["lost", HOSTILE[0]]
+def small() -> pd.DataFrame:
+    """Twelve photos, two strategies; the first are named by an attacker, one crosses the 180th meridian."""
+    predictions = table(12, STRATEGIES[:2])
+    for first in (0, 12):
+        predictions.loc[first : first + 3, "id"] = HOSTILE
+        predictions.loc[first + 4, ["id", "latitude", "longitude"]] = ["dateline", 10.0, 179.0]
+        predictions.loc[first + 4, ["predicted_latitude", "predicted_longitude"]] = [12.0, -178.0]
+        predictions.loc[first + 5, ["id", "path"]] = ["lost", HOSTILE[0]]
     return predictions
 
 
 @pytest.fixture(scope="module")
-def page(
-    small: pd.DataFrame, photos: tuple[Path, list[str]], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def page(small: pd.DataFrame, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small map as a file."""
-    path = tmp_path_factory.mktemp("page") / "new" / "map.html"
-    return save_map(
-        prediction_map(small, photos[0], field=error_field(small, side=40), title="a <b>title</b> & more"),
-        path,
-    )
+    drawn = prediction_map(small, photos, field=error_field(small, side=40), title="a <b>title</b> & more")
+    return save_map(drawn, tmp_path_factory.mktemp("page") / "new" / "map.html")
 
 
-def embedded(path: Path) -> dict:
+def data_of(page: folium.Map | Path) -> dict:
     """What the page carries as data."""
-    return json.loads(
-        re.search(r'type="application/json"[^>]*>(.*?)</script>', path.read_text("utf-8"), re.S)[1]
-    )
+    text = page.read_text("utf-8") if isinstance(page, Path) else page.get_root().render()
+    return json.loads(re.search(r'type="application/json"[^>]*>(.*?)</script>', text, re.S)[1])
 
 
 def resources(text: str) -> list[str]:
@@ -123,16 +99,6 @@ def resources(text: str) -> list[str]:
         + re.findall(r"""url\(\s*["']?([^"')]*)""", text)
         + re.findall(r"""@import\s+["']([^"']+)""", text)
     )
-
-
-def test_a_map_of_the_same_photos_is_the_same_file(
-    small: pd.DataFrame, photos: tuple[Path, list[str]], tmp_path: Path
-) -> None:
-    one, other = (
-        save_map(prediction_map(small, photos[0]), tmp_path / name).read_bytes()
-        for name in ("a.html", "b.html")
-    )
-    assert one == other
 
 
 class TestGreatCircle:
@@ -178,127 +144,125 @@ class TestGreatCircle:
 
 class TestPage:
     def test_two_thousand_photos_of_four_strategies_stay_below_ten_megabytes(
-        self, photos: tuple[Path, list[str]], tmp_path: Path
+        self, photos: Path, tmp_path: Path
     ) -> None:
+        predictions = table(2_000)
         path = save_map(
-            prediction_map(predictions := table(2_000, photos[1]), photos[0], field=error_field(predictions)),
-            tmp_path / "map.html",
+            prediction_map(predictions, photos, field=error_field(predictions)), tmp_path / "map.html"
         )
         assert path.stat().st_size < 10e6
-        data = embedded(path)
+        data = data_of(path)
         assert len(data["thumbnails"]) == len(data["ids"]) == 2_000
         assert [strategy["name"] for strategy in data["strategies"]] == list(STRATEGIES)
 
-    def test_it_refers_to_nothing_on_a_network(self, page: Path) -> None:
+    def test_it_refers_to_nothing_on_a_network_and_is_the_same_file_twice(
+        self, page: Path, small: pd.DataFrame, photos: Path
+    ) -> None:
         assert all(address.startswith(("data:", "#")) for address in resources(page.read_text("utf-8")))
-        assert "tile.openstreetmap.org" not in page.read_text("utf-8")
+        one, other = (prediction_map(small, photos).get_root().render() for _ in range(2))
+        assert one == other
 
-    def test_web_tiles_are_the_only_host_it_may_ask(self, small: pd.DataFrame) -> None:
-        text = prediction_map(small, None, web_tiles=True).get_root().render()
-        policy = re.search(r'Content-Security-Policy"\s+content="([^"]*)"', text)[1]
-        assert re.findall(r"https?://[^\s;]+", policy) == ["https://tile.openstreetmap.org"]
-        assert all(address.startswith(("data:", "#")) for address in resources(text))
+    def test_hostile_ids_and_titles_stay_text(self, page: Path, small: pd.DataFrame, photos: Path) -> None:
+        for text in (page.read_text("utf-8"), side_by_side_map(small, photos).get_root().render()):
+            assert not any(id_ in text for id_ in HOSTILE[:3])
+        assert "<title>a &lt;b&gt;title&lt;/b&gt; &amp; more</title>" in page.read_text("utf-8")
+        assert data_of(page)["ids"][: len(HOSTILE)] == HOSTILE
 
-    def test_hostile_ids_and_titles_stay_text(self, page: Path) -> None:
-        text = page.read_text("utf-8")
-        assert not any(id_ in text for id_ in HOSTILE[:3])
-        assert "<title>a &lt;b&gt;title&lt;/b&gt; &amp; more</title>" in text
-        assert embedded(page)["ids"][: len(HOSTILE)] == HOSTILE
-
-    def test_thumbnails_are_small_jpegs_kept_once_a_photo(self, page: Path) -> None:
-        data = embedded(page)
+    def test_thumbnails_are_small_jpegs_and_a_missing_photo_is_named_and_counted(self, page: Path) -> None:
+        data = data_of(page)
         image = Image.open(io.BytesIO(base64.b64decode(data["thumbnails"][0])))
         assert (image.format, max(image.size)) == ("JPEG", maps.THUMBNAIL_PX)
-        assert len(data["thumbnails"]) == 12
-
-    def test_a_missing_photo_is_named_and_counted(self, page: Path) -> None:
-        data = embedded(page)
-        assert data["thumbnails"][5] == ""
+        assert len(data["thumbnails"]) == 12 and data["thumbnails"][5] == ""
         assert data["unreadable"] == {"5": HOSTILE[0]}
         assert "1 of 12 photos have no thumbnail: file missing or unreadable." in data["notes"]
 
-    def test_without_paths_or_folder_it_says_why_there_are_no_thumbnails(
-        self, small: pd.DataFrame, tmp_path: Path
-    ) -> None:
-        for predictions, root in ((small, None), (small.drop(columns="path"), tmp_path)):
-            data = embedded(save_map(prediction_map(predictions, root), tmp_path / "map.html"))
-            assert "No thumbnails: no image folder or no paths were given." in data["notes"]
-
     def test_the_smallest_seed_of_each_strategy_is_drawn_and_said(self, tmp_path: Path) -> None:
-        both = pd.concat([table(5, ["a"], ("infonce",), seed) for seed in (4, 2)]).assign(
+        both = pd.concat([table(5, ("infonce",), seed) for seed in (4, 2)]).assign(
             latitude=1.0, longitude=2.0
         )
-        data = embedded(save_map(prediction_map(both, None), tmp_path / "map.html"))
+        data = data_of(prediction_map(both, tmp_path))
         assert data["strategies"][0]["seed"] == "2"
         assert "Several seeds were trained; the smallest of each strategy is drawn." in data["notes"]
 
-    def test_of_too_many_photos_an_even_sample_is_drawn_and_said(
+    def test_of_too_many_photos_some_are_drawn_and_the_title_says_so(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(maps, "MAX_PHOTOS", 4)
-        data = embedded(save_map(prediction_map(table(10, ["a"]), None), tmp_path / "map.html"))
-        assert data["ids"] == ["photo-00000", "photo-00003", "photo-00006", "photo-00009"]
-        assert data["notes"][0] == "4 of 10 photos, evenly spaced in the table, split test."
+        monkeypatch.setattr(maps, "MOST_PHOTOS", 4)
+        predictions, run = table(10).drop(columns="path"), Run(load("smoke"), tmp_path / "run")
+        manifest = predictions[["id"]].drop_duplicates().assign(path="nowhere.jpg")
+        for drawn in (
+            maps.split_map(predictions, manifest, run, "test"),
+            maps.draw_pair(run, predictions, manifest),
+        ):
+            assert len(data_of(drawn)["ids"]) == 4
+            assert data_of(drawn)["title"].startswith("run: split test, 4 of 10 photos")
+        assert {path.name for path in run.map("predictions").parent.iterdir()} == {
+            "predictions.html",
+            "side_by_side.html",
+        }
+        assert maps.draw_pair(run, predictions.query("strategy == 'infonce'"), manifest) is None
 
     def test_a_bound_belongs_to_the_class_below_it(self, tmp_path: Path) -> None:
-        predictions = table(10, ["a"], ("infonce",))
         bounds = [bound.upper_km for bound in ERROR_CLASSES[:-1]]
-        predictions["error_km"] = [0.0, *bounds, *(bound + 0.01 for bound in bounds), 20_000.0]
-        data = embedded(save_map(prediction_map(predictions, None), tmp_path / "map.html"))
+        errors = [0.0, *bounds, *(bound + 0.01 for bound in bounds), 20_000.0]
+        data = data_of(prediction_map(table(10, ("infonce",)).assign(error_km=errors), tmp_path))
         assert data["strategies"][0]["error_class"] == [0, 0, 1, 2, 3, 1, 2, 3, 4, 4]
 
     def test_a_strategy_without_a_photo_leaves_it_out(self, tmp_path: Path) -> None:
-        data = embedded(save_map(prediction_map(table(4, ["a"]).iloc[:-1], None), tmp_path / "map.html"))
+        data = data_of(prediction_map(table(4).iloc[:-1], tmp_path))
         assert data["strategies"][3]["error_class"][3] is None
 
-    def test_a_notebook_can_show_it(self, small: pd.DataFrame) -> None:
-        world = prediction_map(small, None)
-        assert isinstance(world, folium.Map)
-        assert world._repr_html_().count("<iframe") == 1
+    def test_a_notebook_can_show_it(self, small: pd.DataFrame, tmp_path: Path) -> None:
+        drawn = prediction_map(small, tmp_path)
+        assert isinstance(drawn, folium.Map)
+        assert drawn._repr_html_().count("<iframe") == 1
 
     def test_a_failed_save_leaves_the_old_page_and_no_rest(
         self, small: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "map.html").write_text("old")
-        world = prediction_map(small, None)
-        monkeypatch.setattr(maps, "EMBEDDED_RESOURCES", {})
+        drawn = prediction_map(small, tmp_path)
+        monkeypatch.setattr(world, "EMBEDDED_RESOURCES", {})
         with pytest.raises(KeyError):
-            save_map(world, tmp_path / "map.html")
+            save_map(drawn, tmp_path / "map.html")
         assert [path.name for path in tmp_path.iterdir()] == ["map.html"]
         assert (tmp_path / "map.html").read_text() == "old"
 
 
 class TestErrors:
-    def test_no_rows(self, small: pd.DataFrame) -> None:
-        with pytest.raises(ValueError, match="have no rows"):
-            prediction_map(small.iloc[:0], None)
-
     @pytest.mark.parametrize("column", maps.COLUMNS)
     def test_a_missing_column_is_named(self, small: pd.DataFrame, column: str) -> None:
         with pytest.raises(ValueError, match=f"lack the column '{column}'"):
-            prediction_map(small.drop(columns=column), None)
+            prediction_map(small.drop(columns=column), Path())
 
     @pytest.mark.parametrize(
-        ("column", "value"),
-        [("predicted_latitude", np.nan), ("longitude", np.inf), ("latitude", 90.5), ("error_km", -1.0)],
+        ("column", "row", "value", "sentence"),
+        [
+            (
+                "predicted_latitude",
+                7,
+                np.nan,
+                "predicted_latitude of the photo 'photo-00007' \\(infonce\\) is nan",
+            ),
+            ("longitude", 7, np.inf, "longitude of the photo 'photo-00007' \\(infonce\\) is inf"),
+            ("latitude", 7, 90.5, "latitude of the photo 'photo-00007' \\(infonce\\) is 90.5"),
+            ("error_km", 7, -1.0, "error_km of the photo 'photo-00007' \\(infonce\\) is -1.0"),
+            ("strategy", 3, None, "strategy is empty in row 3"),
+            ("latitude", 6, 1.0, "'photo-00006' has two true places"),
+            ("id", 7, "photo-00006", "'photo-00006' is twice in the strategy 'infonce', seed 0"),
+        ],
     )
-    def test_an_impossible_number_is_named_with_its_photo(
-        self, small: pd.DataFrame, column: str, value: float
+    def test_an_impossible_value_is_named_with_its_photo(
+        self, small: pd.DataFrame, column: str, row: int, value: object, sentence: str
     ) -> None:
-        with pytest.raises(ValueError, match=f"{column} of the photo 'photo-00007' \\(infonce\\) is {value}"):
-            prediction_map(small.assign(**{column: small[column].where(small.index != 7, value)}), None)
+        with pytest.raises(ValueError, match=sentence):
+            prediction_map(small.assign(**{column: small[column].where(small.index != row, value)}), Path())
 
-    def test_a_photo_without_strategy_is_named_by_its_row(self, small: pd.DataFrame) -> None:
-        with pytest.raises(ValueError, match="strategy is empty in row 3"):
-            prediction_map(small.assign(strategy=small["strategy"].where(small.index != 3)), None)
-
-    def test_a_photo_twice_in_a_strategy_is_named(self, small: pd.DataFrame) -> None:
-        with pytest.raises(ValueError, match="'photo-00006' is twice in the strategy 'infonce', seed 0"):
-            prediction_map(pd.concat([small, small.iloc[6:7]]), None)
-
-    def test_a_photo_with_two_true_places_is_named(self, small: pd.DataFrame) -> None:
-        with pytest.raises(ValueError, match="'photo-00006' has two true places"):
-            prediction_map(small.assign(latitude=small["latitude"].where(small.index != 6, 1.0)), None)
+    def test_no_rows_and_one_strategy_to_compare(self, small: pd.DataFrame) -> None:
+        with pytest.raises(ValueError, match="have no rows"):
+            prediction_map(small.iloc[:0], Path())
+        with pytest.raises(ValueError, match="two strategies are needed to compare; there is only infonce"):
+            side_by_side_map(small[small["strategy"] == "infonce"], Path())
 
 
 @pytest.fixture
@@ -309,13 +273,12 @@ def desktop(browser: object, page: Path) -> Visit:
 
 
 class TestBrowser:
-    def test_the_whole_world_fits(self, desktop: Visit) -> None:
-        west, east = desktop.map("[map.getBounds().getWest(), map.getBounds().getEast()]")
+    def test_the_whole_world_fits_and_the_way_back_to_it_is_one_button(self, desktop: Visit) -> None:
+        west, east, home = desktop.map(
+            "[map.getBounds().getWest(), map.getBounds().getEast(), map.getZoom()]"
+        )
         assert west <= -180.0 + 1e-6
         assert east >= 180.0 - 1e-6
-
-    def test_the_way_back_to_the_whole_world_is_one_button(self, desktop: Visit) -> None:
-        home = desktop.map("map.getZoom()")
         desktop.find("dateline")
         desktop.tab.get_by_role("button", name="Whole world").click()
         desktop.until(f"Math.abs(map.getZoom() - {home}) < 1e-6")
@@ -328,12 +291,11 @@ class TestBrowser:
         desktop.tab.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         desktop.tab.wait_for_selector(".leaflet-popup img")
         desktop.until("document.querySelector('.leaflet-popup img').naturalWidth > 0")
-        assert desktop.tab.locator(".leaflet-popup dd").first.text_content() == row.id
+        assert desktop.first_fact() == row.id
 
     def test_strategies_classes_and_overlays_switch(self, desktop: Visit, small: pd.DataFrame) -> None:
-        marks = "Object.values(map._layers).filter((layer) => layer.photo !== undefined).length"
         lines = "Object.values(map._layers).filter((layer) => layer.options.opacity === 0.4).length"
-        assert desktop.map(marks) == 24
+        assert desktop.map(MARKS) == 24
         assert desktop.map(lines) == 0
         desktop.find("photo-00007")
         for strategy in STRATEGIES[:2]:
@@ -342,16 +304,16 @@ class TestBrowser:
         errors = small.loc[small["strategy"] == STRATEGIES[1], "error_km"]
         desktop.tab.get_by_label("beyond").uncheck()
         kept = int((errors <= ERROR_CLASSES[-2].upper_km).sum())
-        assert desktop.map(marks) == 2 * kept
+        assert desktop.map(MARKS) == 2 * kept
         desktop.tab.get_by_label("error lines").check()
         assert desktop.map(lines) == kept
         desktop.tab.get_by_label("predicted places").uncheck()
-        assert desktop.map(marks) == kept
+        assert desktop.map(MARKS) == kept
 
     def test_hostile_text_is_shown_and_not_run(self, desktop: Visit) -> None:
         for hostile in HOSTILE:
             desktop.find(hostile)
-            assert desktop.tab.locator(".leaflet-popup dd").first.text_content() == hostile
+            assert desktop.first_fact() == hostile
         desktop.find("lost")
         assert HOSTILE[0] in desktop.tab.locator(".leaflet-popup .missing").text_content()
 
@@ -380,7 +342,7 @@ class TestBrowser:
             assert visit.tab.locator(".strip").is_visible()
             visit.tab.locator(".search input").scroll_into_view_if_needed()
             assert visit.tab.locator(".search input").is_visible()
-            assert visit.tab.evaluate("document.documentElement.scrollWidth") <= 390
+            assert visit.width() <= 390
             visit.tab.locator(".panel summary").click()
             assert not visit.tab.locator(".search input").is_visible()
             visit.until("document.querySelector('.folium-map').clientHeight > 750")
@@ -388,19 +350,14 @@ class TestBrowser:
     def test_clusters_hold_every_true_place_and_open_into_photos(
         self, browser: object, tmp_path: Path
     ) -> None:
-        crowd = table(40, ["a"], ("infonce",)).assign(
-            latitude=lambda rows: 40.0 + rows["latitude"] / 100.0,
-            longitude=lambda rows: 10.0 + rows["longitude"] / 100.0,
-        )
-        with Visit(browser, save_map(prediction_map(crowd, None), tmp_path / "crowd.html")) as visit:
+        crowd = table(40, ("infonce",))
+        crowd[["latitude", "longitude"]] = crowd[["latitude", "longitude"]] / 100.0 + np.array([40.0, 10.0])
+        with Visit(browser, save_map(prediction_map(crowd, tmp_path), tmp_path / "crowd.html")) as visit:
             visit.tab.get_by_label("true places in clusters").check()
             counts = [int(text) for text in visit.tab.locator(".ring").all_text_contents()]
             assert 1 <= len(counts) < 10
             visit.tab.get_by_label("predicted places").uncheck()
-            single = visit.map(
-                "Object.values(map._layers).filter((layer) => layer.photo !== undefined).length"
-            )
-            assert sum(counts) + single == 40
+            assert sum(counts) + visit.map(MARKS) == 40
             before = visit.map("map.getZoom()")
             visit.tab.locator(".leaflet-marker-icon").first.focus()
             visit.tab.keyboard.press("Enter")
@@ -421,10 +378,80 @@ class TestBrowser:
         self, desktop: Visit, small: pd.DataFrame
     ) -> None:
         errors = small[small["strategy"] == STRATEGIES[0]].sort_values("error_km", ascending=False)
-        desktop.tab.locator(".steps .next").focus()
-        for expected in errors["id"][:3]:
+        for button, number in ((".next", 0), (".next", 1), (".next", 2), (".previous", 1)):
+            desktop.tab.locator(button).focus()
             desktop.tab.keyboard.press("Enter")
-            assert desktop.tab.locator(".leaflet-popup dd").first.text_content() == expected
-        desktop.tab.locator(".steps .previous").focus()
-        desktop.tab.keyboard.press("Enter")
-        assert desktop.tab.locator(".leaflet-popup dd").first.text_content() == errors["id"].iloc[1]
+            assert desktop.first_fact() == errors["id"].iloc[number]
+
+
+@pytest.fixture(scope="module")
+def pair(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of thirty photos and two strategies, the first photos named by an attacker."""
+    predictions = table(30, STRATEGIES[:2]).assign(id=lambda rows: [*HOSTILE, *rows["id"][4:30]] * 2)
+    return save_map(side_by_side_map(predictions, photos), tmp_path_factory.mktemp("page") / "pair.html")
+
+
+class TestSideBySide:
+    def views(self, visit: Visit) -> list[list[float]]:
+        """Latitude, longitude and zoom of both maps."""
+        view = "(one => [one.getCenter().lat, one.getCenter().lng, one.getZoom()])"
+        return visit.map(f"[map, window[map.getContainer().id + '_right']].map({view})")
+
+    def test_what_one_map_does_the_other_does(self, browser: object, pair: Path) -> None:
+        with Visit(browser, pair) as visit:
+            visit.map("map.setView([40, 20], 5, {animate: false}) && 0")
+            left, right = self.views(visit)
+            assert left == pytest.approx(right) and left[2] == 5
+            box = visit.tab.locator(".right").bounding_box()
+            visit.tab.mouse.move(box["x"] + 300, box["y"] + 500)
+            right_map = "window[map.getContainer().id + '_right']"
+            visit.map(
+                f"{right_map}.once('moveend', () => {{ window.stopped = true; }}) && (window.stopped = false)"
+            )
+            visit.tab.mouse.down()
+            visit.tab.mouse.move(box["x"] + 200, box["y"] + 400, steps=5)
+            visit.tab.mouse.up()
+            lag = 0.0
+            while not visit.tab.evaluate("stopped"):
+                left, right = self.views(visit)
+                lag = max(lag, abs(left[1] - right[1]))
+            assert lag <= 0.51 * 360 / (256 * 2**5), "half a pixel at zoom 5"
+            left, right = self.views(visit)
+            assert left == pytest.approx(right, abs=1e-6) and left[1] > 21
+
+    def test_a_photo_opens_on_both_with_its_picture_and_each_strategys_error(
+        self, browser: object, pair: Path
+    ) -> None:
+        with Visit(browser, pair) as visit:
+            for wanted in (*HOSTILE, "photo-00009"):
+                visit.find(wanted)
+                assert visit.first_fact() == wanted
+            assert visit.tab.locator(".leaflet-popup").count() == 2
+            pictures = "[...document.querySelectorAll('.leaflet-popup img')]"
+            visit.until(f"{pictures}.every((image) => image.naturalWidth > 0)")
+            for popup, strategy in zip(
+                visit.tab.locator(".leaflet-popup").all(), STRATEGIES[:2], strict=True
+            ):
+                assert strategy in popup.text_content() and "photo-00009" in popup.text_content()
+            visit.tab.locator(".leaflet-popup-close-button").first.click()
+            visit.until("document.querySelectorAll('.leaflet-popup').length === 0")
+
+    def test_each_map_says_how_many_photos_lie_within_200_km_and_the_filter_keeps_some(
+        self, browser: object, pair: Path
+    ) -> None:
+        errors = [frame["error_km"].to_numpy() for _, frame in table(30, STRATEGIES[:2]).groupby("strategy")]
+        with Visit(browser, pair) as visit:
+            first, second = visit.tab.locator(".side .share").all()
+            for share, of_one in ((first, errors[0]), (second, errors[1])):
+                assert f"{100 * (of_one <= 200).mean():.1f}" in share.text_content()
+            visit.tab.locator(".filter").select_option("right")
+            assert f"of {(errors[1] < errors[0]).sum()} within" in first.text_content()
+            visit.tab.locator(".side select").first.select_option("1")
+            assert "no such photo" in first.text_content()
+
+    def test_on_a_phone_one_map_lies_above_the_other(self, browser: object, pair: Path) -> None:
+        with Visit(browser, pair, 390, 844) as visit:
+            above, below = (visit.tab.locator(one).bounding_box() for one in (".folium-map", ".right"))
+            assert above["y"] + above["height"] <= below["y"] + 2 and below["height"] > 300
+            assert visit.width() <= 390
+            assert visit.tab.locator(".search input").is_visible()

@@ -209,7 +209,7 @@ def test_no_name_becomes_markup_in_the_map_of_candidates(tmp_path: Path) -> None
 
 
 def test_the_maps_forbid_whatever_they_did_not_bring_along() -> None:
-    head = (PROJECT / "lib" / "show" / "templates" / "world_head.j2").read_text()
+    head = (PROJECT / "lib" / "show" / "templates" / "world.j2").read_text()
     assert "Content-Security-Policy" in head and "default-src 'none'" in head
     for path in (PROJECT / "lib" / "show" / "templates").glob("*.j2"):
         assert not re.findall(

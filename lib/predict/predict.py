@@ -28,7 +28,7 @@ from lib.predict.predictors import PUBLISHED, Predictor, load_predictor
 from lib.runs import Run, writing
 from lib.runs.files import printable
 from lib.show.candidate_maps import candidate_map
-from lib.show.maps import save_map
+from lib.show.world import save_map
 
 NEARBY_KM = 200.0
 """Radius of ``probability_within_200km``, kilometres: the field's region."""

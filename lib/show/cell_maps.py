@@ -1,7 +1,7 @@
 """Maps of equal-area cells: how far off each strategy is, and where it gains or loses against the baseline.
 
-Pages made as those of :mod:`lib.show.maps` are: no network, on the Blue Marble. The cells' figures come from
-:mod:`lib.evaluate.regions`; draws, and computes nothing beyond drawing.
+Pages of :mod:`lib.show.world`; the cells' figures come from :mod:`lib.evaluate.regions`. Draws, and computes
+nothing beyond drawing.
 """
 
 from __future__ import annotations
@@ -13,84 +13,78 @@ import numpy as np
 import pandas as pd
 
 from lib.evaluate.intervals import LEAST_PHOTOS
-from lib.evaluate.regions import LEAST_FOR_A_MEAN
-from lib.method.geodesy import EARTH_RADIUS_KM
+from lib.evaluate.regions import ERROR_CELL_KM, LEAST_FOR_A_MEAN
 from lib.runs import Run
-from lib.show.maps import integers, save_map, world_page
+from lib.show.world import integers, require, save_map, world_page
 
-ERROR_BOUNDS_KM = (30, 100, 300, 1_000, 3_000)
-ERROR_RAMP = ("#2a0b54", "#65156e", "#9f2a63", "#d44842", "#f57d15", "#fac228")
-"""Inferno of matplotlib: evenly brighter from class to class, so that it reads without telling hues apart."""
-LISTED_PHOTOS = 10
-"""Photos of a cell that the list of the largest errors takes at least."""
-GAIN_BOUNDS = (5, 10, 20)
-GAIN_RAMP = ("#c6dbef", "#6baed6", "#2f7fc1", "#08519c")
-LOSS_RAMP = ("#fdd0a2", "#fd8d3c", "#e05a07", "#a63603")
-"""Blue and orange of ColorBrewer, safe for the colour-blind; the numbers in the cells bear their sign
-besides."""
+INFERNO = ["#2a0b54", "#65156e", "#9f2a63", "#d44842", "#f57d15", "#fac228"]
+"""Of matplotlib: evenly brighter from class to class, so that it reads without telling hues apart."""
+BLUES = ["#c6dbef", "#6baed6", "#2f7fc1", "#08519c"]
+ORANGES = ["#fdd0a2", "#fd8d3c", "#e05a07", "#a63603"]
+"""Both of ColorBrewer, safe for the colour-blind; the numbers in the cells bear their sign besides."""
+ERROR_PAGE = {
+    "kind": "error",
+    "bounds": [30, 100, 300, 1_000, 3_000],
+    "ramp": INFERNO,
+    "listed": 10,  # photos that a cell in the list of the largest errors has at least
+    "legend": {
+        "words": "Dark blue: small errors; yellow: large, kilometres",
+        "ramp": INFERNO,
+        "ticks": ["30", "100", "300", "1,000", "3,000", ""],
+        "keys": [["transparent", "few", f"pale: fewer than {LEAST_FOR_A_MEAN} photos"]],
+    },
+}
+GAIN_PAGE = {
+    "kind": "gain",
+    "bounds": [5, 10, 20],
+    "ramp": BLUES,
+    "loses": ORANGES,
+    "least": LEAST_PHOTOS,
+    "legend": {
+        "words": "Blue: gains, in percentage points; orange: loses; grey: not shown",
+        "ramp": [*reversed(ORANGES), *BLUES],
+        "ticks": ["−20", "−10", "−5", "0", "+5", "+10", "+20", ""],
+        "keys": [
+            ["rgba(135, 149, 163, .6)", "", "not shown: its interval holds zero"],
+            ["transparent", "few", f"fewer than {LEAST_PHOTOS} photos"],
+        ],
+    },
+}
+"""What the two kinds of page say and show whatever the cells are."""
 SPLIT_NAMES = {"test_blocked": "test_blocked: cells held out whole"}
 METRIC_NAMES = {"mean_km": "mean error", "median_km": "median error"}
-CELL_COLUMNS = ("n", "south", "west", "north", "east", "place")
+EDGES = ["south", "west", "north", "east"]
+OF_BOTH = ("split", "strategy", "seeds", "n", *EDGES, "place")
+OF_ERRORS = ("cell", "mean_km", "mean_low", "mean_high", "median_km", *OF_BOTH)
+OF_GAINS = ("group", "side_km", "baseline", "metric", "difference", "corrected_low", "corrected_high",
+            "verdict", "comparisons", *OF_BOTH)  # fmt: skip
 
 
 def error_cell_map(cells: pd.DataFrame, title: str = "") -> folium.Map:
     """World map of the mean and median error by equal-area cell, one split and strategy at a time.
 
-    cells: the table of :func:`lib.evaluate.regions.cell_errors`. title: plain text above the controls and of
-    the browser's tab.
+    Args:
+        cells: the table of :func:`lib.evaluate.regions.cell_errors`.
+        title: plain text above the controls and of the browser's tab.
 
-    Raises ValueError: no rows, or a column is missing; the message names it.
+    Raises:
+        ValueError: no rows, or a column is missing; the message names it.
     """
-    _check(
-        cells,
-        (
-            "split",
-            "strategy",
-            "cell",
-            "seeds",
-            "mean_km",
-            "mean_low",
-            "mean_high",
-            "median_km",
-            *CELL_COLUMNS,
-        ),
-    )
-    strategies = list(dict.fromkeys(cells["strategy"]))
-    views = {
-        "|".join((split, strategy, metric)): {
-            "value": _numbers(frame[metric]),
-            **(
-                {"low": _numbers(frame["mean_low"]), "high": _numbers(frame["mean_high"])}
-                if metric == "mean_km"
-                else {}
-            ),
-        }
-        for (split, strategy), frame in _by_view(cells, "cell", ["split"], ["strategy"])
-        for metric in METRIC_NAMES
-    }
-    data = {
-        "kind": "error",
-        "title": title or "How far off, by equal-area cell",
-        "grids": _grids(cells, "cell", ["split"]),
-        "grid_by": ["split"],
-        "views": views,
-        "choices": [
-            _splits(cells),
-            _choice("strategy", "Strategy", strategies),
-            _choice("metric", "Error", list(METRIC_NAMES), METRIC_NAMES),
-        ],
-        "bounds": list(ERROR_BOUNDS_KM),
-        "ramp": list(ERROR_RAMP),
-        "least": LEAST_FOR_A_MEAN,
-        "listed": LISTED_PHOTOS,
-        "notes": [
-            f"Cells of {_side(cells):,.0f} km, all of the same area; a cell's errors are those of its "
-            f"photos over {_seeds(cells)}.",
-            "The mean is drawn to the few photos that are placed on another continent; the median is not.",
-            "Intervals: 95 %, over the cell's photos and the seeds, not corrected for the number of cells.",
-        ],
-    }
-    return world_page("cell_map.j2", data)
+    _check(cells, OF_ERRORS)
+    cells = cells.rename(columns={"cell": "group", "mean_low": "low", "mean_high": "high"})
+    cells["verdict"] = np.where(cells["n"] < LEAST_FOR_A_MEAN, "too few photos", "")
+    mean = cells.assign(metric="mean_km", value=cells["mean_km"])
+    median = cells.assign(metric="median_km", value=cells["median_km"], low=np.nan, high=np.nan)
+    long = pd.concat([mean, median])
+    notes = [
+        f"Cells of {ERROR_CELL_KM:,.0f} km, all of the same area; "
+        f"a cell's errors are those of its photos over {_seeds(cells)}.",
+        "The mean is drawn to the few photos that are placed on another continent; the median is not.",
+        "Intervals: 95 %, over the cell's photos and the seeds, not corrected for the number of cells.",
+    ]
+    choices = [_choice("strategy", "Strategy", cells), _choice("metric", "Error", long, METRIC_NAMES)]
+    titled = {"title": title or "How far off, by equal-area cell", "notes": notes}
+    return _page(long, ["split"], choices, ERROR_PAGE | titled)
 
 
 def gain_cell_map(cells: pd.DataFrame, title: str = "") -> folium.Map:
@@ -98,140 +92,86 @@ def gain_cell_map(cells: pd.DataFrame, title: str = "") -> folium.Map:
 
     A cell has a colour only where its corrected interval leaves zero out; else it is grey, "not shown".
 
-    cells: the table of :func:`lib.evaluate.regions.cell_gains`. title: plain text above the controls and of
-    the browser's tab.
+    Args:
+        cells: the table of :func:`lib.evaluate.regions.cell_gains`.
+        title: plain text above the controls and of the browser's tab.
 
-    Raises ValueError: no rows, or a column is missing; the message names it.
+    Raises:
+        ValueError: no rows, or a column is missing; the message names it.
     """
-    needed = ["split", "strategy", "baseline", "metric", "group", "side_km", "seeds", "difference"]
-    needed += ["corrected_low", "corrected_high", "verdict"]
-    _check(cells, (*needed, *CELL_COLUMNS))
+    _check(cells, OF_GAINS)
     cells = cells.assign(side=cells["side_km"].map("{:g}".format))
-    views = {
-        "|".join((split, side, strategy, metric)): {
-            "value": _numbers(100.0 * frame["difference"]),
-            "low": _numbers(100.0 * frame["corrected_low"]),
-            "high": _numbers(100.0 * frame["corrected_high"]),
-            "verdict": frame["verdict"].tolist(),
-        }
-        for (split, side, strategy, metric), frame in _by_view(
-            cells, "group", ["split", "side"], ["strategy", "metric"]
-        )
-    }
-    metrics = {name: f"within {int(name[4:-2]):,} km" for name in dict.fromkeys(cells["metric"])}
-    order = sorted(metrics, key=lambda name: name != "acc_200km")
-    strategies = _most_gains_first(cells)
-    sides = {side: f"{float(side):,.0f} km" for side in dict.fromkeys(cells["side"])}
-    tested = int(cells["comparisons"].max()) if "comparisons" in cells else 0
-    data = {
-        "kind": "gain",
-        "title": title or "Where does it help?",
-        "grids": _grids(cells, "group", ["split", "side"]),
-        "grid_by": ["split", "side"],
-        "views": views,
-        "choices": [
-            _splits(cells),
-            _choice("side", "Cells", list(sides), sides),
-            _choice("strategy", f"Strategy, against {cells['baseline'].iloc[0]}", strategies),
-            _choice("metric", "Photos placed", order, metrics),
-        ],
-        "bounds": list(GAIN_BOUNDS),
-        "gains": list(GAIN_RAMP),
-        "loses": list(LOSS_RAMP),
-        "least": LEAST_PHOTOS,
-        "notes": [
-            "Difference in percentage points of the cell's photos, paired by photo and seed "
-            f"({_seeds(cells)}). All cells have the same area: large ones show more, small ones say where.",
-            f"Intervals hold for all cells of one map at once with 95 % (Bonferroni, up to {tested} cells); "
-            "looking through many maps is not allowed for.",
-            "Grey does not mean no difference: it means that these photos cannot show one.",
-        ],
-    }
-    return world_page("cell_map.j2", data)
+    cells[["value", "low", "high"]] = 100.0 * cells[["difference", "corrected_low", "corrected_high"]]
+    gains = (cells["verdict"] == "gains").groupby(cells["strategy"]).transform("sum")
+    most_gains_first = cells.assign(gains=gains).sort_values("gains", ascending=False, kind="stable")
+    headline_first = cells.sort_values("metric", key=lambda names: names != "acc_200km", kind="stable")
+    sides = {side: f"{float(side):,.0f} km" for side in cells["side"].unique()}
+    metrics = {name: f"within {int(name[4:-2]):,} km" for name in cells["metric"].unique()}
+    choices = [
+        _choice("side", "Cells", cells, sides),
+        _choice("strategy", f"Strategy, against {cells['baseline'].iloc[0]}", most_gains_first),
+        _choice("metric", "Photos placed", headline_first, metrics),
+    ]
+    notes = [
+        f"Difference in percentage points of the cell's photos, paired by photo and seed ({_seeds(cells)}). "
+        "All cells have the same area: large ones show more, small ones say where.",
+        "Intervals hold for all cells of one map at once with 95 % (Bonferroni, up to "
+        f"{int(cells['comparisons'].max())} cells); looking through many maps is not allowed for.",
+        "Grey does not mean no difference: it means that these photos cannot show one.",
+    ]
+    titled = {"title": title or "Where does it help?", "notes": notes}
+    return _page(cells, ["split", "side"], choices, GAIN_PAGE | titled)
 
 
 def draw_cells(run: Run, tables: dict[str, pd.DataFrame], strategies: list[str]) -> folium.Map:
     """The map of gains, or of errors where nothing can be compared; both are saved under maps/.
 
-    tables: error_cells and gain_cells, as :func:`lib.evaluate.regions.make` gives them. strategies: those to
-    show.
+    Args:
+        tables: error_cells and gain_cells, as :func:`lib.evaluate.regions.make` gives them.
+        strategies: those to show.
     """
     errors, gained = (
-        tables[name][tables[name]["strategy"].isin(strategies)] for name in ("error_cells", "gain_cells")
+        table[table["strategy"].isin(strategies)] for table in (tables["error_cells"], tables["gain_cells"])
     )
-    world = error_cell_map(errors, f"{run.name}: how far off, by cell")
-    save_map(world, run.map("error_cells"))
-    if gained.empty:
-        return world
-    gains = gain_cell_map(gained, f"{run.name}: where does it help?")
-    save_map(gains, run.map("gain_cells"))
-    return gains
+    page = error_cell_map(errors, f"{run.name}: how far off, by cell")
+    save_map(page, run.map("error_cells"))
+    if len(gained):
+        page = gain_cell_map(gained, f"{run.name}: where does it help?")
+        save_map(page, run.map("gain_cells"))
+    return page
 
 
 def _check(cells: pd.DataFrame, columns: tuple[str, ...]) -> None:
-    if missing := [name for name in columns if name not in cells]:
-        raise ValueError(f"cell map: the cells lack the column {', '.join(map(repr, missing))}.")
-    if cells.empty:
-        raise ValueError("cell map: the cells have no rows; run the evaluation that writes them first.")
+    require("cell map: the cells", cells, columns, "run the evaluation that writes them first")
 
 
-def _by_view(
-    cells: pd.DataFrame, cell: str, grid: list[str], keys: list[str]
-) -> list[tuple[tuple, pd.DataFrame]]:
-    """The rows of each view, one a cell of its grid, in the order of :func:`_grids`."""
-    order = {
-        key: frame[cell].drop_duplicates().sort_values() for key, frame in cells.groupby(grid, sort=False)
-    }
-    return [
-        (key, frame.set_index(cell).loc[order[key[: len(grid)]]])
-        for key, frame in cells.groupby([*grid, *keys], sort=False)
-    ]
-
-
-def _grids(cells: pd.DataFrame, cell: str, grid: list[str]) -> dict[str, dict[str, list]]:
-    """Edges in hundredths of a degree, number of photos and place of the cells of each grid."""
-    grids = {}
+def _page(
+    cells: pd.DataFrame, grid: list[str], choices: list[dict[str, Any]], data: dict[str, Any]
+) -> folium.Map:
+    """A page with value, low, high and verdict of each cell (column group) for each of the ``choices``."""
+    choices = [_choice("split", "Photos", cells, SPLIT_NAMES), *choices]
+    cells = cells.sort_values("group", kind="stable")
+    views, grids = {}, {}
+    for key, frame in cells.groupby([choice["key"] for choice in choices], sort=False):
+        numbers = {name: _numbers(frame[name]) for name in ("value", "low", "high")}
+        views["|".join(key)] = numbers | {"verdict": frame["verdict"].tolist()}
     for key, frame in cells.groupby(grid, sort=False):
-        there = frame.drop_duplicates(cell).sort_values(cell)
-        bounds = there[["south", "west", "north", "east"]].to_numpy(np.float64)
-        grids["|".join(key)] = {
-            "bounds": integers(bounds, 100),
-            "photos": there["n"].tolist(),
-            "places": there["place"].tolist(),
-        }
-    return grids
+        there = frame.drop_duplicates("group")
+        bounds = integers(there[EDGES], 100)
+        photos, places = there["n"].tolist(), there["place"].tolist()
+        grids["|".join(key)] = {"bounds": bounds, "photos": photos, "places": places}
+    return world_page("cells", data | {"choices": choices, "views": views, "grid_by": grid, "grids": grids})
 
 
 def _numbers(values: pd.Series) -> list[float | None]:
     """Four significant digits; null where there is no number."""
-    return [float(f"{value:.4g}") if np.isfinite(value) else None for value in values.to_numpy(np.float64)]
+    return [float(f"{value:.4g}") if np.isfinite(value) else None for value in values.astype(np.float64)]
 
 
-def _choice(key: str, label: str, values: list[str], names: dict[str, str] | None = None) -> dict[str, Any]:
-    return {
-        "key": key,
-        "label": label,
-        "options": [[value, (names or {}).get(value, value)] for value in values],
-    }
-
-
-def _splits(cells: pd.DataFrame) -> dict[str, Any]:
-    return _choice("split", "Photos", list(dict.fromkeys(cells["split"])), SPLIT_NAMES)
-
-
-def _most_gains_first(cells: pd.DataFrame) -> list[str]:
-    """Strategies, those that gain in the most cells first."""
-    gained = (cells["verdict"] == "gains").groupby(cells["strategy"], sort=False).sum()
-    return gained.sort_values(ascending=False, kind="stable").index.tolist()
-
-
-def _side(cells: pd.DataFrame) -> float:
-    """Side in kilometres of a square with a cell's area, to the nearest 10."""
-    one = cells.iloc[0]
-    turn = np.deg2rad(one["east"] - one["west"]) * (
-        np.sin(np.deg2rad(one["north"])) - np.sin(np.deg2rad(one["south"]))
-    )
-    return round(float(np.sqrt(turn)) * EARTH_RADIUS_KM, -1)
+def _choice(key: str, label: str, cells: pd.DataFrame, names: dict[str, str] | None = None) -> dict[str, Any]:
+    """The values of the column ``key`` to choose from, in the rows' order, and what ``names`` calls them."""
+    options = [[value, (names or {}).get(value, value)] for value in cells[key].unique()]
+    return {"key": key, "label": label, "options": options}
 
 
 def _seeds(cells: pd.DataFrame) -> str:

