@@ -1,5 +1,4 @@
-"""Figures of the semivariogram's own questions: families and bands, groups of anchors, geometries, learned
-embeddings."""
+"""Figures of the semivariogram's own questions: families and bands."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 
 from lib.method.geodesy import EARTH_RADIUS_KM, rad_to_km
 from lib.method.semivariogram import SHAPE_PARAMETERS, FittedSemivariogram
-from lib.show.figures import INK, KILOMETRES, MUTED, PALETTE, _figure, _note, _styled
+from lib.show.figures import INK, KILOMETRES, PALETTE, _figure, _styled
 from study.variography import LEAST_PAIRS, Bands
 
 FAMILY_STYLES = {
@@ -135,84 +134,3 @@ def _ranges(axis: Axes, found: Bands) -> None:
         ) if not axis.get_subplotspec().colspan.start else None  # fmt: skip
     axis.set_yticks(range(len(RANGE_LABELS)), labels=list(RANGE_LABELS.values()))
     axis.set_ylim(len(RANGE_LABELS) - 0.4, -0.6)
-
-
-@_styled
-def by_group(curves: pd.DataFrame, difference: pd.DataFrame | None = None, columns: int = 4) -> Figure:
-    """One panel a group of anchors: its curve with its 95 % band, over the curves of the other groups in
-    grey.
-
-    Args:
-        curves: of :func:`study.variography.curves_by_group`.
-        difference: of :func:`study.variography.group_difference`, whose p value (Holm) is written beside the
-            name.
-    """
-    curves = curves[curves["pairs"] >= LEAST_PAIRS]
-    if curves.empty:
-        return _note("no group has a lag of 30 pairs")
-    sizes = curves.groupby("group")["n"].first().sort_values(ascending=False)
-    columns = min(columns, len(sizes))
-    rows = -(-len(sizes) // columns)
-    figure, axes = _figure(rows, columns, (2.75 * columns, 2.5 * rows + 0.3), sharex=True, sharey=True)
-    p_values = {} if difference is None else difference.set_index("group")["p_holm"].to_dict()
-    for number, axis in enumerate(axes.ravel()):
-        if number >= len(sizes):
-            axis.set_axis_off()
-            continue
-        name = sizes.index[number]
-        for other, frame in curves.groupby("group"):
-            if other != name:
-                axis.plot(frame["lag_km"], frame["gamma"], color="#c3c9d1", lw=0.8, zorder=1)
-        frame = curves[curves["group"] == name]
-        colour = PALETTE[number % len(PALETTE)]
-        axis.fill_between(
-            frame["lag_km"], frame["ci_low"], frame["ci_high"], color=colour, alpha=0.3, lw=0, zorder=2
-        )
-        axis.plot(frame["lag_km"], frame["gamma"], color=colour, zorder=3)
-        text = f"{sizes[name]:,} places" + (f"\np (Holm) {p_values[name]:.3f}" if name in p_values else "")
-        axis.text(0.97, 0.05, text, transform=axis.transAxes, ha="right", fontsize=8, color=MUTED)
-        axis.set_title(name)
-        axis.set_xscale("log")
-        axis.set_xlim(SHORTEST_KM, np.pi * EARTH_RADIUS_KM)
-        axis.xaxis.set_major_formatter(KILOMETRES)
-        axis.tick_params(labelbottom=number + columns >= len(sizes))
-    axes[0, 0].set_ylim(0.0, None)
-    figure.supxlabel("great-circle distance h from an anchor in the group, km", fontsize=9.5)
-    figure.supylabel(GAMMA, fontsize=9.5)
-    return figure
-
-
-def geometry(table: pd.DataFrame) -> Figure:
-    """Left: how well each geometry tells near pairs from far ones. Right: share of the nugget in the sill. 95
-    % intervals.
-
-    Args:
-        table: of :func:`study.variography.geometry_table`.
-    """
-    figure, axes = _figure(1, 2, (8.4, 0.5 * len(table) + 1.3), sharey=True)
-    position = np.arange(len(table))[::-1]
-    for axis, (value, low, high), colour in zip(
-        axes[0],
-        [("auc", "auc_low", "auc_high"), ("nugget_to_sill", "ratio_low", "ratio_high")],
-        (PALETTE[0], PALETTE[3]),
-        strict=True,
-    ):  # fmt: skip
-        axis.hlines(position, table[low], table[high], color=colour, lw=4, alpha=0.4)
-        axis.plot(table[value], position, "o", color=colour)
-        for x, y in zip(table[value], position, strict=True):
-            axis.annotate(
-                f"{x:.3f}" if np.isfinite(x) else "no curve",
-                (x if np.isfinite(x) else 0.0, y),
-                (0, 6),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
-            )
-        axis.set_ylim(-0.6, len(table) - 0.3)
-    axes[0, 0].margins(x=0.15)
-    axes[0, 1].set_xlim(-0.06 * max(0.02, np.nanmax(table["ratio_high"].fillna(0.0))), None)
-    axes[0, 0].set(xlabel="AUC, near against far pairs (0.5: not told apart)", title="near told from far")
-    axes[0, 1].set(xlabel="nugget / sill", title="what places of one spot do not share")
-    labels = [f"{row.geometry}\n{row.dimensions:,} dimensions" for row in table.itertuples()]
-    axes[0, 0].set_yticks(position, labels=labels)
-    return figure

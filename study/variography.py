@@ -1,5 +1,4 @@
-"""The semivariogram's own questions: which family, how certain, in which geometry, and whether one curve does
-for the earth.
+"""The semivariogram's own questions: which family, and how certain.
 
 Every interval here comes from resampling PLACES. The pairs of a lag share their photos, so the standard error
 that treats them as independent, sqrt(variance / pairs), is far too small (Clark & Allingham 2011). One pass
@@ -12,23 +11,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from scipy.spatial import KDTree
-from scipy.spatial.transform import Rotation
 
 from lib.data import datasets, features
 from lib.data.sphere import cell_of
-from lib.evaluate.intervals import holm
 from lib.method.empirical import EmpiricalSemivariogram, UnitRows
 from lib.method.errors import BundleError
-from lib.method.geodesy import chord_to_rad, km_to_rad, rad_to_km, unit_vectors
+from lib.method.geodesy import chord_to_rad, rad_to_km, unit_vectors
 from lib.method.semivariogram import (
     RANGE_RULES,
     SHAPE_PARAMETERS,
@@ -321,25 +316,6 @@ class PlaceSums:
         totals = (total.sum((0, 1)) for total in (self.pairs, self.distance_sum_rad, self.gamma_sum))
         return EmpiricalSemivariogram(math.nan, *totals, self.square_sum)
 
-    @property
-    def naive_error(self) -> np.ndarray:
-        """[K] sqrt(variance / pairs), the standard error if pairs were independent: what the bootstrap is
-        compared with."""
-        empirical = self.empirical
-        return np.sqrt(
-            np.divide(
-                empirical.variance,
-                empirical.pairs,
-                where=empirical.pairs > 0,
-                out=np.full(len(empirical.pairs), np.nan),
-            )
-        )
-
-    def by_anchor(self, total: np.ndarray) -> np.ndarray:
-        """[G, K] of ``total`` [G, G, K]: its sum over the pairs whose anchor is in the group, the other photo
-        anywhere."""
-        return total.sum(1) + total.sum(0)
-
     def resampled(self, resamples: int, seed: int = 0) -> Iterator[EmpiricalSemivariogram]:
         """Curves of ``resamples`` draws of G groups with replacement."""
         count = len(self.places)
@@ -575,224 +551,6 @@ def bands(sums: PlaceSums, *, resamples: int = 500, seed: int = 0, **options: ob
     )
 
 
-def geometries(features_: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """Four views of the same features, each a function float [n, D] -> float32 [n, D'], fitted to
-    ``features_`` [N, D].
-
-    raw: as they are; centred: less their mean; standardised: each dimension to standard deviation 1;
-    whitened: principal components to standard deviation 1, without those of less than a millionth of the
-    largest variance, which are rounding. Constant dimensions are only centred.
-
-    Raises:
-        VariographyError: fewer than three rows, or no variance.
-    """
-    values = np.asarray(features_, dtype=np.float64)
-    if len(values) < 3 or not values.std(0).any():
-        raise VariographyError(
-            f"{len(values)} photos do not show how the features spread; give their varied features"
-        )
-    mean, spread = values.mean(0), values.std(0)
-    variance, axes = np.linalg.eigh(np.cov(values.T, bias=True).reshape(len(mean), -1))
-    kept = variance > 1e-6 * variance.max()
-    whitening = axes[:, kept] / np.sqrt(variance[kept])
-    scale = np.where(spread > 1e-6 * spread.max(), spread, 1.0)
-    return {
-        "raw": lambda rows: np.asarray(rows, dtype=np.float32),
-        "centred": lambda rows: (rows - mean).astype(np.float32),
-        "standardised": lambda rows: ((rows - mean) / scale).astype(np.float32),
-        "whitened": lambda rows: ((rows - mean) @ whitening).astype(np.float32),
-    }
-
-
-SEPARATION_BINS = 1_000
-"""Bins of the dissimilarity, 0..2, by which near and far pairs are ranked; ties within a bin count half."""
-
-
-def separation(
-    unit_rows: UnitRows,
-    coordinates_deg: np.ndarray,
-    groups: np.ndarray,
-    *,
-    near_km: float = 100.0,
-    far_km: float = 3_000.0,
-    block: int = 1_024,
-) -> np.ndarray:
-    """Near (below ``near_km``) and far pairs by groups of their places and dissimilarity: counts [2, G, G,
-    bins].
-
-    Raises:
-        VariographyError: there are no near or no far pairs.
-    """
-    count = int(groups.max()) + 1
-    counts = np.zeros((2, count, count, SEPARATION_BINS))
-    for part in _blocks(unit_rows, coordinates_deg, groups, block, "cpu"):
-        index = (part.dissimilarity * (SEPARATION_BINS / 2.0)).long().clamp_(0, SEPARATION_BINS - 1)
-        for table, kept in zip(
-            counts,
-            (part.distance_rad < km_to_rad(near_km), part.distance_rad > km_to_rad(far_km)),
-            strict=True,
-        ):
-            _add(table, replace(part, cell=part.cell[kept]), index[kept])
-    if (empty := counts.sum((1, 2, 3)) == 0).any():
-        kind = f"nearer than {near_km:g} km" if empty[0] else f"farther than {far_km:g} km"
-        raise VariographyError(f"no two places are {kind}; choose other limits or take more photos")
-    return counts
-
-
-def auc(near: np.ndarray, far: np.ndarray) -> np.ndarray:
-    """Chance [...] that a far pair is less alike than a near one, from their counts [..., bins]; 0.5:
-    geography unseen.
-
-    NaN where there are no near or no far pairs, as in a resample of few places.
-    """
-    below = np.cumsum(near, -1) - 0.5 * near
-    compared = near.sum(-1) * far.sum(-1)
-    return (below * far).sum(-1) / np.where(compared > 0, compared, np.nan)
-
-
-def geometry_table(
-    features_: np.ndarray,
-    coordinates_deg: np.ndarray,
-    *,
-    near_km: float = 100.0,
-    far_km: float = 3_000.0,
-    groups: np.ndarray | None = None,
-    resamples: int = 200,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """What centring, standardising and whitening do to the curve, and to telling near pairs from far ones.
-
-    Args:
-        features_: [N, D] training features as stored, not of unit length; they are made so in each geometry.
-        groups: [N] groups of places to resample; 50 random ones where None.
-
-    Returns:
-        A row a geometry: geometry, dimensions, nugget, sill, nugget_to_sill, ratio_low, ratio_high, r2, auc,
-        auc_low, auc_high, near_pairs, far_pairs. Intervals are of 95 %. Where no curve can be fitted, its
-        columns are NaN.
-
-    Raises:
-        VariographyError: see :func:`geometries` and :func:`separation`.
-    """
-    groups = place_groups(coordinates_deg, count=50, seed=seed) if groups is None else groups
-    rows = []
-    for name, transform in geometries(features_).items():
-        unit = F.normalize(torch.from_numpy(transform(features_)), dim=1)
-        unit_rows = unit.__getitem__
-        near, far = separation(unit_rows, coordinates_deg, groups, near_km=near_km, far_km=far_km)
-        draws = np.random.default_rng(seed).multinomial(
-            len(near), np.full(len(near), 1.0 / len(near)), size=resamples
-        )
-        drawn = auc(*(_weighted(draws.astype(float), counts) for counts in (near, far)))
-        low, high = np.nanpercentile(drawn, CONFIDENCE)
-        curve = _curve_row(place_sums(unit_rows, coordinates_deg, groups), resamples, seed)
-        rows.append(
-            {"geometry": name, "dimensions": unit.shape[1]}
-            | curve
-            | {"auc": auc(near.sum((0, 1)), far.sum((0, 1))), "auc_low": low, "auc_high": high}
-            | {"near_pairs": int(near.sum()), "far_pairs": int(far.sum())}
-        )
-    return pd.DataFrame(rows)
-
-
-def _curve_row(sums: PlaceSums, resamples: int, seed: int) -> dict[str, float]:
-    """Nugget, sill, their ratio with its interval, and R2, of the Stable model."""
-    try:
-        found = bands(sums, resamples=resamples, seed=seed)
-    except (BundleError, VariographyError):
-        return dict.fromkeys(("nugget", "sill", "nugget_to_sill", "ratio_low", "ratio_high", "r2"), math.nan)
-    ratio = found.draws["nugget"] / found.draws["sill"]
-    low, high = np.percentile(ratio, CONFIDENCE)
-    fitted = found.fitted
-    return {
-        "nugget": fitted.nugget,
-        "sill": fitted.sill,
-        "nugget_to_sill": fitted.nugget / fitted.sill,
-        "ratio_low": low,
-        "ratio_high": high,
-        "r2": fitted.r2,
-    }
-
-
-def labelled_cells(
-    coordinates_deg: np.ndarray, labels: np.ndarray, cell_deg: float = 10.0
-) -> tuple[np.ndarray, pd.DataFrame]:
-    """Groups of places by cell and label, [N], and what each is: a row a group, columns label, cell, places.
-
-    A cell across the border of two labels is two groups, so that the curves by label are exact.
-    """
-    keys = pd.DataFrame({"label": np.asarray(labels).astype(str), "cell": cell_of(coordinates_deg, cell_deg)})
-    grouped = keys.groupby(["label", "cell"], sort=True)
-    return grouped.ngroup().to_numpy(), grouped.size().rename("places").reset_index()
-
-
-def curves_by_group(
-    sums: PlaceSums, cells: pd.DataFrame, *, least: int = 200, resamples: int = 200, seed: int = 0
-) -> pd.DataFrame:
-    """gamma_g(h), the mean dissimilarity of pairs whose anchor lies in group g and whose other photo lies
-    anywhere.
-
-    Args:
-        sums: of the groups of :func:`labelled_cells`, and ``cells`` their table.
-        least: groups of fewer places are left out.
-        resamples: draws of whole cells for the bands of 95 %.
-
-    Returns:
-        A row a group and lag with pairs: group, n (places), lag_km, gamma, ci_low, ci_high, pairs. A pair
-        within the group counts twice, once from each end.
-    """
-    labels, totals = cells["label"].to_numpy(), cells.groupby("label")["places"].sum()
-    indicator = np.stack([labels == name for name in totals.index]).astype(float)
-    pairs, gamma, distance = (
-        indicator @ sums.by_anchor(total) for total in (sums.pairs, sums.gamma_sum, sums.distance_sum_rad)
-    )
-    low, high = _anchor_bands(sums, indicator, resamples, seed)
-    frames = []
-    for number, name in enumerate(totals.index):
-        used = pairs[number] > 0
-        if totals[name] >= least:
-            frame = {
-                "lag_km": rad_to_km(distance[number][used] / pairs[number][used]),
-                "gamma": gamma[number][used] / pairs[number][used],
-                "ci_low": low[number][used],
-                "ci_high": high[number][used],
-                "pairs": pairs[number][used].astype(int),
-            }
-            frames.append(pd.DataFrame({"group": name, "n": totals[name], **frame}))
-    if not frames:
-        raise VariographyError(f"no group has {least} places; lower the least number or take more photos")
-    return pd.concat(frames, ignore_index=True)
-
-
-def _anchor_bands(
-    sums: PlaceSums, indicator: np.ndarray, resamples: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Bands [L, K] of the curves by label, ``indicator`` [L, G]."""
-    count, lags = len(sums.places), len(sums.edges_rad) - 1
-    diagonal = np.arange(count)
-    ends = []
-    for total in (sums.pairs, sums.gamma_sum):
-        both = total + total.transpose(1, 0, 2)
-        own = both[diagonal, diagonal].copy()
-        both[diagonal, diagonal] = 0.0
-        ends.append((both.reshape(count, -1), own))
-    draws = (
-        np.random.default_rng(seed)
-        .multinomial(count, np.full(count, 1.0 / count), size=resamples)
-        .astype(float)
-    )
-    curves = []
-    for part in np.array_split(draws, math.ceil(resamples / 32)):
-        pairs, gamma = (
-            np.einsum(
-                "lg,bgk->blk", indicator, part[:, :, None] * ((part @ both).reshape(-1, count, lags) + own)
-            )
-            for both, own in ends
-        )
-        curves.append(np.divide(gamma, pairs, out=np.full_like(gamma, np.nan), where=pairs > 0))
-    return _band(np.concatenate(curves))
-
-
 def _band(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper bound [...] of 95 % of ``curves`` [B, ...], over the draws that have pairs; NaN where
     none has."""
@@ -800,102 +558,6 @@ def _band(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     known = np.isfinite(curves).any(0)
     bounds[:, known] = np.nanpercentile(curves[:, known], CONFIDENCE, axis=0)
     return bounds[0], bounds[1]
-
-
-def group_difference(
-    sums: PlaceSums,
-    cells: pd.DataFrame,
-    *,
-    null: str = "cells",
-    permutations: int = 999,
-    least: int = 200,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Whether each group's curve differs from the curve of all, against groups of other places.
-
-    Args:
-        sums: of the groups of :func:`labelled_cells`, and ``cells`` their table; a cell counts here to the
-            label of most of its places.
-        null: ``cells``: labels are dealt anew to whole cells, so a group of the null is scattered over the
-            earth, and where look varies over more than a cell, any connected group differs from it;
-            ``rotation``: the map of labels is turned at random about the earth's centre, so a group of the
-                null is as connected as the group itself. The second asks
-            whether a group differs more than a connected region of its shape does.
-
-    Returns:
-        A row a group of at least ``least`` places: group, n, statistic (mean over lags, weighted by the
-        group's pairs, of the squared difference of its curve from that of all), p_value, p_holm. Of the null
-        only draws count in which the group has half of its places or more.
-
-    Raises:
-        VariographyError: an unknown null, or fewer than two groups.
-    """
-    ends, labels, places, centres = _whole_cells(sums, cells)
-    sizes = pd.Series(places).groupby(labels).sum()
-    names = sizes.index[sizes >= least].to_numpy()
-    if len(names) < 2 or null not in {"cells", "rotation"}:
-        raise VariographyError(
-            f"{len(names)} groups of {least} places under the null {null!r}: need two, and cells or rotation"
-        )
-    observed = _statistics(ends, labels, names)
-    above, valid = np.zeros(len(names)), np.zeros(len(names))
-    for dealt in _relabelled(labels, centres, null, permutations, seed):
-        found = np.array([places[dealt == name].sum() for name in names]) >= 0.5 * sizes[names].to_numpy()
-        valid += found
-        above += found & (_statistics(ends, dealt, names) >= observed)
-    p_values, counts = (1.0 + above) / (1.0 + valid), sizes[names].to_numpy().astype(int)
-    columns = {
-        "group": names,
-        "n": counts,
-        "statistic": observed,
-        "p_value": p_values,
-        "p_holm": holm(p_values),
-    }
-    return pd.DataFrame(columns)
-
-
-def _whole_cells(
-    sums: PlaceSums, cells: pd.DataFrame
-) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs and sums by anchor [C, K] of whole cells, their labels, their places and their centres [C, 3] of
-    unit length."""
-    by_cell = cells.groupby("cell")
-    labels = by_cell.apply(lambda part: part.loc[part["places"].idxmax(), "label"], include_groups=False)
-    member = np.stack([cells["cell"].to_numpy() == cell for cell in labels.index]).astype(float)
-    ends = member @ sums.by_anchor(sums.pairs), member @ sums.by_anchor(sums.gamma_sum)
-    centres = member @ (sums.centres * sums.places[:, None])
-    return (
-        ends,
-        labels.to_numpy(),
-        member @ sums.places,
-        centres / np.linalg.norm(centres, axis=1, keepdims=True),
-    )
-
-
-def _relabelled(
-    labels: np.ndarray, centres: np.ndarray, null: str, permutations: int, seed: int
-) -> Iterator[np.ndarray]:
-    """Labels of the cells under the null: dealt anew, or those of the cells nearest to the turned centres."""
-    generator, tree = np.random.default_rng(seed), KDTree(centres)
-    for _ in range(permutations):
-        if null == "cells":
-            yield generator.permutation(labels)
-        else:
-            yield labels[tree.query(centres @ Rotation.random(random_state=generator).as_matrix())[1]]
-
-
-def _statistics(ends: tuple[np.ndarray, np.ndarray], labels: np.ndarray, names: np.ndarray) -> np.ndarray:
-    """Statistic of :func:`group_difference` of each of ``names``; ``ends`` are pairs and sums [cells, K] by
-    anchor."""
-    indicator = np.stack([labels == name for name in names]).astype(float)
-    pairs, gamma = (indicator @ total for total in ends)
-    overall = ends[1].sum(0) / np.maximum(ends[0].sum(0), 1.0)
-    squares = (gamma / np.maximum(pairs, 1.0) - overall) ** 2
-    return (pairs * squares).sum(1) / np.maximum(pairs.sum(1), 1.0)
-
-
-LEAST_PHOTOS = 200
-"""A group of fewer training photos is left out."""
 
 
 def _drawn(count: int, max_pairs: int, seed: int) -> np.ndarray:
@@ -906,10 +568,6 @@ def _drawn(count: int, max_pairs: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
 
 
-GEOMETRY_PHOTOS = 4_000
-"""Training photos of which geometries are compared: each needs features of its own in memory."""
-
-
 @dataclass(frozen=True)
 class Findings:
     """What :func:`examine` found; every table is a file of the run too.
@@ -918,28 +576,18 @@ class Findings:
         bands: of the run's own model, by resampling random groups of places.
         models: :func:`candidates_table`.
         intervals: :meth:`Bands.table` with a column ``resampled``: places, or whole cells.
-        geometry: :func:`geometry_table`.
-        curves, difference: :func:`curves_by_group` and :func:`group_difference` of the continents; the latter
-            with a column ``null``.
     """
 
     bands: Bands
     models: pd.DataFrame
     intervals: pd.DataFrame
-    geometry: pd.DataFrame
-    curves: pd.DataFrame
-    difference: pd.DataFrame
 
 
-TABLES = {
-    "models": "semivariogram_models", "intervals": "semivariogram_intervals",
-    "geometry": "semivariogram_geometry",
-    "curves": "semivariogram_by_continent", "difference": "semivariogram_continents_differ",
-}  # fmt: skip
+TABLES = {"models": "semivariogram_models", "intervals": "semivariogram_intervals"}
 
 
 def examine(run: Run, resamples: int = 500) -> Findings:
-    """Families, bands, geometries and continents of the training split's features, made once or reused.
+    """Families and bands of the training split's features, made once or reused.
 
     Raises:
         BundleError, VariographyError: too few photos for one of the questions.
@@ -987,20 +635,10 @@ def _findings(run: Run, resamples: int) -> Findings:
         kind: bands(_sums(place_groups(places, name)), resamples=resamples, **fitting)
         for kind, name in (("places", "random"), ("cells of 10 degrees", "cells"))
     }
-    groups, cells = labelled_cells(places, manifest["continent"].to_numpy()[rows].astype(str))
-    by_continent, least = _sums(groups), min(LEAST_PHOTOS, len(rows) // 20)
-    differences = [
-        group_difference(by_continent, cells, null=null, least=least).assign(null=null)
-        for null in ("cells", "rotation")
-    ]
-    some = np.sort(np.random.default_rng(0).choice(len(rows), min(len(rows), GEOMETRY_PHOTOS), replace=False))
     return Findings(
         found["places"],
         candidates_table(semivariogram_sums(run), max_lag_rad=settings.max_lag_rad),
         pd.concat([one.table().assign(resampled=kind) for kind, one in found.items()], ignore_index=True),
-        geometry_table(frozen.rows(rows[some]).numpy(), places[some], resamples=min(resamples, 200)),
-        curves_by_group(by_continent, cells, least=least),
-        pd.concat(differences, ignore_index=True),
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import fitted
 from matplotlib.figure import Figure
 from test_semivariogram import LAG, unit_rows
-from test_variography import RISE, wavy
+from test_variography import wavy
 
 from lib.data.sphere import uniform_on_sphere
 from study import curve_figures, variography
@@ -73,53 +73,3 @@ class TestBands:
         row = candidates().iloc[1]
         model = fitted(nugget=0.1, partial_sill=0.8, length_scale_rad=0.3, exponent=0.7)
         assert np.allclose(curve_figures._model(row).gamma(LAG), model.gamma(LAG))
-
-
-class TestByGroup:
-    def curves(self) -> pd.DataFrame:
-        frames = [
-            pd.DataFrame(
-                {
-                    "group": name,
-                    "n": n,
-                    "lag_km": 6371 * LAG,
-                    "gamma": RISE * n / 300,
-                    "ci_low": RISE * n / 310,
-                    "ci_high": RISE * n / 290,
-                    "pairs": 1_000,
-                }
-            )
-            for name, n in (("Africa", 300), ("Asia", 400))
-        ]
-        return pd.concat(frames)
-
-    def test_a_panel_a_group_the_largest_first_with_its_numbers(self) -> None:
-        difference = pd.DataFrame({"group": ["Africa"], "p_holm": [0.012]})
-        figure = curve_figures.by_group(self.curves(), difference)
-        assert [axis.get_title(loc="left") for axis in figure.axes] == ["Asia", "Africa"]
-        assert "300 places\np (Holm) 0.012" in words(figure)
-        own = figure.axes[1].lines[-1].get_ydata()
-        assert np.allclose(own, RISE)
-
-    def test_without_pairs_it_says_so(self) -> None:
-        assert "no group has a lag of 30 pairs" in words(
-            curve_figures.by_group(self.curves().assign(pairs=3))
-        )
-
-
-class TestGeometry:
-    def test_each_geometry_stands_with_its_auc_and_a_missing_curve_is_named(self) -> None:
-        table = pd.DataFrame(
-            {
-                "geometry": ["raw", "whitened"],
-                "dimensions": [1_280, 1_200],
-                "nugget_to_sill": [0.4, np.nan],
-                "ratio_low": [0.3, np.nan],
-                "ratio_high": [0.5, np.nan],
-                "auc": [0.81, 0.93],
-                "auc_low": [0.8, 0.92],
-                "auc_high": [0.82, 0.94],
-            }
-        )
-        text = words(curve_figures.geometry(table))
-        assert all(part in text for part in ("raw\n1,280 dimensions", "0.810", "0.930", "0.400", "no curve"))
