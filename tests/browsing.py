@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -85,3 +86,8 @@ class Visit:
     def width(self) -> int:
         """Pixels that the page is wide."""
         return self.tab.evaluate("document.documentElement.scrollWidth")
+
+    def light(self, selector: str, name: str) -> float:
+        """Mean of red, green and blue, of 255, of the colour ``name`` of the first such element."""
+        colour = self.tab.evaluate(f"getComputedStyle(document.querySelector('{selector}')).{name}")
+        return sum(map(int, re.findall(r"\d+", colour)[:3])) / 3

@@ -7,17 +7,16 @@ computes nothing.
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
+import numpy as np
 import pandas as pd
 from PIL import Image
 from pydantic import ValidationError
@@ -29,6 +28,7 @@ from lib.method.negatives import REGISTRY, RENAMED
 from lib.runs import RESULTS, ArtefactError, Run, writing
 from lib.runs.provenance import provenance_file
 from lib.settings import Settings
+from lib.show.world import encoded
 from lib.train.metrics import COLUMNS, COMPARED, HEADLINE
 from lib.train.training import best_strategy
 
@@ -57,6 +57,8 @@ TOLERANCES: dict[str, float] = {
 reference for kilometres and GeoScore. Wider than the seeds' spread: processors round differently, and
 bfloat16 is used where it is native."""
 RELATIVE = {"median_km", "mean_km", "geoscore", "range_km"}
+OF_REFERENCE = ["split", "strategy", "figure", "reference", "here", "tolerance", "reproduced"]
+FITTED = ["nugget", "partial_sill", "range_km"]
 FIGURES = {
     "semivariogram": "The empirical semivariogram of the frozen features and the fitted model.",
     "pairs": "What the curve calls false negatives and hard negatives.",
@@ -125,16 +127,15 @@ def compare_with_reference(run: Run) -> tuple[pd.DataFrame, str]:
         split, strategy, figure, reference, here, tolerance, reproduced; empty where there is nothing to
         compare with, and the sentence says why.
     """
-    folder = REFERENCE / run.settings.profile
-    empty = pd.DataFrame(
-        columns=["split", "strategy", "figure", "reference", "here", "tolerance", "reproduced"]
-    )
+    folder, empty = REFERENCE / run.settings.profile, pd.DataFrame(columns=OF_REFERENCE)
     if not provenance_file(folder).is_file():
         return empty, f"No reference run is kept for profile {run.settings.profile}."
     if differing := _differing_settings(run, folder):
-        return empty, f"Not compared with the reference run: other settings ({', '.join(differing)})."
-    rows = [*_semivariogram_rows(run, folder), *_accuracy_rows(run, folder), *_difference_rows(run, folder)]
-    table = pd.DataFrame(rows, columns=empty.columns)
+        return (
+            pd.DataFrame(),
+            f"Not compared with the reference run: other settings ({', '.join(differing)}).",
+        )
+    table = pd.concat([_levels(run, folder), _differences(run, folder)], ignore_index=True)
     good = int(table["reproduced"].sum())
     return (
         table,
@@ -151,47 +152,21 @@ def _kept(path: Path) -> io.StringIO:
 
 
 def _differing_settings(run: Run, folder: Path) -> list[str]:
-    """Names of the settings, other than places of files and devices, in which ``run`` and the reference
-    differ."""
-    reference = _complete(json.load(_kept(provenance_file(folder)))["settings"])
-    here = json.loads(run.settings.model_dump_json())
+    """Names of the settings, but for places of files and devices, in which ``run`` and reference differ."""
+    kept, here = json.load(_kept(provenance_file(folder)))["settings"], run.settings.model_dump(mode="json")
+    then, now = (pd.json_normalize(settings).iloc[0].to_dict() for settings in (_complete(kept), here))
     ignored = {"device", "deterministic", "dataset.root", "backbone.workers"}
-    then, now = (_flat(settings) for settings in (reference, here))
     return [name for name in sorted({*then, *now} - ignored) if then.get(name) != now.get(name)]
 
 
 def _complete(settings: dict[str, Any]) -> dict[str, Any]:
     """``settings`` of an earlier version as they are written today: what came later is at its default."""
-    training = settings["training"]
-    same = [name for name, value in SETTINGS_GONE.items() if name in training and training[name] == value]
-    kept = settings | {"training": {name: value for name, value in training.items() if name not in same}}
+    gone = SETTINGS_GONE.items()
+    training = {key: value for key, value in settings["training"].items() if (key, value) not in gone}
     try:
-        return json.loads(Settings.model_validate(kept).model_dump_json())
+        return Settings.model_validate(settings | {"training": training}).model_dump(mode="json")
     except ValidationError:  # a setting is unknown today: it is named as differing
-        return kept
-
-
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as one level of ``group.key``."""
-    groups = {name: value if isinstance(value, dict) else {"": value} for name, value in settings.items()}
-    return {
-        f"{group}.{key}".rstrip("."): value
-        for group, entries in groups.items()
-        for key, value in entries.items()
-    }
-
-
-def _row(split: str, strategy: str, figure: str, reference: float, here: float) -> tuple:
-    allowed = TOLERANCES[figure] * (abs(reference) if figure in RELATIVE else 1.0)
-    return split, strategy, figure, reference, here, allowed, abs(here - reference) <= allowed
-
-
-def _semivariogram_rows(run: Run, folder: Path) -> list[tuple]:
-    reference, here = (
-        json.loads(path.read_text()) for path in (folder / "semivariogram.json", run.semivariogram)
-    )
-    names = ("nugget", "partial_sill", "range_km")
-    return [_row("train", "semivariogram fit", name, reference[name], here[name]) for name in names]
+        return settings
 
 
 def _both(run: Run, folder: Path, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -199,48 +174,48 @@ def _both(run: Run, folder: Path, name: str) -> tuple[pd.DataFrame, pd.DataFrame
     return pd.read_csv(_kept(folder / "tables" / f"{name}.csv")), pd.read_csv(run.table(name))
 
 
-def _accuracy_rows(run: Run, folder: Path) -> list[tuple]:
-    """Means over seeds; a reference that is smaller than its tolerance says nothing and is left out."""
+def _levels(run: Run, folder: Path) -> pd.DataFrame:
+    """The fitted curve, and accuracies, means over seeds; what is below its tolerance is left out."""
+    fits = [json.loads(path.read_text()) for path in (folder / "semivariogram.json", run.semivariogram)]
+    columns = {"split": "train", "strategy": "semivariogram fit", "figure": FITTED}
+    columns |= {
+        name: [fit[one] for one in FITTED] for name, fit in zip(("reference", "here"), fits, strict=True)
+    }
     keys = ["split", "strategy"]
-    reference, here = (
-        table.groupby(keys, sort=False)[COLUMNS].mean() for table in _both(run, folder, "accuracy")
-    )
-    return [
-        _row(*key, figure, reference.loc[key, figure], here.loc[key, figure])
-        for key in reference.index.intersection(here.index, sort=False)
-        for figure in COLUMNS
-        if reference.loc[key, figure] > TOLERANCES[figure]
-    ]
+    means = [table.groupby(keys, sort=False)[COLUMNS].mean() for table in _both(run, folder, "accuracy")]
+    wide = pd.concat([one.rename_axis("figure", axis=1).stack() for one in means], axis=1, join="inner")
+    accuracy = wide.set_axis(["reference", "here"], axis=1).reset_index()
+    accuracy = accuracy[accuracy["reference"] > accuracy["figure"].map(TOLERANCES)]
+    table = pd.concat([pd.DataFrame(columns), accuracy])
+    relative = table["reference"].abs().where(table["figure"].isin(RELATIVE), 1.0)
+    tolerance = table["figure"].map(TOLERANCES) * relative
+    reproduced = (table["here"] - table["reference"]).abs() <= tolerance
+    return table.assign(tolerance=tolerance, reproduced=reproduced)
 
 
-def _difference_rows(run: Run, folder: Path) -> list[tuple]:
-    """Paired differences of accuracies: reproduced where the difference here lies in the reference's 95 %
-    interval."""
+def _differences(run: Run, folder: Path) -> pd.DataFrame:
+    """Paired differences of accuracies: reproduced where they lie in the reference's 95 % interval."""
     keys = ["split", "strategy", "baseline", "metric"]
-    reference, here = (table.set_index(keys) for table in _both(run, folder, "comparison"))
-    rows = []
-    for key in reference.index.intersection(here.index, sort=False):
-        split, strategy, baseline, metric = key
-        known, found = reference.loc[key], here.loc[key, "difference"]
-        low, middle, high = known["ci_low"], known["difference"], known["ci_high"]
-        if metric.startswith("acc_") and high - low > 0.002:
-            width, inside = max(high - middle, middle - low), low <= found <= high
-            rows.append((split, f"{strategy}-{baseline}", metric, middle, found, width, inside))
-    return rows
+    kept, here = (table.set_index(keys) for table in _both(run, folder, "comparison"))
+    both = kept.join(here["difference"].rename("here"), how="inner").reset_index()
+    both = both[both["metric"].str.startswith("acc_") & (both["ci_high"] - both["ci_low"] > 0.002)]
+    low, middle, high = (both[name] for name in ("ci_low", "difference", "ci_high"))
+    both = both.assign(strategy=both["strategy"] + "-" + both["baseline"], reference=middle)
+    both["tolerance"] = np.maximum(high - middle, middle - low)
+    both["reproduced"] = both["here"].between(low, high)
+    both = both.rename(columns={"metric": "figure"})
+    return both[OF_REFERENCE]
 
 
 def format_comparison(table: pd.DataFrame, sentence: str) -> str:
     """The comparison as text for a terminal."""
     if table.empty:
         return sentence
-    lines = [
-        f"{'split':13}{'strategy':26}{'figure':14}{'reference':>11}{'here':>11}{'tolerance':>11}  reproduced"
-    ]
+    head = "{:13}{:26}{:14}{:>11}{:>11}{:>11}  {}"
+    lines = [head.format(*OF_REFERENCE)]
     for row in table.itertuples(index=False):
-        numbers = "".join(f"{value:>11.4g}" for value in (row.reference, row.here, row.tolerance))
-        lines.append(
-            f"{row.split:13}{row.strategy:26}{row.figure:14}{numbers}  {'yes' if row.reproduced else 'NO'}"
-        )
+        numbers = (f"{value:.4g}" for value in (row.reference, row.here, row.tolerance))
+        lines.append(head.format(*row[:3], *numbers, "yes" if row.reproduced else "NO"))
     return "\n".join([*lines, sentence])
 
 
@@ -253,51 +228,41 @@ def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, 
     Args:
         notebooks: title, ipynb and html (relative links) of each executed notebook.
     """
-    reference, sentence = (
-        compare_with_reference(run) if run.table("accuracy").exists() else (pd.DataFrame(), "")
-    )
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    comparison, intervals, by_continent = (
-        _table(run, f) for f in ("comparison", "intervals", "gain_by_continent")
+    reference, sentence = pd.DataFrame(), ""
+    if run.table("accuracy").exists():
+        reference, sentence = compare_with_reference(run)
+    comparison, intervals, by_continent, gain_cells, bounds = (
+        _table(run, f) for f in ("comparison", "intervals", "gain_by_continent", "gain_cells", "bounds")
     )
     lead, dataset = _lead(run), provenance["settings"]["dataset"]["name"]
-    screen = first_screen(lead, comparison, by_continent, _table(run, "gain_cells"))
+    screen = first_screen(lead, comparison, by_continent, gain_cells)
+    charts = {"By strategy": screen["strategies"], f"{lead}, by continent": screen["continents"]}
     figures = [(name, text) for name, text in FIGURES.items() if run.figure(name).exists()]
-    page = environment.get_template("index.html.j2").render(
-        run=run,
-        screen=screen,
-        charts=[
-            _chart("By strategy", screen["strategies"]),
-            _chart(f"{lead}, by continent", screen["continents"]),
-        ],
-        accuracy=accuracy_cells(intervals, _table(run, "bounds")),
-        differences=difference_tables(
+    parts = {
+        "screen": screen,
+        "charts": [_chart(title, rows) for title, rows in charts.items()],
+        "accuracy": accuracy_tables(intervals, bounds),
+        "differences": difference_tables(
             _only(comparison, COMPARED), ["split", "baseline"], "strategy", "metric"
         ),
-        continents=difference_tables(_only(by_continent, [HEADLINE]), ["split"], "continent", "strategy"),
-        heading=_heading,
-        splits={split: text for (name, split), text in SPLITS.items() if name == dataset},
-        fit=json.loads(run.semivariogram.read_text()) if run.semivariogram.exists() else None,
-        figures=[(name, text, _picture(run.figure(name))) for name, text in figures],
-        maps=_maps(run),
-        tables=sorted(path.name for path in (run.folder / "tables").glob("*.csv")),
-        notebooks=notebooks,
-        provenance=provenance,
-        provenance_file=run.provenance.name,
-        settings=provenance["settings"],
-        data=DATA.get(dataset, dataset),
-        paper=beside_the_paper(intervals),
-        reference=reference.to_dict("records"),
-        reference_sentence=sentence,
-        points=points,
-        least_photos=LEAST_PHOTOS,
-    )
+        "continents": difference_tables(_only(by_continent, [HEADLINE]), ["split"], "continent", "strategy"),
+        "splits": {split: text for (name, split), text in SPLITS.items() if name == dataset},
+        "fit": json.loads(run.semivariogram.read_text()) if run.semivariogram.exists() else None,
+        "figures": [(name, text, _picture(run.figure(name))) for name, text in figures],
+        "maps": _maps(run),
+        "tables": sorted(path.name for path in (run.folder / "tables").glob("*.csv")),
+        "provenance_file": run.provenance.name,
+        "settings": provenance["settings"],
+        "data": DATA.get(dataset, dataset),
+        "paper": beside_the_paper(intervals),
+        "reference": reference.to_dict("records"),
+        "reference_sentence": sentence,
+    }
+    told = {"run": run, "provenance": provenance, "notebooks": notebooks, "least_photos": LEAST_PHOTOS}
+    folder = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    strict = {"autoescape": True, "undefined": jinja2.StrictUndefined}
+    environment = jinja2.Environment(loader=folder, trim_blocks=True, lstrip_blocks=True, **strict)  # noqa: S701
+    page = environment.get_template("index.html.j2").render(**parts, **told, points=points, heading=_heading)
     path = run.folder / "index.html"
     with writing(path) as aside:
         aside.write_text(page, encoding="utf-8")
@@ -337,10 +302,8 @@ def _picture(path: Path) -> dict[str, Any]:
     if small.width > PICTURE_PX:
         size = (PICTURE_PX, round(small.height * PICTURE_PX / small.width))
         small = small.resize(size, Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=84, method=4)
     return {
-        "data": base64.b64encode(buffer.getvalue()).decode("ascii"),
+        "data": encoded(small, "WEBP", quality=84, method=4),
         "width": small.width,
         "height": small.height,
     }
@@ -349,22 +312,35 @@ def _picture(path: Path) -> dict[str, Any]:
 # ---- the first screen
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of a chart: a difference in percentage points and its interval; NaN where there is none.
-
-    Attributes:
-        label: strategy or continent; ``photos``: how many; ``verdict``: one of ``VERDICTS``.
-        uses_curve: whether this is a strategy that uses the semivariogram.
-    """
+class Row(NamedTuple):
+    """A difference in percentage points of so many ``photos``, and its interval: NaN for too few photos."""
 
     label: str
     photos: int
     difference: float
     low: float
     high: float
-    verdict: str
-    uses_curve: bool
+
+    @property
+    def verdict(self) -> str:
+        """One of ``VERDICTS``."""
+        if not math.isfinite(self.low):
+            return "too few photos"
+        if self.low > 0:
+            return "gains"
+        return "loses" if self.high < 0 else "not shown"
+
+    @property
+    def uses_curve(self) -> bool:
+        """Whether this is a strategy that uses the semivariogram."""
+        return self.label not in REGISTRY or REGISTRY[self.label].needs_curve
+
+
+def _rows(table: pd.DataFrame, label: str) -> list[Row]:
+    """Differences in ``table``, named by the column ``label``; with corrected intervals if there are any."""
+    prefix = "corrected" if "corrected_low" in table else "ci"
+    numbers = 100 * table[["difference", f"{prefix}_low", f"{prefix}_high"]].to_numpy()
+    return [Row(*one) for one in zip(table[label], table["n"], *numbers.T, strict=True)]
 
 
 def first_screen(
@@ -379,106 +355,75 @@ def first_screen(
         gain_cells: of :func:`lib.evaluate.regions.cell_gains`. Each of the three may be empty.
 
     Returns:
-        ``lead``; ``split``; ``strategies``, the rows of all; of the lead: ``found``, its row, ``held_out``,
-        its row on the cells held out whole, ``continents``, its rows, ``comparisons``, their number, and
-        ``cells``, by side in km.
+        ``lead``; ``split``; ``strategies``, the rows of all; ``own`` and ``control``, the rows of the paper's
+        strategy and of the control; of the lead: ``found``, its row, ``held_out``, its row on the cells held
+        out whole, ``continents``, its rows, ``comparisons``, their number, and ``cells``, by side in km.
     """
+    screen = {"lead": lead, "split": "", "strategies": [], "found": None, "continents": [], "cells": {}}
     if comparison.empty:
-        return {"lead": lead, "split": "", "strategies": [], "found": None, "continents": []}
+        return screen
     split = comparison["split"].iloc[0]
-    of_lead = f"strategy == {lead!r} and split == {split!r} and metric == {HEADLINE!r}"
-    continents, cells = (
-        table.query(of_lead) if len(table) else table for table in (by_continent, gain_cells)
-    )
     strategies = strategy_rows(comparison, split)
+    by_label = {row.label: row for row in strategies}
     held_out = strategy_rows(comparison, HELD_OUT) if split != HELD_OUT else []
-    return {
-        "lead": lead,
+    screen |= {
         "split": split,
         "strategies": strategies,
-        "found": _row_of(lead, strategies),
-        "held_out": _row_of(lead, held_out),
-        "own": _row_of(PAPERS_OWN, strategies),
-        "control": _row_of(CONTROL, strategies),
-        "continents": continent_rows(continents),
-        "comparisons": int(continents["comparisons"].max()) if len(continents) else 0,
-        "cells": cells.groupby(["side_km", "verdict"], sort=False)
-        .size()
-        .unstack(fill_value=0)
-        .to_dict("index")
-        if len(cells)
-        else {},
+        "found": by_label.get(lead),
+        "held_out": {row.label: row for row in held_out}.get(lead),
+        "own": by_label.get(PAPERS_OWN),
+        "control": by_label.get(CONTROL),
+        "comparisons": 0,
     }
-
-
-def _row_of(label: str, rows: list[Row]) -> Row | None:
-    return next((row for row in rows if row.label == label), None)
+    of_lead = f"strategy == {lead!r} and split == {split!r} and metric == {HEADLINE!r}"
+    if len(by_continent):
+        continents = by_continent.query(of_lead).sort_values("difference", ascending=False)
+        screen["continents"] = _rows(continents, "continent")
+        screen["comparisons"] = int(continents["comparisons"].max()) if len(continents) else 0
+    if len(gain_cells):
+        counted = gain_cells.query(of_lead).groupby(["side_km", "verdict"], sort=False).size()
+        screen["cells"] = counted.unstack(fill_value=0).to_dict("index")
+    return screen
 
 
 def strategy_rows(comparison: pd.DataFrame, split: str) -> list[Row]:
-    """Each strategy against the baseline within 200 km on ``split``: what gains first, the larger gain
-    first."""
-    of_split = comparison[(comparison["split"] == split) & (comparison["baseline"] == BASELINE)]
-    rows = [
-        _chart_row(one.strategy, one, one.ci_low, one.ci_high, _verdict(one.ci_low, one.ci_high))
-        for one in of_split[of_split["metric"] == HEADLINE].itertuples()
-    ]
+    """Each strategy against the baseline within 200 km on ``split``: what gains first, the larger first."""
+    against = comparison[(comparison["split"] == split) & (comparison["baseline"] == BASELINE)]
+    rows = _rows(against[against["metric"] == HEADLINE], "strategy")
     return sorted(rows, key=lambda row: (VERDICTS.index(row.verdict), -row.difference))
 
 
-def continent_rows(of_lead: pd.DataFrame) -> list[Row]:
-    """The continents of one split and strategy within 200 km, the largest difference first."""
-    rows = of_lead.sort_values("difference", ascending=False).itertuples() if len(of_lead) else []
-    return [
-        _chart_row(one.continent, one, one.corrected_low, one.corrected_high, one.verdict) for one in rows
-    ]
-
-
-def _chart_row(label: str, one: Any, low: float, high: float, verdict: str) -> Row:
-    uses_curve = label not in REGISTRY or REGISTRY[label].needs_curve
-    return Row(label, int(one.n), 100 * one.difference, 100 * low, 100 * high, verdict, uses_curve)
-
-
-def _verdict(low: float, high: float) -> str:
-    return "gains" if low > 0 else "loses" if high < 0 else "not shown"
-
-
 def points(value: float, sign: bool = True) -> str:
-    """Percentage points with one decimal and a true minus; "+" before what is positive where ``sign``; 0 has
-    no sign."""
+    """Percentage points with one decimal and a true minus; with ``sign`` also a plus; 0 has no sign."""
     value = round(value, 6)
     text = f"{value:+.1f}" if sign else f"{value:.1f}"
     return "0.0" if float(text) == 0.0 else text.replace("-", "\u2212")
 
 
 def _chart(title: str, rows: list[Row]) -> dict[str, Any]:
-    """Rows with dot and interval as percent of one scale that holds zero and every interval, and its
-    ticks."""
-    ends = [value for row in rows for value in (row.low, row.difference, row.high) if math.isfinite(value)]
+    """Rows with dot and interval as percent of one scale that holds zero and every interval; its ticks."""
+    ends = [value for row in rows for value in row[2:] if math.isfinite(value)]
     low, high = min([0.0, *ends]), max([0.0, *ends])
     step = next((one for one in (0.5, 1, 2, 5, 10, 20, 50) if (high - low) / one <= 6), 100)
     first = math.floor(low / step)
     last = max(math.ceil(high / step), first + 1)
 
-    def place(value: float) -> float | None:
-        return round(100.0 * (value / step - first) / (last - first), 2) if math.isfinite(value) else None
+    def place(value: float) -> float:
+        return round(100.0 * (value / step - first) / (last - first), 2)
 
-    drawn = [
-        {"row": row, "dot": place(row.difference) if math.isfinite(row.low) else None}
-        | {"left": place(row.low), "right": place(row.high)}
-        for row in rows
-    ]
-    ticks = [
-        (place(step * k), f"{step * k:+g}".replace("-", "\u2212") if k else "0")
-        for k in range(first, last + 1)
-    ]
+    drawn = []
+    for row in rows:
+        places = [place(value) if math.isfinite(row.low) else None for value in row[2:]]
+        drawn.append({"row": row} | dict(zip(("dot", "left", "right"), places, strict=True)))
+    names = [f"{step * k:+g}".replace("-", "\u2212") if k else "0" for k in range(first, last + 1)]
+    ticks = [(place(step * k), name) for k, name in enumerate(names, first)]
     return {"title": title, "rows": drawn, "ticks": ticks, "zero": place(0.0)}
 
 
 # ---- tables for reading
 
 
-def accuracy_cells(intervals: pd.DataFrame, bounds: pd.DataFrame) -> list[dict[str, Any]]:
+def accuracy_tables(intervals: pd.DataFrame, bounds: pd.DataFrame) -> list[dict[str, Any]]:
     """The accuracy table: one entry a split, with its rows; values with their 95 % intervals as text.
 
     Args:
@@ -487,17 +432,18 @@ def accuracy_cells(intervals: pd.DataFrame, bounds: pd.DataFrame) -> list[dict[s
     """
     if intervals.empty:
         return []
-    metrics, entries = list(dict.fromkeys(intervals["metric"])), []
-    for split, of_split in intervals.groupby("split", sort=False):
+    metrics = intervals["metric"].unique().tolist()
+    limits = bounds.melt(["split", "strategy"], metrics, "metric") if len(bounds) else bounds
+    entries = []
+    for split in intervals["split"].unique():
         rows = []
-        for strategy, frame in of_split.groupby("strategy", sort=False):
-            found = frame.set_index("metric").loc[metrics, ["value", "ci_low", "ci_high"]]
-            texts = [[_amount(metric, value) for value in found.loc[metric]] for metric in metrics]
-            cells = [(value, f"{low}–{high}") for value, low, high in texts]
-            rows.append({"strategy": strategy, "cells": cells, "is_bound": False})
-        for limit in bounds[bounds["split"] == split].to_dict("records") if len(bounds) else []:
-            cells = [(_amount(metric, limit[metric]), "") for metric in metrics]
-            rows.append({"strategy": limit["strategy"], "cells": cells, "is_bound": True})
+        for table, is_bound in ((intervals, False), (limits, True)):
+            of_split = table[table["split"] == split] if len(table) else pd.DataFrame(columns=["strategy"])
+            for strategy, frame in of_split.groupby("strategy", sort=False):
+                found = frame.set_index("metric").reindex(metrics, columns=["value", "ci_low", "ci_high"])
+                texts = [[_amount(metric, value) for value in row] for metric, *row in found.itertuples()]
+                cells = [(value, "" if is_bound else f"{low}–{high}") for value, low, high in texts]
+                rows.append({"strategy": strategy, "cells": cells, "is_bound": is_bound})
         entries.append({"split": split, "metrics": [_heading(metric) for metric in metrics], "rows": rows})
     return entries
 
@@ -511,47 +457,33 @@ def _heading(metric: str) -> str:
 
 
 def difference_tables(table: pd.DataFrame, by: list[str], row: str, column: str) -> list[dict[str, Any]]:
-    """Differences for reading: one entry for each value of ``by``, with its rows; points, interval and
-    verdict.
-
-    Args:
-        table: intervals that are corrected for the number of comparisons are taken, where there are any.
-        row, column: what stands in rows and columns.
-    """
+    """Differences for reading: one entry for each value of ``by``; ``row`` and ``column`` name the others."""
     entries = []
-    prefix = "corrected" if "corrected_low" in table else "ci"
     for key, frame in table.groupby(by, sort=False) if len(table) else []:
-        columns = list(dict.fromkeys(frame[column]))
         rows = [
-            {"name": name, "photos": int(of_row["n"].max())}
-            | {"cells": [_difference(of_row[of_row[column] == one], prefix) for one in columns]}
+            {
+                "name": name,
+                "photos": of_row["n"].max(),
+                "cells": {one.label: one for one in _rows(of_row, column)},
+            }
             for name, of_row in frame.groupby(row, sort=False)
         ]
         comparisons = int(frame["comparisons"].max()) if "comparisons" in frame else 0
-        entries.append({"key": key, "columns": columns, "rows": rows, "comparisons": comparisons})
+        entries.append(
+            {"key": key, "columns": frame[column].unique(), "rows": rows, "comparisons": comparisons}
+        )
     return entries
 
 
-def _difference(found: pd.DataFrame, prefix: str) -> dict[str, str]:
-    """Points, interval and verdict of the one row of ``found``; a dash where there is none or too few
-    photos."""
-    if found.empty or not math.isfinite(found[f"{prefix}_low"].iloc[0]):
-        return {"points": "–", "interval": "", "verdict": "too few photos"}
-    middle, low, high = (found[name].iloc[0] for name in ("difference", f"{prefix}_low", f"{prefix}_high"))
-    interval = "no photo differs" if low == high == 0.0 else f"[{points(100 * low)}, {points(100 * high)}]"
-    return {"points": points(100 * middle), "interval": interval, "verdict": _verdict(low, high)}
-
-
 def beside_the_paper(intervals: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of the paper's table and the same two strategies of this run, percent of the photos; empty without
-    a table."""
+    """Percent of the photos by the paper's table and by the same two strategies of this run; may be empty."""
     if intervals.empty:
         return []
-    first = intervals[intervals["split"] == intervals["split"].iloc[0]]
+    split = intervals["split"].iloc[0]
     rows = [{"source": "paper, OSV5M", "strategy": name, "cells": cells} for name, cells in PAPER.items()]
     for name in (BASELINE, PAPERS_OWN):
-        found = first[first["strategy"] == name].set_index("metric")
+        found = intervals[(intervals["split"] == split) & (intervals["strategy"] == name)].set_index("metric")
         if len(found):
             cells = [_amount(metric, found.loc[metric, "value"]) for metric in PAPER_METRICS]
-            rows.append({"source": f"this run, {first['split'].iloc[0]}", "strategy": name, "cells": cells})
+            rows.append({"source": f"this run, {split}", "strategy": name, "cells": cells})
     return rows
