@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 from browsing import CHROMIUM, MISSING, SWITCHES, Visit
@@ -18,44 +19,29 @@ SCREENS = ((1280, 800), (390, 844))
 FOLDER = Path(__file__).parents[1] / "results" / "screenshots"
 
 
-def pages(run: Path) -> list[Path]:
-    """The pages of a run, those that the index links to first."""
-    return [
-        run / "index.html",
-        *sorted((run / "maps").glob("*.html")),
-        *sorted((run / "notebooks").glob("*.html")),
-    ]
-
-
 def main(run: Path) -> int:
     """Exit status."""
     if CHROMIUM is None:
         sys.exit(MISSING)
     FOLDER.mkdir(parents=True, exist_ok=True)
+    pages = [run / "index.html", *sorted(run.glob("maps/*.html")), *sorted(run.glob("notebooks/*.html"))]
     wrong = 0
     with sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
-        for page in pages(run):
-            for width, height in SCREENS:
-                for scheme in ("light", "dark"):
-                    started = time.perf_counter()
-                    visit = Visit(browser, page, width, height, ready="body", scheme=scheme)
-                    seconds = time.perf_counter() - started
-                    visit.tab.wait_for_timeout(400)
-                    wide = visit.tab.evaluate("document.documentElement.scrollWidth")
-                    target = FOLDER / f"{page.stem}_{width}_{scheme}.png"
-                    visit.tab.screenshot(path=target, full_page=page.name == "index.html", timeout=60_000)
-                    bad = [
-                        *visit.complaints,
-                        *visit.fetched,
-                        *([f"{wide} pixels wide"] if wide > width else []),
-                    ]
-                    visit.context.close()
-                    print(
-                        f"{target.name:50} {seconds:5.2f} s  {page.stat().st_size / 1e6:5.2f} MB  "
-                        f"{'; '.join(bad) or 'well'}"
-                    )
-                    wrong += bool(bad)
+        for page, (width, height), scheme in product(pages, SCREENS, ("light", "dark")):
+            started = time.perf_counter()
+            visit = Visit(browser, page, width, height, ready="body", scheme=scheme)
+            seconds = time.perf_counter() - started
+            visit.tab.wait_for_timeout(400)
+            target = FOLDER / f"{page.stem}_{width}_{scheme}.png"
+            visit.tab.screenshot(path=target, full_page=page.name == "index.html", timeout=60_000)
+            bad = [*visit.complaints, *visit.fetched]
+            if visit.width() > width:
+                bad.append(f"{visit.width()} pixels wide")
+            visit.context.close()
+            megabytes = page.stat().st_size / 1e6
+            print(f"{target.name:50} {seconds:5.2f} s  {megabytes:5.2f} MB  {'; '.join(bad) or 'well'}")
+            wrong += bool(bad)
         browser.close()
     return int(wrong > 0)
 

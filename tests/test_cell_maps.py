@@ -63,7 +63,7 @@ def pages(frame: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 class TestPage:
-    def test_a_view_has_one_value_a_cell_of_its_split_in_the_grids_order(
+    def test_a_view_has_one_value_a_cell_in_the_grids_order(
         self, frame: pd.DataFrame, pages: dict[str, Path]
     ) -> None:
         data, gains = data_of(pages["gain"]), cell_gains(frame)
@@ -105,9 +105,7 @@ class TestPage:
 
 
 class TestBrowser:
-    def test_only_cells_whose_interval_leaves_zero_out_have_a_colour(
-        self, browser: object, pages: dict[str, Path]
-    ) -> None:
+    def test_only_cells_that_differ_have_a_colour(self, browser: object, pages: dict[str, Path]) -> None:
         data = data_of(pages["gain"])
         verdicts = data["views"]["test|2000|decayed|acc_200km"]["verdict"]
         with Visit(browser, pages["gain"]) as visit:
@@ -123,9 +121,7 @@ class TestBrowser:
             visit.tab.get_by_label("estimates that are not shown").check()
             assert coloured() > stated
 
-    def test_the_summary_counts_what_the_map_shows_and_follows_the_choice(
-        self, browser: object, pages: dict[str, Path]
-    ) -> None:
+    def test_the_summary_follows_the_choice(self, browser: object, pages: dict[str, Path]) -> None:
         grids = data_of(pages["gain"])["grids"]
         with Visit(browser, pages["gain"]) as visit:
             said, cells = visit.tab.locator(".summary"), visit.tab.locator("path.cell")
@@ -141,9 +137,7 @@ class TestBrowser:
             )
 
     @pytest.mark.parametrize("kind", ["gain", "error"])
-    def test_a_keyboard_reaches_the_cells_and_opens_them(
-        self, browser: object, pages: dict[str, Path], kind: str
-    ) -> None:
+    def test_a_keyboard_opens_the_cells(self, browser: object, pages: dict[str, Path], kind: str) -> None:
         label = "document.activeElement.getAttribute('aria-label')"
         with Visit(browser, pages[kind]) as visit:
             assert visit.tab.locator('path.cell[tabindex="0"]').count() == 1

@@ -13,7 +13,7 @@ from lib.data import datasets, features, sampling
 from lib.evaluate import pairs
 from lib.method import negatives
 from lib.method.semivariogram import Curve
-from lib.show import explore
+from lib.show import explore, maps
 
 
 @pytest.fixture
@@ -60,15 +60,8 @@ def test_at_the_start_the_curve_by_hand_is_the_fitted_one(run, empirical):
 
 def test_every_control_of_the_curve_changes_the_picture(run, empirical, watched):
     box = explore.curve(run, pairs.sample(run, fitted(), 4_000), empirical, fitted())
-    moved = {
-        "family": "Gaussian",
-        "nugget": 0.5,
-        "sill": 1.3,
-        "range_km": 800.0,
-        "strategy": "decayed",
-        "alpha": 6.0,
-        "beta": 7.0,
-    }
+    moved = {"family": "Gaussian", "nugget": 0.5, "sill": 1.3, "range_km": 800.0}
+    moved |= {"strategy": "decayed", "alpha": 6.0, "beta": 7.0}
     assert set(moved) == set(controls(box))
     start = {name: control.value for name, control in controls(box).items()}
     before = pixels(box.f(**start))
@@ -127,18 +120,7 @@ def predictions():
                 away = error / 111.195
                 east = 179.0 + away - 360 * (179 + away > 180)
                 rows.append((f"p{number:04d}", "test", strategy, seed, 0.0, 179.0, away / 1e9, east, error))
-    names = [
-        "id",
-        "split",
-        "strategy",
-        "seed",
-        "latitude",
-        "longitude",
-        "predicted_latitude",
-        "predicted_longitude",
-        "error_km",
-    ]
-    return pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(rows, columns=maps.COLUMNS[:-1])
 
 
 @pytest.mark.parametrize(

@@ -15,17 +15,13 @@ def words(figure):
     return " ".join(text.get_text() for axis in figure.axes for text in axis.texts)
 
 
-def test_without_a_second_strategy_the_comparison_says_so():
+def test_without_a_second_strategy_or_weights_the_figure_says_so():
     empty = pd.DataFrame(
-        columns=["strategy", "baseline", "metric", "difference", "ci_low", "ci_high", "seeds", "n", "split"]
+        columns=["strategy", "baseline", "metric", "difference", "ci_low", "ci_high", "split"]
     )
     assert "nothing to compare with infonce" in words(figures.forest(empty))
-
-
-def test_without_weights_their_figure_says_so():
-    assert "no weights" in words(
-        figures.weights_over_training(pd.DataFrame({"epoch": [1], "strategy": ["infonce"], "seed": [0]}))
-    )
+    unweighted = pd.DataFrame({"epoch": [1], "strategy": ["infonce"], "seed": [0]})
+    assert "no weights" in words(figures.weights_over_training(unweighted))
 
 
 def test_drawing_leaves_matplotlibs_settings_as_they_were():
@@ -43,27 +39,19 @@ def test_a_multiplied_negative_logit_presses_less_and_a_positive_one_more():
 
 
 def test_a_saved_figure_is_a_picture_and_a_pdf_with_the_same_bytes_twice(tmp_path):
-    for name in ("first", "second"):
-        returned = figures.save(figures.factor_effect(), tmp_path / name / "effect.png")
-        assert isinstance(returned, Figure)
-    for ending in ("png", "pdf"):
-        assert (tmp_path / "first" / f"effect.{ending}").read_bytes() == (
-            tmp_path / "second" / f"effect.{ending}"
-        ).read_bytes()
-    with Image.open(tmp_path / "first" / "effect.png") as image:
+    first, second = (tmp_path / name / "effect.png" for name in ("first", "second"))
+    for path in (first, second):
+        assert isinstance(figures.save(figures.factor_effect(), path), Figure)
+    for ending in (".png", ".pdf"):
+        assert first.with_suffix(ending).read_bytes() == second.with_suffix(ending).read_bytes()
+    with Image.open(first) as image:
         assert image.width == pytest.approx(9 * 200, abs=2)
 
 
 def test_a_handful_of_training_photos_is_drawn_as_far_as_it_goes(tmp_path: Path) -> None:
     for number in range(3):
         Image.new("RGB", (8, 8), (80 * number, 0, 0)).save(tmp_path / f"{number}.png")
-    manifest = pd.DataFrame(
-        {
-            "path": [f"{number}.png" for number in range(3)],
-            "latitude": 1.0,
-            "longitude": 2.0,
-            "split": "train",
-        }
-    )
+    places = {"latitude": 1.0, "longitude": 2.0, "split": "train"}
+    manifest = pd.DataFrame({"path": [f"{number}.png" for number in range(3)], **places})
     figure = figures.photo_grid(manifest, tmp_path)
     assert sum(bool(axis.images) for axis in figure.axes) == 3 and len(figure.axes) == 18

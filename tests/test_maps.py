@@ -22,7 +22,7 @@ from lib.method.geodesy import EARTH_RADIUS_KM, distance_km
 from lib.runs import Run
 from lib.settings import load
 from lib.show import maps, world
-from lib.show.maps import ERROR_CLASSES, prediction_map, save_map, side_by_side_map
+from lib.show.maps import prediction_map, save_map, side_by_side_map
 from lib.show.world import great_circle
 
 STRATEGIES = ("infonce", "semivariogram", "decayed", "similarity")
@@ -143,9 +143,7 @@ class TestGreatCircle:
 
 
 class TestPage:
-    def test_two_thousand_photos_of_four_strategies_stay_below_ten_megabytes(
-        self, photos: Path, tmp_path: Path
-    ) -> None:
+    def test_two_thousand_photos_stay_below_ten_megabytes(self, photos: Path, tmp_path: Path) -> None:
         predictions = table(2_000)
         path = save_map(
             prediction_map(predictions, photos, field=error_field(predictions)), tmp_path / "map.html"
@@ -155,7 +153,7 @@ class TestPage:
         assert len(data["thumbnails"]) == len(data["ids"]) == 2_000
         assert [strategy["name"] for strategy in data["strategies"]] == list(STRATEGIES)
 
-    def test_it_refers_to_nothing_on_a_network_and_is_the_same_file_twice(
+    def test_it_asks_no_network_and_is_the_same_file_twice(
         self, page: Path, small: pd.DataFrame, photos: Path
     ) -> None:
         assert all(address.startswith(("data:", "#")) for address in resources(page.read_text("utf-8")))
@@ -184,9 +182,7 @@ class TestPage:
         assert data["strategies"][0]["seed"] == "2"
         assert "Several seeds were trained; the smallest of each strategy is drawn." in data["notes"]
 
-    def test_of_too_many_photos_some_are_drawn_and_the_title_says_so(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_of_too_many_photos_some_are_drawn(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(maps, "MOST_PHOTOS", 4)
         predictions, run = table(10).drop(columns="path"), Run(load("smoke"), tmp_path / "run")
         manifest = predictions[["id"]].drop_duplicates().assign(path="nowhere.jpg")
@@ -203,7 +199,7 @@ class TestPage:
         assert maps.draw_pair(run, predictions.query("strategy == 'infonce'"), manifest) is None
 
     def test_a_bound_belongs_to_the_class_below_it(self, tmp_path: Path) -> None:
-        bounds = [bound.upper_km for bound in ERROR_CLASSES[:-1]]
+        bounds = maps.ERROR_BOUNDS_KM
         errors = [0.0, *bounds, *(bound + 0.01 for bound in bounds), 20_000.0]
         data = data_of(prediction_map(table(10, ("infonce",)).assign(error_km=errors), tmp_path))
         assert data["strategies"][0]["error_class"] == [0, 0, 1, 2, 3, 1, 2, 3, 4, 4]
@@ -217,7 +213,7 @@ class TestPage:
         assert isinstance(drawn, folium.Map)
         assert drawn._repr_html_().count("<iframe") == 1
 
-    def test_a_failed_save_leaves_the_old_page_and_no_rest(
+    def test_a_failed_save_leaves_the_old_page(
         self, small: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "map.html").write_text("old")
@@ -303,7 +299,7 @@ class TestBrowser:
             assert f"{strategy} (seed 0)" in desktop.tab.locator(".leaflet-popup").text_content()
         errors = small.loc[small["strategy"] == STRATEGIES[1], "error_km"]
         desktop.tab.get_by_label("beyond").uncheck()
-        kept = int((errors <= ERROR_CLASSES[-2].upper_km).sum())
+        kept = int((errors <= maps.ERROR_BOUNDS_KM[-1]).sum())
         assert desktop.map(MARKS) == 2 * kept
         desktop.tab.get_by_label("error lines").check()
         assert desktop.map(lines) == kept
@@ -333,9 +329,7 @@ class TestBrowser:
         )
         assert drawn == [[179.0, 180.0], [-180.0, -178.0]]
 
-    def test_on_a_phone_the_map_is_above_its_controls_and_nothing_sticks_out(
-        self, browser: object, page: Path
-    ) -> None:
+    def test_on_a_phone_the_map_is_above_its_controls(self, browser: object, page: Path) -> None:
         with Visit(browser, page, 390, 844) as visit:
             above, below = (visit.tab.locator(one).bounding_box() for one in (".folium-map", ".panel"))
             assert above["height"] > 300 and above["y"] + above["height"] <= below["y"] + 1
@@ -347,9 +341,7 @@ class TestBrowser:
             assert not visit.tab.locator(".search input").is_visible()
             visit.until("document.querySelector('.folium-map').clientHeight > 750")
 
-    def test_clusters_hold_every_true_place_and_open_into_photos(
-        self, browser: object, tmp_path: Path
-    ) -> None:
+    def test_clusters_hold_every_photo_and_open(self, browser: object, tmp_path: Path) -> None:
         crowd = table(40, ("infonce",))
         crowd[["latitude", "longitude"]] = crowd[["latitude", "longitude"]] / 100.0 + np.array([40.0, 10.0])
         with Visit(browser, save_map(prediction_map(crowd, tmp_path), tmp_path / "crowd.html")) as visit:
@@ -374,9 +366,7 @@ class TestBrowser:
         desktop.tab.get_by_label(STRATEGIES[1]).check()
         assert desktop.tab.locator("img.heat").get_attribute("src") != before
 
-    def test_a_keyboard_walks_through_the_photos_the_largest_error_first(
-        self, desktop: Visit, small: pd.DataFrame
-    ) -> None:
+    def test_a_keyboard_walks_from_the_largest_error_on(self, desktop: Visit, small: pd.DataFrame) -> None:
         errors = small[small["strategy"] == STRATEGIES[0]].sort_values("error_km", ascending=False)
         for button, number in ((".next", 0), (".next", 1), (".next", 2), (".previous", 1)):
             desktop.tab.locator(button).focus()
@@ -419,9 +409,7 @@ class TestSideBySide:
             left, right = self.views(visit)
             assert left == pytest.approx(right, abs=1e-6) and left[1] > 21
 
-    def test_a_photo_opens_on_both_with_its_picture_and_each_strategys_error(
-        self, browser: object, pair: Path
-    ) -> None:
+    def test_a_photo_opens_on_both_with_each_strategys_error(self, browser: object, pair: Path) -> None:
         with Visit(browser, pair) as visit:
             for wanted in (*HOSTILE, "photo-00009"):
                 visit.find(wanted)
@@ -436,9 +424,7 @@ class TestSideBySide:
             visit.tab.locator(".leaflet-popup-close-button").first.click()
             visit.until("document.querySelectorAll('.leaflet-popup').length === 0")
 
-    def test_each_map_says_how_many_photos_lie_within_200_km_and_the_filter_keeps_some(
-        self, browser: object, pair: Path
-    ) -> None:
+    def test_each_map_counts_its_photos_and_the_filter_keeps_some(self, browser: object, pair: Path) -> None:
         errors = [frame["error_km"].to_numpy() for _, frame in table(30, STRATEGIES[:2]).groupby("strategy")]
         with Visit(browser, pair) as visit:
             first, second = visit.tab.locator(".side .share").all()

@@ -185,7 +185,7 @@ def test_osv5m_is_compared_without_that_warning(rewrite: Callable) -> None:
         ("infonce", "No: validation chose infonce, GeoCLIP as it is"),
     ],
 )
-def test_the_strategy_that_validation_chose_leads_and_not_the_best_of_the_test_split(
+def test_what_validation_chose_leads_and_not_the_best_of_the_test_split(
     rewrite: Callable, chosen: str, said: str
 ) -> None:
     assert answer(rewrite(chosen)).startswith(said)
@@ -251,9 +251,7 @@ def test_a_chart_has_one_scale_that_holds_zero_and_every_interval() -> None:
 
 class TestBrowser:
     @pytest.mark.parametrize("scheme", ["light", "dark"])
-    def test_the_answer_and_its_charts_are_on_the_first_screen(
-        self, browser: object, page: Path, scheme: str
-    ) -> None:
+    def test_the_answer_is_on_the_first_screen(self, browser: object, page: Path, scheme: str) -> None:
         with Visit(browser, page, ready="h1", scheme=scheme) as visit:
             for part in (".answer", ".charts"):
                 box = visit.tab.locator(part).bounding_box()
@@ -279,9 +277,7 @@ class TestBrowser:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_an_executed_notebook_as_a_page_is_dark_where_the_screen_is(
-    browser: object, tmp_path: Path, scheme: str
-) -> None:
+def test_a_notebook_is_dark_where_the_screen_is(browser: object, tmp_path: Path, scheme: str) -> None:
     cells = [nbformat.v4.new_markdown_cell("# A heading"), nbformat.v4.new_code_cell("x = 1")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "executed.ipynb")
     with Visit(browser, pages.render(tmp_path / "executed.ipynb"), ready="h1", scheme=scheme) as visit:

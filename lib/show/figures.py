@@ -103,11 +103,11 @@ def _show(axis: Axes, root: Path, path: str, title: str) -> None:
 
 
 @_styled
-def photo_grid(manifest: pd.DataFrame, root: Path, rows: int = 3, columns: int = 6) -> Figure:
+def photo_grid(manifest: pd.DataFrame, root: Path) -> Figure:
     """Random training photos with place names and coordinates."""
     training = manifest[manifest["split"] == "train"]
-    chosen = training.sample(min(rows * columns, len(training)), random_state=0)
-    figure, axes = _figure(rows, columns, (1.6 * columns, 1.95 * rows))
+    chosen = training.sample(min(18, len(training)), random_state=0)
+    figure, axes = _figure(3, 6, (9.6, 5.85))
     for axis in axes.ravel()[len(chosen) :]:
         axis.set_axis_off()
     for axis, photo in zip(axes.ravel(), chosen.itertuples(), strict=False):

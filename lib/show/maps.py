@@ -6,9 +6,8 @@ drawing.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import folium
 import matplotlib as mpl
@@ -22,24 +21,16 @@ from lib.evaluate.regions import REACH_KM, ErrorField, error_field
 from lib.runs import Run
 from lib.show.world import CLUSTERS, encoded, great_circle, integers, require, save_map, thumbnail, world_page
 
-
-class ErrorClass(NamedTuple):
-    """A class of great-circle error: above the bound of the class before it, up to ``upper_km``, included."""
-
-    label: str
-    upper_km: float
-    colour: str
-
-
 ERROR_CLASSES = (
-    ErrorClass("street, city", 25.0, "#56B4E9"),
-    ErrorClass("region", 200.0, "#009E73"),
-    ErrorClass("country", 750.0, "#F0E442"),
-    ErrorClass("continent", 2500.0, "#E69F00"),
-    ErrorClass("beyond", math.inf, "#D55E00"),
+    ("street, city", 25.0, "#56B4E9"),
+    ("region", 200.0, "#009E73"),
+    ("country", 750.0, "#F0E442"),
+    ("continent", 2500.0, "#E69F00"),
+    ("beyond", None, "#D55E00"),
 )
-"""Bounds: the granularities of GeoCLIP's tables. Colours: Okabe and Ito, "Color Universal Design", 2008."""
-
+"""Label, largest great-circle error in km, colour. Bounds: the granularities of GeoCLIP's tables. Colours:
+Okabe and Ito, "Color Universal Design", 2008."""
+ERROR_BOUNDS_KM = [upper for _, upper, _ in ERROR_CLASSES[:-1]]
 THUMBNAIL_PX = 72
 MOST_PHOTOS = 2_000
 """Photos of a split on one map: beyond, a browser takes too long, and the page grows past 10 MB."""
@@ -158,9 +149,7 @@ def _photo_data(predictions: pd.DataFrame, image_root: Path) -> dict[str, Any]:
         )
     return {
         "notes": notes,
-        "classes": [
-            [name, None if math.isinf(upper) else upper, colour] for name, upper, colour in ERROR_CLASSES
-        ],
+        "classes": ERROR_CLASSES,
         "ids": shown["id"].astype(str).tolist(),
         "splits": shown["split"].astype(str).tolist(),
         "truth": integers(_places(shown, "latitude", "longitude"), 1e4),
@@ -213,7 +202,7 @@ def _strategy(drawn: pd.DataFrame, shown: pd.DataFrame, name: Any) -> dict[str, 
     predicted = _places(known, "predicted_latitude", "predicted_longitude")
     error_km = known["error_km"].to_numpy(np.float64)
     present = np.isfinite(error_km)
-    classes = np.searchsorted([bound.upper_km for bound in ERROR_CLASSES], error_km)
+    classes = np.searchsorted(ERROR_BOUNDS_KM, error_km)
     return {
         "name": str(name),
         "seed": str(rows["seed"].iloc[0]),

@@ -20,10 +20,9 @@ body.jp-Notebook { color-scheme: dark; background: var(--jp-layout-color0); }
 
 
 def tidy(path: Path) -> None:
-    """Collapse each cell's output of an executed notebook to what a terminal would finally show, and cut
-    paths short.
+    """Collapse each cell's output of an executed notebook to what a terminal would finally show.
 
-    What lies in the project is named from there, what lies in the Python environment from there.
+    Paths are cut short: what lies in the project or in the Python environment is named from there.
     """
     content = nbformat.read(path, as_version=4)
     content.metadata.pop("papermill", None)  # names the files, and the time, of the execution
@@ -35,25 +34,21 @@ def tidy(path: Path) -> None:
             else:
                 kept.append(output)
         for output in kept:
-            if output.output_type == "stream":
+            if "text" in output:
                 output.text = as_a_terminal_shows(output.text)
         if "outputs" in cell:
-            cell.outputs = [output for output in kept if output.output_type != "stream" or output.text]
+            cell.outputs = [output for output in kept if output.get("text") != ""]
+    text = nbformat.writes(content)
+    for folder in (sys.prefix, str(PROJECT)):  # the environment may lie in the project
+        text = re.sub(rf"{re.escape(folder)}(/|\b)", "", text)
     with writing(path) as aside:
-        aside.write_text(_with_short_paths(nbformat.writes(content)), encoding="utf-8")
+        aside.write_text(text, encoding="utf-8")
 
 
 def as_a_terminal_shows(text: str) -> str:
-    """``text`` without what a carriage return overwrote, and without the empty lines that progress bars
-    leave."""
+    """``text`` without what a carriage return overwrote, and without the empty lines of progress bars."""
     lines = [line.rpartition("\r")[2].rstrip() for line in text.replace("\r\n", "\n").split("\n")]
     return "".join(f"{line}\n" for line in lines if line)
-
-
-def _with_short_paths(text: str) -> str:
-    for folder in (sys.prefix, str(PROJECT)):  # the environment may lie in the project
-        text = re.sub(rf"{re.escape(folder)}(/|\b)", "", text)
-    return text
 
 
 def render(executed: Path) -> Path:
@@ -64,19 +59,16 @@ def render(executed: Path) -> Path:
     for cell in content.cells:
         if cell.cell_type == "markdown":
             cell.source = with_mathml(cell.source)
-    exporter = HTMLExporter(
-        exclude_input_prompt=True, exclude_output_prompt=True, mathjax_url="", require_js_url=""
-    )
+    plain = {"exclude_input_prompt": True, "exclude_output_prompt": True}
+    exporter = HTMLExporter(mathjax_url="", require_js_url="", **plain)
     body, _ = exporter.from_notebook_node(content)
-    body = re.sub(
-        r'<script[^>]*\bsrc="(https?:|")[^>]*>\s*</script>', "", body
-    )  # what a network would have to bring
+    # What a network would have to bring.
+    body = re.sub(r'<script[^>]*\bsrc="(https?:|")[^>]*>\s*</script>', "", body)
     dark, *_ = exporter.environment.loader.get_source(exporter.environment, "static/theme-dark.css")
     page = executed.with_suffix(".html")
+    body = body.replace("</head>", DARK.replace("THEME", dark) + "</head>", 1)
     with writing(page) as aside:
-        aside.write_text(
-            body.replace("</head>", DARK.replace("THEME", dark) + "</head>", 1), encoding="utf-8"
-        )
+        aside.write_text(body, encoding="utf-8")
     return page
 
 
@@ -87,11 +79,10 @@ def with_mathml(markdown: str) -> str:
     def formula(found: re.Match[str]) -> str:
         if found["code"]:
             return found["code"]
-        displayed = found["display"] is not None
-        mathml = convert(
-            (found["display"] or found["inline"]).strip(), display="block" if displayed else "inline"
-        )
-        return f'\n\n<div style="margin: 1em 0">{mathml}</div>\n\n' if displayed else mathml
+        if found["inline"]:
+            return convert(found["inline"].strip(), display="inline")
+        mathml = convert(found["display"].strip(), display="block")
+        return f'\n\n<div style="margin: 1em 0">{mathml}</div>\n\n'
 
     pattern = r"(?P<code>`[^`]*`)|\$\$(?P<display>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$"
     return re.sub(pattern, formula, markdown, flags=re.DOTALL)
