@@ -70,7 +70,6 @@ FIGURES = {
     "sweep_worlds": "Gain by noise and backbone, on validation.",
     "sweep_queue": "Gain by the queue of earlier places, on validation.",
     "semivariogram_bands": "The curve, bands from resampled places, every family, the range by each rule.",
-    "learned_semivariogram": "The semivariogram of the learned embeddings.",
     "simulation_curve": "A simulated world: the known semivariogram and its estimate.",
     "simulation_precision_recall": "A simulated world: who finds false and hard negatives.",
     "simulation_gains": "A simulated world: what each strategy and a perfect oracle gain.",
