@@ -23,6 +23,7 @@ from lib.method import negatives
 from lib.method.errors import BundleError
 from lib.runs import Run, locks, provenance, write_json, writing
 from lib.runs.files import checksum, one_line, printable, refusals_named
+from lib.runs.machine import print_anywhere
 from lib.runs.provenance import read_provenance
 from lib.runs.run import RECORDS
 from lib.settings import PROJECT
@@ -211,6 +212,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 with a sentence on what went wrong and where."""
+    print_anywhere()
     options = parse(arguments)
     overrides = [*options.set, *([f"device={options.device}"] if options.device else [])]
     try:

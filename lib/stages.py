@@ -23,6 +23,7 @@ from lib.data import datasets, features
 from lib.evaluate import evaluation, regions
 from lib.method.errors import BundleError
 from lib.runs import Run, locks, ranks
+from lib.runs.machine import print_anywhere
 from lib.train import curve, training
 
 
@@ -154,6 +155,7 @@ def make(run: Run) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """``arguments``: profile, folder, and settings such as ``training.epochs=4``. Exit status 1 with a
     sentence on a mistake."""
+    print_anywhere()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if len(given) < 2:
         usage = "torchrun -m lib.stages quick results/quick training.epochs=4"

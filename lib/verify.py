@@ -18,6 +18,7 @@ from lib.evaluate import evaluation
 from lib.method.errors import BundleError
 from lib.runs import Run, is_output
 from lib.runs.files import READING_ERRORS, checksum, one_line
+from lib.runs.machine import print_anywhere
 from lib.runs.provenance import read_provenance
 
 
@@ -83,6 +84,7 @@ def verify(folder: Path) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 where every checksum and every derived table is right, 1 with a line a fault."""
+    print_anywhere()
     parser = argparse.ArgumentParser("python -m lib.runs", description="Check a finished run.")
     parser.add_argument("verify", choices=["verify"])
     parser.add_argument("run", type=Path, help="folder of a finished run, such as results/quick")

@@ -457,7 +457,7 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
         r"line 2: latitude '120\.5' .*look swapped",
     ),
     "table with words": (lambda desk: desk.built("path,lat,lon\na.jpg,1,east\n"), "line 2: longitude 'east'"),
-    "table without place": (lambda desk: desk.built("path,lat\na.jpg,1\n"), "column longitude is missing"),
+    "table without place": (lambda desk: desk.built("path,lat\na.jpg,1\n"), "no column names longitudes"),
     "table names a photo twice": (
         lambda desk: desk.prepared("path,lat,lon\na.jpg,1,2\na.jpg,3,4\n"),
         "row 2: id is missing or used twice",

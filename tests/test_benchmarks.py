@@ -66,7 +66,7 @@ def test_the_memory_that_a_call_holds_is_seen() -> None:
         time.sleep(0.2)
         return held.sum()
 
-    measured = harness.measure(call)
+    measured = harness.measure(call, repeats=3)  # the system may page others out meanwhile
     assert measured.value == 20_000_000 and (
         measured.peak_bytes is None or 100e6 < measured.peak_bytes < 400e6
     )

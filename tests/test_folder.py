@@ -178,8 +178,8 @@ def test_without_splits_a_seeded_cut_is_made(tmp_path):
         ("id,lat,lon\none,1,200\n", r"line 2: longitude '200' is not within \+-180"),
         ("id,lat,lon\none,north,2\n", "line 2: latitude 'north'"),
         ("id,lat,lon\none,inf,2\n", "line 2: latitude 'inf'"),
-        ("id,lat\none,1\n", "column longitude is missing"),
-        ("name,lat,lon\none,1,2\n", "no column names the photos"),
+        ("id,lat\none,1\n", "no column names longitudes"),
+        ("title,lat,lon\none,1,2\n", "no column names the photos; it has title, lat, lon"),
         ("id,lat,lon\nx,1,2\n", "none of its 1 rows names a photo"),
         ("", "cannot be read as a table"),
         (b"\xff\xfe\x00i\x00d", "cannot be read as a table"),
@@ -229,9 +229,9 @@ def test_real_street_level_photos_become_a_manifest_with_their_countries(tmp_pat
 
 def test_north_america_is_no_missing_value(tmp_path: Path) -> None:
     (tmp_path / "places.csv").write_text("photo,lat,lon,Continent,country\na.jpg,1,NA,NA,NA\nb.jpg,3,4,,DE\n")
-    table = folder._read_table(tmp_path / "places.csv")
+    table = folder._read_table(tmp_path / "places.csv").frame
     (tmp_path / "commas.csv").write_text("photo,lat,lon,country\na.jpg,1,2,NA,\nb.jpg,3,4,DE,\n")
-    assert folder._read_table(tmp_path / "commas.csv")["country"].tolist() == ["NA", "DE"], (
+    assert folder._read_table(tmp_path / "commas.csv").frame["country"].tolist() == ["NA", "DE"], (
         "lines that end in a comma"
     )
     assert table["Continent"].tolist()[0] == table["country"].tolist()[0] == "NA"

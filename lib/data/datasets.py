@@ -37,7 +37,7 @@ def prepare(run: Run) -> pd.DataFrame:
 
     No photo is decoded: those that cannot be are found when features are extracted. Photos without row or
     place, and rows without photo, are listed with the reason in tables/not_matched.csv. Photos without a
-    continent get town, country and continent by their coordinates.
+    continent or country get them by their coordinates.
 
     Raises:
         BundleError: photos cannot be had, or the manifest cannot be used.
@@ -80,10 +80,18 @@ def stage_of(run: Run) -> dict[str, Any]:
 
 
 def _with_places(photos: pd.DataFrame) -> pd.DataFrame:
-    if "continent" in photos:
+    """``photos`` with town, country and continent by their coordinates, where their table has none.
+
+    A column that the table has is filled row by row; towns are added where it has no continents.
+    """
+    given = [name for name in ("country", "continent") if name in photos]
+    lacking = photos[given].isna() | (photos[given].astype(str).apply(lambda cells: cells.str.strip()) == "")
+    if "continent" in photos and not lacking.to_numpy().any():
         return photos
     described = places.describe(manifest.coordinates(photos)).set_index(photos.index)
-    return photos.join(described[[name for name in described if name not in photos]])
+    filled = photos.assign(**{name: photos[name].mask(lacking[name], described[name]) for name in given})
+    added = ["continent"] if "continent" in photos else list(described)
+    return filled.join(described[[name for name in added if name not in filled]])
 
 
 def _windows_are_whole(run: Run) -> bool:

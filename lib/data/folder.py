@@ -13,32 +13,44 @@ import csv
 import hashlib
 import json
 import os
+import re
+import unicodedata
 from collections import Counter
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from lib.data.manifest import LIMITS, Built, read_csv, read_parquet
-from lib.data.photos import ENDINGS, exif_coordinates
+from lib.data import degrees
+from lib.data.degrees import LIMITS
+from lib.data.manifest import Built, read_csv, read_parquet
+from lib.data.photos import ENDINGS, NOT_READ, exif_coordinates, not_read
 from lib.method.errors import BundleError
-from lib.runs import progress
+from lib.runs import note, progress
 from lib.runs.files import READING_ERRORS, one_line
 from lib.settings import PROJECT, Folder
 
 COLUMN_NAMES = {
-    "latitude": ("latitude", "lat", "gps_latitude", "gt_lat"),
-    "longitude": ("longitude", "lon", "lng", "long", "gps_longitude", "gt_lon"),
-    "photo": (
-        "path", "file", "filename", "file_name", "image", "image_path", "img_path", "img", "img_id",
-        "image_id", "photo", "id",
+    "latitude": (
+        "latitude", "lat", "gpslatitude", "gpslat", "gtlat", "decimallatitude", "latitudedecimal",
+        "declat", "latdd", "latdec", "latdeg", "latitudedeg", "geolatitude", "geolat", "pointy", "ycoord",
     ),
-    "id": ("id", "img_id", "image_id", "uuid"),
+    "longitude": (
+        "longitude", "lon", "lng", "long", "gpslongitude", "gpslon", "gpslng", "gtlon", "decimallongitude",
+        "longitudedecimal", "declon", "declong", "londd", "longdd", "londec", "longdec", "londeg",
+        "longdeg", "longitudedeg", "geolongitude", "geolon", "geolng", "pointx", "xcoord",
+    ),
+    "photo": (
+        "path", "file", "filename", "filepath", "sourcefile", "image", "imagepath", "imagefile",
+        "imagename", "imgpath", "img", "imgname", "imgid", "imageid", "photo", "photopath", "photoid",
+        "picture", "id", "key", "name",
+    ),
+    "id": ("id", "imgid", "imageid", "uuid"),
     "split": ("split", "subset"),
 }  # fmt: skip
+"""Our name -> the names that photo, GIS and biodiversity tools use, as :func:`_plain` has them."""
 SPLIT_NAMES = {"training": "train", "val": "validation", "valid": "validation"}
-CODES = {"country", "continent"}
-"""Columns where "NA" is Namibia, or North America, not a missing value."""
 
 
 def obtain(settings: Folder, root: Path) -> None:
@@ -63,15 +75,21 @@ def build(settings: Folder, root: Path) -> Built:
         del sizes[name]
         shown = os.fsencode(name).decode("utf-8", "backslashreplace")
         left_out.append((shown, shown, "its name is not UTF-8: rename it"))
+    others = sorted(path for path in root.rglob("*") if path.suffix.lower() in NOT_READ and path.is_file())
+    for path in others:
+        name = path.relative_to(root).as_posix()
+        left_out.append((name, name, not_read(path.suffix.lower())))
     if not sizes:
-        raise BundleError(f"{root}: no photos in it ({', '.join(sorted(ENDINGS))}); check dataset.root")
+        why = "check dataset.root"
+        if others:
+            why = f"{len(others):,} files like {others[0].name}: {left_out[-1][2]}"
+        raise BundleError(f"{root}: no photos in it ({', '.join(sorted(ENDINGS))}); {why}")
     if settings.csv is None:
         photos = pd.DataFrame(
             {"id": list(sizes), "path": list(sizes), "latitude": np.nan, "longitude": np.nan}
         )
     else:
-        source = PROJECT / settings.csv
-        photos = _match(_read_table(source), list(sizes), source, left_out)
+        photos = _match(_read_table(PROJECT / settings.csv), list(sizes), left_out)
     photos = _with_splits(_with_exif(photos, root, left_out), settings)
     photos = photos.assign(bytes=photos["path"].map(sizes).to_numpy())
     return Built(photos, pd.DataFrame(left_out, columns=["id", "path", "reason"]))
@@ -93,101 +111,161 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _read_table(path: Path) -> pd.DataFrame:
-    """The table at ``path`` under our column names; coordinates as numbers, checked; everything else as it
-    is."""
+class _Table(NamedTuple):
+    """A table under our column names, its file, and the line in which each row begins (parquet: None)."""
+
+    frame: pd.DataFrame
+    path: Path
+    lines: list[int] | None
+
+    def row(self, number: int) -> str:
+        """How a message calls the row ``number``, counted from 0."""
+        return f"row {number + 1}" if self.lines is None else f"line {self.lines[number]}"
+
+
+def _read_table(path: Path) -> _Table:
+    """The table at ``path``; coordinates as numbers, checked; everything else as it is."""
     if not path.is_file():
         raise BundleError(
             f"{path}: no such table; set dataset.csv to a CSV or parquet file, or to null for EXIF"
         )
+    lines = None
     try:
         if path.suffix.lower() == ".parquet":
             table = read_parquet(path)
         else:
-            options = {"sep": _delimiter(path), "encoding": "utf-8-sig", "dtype": str}
-            table = read_csv(path, **options)
-            if codes := [name for name in table if name.strip().lower() in CODES]:
-                as_text = read_csv(path, usecols=codes, keep_default_na=False, **options)
-                table[codes] = as_text[codes].replace("", None)
+            before, delimiter = _head(path)
+            table = read_csv(
+                path, sep=delimiter, skiprows=before, encoding="utf-8-sig", dtype=str,
+                keep_default_na=False, na_values=[""],
+            )  # fmt: skip
+            lines = _lines(path, before, delimiter)
     except READING_ERRORS as error:
         sentence = f"cannot be read as a table ({one_line(error)}); save it as UTF-8 CSV or parquet"
         raise BundleError(f"{path}: {sentence}") from error
-    table = _renamed(table, path)
-    for name in (name for name in LIMITS if name in table):
-        table[name] = _degrees(table, name, path)
-    return table
+    frame, references = _renamed(table, path)
+    read = _Table(frame, path, lines)
+    for name in LIMITS:
+        frame[name] = _degrees(read, name, references[name])
+    if nowhere := int((frame[list(LIMITS)] == 0.0).all(axis=1).sum()):
+        note(f"{path}: {nowhere:,} rows lie at exactly 0, 0; they are kept: drop them if that is no place")
+    return read
 
 
-def _delimiter(path: Path) -> str:
+def _head(path: Path) -> tuple[int, str]:
+    """How many lines stand before the header (Excel's ``sep=;``, comments), and the delimiter."""
+    before, delimiter = 0, None
     with path.open(encoding="utf-8-sig", newline="") as file:
-        first = file.readline()
+        for line in file:
+            if before == 0 and (said := line.strip().strip('"').lower()).startswith("sep="):
+                delimiter = said[4:5] or ","
+            elif line.strip() and not line.startswith("#"):
+                break
+            before += 1
+        else:
+            line = ""
     try:
-        return csv.Sniffer().sniff(first, delimiters=",;\t|").delimiter
+        return before, delimiter or csv.Sniffer().sniff(line, delimiters=",;\t|").delimiter
     except csv.Error:
-        return ","
+        return before, ","
 
 
-def _renamed(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """``table`` with the columns photo, id, latitude, longitude, split under these names, where it has
-    them."""
-    lower = {str(name).strip().lower(): name for name in table}
+def _lines(path: Path, before: int, delimiter: str) -> list[int]:
+    """The line, from 1, in which each row of a CSV begins: blank lines are no rows, a row may have many."""
+    found = []
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for _ in range(before):
+            file.readline()
+        reader = csv.reader(file, delimiter=delimiter)
+        begins = before + 1
+        for cells in reader:
+            if cells:
+                found.append(begins)
+            begins = before + reader.line_num + 1
+    return found[1:]
+
+
+def _plain(name: object) -> str:
+    """A column's name in small letters and digits, without group and unit: ``EXIF:GPSLatitude (deg)``."""
+    text = re.sub(r"[(\[].*?[)\]]", "", str(name)).strip(" .:").lower()
+    return re.sub(r"[^a-z0-9]", "", re.split(r"[:./]", text)[-1])
+
+
+def _renamed(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, dict[str, pd.Series | None]]:
+    """``table`` with the columns photo, id, latitude, longitude, split under these names, where it has them;
+    and the columns of hemispheres."""
+    plain = {_plain(name): name for name in reversed(table.columns)}
     found = {
-        ours: next((lower[name] for name in names if name in lower), None)
+        ours: next((plain[name] for name in names if name in plain), None)
         for ours, names in COLUMN_NAMES.items()
     }
-    if found["photo"] is None:
-        raise BundleError(
-            f"{path}: no column names the photos; take one of {', '.join(COLUMN_NAMES['photo'])}"
-        )
-    if (found["latitude"] is None) != (found["longitude"] is None):
-        missing = "latitude" if found["latitude"] is None else "longitude"
-        raise BundleError(
-            f"{path}: column {missing} is missing; take one of {', '.join(COLUMN_NAMES[missing])}"
-        )
+    there = one_line(", ".join(map(str, table)))
+    for ours, what in (("photo", "the photos"), ("latitude", "latitudes"), ("longitude", "longitudes")):
+        if found[ours] is None:
+            known = ", ".join(COLUMN_NAMES[ours][:6])
+            raise BundleError(
+                f"{path}: no column names {what}; it has {there}; call it one of {known}"
+                + ("" if ours == "photo" else ", and leave it empty where EXIF knows the place")
+            )
     chosen = pd.DataFrame({ours: table[name] for ours, name in found.items() if name is not None})
+    references = {name: table.get(plain.get(f"{_plain(found[name])}ref", "")) for name in LIMITS}
     rest = [name for name in table if name not in found.values() and str(name) not in {*COLUMN_NAMES, "path"}]
-    return pd.concat([chosen, table[rest]], axis=1)
+    return pd.concat([chosen, table[rest]], axis=1), references
 
 
-def _degrees(table: pd.DataFrame, name: str, path: Path) -> pd.Series:
-    """The column ``name`` (latitude or longitude) as numbers, NaN where it is empty; a decimal comma is a
-    point."""
-    given, limit = table[name], LIMITS[name]
-    if given.dtype == object or isinstance(given.dtype, pd.StringDtype):
-        given = given.str.strip().str.replace(",", ".", regex=False)
-    values = pd.to_numeric(given, errors="coerce")
-    wrong = (given.notna() & values.isna()) | (values.notna() & ~values.abs().le(limit))
+def _degrees(table: _Table, name: str, references: pd.Series | None) -> pd.Series:
+    """The column ``name`` (latitude or longitude) as numbers, NaN where it is empty."""
+    given = table.frame[name]
+    values = degrees.of_column(given, name, references)
+    wrong = np.isinf(values).to_numpy()
     if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        swapped = name == "latitude" and "longitude" in table
+        row, limit = int(np.flatnonzero(wrong)[0]), LIMITS[name]
+        number = pd.to_numeric(given.iloc[row], errors="coerce") if np.isscalar(given.iloc[row]) else np.nan
+        if np.isnan(number):
+            said, mend = "is no number of degrees", "write it as a decimal number, such as -33.86"
+        elif name == "latitude" and abs(number) <= LIMITS["longitude"]:
+            said, mend = f"is not within +-{limit:g} degrees", "latitude and longitude look swapped"
+        else:
+            said, mend = f"is not within +-{limit:g} degrees", "mend or drop the row"
+        shown = one_line(repr(given.iloc[row]))
         raise BundleError(
-            f"{path}: line {row + 2}: {name} {given.iloc[row]!r} is not within +-{limit:g} degrees "
-            f"({int(wrong.sum())} such rows); "
-            + ("latitude and longitude look swapped" if swapped else "mend or drop the row")
+            f"{table.path}: {table.row(row)}: {name} {shown} {said} ({int(wrong.sum())} such rows); {mend}"
         )
     return values
 
 
-def _match(table: pd.DataFrame, files: list[str], source: Path, left_out: list[tuple]) -> pd.DataFrame:
+def _as_text(values: pd.Series) -> pd.Series:
+    """Names or ids as text, in Unicode's composed form: whole numbers have no point, none is empty."""
+    if pd.api.types.is_float_dtype(values) and (values.dropna() % 1 == 0).all():
+        values = values.astype("Int64")
+    text = values.astype(object).where(values.notna(), "").map(str)
+    return text.map(_composed)
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _match(table: _Table, files: list[str], left_out: list[tuple]) -> pd.DataFrame:
     """Rows of ``table`` with the path of their photo; rows without photo and photos without row go to
     ``left_out``."""
-    wanted = table["photo"].astype(str).str.strip().str.replace("\\", "/", regex=False).str.removeprefix("./")
+    frame, source = table.frame, table.path
+    wanted = _as_text(frame["photo"]).str.strip().str.replace("\\", "/", regex=False).str.removeprefix("./")
     paths = wanted.map(_names_of(files))
     if not paths.notna().any():
-        first = one_line(wanted.iloc[0]) if len(table) else "-"
+        first = one_line(wanted.iloc[0]) if len(frame) else "-"
         raise BundleError(
-            f"{source}: none of its {len(table):,} rows names a photo of the folder (first row: {first}; "
+            f"{source}: none of its {len(frame):,} rows names a photo of the folder (first row: {first}; "
             f"first photo: {one_line(files[0])}); check dataset.root and the column of file names"
         )
-    for row, name in wanted[paths.isna()].items():
-        left_out.append((name, "", f"line {row + 2}: no such photo, or several of that name"))
+    for number in np.flatnonzero(paths.isna()):
+        name = wanted.iloc[number]
+        ending = PurePosixPath(name).suffix.lower()
+        why = not_read(ending) if ending in NOT_READ else "no such photo, or several of that name"
+        left_out.append((name, "", f"{table.row(number)}: {why}"))
     left_out += [(name, name, "no row in the table") for name in sorted(set(files) - set(paths.dropna()))]
-    frame = table.assign(path=paths)[paths.notna()].drop(columns="photo")
-    frame["id"] = (frame["id"] if "id" in frame else frame["path"]).astype(str)
-    for name in LIMITS:
-        frame[name] = (
-            frame[name].astype("float64") if name in frame else np.nan
-        )  # whole degrees too: EXIF may fill gaps
+    frame = frame.assign(path=paths)[paths.notna()].drop(columns="photo")
+    frame["id"] = _as_text(frame["id"]) if "id" in frame else frame["path"]
     return frame
 
 
@@ -196,9 +274,9 @@ def _names_of(files: list[str]) -> dict[str, str]:
     none."""
     known = {}
     for of in (
-        lambda path: PurePosixPath(path).stem,
-        lambda path: PurePosixPath(path).name,
-        lambda path: path,
+        lambda path: _composed(PurePosixPath(path).stem),
+        lambda path: _composed(PurePosixPath(path).name),
+        _composed,
     ):
         counted = Counter(map(of, files))
         known |= {of(path): path for path in files if counted[of(path)] == 1}

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from pyarrow import parquet
 
+from lib.data.degrees import LIMITS
 from lib.data.sphere import nearest
 from lib.method.errors import BundleError
 from lib.runs import writing
@@ -24,7 +25,6 @@ from lib.runs.files import READING_ERRORS, one_line
 REQUIRED = ("id", "path", "latitude", "longitude", "split")
 PLACES = ("latitude", "longitude", "split")
 """What a training or a semivariogram needs to know: of five million photos ids and paths are a gigabyte."""
-LIMITS = {"latitude": 90.0, "longitude": 180.0}
 OUTSIDE = r"^(?:[/\\]|[A-Za-z]:)|(?:^|[/\\])\.\.(?:[/\\]|$)"
 """Paths that are absolute or climb out of their folder."""
 

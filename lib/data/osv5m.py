@@ -3,9 +3,8 @@ own disk.
 
 Layout: ``images/{train,test}/NN.zip`` (98 and 5 archives of about 50,000 photos ``NN/<id>.jpg``),
 ``train.csv``, ``test.csv`` (id, latitude, longitude, country, region, sub-region, city, land_cover, climate,
-…). Of each chosen shard the first that is there is
-taken: the folder ``NN`` of an unpacked archive, the archive ``NN.zip``, a download. Photos are read straight
-    out of the archives.
+…). Of each chosen shard the first that is there is taken: the folder ``NN`` of an unpacked archive, the
+archive ``NN.zip``, a download. Photos are read straight out of the archives.
 
 Splits: the official training split, less a seeded random cut for validation; the official test split. Every
 column of the tables stays in the manifest. Source: Astruc et al., arXiv 2404.18873;
@@ -23,7 +22,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from lib.data.manifest import LIMITS, OUTSIDE, Built, read_csv, require_columns
+from lib.data import degrees
+from lib.data.degrees import LIMITS
+from lib.data.manifest import OUTSIDE, Built, read_csv, require_columns
 from lib.data.photos import ENDINGS, open_archive
 from lib.method.errors import BundleError
 from lib.runs import checksum, progress, write_json
@@ -95,6 +96,11 @@ def build(settings: OSV5M, root: Path) -> Built:
     parts = [_split(settings, root, split) for split in SHARDS]
     photos = pd.concat([part.photos for part in parts], ignore_index=True)
     train = np.flatnonzero(photos["split"] == "train")
+    if len(train) == 0:
+        raise BundleError(
+            f"{root}: no row of train.csv has a photo in the chosen shards; the photos must be called as the "
+            "column id says, and the table must be that of these archives"
+        )
     if settings.validation > len(train) // 2:
         raise BundleError(
             f"{root}: dataset.validation={settings.validation:,} would take more than half of the "
@@ -167,10 +173,8 @@ def _read_table(source: Path) -> pd.DataFrame:
 
 def _unplaced(table: pd.DataFrame) -> pd.Series:
     for name in LIMITS:
-        table[name] = pd.to_numeric(table[name], errors="coerce")
-    return ~(
-        table["latitude"].abs().le(LIMITS["latitude"]) & table["longitude"].abs().le(LIMITS["longitude"])
-    )
+        table[name] = degrees.of_column(table[name], name)
+    return ~np.isfinite(table[list(LIMITS)]).all(axis=1)
 
 
 def _zip(root: Path, shard: str) -> Path:
@@ -206,9 +210,8 @@ def _members(archive: Path) -> list[str]:
         BundleError: it cannot be read, or holds a name that leaves the folder.
     """
     try:
-        names = [
-            name for name in open_archive(archive).namelist() if PurePosixPath(name).suffix.lower() in ENDINGS
-        ]
+        members = dict.fromkeys(open_archive(archive).namelist())  # an archive may hold a name twice
+        names = [name for name in members if PurePosixPath(name).suffix.lower() in ENDINGS]
     except (OSError, zipfile.BadZipFile) as error:
         sentence = f"cannot be read as an archive ({one_line(error)}); delete it and download it anew"
         raise BundleError(f"{archive}: {sentence}") from error
@@ -224,7 +227,14 @@ def _lock(root: Path) -> dict:
     """What earlier downloads into ``root`` have left about themselves."""
     if not (root / LOCK).is_file():
         return {"repository": REPOSITORY, "files": {}}
-    return json.loads((root / LOCK).read_text())
+    try:
+        lock = json.loads((root / LOCK).read_text(encoding="utf-8"))
+        return {"revision": lock.get("revision"), **lock, "files": dict(lock["files"])}
+    except READING_ERRORS as error:
+        raise BundleError(
+            f"{root / LOCK}: damaged ({one_line(error)}); delete it: what has been downloaded stays, and the "
+            "next download writes it anew"
+        ) from error
 
 
 def _download(names: list[str], settings: OSV5M, root: Path) -> None:
@@ -263,7 +273,8 @@ def _download(names: list[str], settings: OSV5M, root: Path) -> None:
     ) as error:
         raise BundleError(
             f"{root}: {names[0]} is not there ({len(names)} files are not) and the hub does not give it now "
-            f"({one_line(error)}); what has arrived is kept: try again, or put {REPOSITORY}'s files there"
+            f"({one_line(error)}); what has arrived is kept: try again, put {REPOSITORY}'s files there, or "
+            f"{FEWER}"
         ) from error
 
 

@@ -2,8 +2,7 @@
 their EXIF.
 
 A photo is named by a folder and a path below it. Where a part of the path is a zip archive, the rest names
-the archive's
-member: ``images/train/00.zip/00/123.jpg``.
+the archive's member: ``images/train/00.zip/00/123.jpg``.
 """
 
 from __future__ import annotations
@@ -19,8 +18,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lib.data import degrees
+
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw")
+NOT_READ = {".heic": "HEIC", ".heif": "HEIF", ".avif": "AVIF", ".jxl": "JPEG XL"} | {
+    ending: f"{ending[1:].upper()} (a camera's raw data)" for ending in RAW
+}
+"""Endings of photos in formats that are not read -> the format's name."""
 GPS_IFD = 0x8825
+GPS_TAGS = {"latitude": 2, "longitude": 4}
+"""EXIF's number of each; the hemisphere stands in the tag before it."""
 ORIENTATION = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -38,6 +46,11 @@ UNREADABLE = (
 """What opening a photo raises where the photo is missing or broken."""
 
 
+def not_read(ending: str) -> str:
+    """Why a photo with one of the endings of ``NOT_READ`` is left out."""
+    return f"{NOT_READ[ending]} is not read: convert it to JPEG or PNG"
+
+
 def open_photo(root: Path, path: str, smallest_px: int | None = None) -> Image.Image:
     """The photo at ``path`` below ``root``, wholly decoded: RGB, turned as its EXIF says.
 
@@ -48,6 +61,8 @@ def open_photo(root: Path, path: str, smallest_px: int | None = None) -> Image.I
     Raises:
         One of ``UNREADABLE``: it is missing or cannot be decoded.
     """
+    if (written := Path(path).suffix.lower()) in NOT_READ:
+        raise ValueError(not_read(written))
     with Image.open(_source(root, path)) as image:
         if smallest_px:
             image.draft("RGB", (smallest_px, smallest_px))
@@ -66,27 +81,37 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Greys of 16 bits as 8; Pillow's own conversion would clip all but the darkest to white."""
+    """Greys of 16 bits, or of floats 0..1 or 0..255, as 8 bits; Pillow's own conversion would clip them.
+
+    Raises:
+        ValueError: floats beyond 0..255, whose scale is not known.
+    """
+    if image.mode == "F":
+        values = np.asarray(image)
+        if not (values.min() >= 0.0 and values.max() <= 255.0):  # NaN too
+            raise ValueError(f"its pixels are floats from {values.min():g} to {values.max():g}; save 8 bits")
+        scale = 255.0 if values.max() <= 1.0 else 1.0
+        return Image.fromarray((scale * values).round().astype(np.uint8))
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.asarray(image).astype(np.int64) // 256).clip(0, 255).astype(np.uint8))
 
 
 def exif_coordinates(root: Path, path: str) -> tuple[float, float]:
-    """Latitude and longitude in degrees of a photo's EXIF; NaN where there are none or they make no sense."""
+    """Latitude and longitude in degrees of a photo's EXIF; NaN where there are none or they make no sense.
+
+    Exactly 0, 0 is no place: programs write it where they remove one.
+    """
     try:
         with Image.open(_source(root, path)) as image:
             gps = image.getexif().get_ifd(GPS_IFD)
-        latitude, longitude = (_degrees(gps[number], gps[number - 1]) for number in (2, 4))
+        place = tuple(
+            degrees.of_exif(gps[number], gps[number - 1], name) for name, number in GPS_TAGS.items()
+        )
     except (*UNREADABLE, ZeroDivisionError):
         return np.nan, np.nan
-    return (latitude, longitude) if abs(latitude) <= 90.0 and abs(longitude) <= 180.0 else (np.nan, np.nan)
-
-
-def _degrees(parts: tuple, hemisphere: str) -> float:
-    """Degrees, minutes and seconds as EXIF has them, in degrees; south and west are negative."""
-    size = sum(float(part) / 60**power for power, part in enumerate(parts))
-    return -size if hemisphere in "SW" else size
+    is_place = all(abs(value) <= limit for value, limit in zip(place, degrees.LIMITS.values(), strict=True))
+    return place if is_place and place != (0.0, 0.0) else (np.nan, np.nan)
 
 
 def _source(root: Path, path: str) -> Path | io.BytesIO:

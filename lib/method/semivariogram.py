@@ -199,7 +199,8 @@ def fit(
     used = (empirical.pairs > 0) & (empirical.lag_rad <= max_lag_rad)
     lag, gamma, pairs = empirical.lag_rad[used], empirical.gamma[used], empirical.pairs[used]
     if len(lag) < 5:
-        raise BundleError(f"{len(lag)} lags with pairs are too few; widen semivariogram.lag_width_rad")
+        mend = "narrow" if len(lag) >= 0.8 * (used.nonzero()[0].max(initial=0) + 1) else "widen"
+        raise BundleError(f"{len(lag)} lags with pairs are too few; {mend} semivariogram.lag_width_rad")
     lag_weights = np.ones(len(lag)) if weights == "none" else pairs
     model = _covariance_model(family, metric) if start is None else start.model()
     options = {"loss": "linear", "init_guess": "default" if start is None else "current"}
@@ -207,8 +208,7 @@ def fit(
     try:
         found, _ = model.fit_variogram(lag, gamma, nugget=True, weights=root, **options)
     except (RuntimeError, ValueError) as error:
-        said = f"the {family} model cannot be fitted: {error}"
-        raise BundleError(f"{said}; try another semivariogram.family") from error
+        raise BundleError(f"{family} cannot be fitted ({error}); try another semivariogram.family") from error
     if not _rises(lag, gamma, lag_weights, model):
         raise BundleError(NO_RISE)
     range_rad = RANGE_RULES[range_rule](model)

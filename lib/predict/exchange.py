@@ -25,6 +25,7 @@ from lib.method.errors import BundleError
 from lib.method.model import GeoCLIP
 from lib.runs import Run, write_json, writing
 from lib.runs.files import READING_ERRORS, one_line
+from lib.runs.machine import print_anywhere
 from lib.train import checkpoints, gallery, training
 
 HEAD_WIDTH = 768
@@ -118,6 +119,7 @@ def read_geolocation(folder: Path) -> Release:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; exit status 1 with a sentence where something cannot be exported."""
+    print_anywhere()
     parser = argparse.ArgumentParser("python -m lib.exchange", description="A model for package geoclip.")
     parser.add_argument("run", type=Path, help="folder of a finished run, such as results/osv5m")
     parser.add_argument("folder", type=Path, help="where the releases are written")

@@ -19,7 +19,7 @@ import torch
 
 from lib.data import datasets, features, places
 from lib.data.features import Photos
-from lib.data.photos import ENDINGS, exif_coordinates
+from lib.data.photos import ENDINGS, NOT_READ, exif_coordinates, not_read
 from lib.evaluate.evaluation import splits_of
 from lib.method.errors import BundleError
 from lib.method.geodesy import chord_to_rad, distance_km, rad_to_km, unit_vectors
@@ -27,6 +27,7 @@ from lib.method.model import GeoCLIP
 from lib.predict.predictors import PUBLISHED, Predictor, load_predictor
 from lib.runs import Run, writing
 from lib.runs.files import printable
+from lib.runs.machine import print_anywhere
 from lib.show.candidate_maps import candidate_map
 from lib.show.world import save_map
 
@@ -193,17 +194,20 @@ def for_reading(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def find_photos(named: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The photos that ``named`` files and folders stand for, each once; and folders without any."""
-    photos, empty = [], {}
+    """The photos that ``named`` files and folders stand for, each once; and what of folders is left out."""
+    photos, left_out = [], {}
     for name in named:
-        inside = [name]
-        if Path(name).is_dir():
-            files = (path for path in Path(name).rglob("*") if path.suffix.lower() in ENDINGS)
-            inside = sorted(str(path) for path in files if path.is_file())
+        if not Path(name).is_dir():
+            photos.append(name)
+            continue
+        files = sorted(path for path in Path(name).rglob("*") if path.is_file())
+        inside = [str(path) for path in files if path.suffix.lower() in ENDINGS]
+        others = {str(path): path.suffix.lower() for path in files if path.suffix.lower() in NOT_READ}
+        left_out |= {path: not_read(ending) for path, ending in others.items()}
         photos += inside
-        if not inside:
-            empty[name] = f"no photos in this folder ({', '.join(sorted(ENDINGS))})"
-    return list(dict.fromkeys(photos)), empty
+        if not inside and not others:
+            left_out[name] = f"no photos in this folder ({', '.join(sorted(ENDINGS))})"
+    return list(dict.fromkeys(photos)), left_out
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -226,6 +230,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; exit status 1 with a sentence where no photo could be placed."""
+    print_anywhere()
     options = parse(arguments)
     try:
         for path in filter(None, (options.map, options.csv)):

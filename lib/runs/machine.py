@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import platform
 import subprocess
@@ -33,6 +34,13 @@ def progress(iterable: Iterable[Any], description: str, total: int | None = None
     pause = 0.2 if stream.isatty() else 2.0
     shown = {"leave": False, "file": stream, "mininterval": pause, "dynamic_ncols": stream.isatty()}
     return tqdm(iterable, description, total, disable=ranks.rank() > 0, **shown)
+
+
+def print_anywhere() -> None:
+    """Let a terminal that lacks a character show a question mark; printing would stop the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def find_device(wanted: str) -> torch.device:
