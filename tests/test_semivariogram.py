@@ -23,7 +23,7 @@ from lib.data.sphere import uniform_on_sphere
 from lib.method import semivariogram
 from lib.method.empirical import EmpiricalSemivariogram
 from lib.method.errors import BundleError
-from lib.method.geodesy import EARTH_RADIUS_KM
+from lib.method.geodesy import EARTH_RADIUS_KM, unit_vectors
 from lib.method.loss import SemivariogramLoss
 from lib.method.semivariogram import Curve, FittedSemivariogram, fit, fit_semivariogram
 from lib.train import curve
@@ -328,6 +328,48 @@ class TestRun:
         first = curve.fit_run(run)[1]
         assert curve.fit_run(run)[1] == first
         assert [report.split()[0] for report in run.reports] == ["made", "reused"]
+
+
+def tourists(count: int, nugget: float, length_km: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features [N, 64] of an exponential field with noise; places crowd in cities, a tenth of them twice."""
+    draw = np.random.default_rng(seed)
+    cities = np.stack([draw.uniform(-50, 60, 30), draw.uniform(-180, 180, 30)], 1)
+    places = cities[draw.choice(30, count, p=draw.dirichlet(np.full(30, 0.5)))]
+    places = places + draw.normal(0.0, draw.choice([0.1, 0.5, 2.0], count)[:, None], (count, 2))
+    places[: count // 10] = places[draw.integers(count // 10, count, count // 10)]
+    places[:, 1] = (places[:, 1] + 180.0) % 360.0 - 180.0
+    waves = draw.standard_normal((2_048, 3)) / np.sqrt(draw.chisquare(1, (2_048, 1)))  # Cauchy: exponential
+    phase = unit_vectors(places) @ waves.T * (EARTH_RADIUS_KM / length_km) + draw.uniform(0, 2 * np.pi, 2_048)
+    field = np.cos(phase) @ draw.standard_normal((2_048, 64)) * np.sqrt(2.0 / 2_048)
+    noise = draw.standard_normal((count, 64))
+    return np.sqrt(1.0 - nugget) * field + np.sqrt(nugget) * noise, places
+
+
+class TestWhereLooksHardlyDependOnThePlace:
+    @pytest.mark.parametrize("family", ["Stable", "Matern", "Gaussian", "Exponential", "Spherical"])
+    @pytest.mark.parametrize(("count", "nugget"), [(300, 0.5), (1_000, 0.9), (1_500, 0.95)])
+    def test_a_curve_that_rises_is_fitted_whatever_the_family(
+        self, family: str, count: int, nugget: float
+    ) -> None:
+        for seed in range(3):
+            found = fit_semivariogram(*tourists(count, nugget, 300.0, seed), family=family)
+            assert found.nugget / found.sill == pytest.approx(nugget, abs=0.15)
+            assert 0.8 < found.sill < 1.2 and found.length_scale_km < 3_000.0
+
+    def test_what_does_not_rise_is_called_that_with_its_numbers(self) -> None:
+        for seed in range(5):
+            with pytest.raises(BundleError, match=r"do not rise .* \(dissimilarity [01]\.\d+ below .* km"):
+                fit_semivariogram(*tourists(300, 1.0, 300.0, seed))
+
+    def test_an_exponent_that_the_lags_do_not_tell_is_left_out(self) -> None:
+        lag = (np.arange(400) + 0.5) * 0.005
+        noisy = 0.95 + 0.05 * (1.0 - np.exp(-lag / 0.03)) + np.random.default_rng(0).normal(0, 0.01, 400)
+        family, model = semivariogram._fit_by_search(lag, noisy, np.full(400, 50), "Stable", "planar")
+        assert family == "Exponential" and model.len_scale == pytest.approx(0.03, rel=0.6)
+        clear = 0.2 + 0.8 * (1.0 - np.exp(-((lag / 0.3) ** 1.6)))
+        family, model = semivariogram._fit_by_search(lag, clear, np.full(400, 50), "Stable", "planar")
+        assert family == "Stable" and model.alpha == pytest.approx(1.6, abs=0.01)
+        assert (model.nugget, model.var) == pytest.approx((0.2, 0.8), abs=1e-3)
 
 
 class TestInOneCall:

@@ -21,6 +21,7 @@ import gstools
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import optimize
 
 from lib.method.empirical import EmpiricalSemivariogram, exact
 from lib.method.errors import BundleError
@@ -39,6 +40,14 @@ NO_RISE = (
 )
 SHAPE_PARAMETERS = {"Stable": "alpha", "Matern": "nu", "Rational": "alpha"}
 """GSTools' name of the shape parameter of the families that have one; called exponent here."""
+SHAPES = {
+    "Stable": (0.3, 0.5, 0.7, 1.0, 1.4, 2.0),
+    "Matern": (0.2, 0.35, 0.5, 1.0, 2.0),
+    "Rational": (0.5, 1.0, 2.0, 5.0),
+}
+"""Exponents that a search begins with; it stays between the first and the last."""
+LEAST_R2 = 0.5
+"""An unweighted fit that explains less of the lag means' variance follows lags of a handful of pairs."""
 MOST_PHOTOS = 20_000
 """Photos that :func:`fit_semivariogram` takes at most: their 200 million pairs."""
 
@@ -180,6 +189,10 @@ def fit(
 ) -> FittedSemivariogram:
     """Least-squares fit of a GSTools model with nugget to the lag means.
 
+    Where GSTools' own search does not arrive, or its curve explains less than half, lags are weighted by
+    their pairs, and shapes and length scales are searched through; ``family`` and ``weights`` of the curve
+    then say what was fitted.
+
     Args:
         weights: ``none`` (author code) or ``pairs`` (each lag counts by its number of pairs).
         max_lag_rad: longer lags are left out.
@@ -201,32 +214,117 @@ def fit(
     if len(lag) < 5:
         mend = "narrow" if len(lag) >= 0.8 * (used.nonzero()[0].max(initial=0) + 1) else "widen"
         raise BundleError(f"{len(lag)} lags with pairs are too few; {mend} semivariogram.lag_width_rad")
-    lag_weights = np.ones(len(lag)) if weights == "none" else pairs
-    model = _covariance_model(family, metric) if start is None else start.model()
-    options = {"loss": "linear", "init_guess": "default" if start is None else "current"}
-    root = None if weights == "none" else np.sqrt(pairs)
-    try:
-        found, _ = model.fit_variogram(lag, gamma, nugget=True, weights=root, **options)
-    except (RuntimeError, ValueError) as error:
-        raise BundleError(f"{family} cannot be fitted ({error}); try another semivariogram.family") from error
-    if not _rises(lag, gamma, lag_weights, model):
-        raise BundleError(NO_RISE)
+    model = _fit_by_gstools(lag, gamma, pairs, family, metric, weights, start)
+    if model is None:
+        weights, (family, model) = "pairs", _fit_by_search(lag, gamma, pairs, family, metric)
     range_rad = RANGE_RULES[range_rule](model)
     return FittedSemivariogram(
         family=family,
         metric=metric,
-        nugget=float(found["nugget"]),
-        partial_sill=float(found["var"]),
-        length_scale_rad=float(found["len_scale"]),
-        exponent=float(found[SHAPE_PARAMETERS[family]]) if family in SHAPE_PARAMETERS else None,
+        nugget=float(model.nugget),
+        partial_sill=float(model.var),
+        length_scale_rad=float(model.len_scale),
+        exponent=float(getattr(model, SHAPE_PARAMETERS[family])) if family in SHAPE_PARAMETERS else None,
         range_rad=range_rad,
         range_km=float(range_rad * EARTH_RADIUS_KM),
         range_rule=range_rule,
         weights=weights,
-        r2=float(1.0 - np.mean((gamma - _evaluate(model, lag)) ** 2) / np.var(gamma)),
+        r2=_r2(lag, gamma, model),
         pairs=int(empirical.pairs.sum()),
         **({"backbone": "", "centred": False, "photos": 0} | about),
     )
+
+
+def _fit_by_gstools(
+    lag: np.ndarray,
+    gamma: np.ndarray,
+    pairs: np.ndarray,
+    family: str,
+    metric: str,
+    weights: str,
+    start: FittedSemivariogram | None,
+) -> gstools.CovModel | None:
+    """The model that GSTools' own search arrives at; None where it does not, or does not rise."""
+    model = _covariance_model(family, metric) if start is None else start.model()
+    options = {"loss": "linear", "init_guess": "default" if start is None else "current"}
+    root = None if weights == "none" else np.sqrt(pairs)
+    try:
+        model.fit_variogram(lag, gamma, nugget=True, weights=root, **options)
+    except (RuntimeError, ValueError):
+        return None
+    if weights == "none":
+        return (
+            model
+            if _r2(lag, gamma, model) >= LEAST_R2 and _rises(lag, gamma, 1.0 + 0.0 * lag, model)
+            else None
+        )
+    return model if _rises(lag, gamma, pairs, model) else None
+
+
+def _r2(lag: np.ndarray, gamma: np.ndarray, model: gstools.CovModel) -> float:
+    """Share of the lag means' variance that ``model`` explains."""
+    return float(1.0 - np.mean((gamma - _evaluate(model, lag)) ** 2) / max(np.var(gamma), 1e-300))
+
+
+def _fit_by_search(
+    lag: np.ndarray, gamma: np.ndarray, pairs: np.ndarray, family: str, metric: str
+) -> tuple[str, gstools.CovModel]:
+    """Family and model of least squares, lags weighted by their pairs, over shapes and length scales.
+
+    For a given shape and length scale the curve is linear in nugget and partial sill, which are solved for
+    within their bounds (variable projection, Golub and Pereyra 1973). Where the lag means do not tell the
+    exponent, by Schwarz' criterion, the exponential family takes its place.
+
+    Raises:
+        BundleError: the lag means do not rise with distance.
+    """
+    simple = None
+    best = _least_squares(lag, gamma, pairs, family, metric, SHAPES.get(family, (None,)))
+    if family in {"Stable", "Matern"}:
+        simple = _least_squares(lag, gamma, pairs, "Exponential", metric, (None,))
+    told = math.log(len(lag)) / len(lag)
+    if simple is not None and math.log(max(simple[0], 1e-300) / max(best[0], 1e-300)) < told:
+        family, best = "Exponential", simple
+    if not _rises(lag, gamma, pairs, best[1]):
+        near = np.arange(len(lag)) < max(1, len(lag) // 10)
+        shown = [np.average(gamma[some], weights=pairs[some]) for some in (near, ~near)]
+        raise BundleError(
+            f"{NO_RISE} (dissimilarity {shown[0]:.3f} below {lag[near][-1] * EARTH_RADIUS_KM:,.0f} km, "
+            f"{shown[1]:.3f} beyond)"
+        )
+    return family, best[1]
+
+
+def _least_squares(
+    lag: np.ndarray, gamma: np.ndarray, pairs: np.ndarray, family: str, metric: str, shapes: tuple
+) -> tuple[float, gstools.CovModel]:
+    """Weighted sum of squares and model, the least over a grid that is then refined."""
+    root = np.sqrt(pairs / pairs.sum())
+
+    def solved(log_length: float, shape: float | None) -> tuple[float, dict[str, float]]:
+        given = {"len_scale": math.exp(log_length)}
+        given |= {} if shape is None else {SHAPE_PARAMETERS[family]: shape}
+        rise = _evaluate(_covariance_model(family, metric, var=1.0, nugget=0.0, **given), lag)
+        design = np.stack((np.ones_like(rise), rise), 1) * root[:, None]
+        (nugget, partial_sill), residual = optimize.nnls(design, gamma * root)
+        return residual**2, given | {"nugget": nugget, "var": partial_sill}
+
+    shortest = lag[lag > 0.0].min(initial=math.pi)  # a first lag may be of 0 m
+    ends = math.log(min(shortest, 0.5) / 2.0), math.log(math.pi)
+    grid = [(length, shape) for length in np.linspace(*ends, 24) for shape in shapes]
+    first = min(grid, key=lambda one: solved(*one)[0])
+    free, bounds = [first[0]], [ends]
+    if first[1] is not None:
+        free, bounds = [*free, first[1]], [*bounds, (min(shapes), max(shapes))]
+    found = optimize.minimize(
+        lambda values: solved(values[0], values[1] if len(values) > 1 else None)[0],
+        free,
+        method="Nelder-Mead",
+        bounds=bounds,
+        options={"maxiter": 200, "xatol": 1e-4, "fatol": 1e-14},
+    )
+    squares, parameters = solved(found.x[0], found.x[1] if len(found.x) > 1 else None)
+    return squares, _covariance_model(family, metric, **parameters)
 
 
 def _rises(lag: np.ndarray, gamma: np.ndarray, weights: np.ndarray, model: gstools.CovModel) -> bool:

@@ -14,7 +14,7 @@ from lib.method.empirical import EmpiricalSemivariogram
 from lib.method.errors import BundleError
 from lib.method.geodesy import rad_to_km
 from lib.method.semivariogram import RANGE_RULES, FittedSemivariogram
-from lib.runs import Run, ranks, writing
+from lib.runs import Run, note, ranks, writing
 from lib.runs.files import READING_ERRORS, one_line
 
 
@@ -24,8 +24,9 @@ def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
     Never sees the validation and test splits. Of several processes each takes a share of the pairs.
     """
     settings = run.settings.semivariogram
-    sums = run.empirical
-    used = settings.model_dump() | {"centred": run.settings.backbone.centred}
+    sums, backbone = run.empirical, run.settings.backbone
+    about = {"backbone": backbone.name, "centred": backbone.centred}
+    used = settings.model_dump() | {"centred": backbone.centred}
     used["device"] = run.adding_device.type
 
     def make() -> None:
@@ -55,12 +56,16 @@ def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
             weights=settings.weights,
             range_rule=settings.range_rule,
             max_lag_rad=settings.max_lag_rad,
-            backbone=run.settings.backbone.name,
-            centred=run.settings.backbone.centred,
             photos=len(rows),
+            **about,
         )
         with writing(run.semivariogram) as aside:
             fitted.save(aside)
+        if (fitted.family, fitted.weights) != (settings.family, settings.weights):
+            note(
+                f"semivariogram.family={settings.family} found no good curve; lags weighted by their pairs: "
+                f"{fitted.family}, nugget {fitted.nugget:.3f} of a sill of {fitted.sill:.3f}"
+            )
 
     run.produce(
         "semivariogram",
