@@ -32,6 +32,12 @@ hypothesis_settings.load_profile("project")
 
 SIZES = {"train": 96, "validation": 24, "test": 24, "test_blocked": 16}
 DIMENSION = 16
+SMALL = [
+    "device=cpu", "dataset.train=96", "dataset.validation=24", "dataset.test=24", "dataset.test_blocked=16",
+    "training.epochs=1", "training.strategies=infonce,decayed,similarity", "training.seeds=0",
+    "backbone.shard_size=32", "study=null",
+]  # fmt: skip
+"""Settings of a run that takes seconds with the real encoder."""
 
 Runs = Callable[..., Run]
 
@@ -78,6 +84,21 @@ def world(
     )
     features = np.cos(phase) + 0.2 * generator.normal(size=(count, dimension)) + 0.5
     return manifest, features.astype(np.float32)
+
+
+def table(errors: np.ndarray, strategy: str, split: str = "test") -> pd.DataFrame:
+    """Predictions with errors [S, N] in kilometres; photos are called p0000, p0001 and so on."""
+    ids = [f"p{number:04d}" for number in range(errors.shape[1])]
+    frames = [
+        pd.DataFrame({"id": ids, "split": split, "strategy": strategy, "seed": seed, "error_km": row})
+        for seed, row in enumerate(errors)
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def lognormal(seed: int, shape: tuple[int, int], median_km: float = 300.0) -> np.ndarray:
+    """Errors in kilometres with this median."""
+    return median_km * np.exp(1.8 * np.random.default_rng(seed).normal(size=shape))
 
 
 def unit_rows(features: np.ndarray) -> Callable[[np.ndarray], torch.Tensor]:

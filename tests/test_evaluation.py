@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyproj
 import pytest
-from conftest import SIZES, Runs, world
+from conftest import SIZES, Runs, lognormal, table, world
 
 from lib.data import datasets, manifest
 from lib.evaluate import evaluation
@@ -19,38 +19,9 @@ from lib.method.geodesy import EARTH_RADIUS_KM
 from lib.runs import ArtefactError, Run
 from lib.train import gallery, training
 
-DEMANDED = [
-    "strategy",
-    "seed",
-    "split",
-    "n",
-    "acc_1km",
-    "acc_25km",
-    "acc_200km",
-    "acc_750km",
-    "acc_2500km",
-    "median_km",
-    "mean_km",
-    "geoscore",
-]
+DEMANDED = ["strategy", "seed", "split", "n", "acc_1km", "acc_25km", "acc_200km", "acc_750km", "acc_2500km"]
+DEMANDED += ["median_km", "mean_km", "geoscore"]
 METRICS = [*DEMANDED[4:], "acc_100km"]
-
-
-def table(errors: np.ndarray, strategy: str, split: str = "test") -> pd.DataFrame:
-    """Predictions with errors [S, N] in kilometres."""
-    frames = [
-        pd.DataFrame(
-            {
-                "id": [f"p{k:04d}" for k in range(len(row))],
-                "split": split,
-                "strategy": strategy,
-                "seed": seed,
-                "error_km": row,
-            }
-        )
-        for seed, row in enumerate(errors)
-    ]
-    return pd.concat(frames, ignore_index=True)
 
 
 def naive(errors: list[float]) -> dict[str, float]:
@@ -64,10 +35,6 @@ def naive(errors: list[float]) -> dict[str, float]:
     found["mean_km"] = sum(errors) / len(errors)
     found["geoscore"] = sum(5000.0 * math.exp(-error / 1492.7) for error in errors) / len(errors)
     return found
-
-
-def lognormal(seed: int, shape: tuple[int, int], median_km: float = 300.0) -> np.ndarray:
-    return median_km * np.exp(1.8 * np.random.default_rng(seed).normal(size=shape))
 
 
 class TestAccuracy:

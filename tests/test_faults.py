@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import SMALL
 from kills_program import contents
 from test_files import without_privilege
 from test_locks import OWNER, start
@@ -52,40 +53,12 @@ def test_a_file_where_the_results_should_go_is_named(tmp_path: Path, capsys: pyt
 
 def stages(folder: Path, *before: str) -> subprocess.Popen[str]:
     """lib.stages over a small run, in a group of its own."""
-    small = [
-        "device=cpu",
-        "dataset.train=96",
-        "dataset.validation=24",
-        "dataset.test=24",
-        "dataset.test_blocked=16",
-        "training.epochs=1",
-        "study=null",
-        "backbone.shard_size=32",
-        "training.strategies=infonce,decayed",
-        "training.seeds=0",
-        f"dataset.root={folder / 'photos'}",
-    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    command = [
-        *before,
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "lib.stages",
-        "smoke",
-        str(folder / "run"),
-        *small,
-    ]
+    program = [sys.executable, "-W", "ignore", "-m", "lib.stages", "smoke", str(folder / "run")]
     return subprocess.Popen(
-        command,
-        cwd=PROJECT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+        [*before, *program, *SMALL, f"dataset.root={folder / 'photos'}"], cwd=PROJECT, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
 
 
 @pytest.mark.thorough
@@ -93,11 +66,8 @@ def test_a_results_folder_without_permission_is_one_sentence(tmp_path: Path) -> 
     (tmp_path / "run").mkdir(mode=0o555)
     said = stages(tmp_path, *without_privilege()).communicate(timeout=600)[1]
     sentences = [line for line in said.splitlines() if line.startswith("lib.stages")]
-    assert (
-        len(sentences) == 1
-        and "cannot be written: permission is missing" in sentences[0]
-        and "Traceback" not in said
-    )
+    assert len(sentences) == 1 and "cannot be written: permission is missing" in sentences[0]
+    assert "Traceback" not in said
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -115,12 +85,6 @@ def test_whole_programs_killed_at_ten_random_moments_end_as_one_that_was_not(tmp
     last = stages(tmp_path / "killed")
     assert last.communicate()[0] and last.returncode == 0
     whole, killed = (contents(tmp_path / name / "run") for name in ("whole", "killed"))
-    assert (
-        whole.keys() == killed.keys()
-        and [
-            name
-            for name in whole
-            if name.endswith((".csv", ".npy", ".json", ".safetensors")) and whole[name] != killed[name]
-        ]
-        == []
-    )
+    assert whole.keys() == killed.keys()
+    compared = [name for name in whole if name.endswith((".csv", ".npy", ".json", ".safetensors"))]
+    assert [name for name in compared if whole[name] != killed[name]] == []

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import lognormal, table
 from scipy import stats
 
 from lib.evaluate.intervals import (
@@ -36,17 +37,6 @@ def effects(
     )
 
 
-def table(errors: np.ndarray, strategy: str, split: str = "test") -> pd.DataFrame:
-    """Predictions with errors [S, N] in kilometres."""
-    frames = [
-        pd.DataFrame(
-            {"id": range(len(row)), "split": split, "strategy": strategy, "seed": seed, "error_km": row}
-        )
-        for seed, row in enumerate(errors)
-    ]
-    return pd.concat(frames, ignore_index=True)
-
-
 def predictions(
     shares: dict[str, float], seeds: int = 3, photos: int = 400, seed: int = 0, split: str = "test"
 ) -> pd.DataFrame:
@@ -58,10 +48,6 @@ def predictions(
         hit = [0.7 * hardness + 0.3 * generator.random(photos) < share for _ in range(seeds)]
         frames.append(table(np.where(hit, 90.0, 5_000.0), name, split))
     return pd.concat(frames, ignore_index=True)
-
-
-def lognormal(seed: int, shape: tuple[int, int], median_km: float = 300.0) -> np.ndarray:
-    return median_km * np.exp(1.8 * np.random.default_rng(seed).normal(size=shape))
 
 
 class TestMeans:
@@ -185,7 +171,12 @@ class TestCompare:
             with pytest.raises(
                 BundleError, match="decayed and infonce were not evaluated on the same photos and seeds"
             ):
-                compare(frame[(frame["strategy"] == "infonce") | (frame[missing] != 2)])
+                compare(
+                    frame[
+                        (frame["strategy"] == "infonce")
+                        | (frame[missing] != {"id": "p0002", "seed": 2}[missing])
+                    ]
+                )
         with pytest.raises(BundleError, match="hcl is not among"):
             compare(frame, "hcl")
 
@@ -199,7 +190,7 @@ class TestCompare:
     def test_groups_are_compared_each_by_itself(self) -> None:
         ours, theirs = lognormal(1, (2, 80)), lognormal(0, (2, 80))
         counts = [25, LEAST_PHOTOS, LEAST_PHOTOS - 1, 80 - 24 - 2 * LEAST_PHOTOS]
-        groups = pd.Series(np.repeat(["a", "b", "c", None], counts))
+        groups = pd.Series(np.repeat(["a", "b", "c", None], counts), index=[f"p{k:04d}" for k in range(80)])
         frame = pd.concat([table(theirs, "infonce"), table(ours, "x")])
         found = compare(frame, metrics=["acc_200km"], groups=groups).set_index("group")
         assert found["n"].to_dict() == {"a": 25, "b": LEAST_PHOTOS, "c": LEAST_PHOTOS - 1}

@@ -129,20 +129,8 @@ def tab(server):
 @pytest.mark.thorough
 def test_notebook_03_runs_in_jupyterlab_and_its_controls_redraw(server, tab, tmp_path):
     run, copy = tmp_path / "run", PROJECT / "results" / f"lab-test-{os.getpid()}.ipynb"
-    made = [
-        sys.executable,
-        "-m",
-        "lib.pipeline",
-        "--profile",
-        "smoke",
-        "--run",
-        str(run),
-        "--only",
-        "01",
-        "--device",
-        "cpu",
-    ]
-    made += ["--set", f"dataset.root={tmp_path / 'photos'}"]
+    made = [sys.executable, "-m", "lib.pipeline", "--profile", "smoke", "--run", str(run), "--only", "01"]
+    made += ["--device", "cpu", "--set", f"dataset.root={tmp_path / 'photos'}"]
     done = subprocess.run(made, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3_000:]
     content = nbformat.read(PROJECT / "notebooks" / "03_semivariogram.ipynb", as_version=4)

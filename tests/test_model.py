@@ -135,36 +135,8 @@ class TestCheckpoint:
 
 
 class TestQueue:
-    @staticmethod
-    def entry(number: int, count: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return (
-            torch.full((count,), number),
-            torch.full((count, 2), float(number)),
-            torch.full((count, 3), float(number)),
-        )
-
-    def test_it_starts_empty_grows_and_drops_the_oldest(self) -> None:
-        queue = Queue.empty(5, 3)
-        lengths = [len(queue)]
-        for number in range(4):
-            queue.push(*self.entry(number))
-            lengths.append(len(queue))
-        assert lengths == [0, 2, 4, 5, 5]
-        assert queue.coordinates_deg[:, 0].tolist() == [1.0, 2.0, 2.0, 3.0, 3.0]
-        assert queue.unit_features[:, 2].tolist() == [1.0, 2.0, 2.0, 3.0, 3.0]
-
     def test_a_batch_beyond_its_size_leaves_the_latest(self) -> None:
         queue = Queue.empty(2, 3)
         queue.push(torch.arange(5), torch.arange(10.0).reshape(5, 2), torch.zeros(5, 3))
         assert queue.coordinates_deg.tolist() == [[6.0, 7.0], [8.0, 9.0]]
         assert queue.rows.tolist() == [3, 4]
-
-    def test_a_queue_of_none_stays_empty(self) -> None:
-        queue = Queue.empty(0, 3)
-        queue.push(*self.entry(1))
-        assert len(queue) == 0
-
-    def test_it_keeps_no_gradient(self) -> None:
-        queue = Queue.empty(4, 3)
-        queue.push(torch.arange(2), torch.zeros(2, 2), torch.zeros(2, 3, requires_grad=True) * 2.0)
-        assert not queue.unit_features.requires_grad

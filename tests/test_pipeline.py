@@ -110,16 +110,6 @@ def test_the_tables_follow_from_the_predictions(smoke):
 def test_the_provenance_names_what_it_takes_to_rebuild_the_run(smoke):
     folder, _, _ = smoke
     manifest = json.loads((folder / "provenance.json").read_text())
-    assert {
-        "settings",
-        "seeds",
-        "packages",
-        "machine",
-        "seconds_by_notebook",
-        "inputs",
-        "outputs",
-        "git",
-    } <= set(manifest)
     assert manifest["outdated"] == []
     assert set(manifest["seconds_by_notebook"]) == {path.stem for path in pipeline.notebooks().values()}
     assert {
@@ -319,14 +309,12 @@ def test_a_notebook_with_other_parameters_is_refused(tmp_path):
     [
         (["--profile", "quikc"], "quick"),
         (["--set", "training.epoch=3"], "did you mean 'epochs'"),
-        (["--set", "training.epochs=0"], "greater than or equal to 1"),
         (["--only", "17"], "no notebook 17"),
         (["--only", ","], "names no notebook"),
         (["--only", "05", "--fresh"], "leave one out"),
         (["--lab", "--set", "training.epochs=3"], "first code cell"),
         (["--lab", "--profile", "smoke"], "first code cell"),
         (["--run", ".."], "a name of its own"),
-        (["--set", "training.epochs"], "group.key=value"),
         (["--set", "training.strategies=infonce,residul"], "registered: infonce"),
         (["--set", "training.strategies=decayed"], "needs infonce"),
         (["--set", "backbone=resnet"], "registered: efficientnet-lite0"),
@@ -356,15 +344,6 @@ def test_list_executes_nothing(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "03  3 The semivariogram" in said
     assert not (tmp_path / "run").exists()
-
-
-def test_what_comes_from_names_is_escaped_in_the_index(smoke, tmp_path):
-    folder, _, _ = smoke
-    provenance = json.loads((folder / "provenance.json").read_text())
-    provenance["settings"]["dataset"]["name"] = "<script>alert(1)</script>"
-    run = Run.open("smoke", f"{tmp_path}/run")
-    page = report.write_index(run, provenance, []).read_text()
-    assert "<script>" not in page and "&lt;script&gt;" in page
 
 
 @pytest.fixture
@@ -487,17 +466,8 @@ def test_osv5m_in_miniature_goes_through_every_notebook_with_clip(tmp_path, tiny
         "training.epochs=2", "training.seeds=0,1", "training.strategies=infonce,semivariogram",
         "training.location_encoder=geoclip", "training.image_head=geoclip", "evaluation.gallery=train",
     ]  # fmt: skip
-    command = [
-        sys.executable,
-        "-m",
-        "lib.pipeline",
-        "--profile",
-        "osv5m_small",
-        "--run",
-        str(tmp_path / "run"),
-        "--device",
-        "cpu",
-    ]
+    command = [sys.executable, "-m", "lib.pipeline", "--profile", "osv5m_small", "--device", "cpu"]
+    command += ["--run", str(tmp_path / "run")]
     done = run_pipeline([*command, *(word for setting in chosen for word in ("--set", setting))])
     assert done.returncode == 0, done.stderr[-3_000:]
     accuracy = pd.read_csv(tmp_path / "run" / "tables" / "accuracy.csv")

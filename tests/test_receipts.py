@@ -282,4 +282,3 @@ def test_deterministic_algorithms_are_on_while_a_stage_is_made_and_only_then(mak
             "asked", make=lambda: seen.append(torch.are_deterministic_algorithms_enabled()), outputs=[]
         )
     assert seen == [True, False] and not torch.are_deterministic_algorithms_enabled()
-    assert run.arithmetic("float32") == "cpu/float32"

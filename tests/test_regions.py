@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import table
 from scipy import stats
 
 from lib.data.sphere import EARTH_AREA_KM2, EqualAreaGrid, uniform_on_sphere
@@ -15,27 +16,11 @@ from lib.evaluate.regions import cell_errors, cell_gains, continent_gains, error
 
 def predictions(errors: dict[str, np.ndarray], places: np.ndarray, split: str = "test") -> pd.DataFrame:
     """Rows as predictions.parquet has them, of errors [S, N] in kilometres at ``places`` [N, 2]."""
-    rows = []
-    for strategy, matrix in errors.items():
-        for seed, of_seed in enumerate(matrix):
-            frame = pd.DataFrame(
-                {
-                    "id": [f"p{k}" for k in range(len(places))],
-                    "split": split,
-                    "strategy": strategy,
-                    "seed": seed,
-                    "error_km": of_seed,
-                }
-            )
-            rows.append(
-                frame.assign(
-                    latitude=places[:, 0],
-                    longitude=places[:, 1],
-                    predicted_latitude=0.0,
-                    predicted_longitude=0.0,
-                )
-            )
-    return pd.concat(rows, ignore_index=True)
+    frame = pd.concat([table(matrix, name, split) for name, matrix in errors.items()], ignore_index=True)
+    latitude, longitude = np.tile(places, (len(frame) // len(places), 1)).T
+    return frame.assign(
+        latitude=latitude, longitude=longitude, predicted_latitude=0.0, predicted_longitude=0.0
+    )
 
 
 def errors_of(hits: np.ndarray) -> np.ndarray:
@@ -113,13 +98,13 @@ class TestGains:
 
     def test_continents_are_corrected_for_strategies_too(self) -> None:
         places, generator = uniform_on_sphere(200, np.random.default_rng(0)), np.random.default_rng(1)
-        continents = pd.Series(np.repeat(["Africa", "Asia"], 100), index=[f"p{k}" for k in range(200)])
+        continents = pd.Series(np.repeat(["Africa", "Asia"], 100), index=[f"p{k:04d}" for k in range(200)])
         hits = {name: errors_of(generator.random((2, 200)) < 0.5) for name in ("infonce", "a", "b", "c")}
         assert continent_gains(predictions(hits, places), continents)["comparisons"].eq(6).all()
 
     def test_a_cell_is_named_by_the_country_of_most_of_its_photos(self) -> None:
         frame = predictions({"infonce": np.ones((1, 3)), "decayed": np.ones((1, 3))}, np.full((3, 2), 1.0))
-        countries = pd.Series(["BR", "BR", "PE"], index=["p0", "p1", "p2"])
+        countries = pd.Series(["BR", "BR", "PE"], index=["p0000", "p0001", "p0002"])
         assert set(cell_gains(frame, countries)["place"]) == {"Brazil"}
         assert set(cell_gains(frame)["place"]) == {""}
 

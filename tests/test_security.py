@@ -16,8 +16,8 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
-import yaml
 from miniatures import osv5m as miniature
+from test_environment import pins
 
 from lib import pipeline, runs
 from lib.data import osv5m, photos
@@ -348,17 +348,9 @@ def locked() -> dict[str, set[str]]:
     return found
 
 
-def pinned() -> dict[str, str]:
-    lines = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    entries = [line.partition("#")[0].strip().split("==") for line in lines if "==" in line.partition("#")[0]]
-    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in entries}
-
-
 def test_the_lock_file_has_every_pin_and_no_other_version_of_it() -> None:
     there = locked()
-    assert {name: there.get(name) for name in pinned()} == {
-        name: {version} for name, version in pinned().items()
-    }
+    assert {name: there.get(name) for name in pins()} == {name: {version} for name, version in pins().items()}
 
 
 def test_every_package_of_the_lock_file_has_checksums_and_none_names_where_it_is_from() -> None:
@@ -375,30 +367,13 @@ def test_what_cuda_needs_is_in_the_lock_file() -> None:
     ) >= 10
 
 
-def test_conda_reads_the_same_pins() -> None:
-    environment = yaml.safe_load((PROJECT / "environment.yml").read_text(encoding="utf-8"))
-    assert "-r requirements.txt" in environment["dependencies"][-1]["pip"]
-    versions = [
-        entry for entry in environment["dependencies"][:-1] if not re.fullmatch(r"python=3\.\d+|pip", entry)
-    ]
-    assert versions == []
-
-
 @pytest.mark.thorough
 def test_no_pinned_package_has_a_known_vulnerability() -> None:
     """By pip-audit, where it is installed (it is no pin of ours) and its service answers."""
     if (program := shutil.which("pip-audit")) is None:
         pytest.skip("pip-audit is not installed: pip install pip-audit")
-    command = [
-        program,
-        "-r",
-        str(PROJECT / "requirements.txt"),
-        "--no-deps",
-        "--format",
-        "json",
-        "--progress-spinner",
-        "off",
-    ]
+    command = [program, "-r", str(PROJECT / "requirements.txt"), "--no-deps", "--format", "json"]
+    command += ["--progress-spinner", "off"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     try:
         audited = [entry for entry in json.loads(done.stdout)["dependencies"] if "skip_reason" not in entry]

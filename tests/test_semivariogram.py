@@ -323,12 +323,6 @@ class TestRun:
         assert FittedSemivariogram.load(run.semivariogram) == model
         assert len(pd.read_csv(run.table("semivariogram"))) == (expected.pairs > 0).sum()
 
-    def test_it_is_reused_until_a_setting_changes(self, make_run: Runs) -> None:
-        run = make_run("semivariogram.lag_width_rad=0.1")
-        first = curve.fit_run(run)[1]
-        assert curve.fit_run(run)[1] == first
-        assert [report.split()[0] for report in run.reports] == ["made", "reused"]
-
 
 def tourists(count: int, nugget: float, length_km: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Features [N, 64] of an exponential field with noise; places crowd in cities, a tenth of them twice."""

@@ -1,5 +1,6 @@
-"""Two processes on one run: the same files as one process makes, each made once."""
+"""The stages: --list looks up what would be made; two processes make the same files as one, each once."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -7,51 +8,119 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import SMALL
 from safetensors.numpy import load_file
 
-from lib import pipeline
-from lib import stages as program_of_stages
+from lib import pipeline, stages
+from lib.method import geodesy
 from lib.runs import Run, ranks
-from lib.settings import PROJECT
-
-SMALL = [
-    "device=cpu",
-    "dataset.train=96",
-    "dataset.validation=24",
-    "dataset.test=24",
-    "dataset.test_blocked=16",
-    "training.epochs=1",
-    "backbone.shard_size=32",
-    "training.strategies=infonce,decayed,similarity",
-    "training.seeds=0",
-    "study=null",
-]
+from lib.settings import PROJECT, load
+from lib.train import training
 
 
-def stages(folder: Path, processes: int) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def chain(make_run):
+    """A run with two stages that were made, the second from the first; and what would ask for them again."""
+    run = make_run()
+    first, second = run.folder / "first.txt", run.folder / "second.txt"
+    asked = {
+        "first": {"outputs": [first], "settings": {"size": 1}, "code": [geodesy.distance_km]},
+        "second": {"outputs": [second], "inputs": [first], "settings": {"half": 0.5}},
+    }
+    for name, stage in asked.items():
+        run.produce(name, make=lambda path=stage["outputs"][0]: path.write_text("made"), **stage)
+    return run, asked
+
+
+def looked_up(run, asked):
+    rehearsal = stages.Rehearsal(run.settings, run.folder)
+    for name, stage in asked.items():
+        with contextlib.suppress(stages._LookedUp):
+            rehearsal.produce(name, make=lambda: pytest.fail("made"), **stage)
+    return rehearsal.found
+
+
+def test_what_was_made_from_the_same_is_reused(chain):
+    assert looked_up(*chain) == {"first": True, "second": True}
+
+
+@pytest.mark.parametrize("change", ["settings", "output", "receipt", "second"])
+def test_a_stage_whose_input_is_made_anew_is_made_anew_too_and_no_other(chain, change):
+    run, asked = chain
+    if change == "settings":
+        asked["first"]["settings"] = {"size": 2}
+    elif change == "output":
+        (run.folder / "first.txt").write_text("torn")
+    elif change == "receipt":
+        run.receipt("first").unlink()
+    else:
+        asked["second"]["settings"] = {"half": 0.25}
+    assert looked_up(run, asked) == {"first": change == "second", "second": False}
+
+
+def snapshot(folder):
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+def test_looking_up_writes_nothing_and_trains_nothing(make_run, monkeypatch):
+    run = make_run("training.strategies=infonce,decayed", "training.seeds=0,1", "study=null")
+    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained"))
+    before = snapshot(run.folder)
+    found = stages.look_up(run, ["01", "02", "03", "04", "05", "06"])
+    assert [(notebook, stage) for notebook, stage, _ in found] == [
+        ("01", "manifest"), ("01", "features"), ("02", "training-infonce_seed0"),
+        ("02", "training-infonce_seed1"),
+        ("03", "semivariogram"), ("04", "training-decayed_seed0"), ("04", "training-decayed_seed1"),
+        ("05", "evaluation"), ("05", "regions"),
+    ]  # fmt: skip
+    assert not any(is_reused for *_, is_reused in found)
+    assert snapshot(run.folder) == before
+
+
+def test_a_stage_that_two_notebooks_ask_for_stands_under_the_first_that_is_executed(make_run):
+    run = make_run("training.strategies=infonce,decayed", "training.seeds=0", "study=null")
+    assert ("02", "training-infonce_seed0", False) in stages.look_up(run, ["02", "04"])
+    assert {("04", "training-infonce_seed0", False)} < set(stages.look_up(run, ["04"]))
+
+
+def test_a_run_of_which_nothing_is_there_is_made_whole(tmp_path):
+    found = stages.look_up(
+        Run(load("smoke", ("device=cpu",)), tmp_path / "run"), ["01", "02", "03", "04", "05"]
+    )
+    wanted = {"manifest", "features", "semivariogram", "training-infonce_seed0", "evaluation", "regions"}
+    assert wanted <= {stage for _, stage, _ in found}
+    assert not any(is_reused for *_, is_reused in found)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_manifest_of_a_study_does_not_stop_the_look_at_its_repair(make_run):
+    run = make_run()
+    assert run.settings.study is not None
+    run.manifest.write_bytes(run.manifest.read_bytes()[:900])
+    found = stages.look_up(run, ["01", "02", "03", "04", "05", "07", "08"])
+    assert found and not any(is_reused for *_, is_reused in found)
+
+
+def programs(folder: Path, processes: int) -> subprocess.CompletedProcess[str]:
     program = ["-m", "lib.stages", "smoke", str(folder / "run"), f"dataset.root={folder / 'photos'}", *SMALL]
     if processes > 1:
         program = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *program]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1"
-    }  # torchrun's own choice; another number of threads sums in another order
-    return subprocess.run(
-        [sys.executable, *program], cwd=PROJECT, env=environment, capture_output=True, text=True
-    )
+    # torchrun's own choice; another number of threads sums in another order
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *program]
+    return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
 
 
 def test_two_processes_make_what_one_makes_and_each_file_once(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for folder, processes in ((one, 1), (two, 2)):
-        done = stages(folder, processes)
+        done = programs(folder, processes)
         assert done.returncode == 0, done.stderr[-3_000:]
         made = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("made    ")]
         trainings = [f"training-{name}_seed0" for name in ("decayed", "infonce", "similarity")]
         assert sorted(made) == sorted(["manifest", "features", "semivariogram", "evaluation", *trainings])
-    for name in (
-        "features/features.npy",
-        *(f"checkpoints/{name}_seed0.safetensors" for name in ("infonce", "similarity")),
-    ):
+    weights_of_one_process = [f"checkpoints/{name}_seed0.safetensors" for name in ("infonce", "similarity")]
+    for name in ("features/features.npy", *weights_of_one_process):
         assert (one / "run" / name).read_bytes() == (two / "run" / name).read_bytes(), name
     sums = [dict(np.load(folder / "run" / "semivariogram" / "empirical.npz")) for folder in (one, two)]
     for name, value in sums[0].items():  # the ranks' shares are summed in another order
@@ -61,7 +130,7 @@ def test_two_processes_make_what_one_makes_and_each_file_once(tmp_path: Path) ->
     ]
     for name, value in weights[0].items():
         np.testing.assert_allclose(value, weights[1][name], rtol=1e-4, atol=1e-5, err_msg=name)
-    again = stages(two, 2)
+    again = programs(two, 2)
     assert again.returncode == 0 and "made    " not in again.stdout, again.stdout
     receipts = {path.stem for path in (two / "run" / "receipts").glob("*.json")}
     assert receipts == {"manifest", "features", "semivariogram", "evaluation", *trainings}
@@ -71,28 +140,23 @@ def test_the_notebooks_find_what_several_processes_have_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """The pipeline starts the processes, and says so where one of them fails."""
-    asked = []
+    asked, codes = [], iter([0, 1])
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, next(codes))
+
+    call = ["--profile", "smoke", "--run", f"{tmp_path}/run"]
     monkeypatch.setenv("NPROC", "2")
     monkeypatch.setattr(pipeline, "_execute_all", lambda *_: None)
-    monkeypatch.setattr(
-        pipeline.subprocess,
-        "run",
-        lambda command, **_: asked.append(command) or subprocess.CompletedProcess(command, 0),
-    )
-    assert (
-        pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run", "--set", "training.epochs=1"]) == 0
-    )
-    assert (
-        asked[0][-4:] == ["lib.stages", "smoke", f"{tmp_path}/run", "training.epochs=1"]
-        and "--nproc-per-node=2" in asked[0]
-    )
-    monkeypatch.setattr(
-        pipeline.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1)
-    )
-    assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run"]) == 1
+    monkeypatch.setattr(pipeline.subprocess, "run", run)
+    assert pipeline.main([*call, "--set", "training.epochs=1"]) == 0
+    assert asked[0][-4:] == ["lib.stages", "smoke", f"{tmp_path}/run", "training.epochs=1"]
+    assert "--nproc-per-node=2" in asked[0]
+    assert pipeline.main(call) == 1
     assert "run_all.sh: one of the 2 processes failed; its sentence" in capsys.readouterr().err
     monkeypatch.setenv("NPROC", "many")
-    assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run"]) == 1
+    assert pipeline.main(call) == 1
     assert "NPROC=many: give the number of processes" in capsys.readouterr().err
 
 
@@ -102,22 +166,14 @@ def test_alone_a_process_is_the_first_of_one() -> None:
 
 
 def test_a_mistake_ends_with_a_sentence(tmp_path: Path) -> None:
-    run = Run.open("smoke", f"{tmp_path}/run", ["dataset=folder", f"dataset.root={tmp_path}/nowhere"])
-    run.folder.mkdir()
-    program = [
-        sys.executable,
-        "-m",
-        "lib.stages",
-        "smoke",
-        str(run.folder),
-        "dataset=folder",
-        f"dataset.root={tmp_path}/nowhere",
-    ]
+    (tmp_path / "run").mkdir()
+    wrong = ["dataset=folder", f"dataset.root={tmp_path}/nowhere"]
+    program = [sys.executable, "-m", "lib.stages", "smoke", str(tmp_path / "run"), *wrong]
     done = subprocess.run(program, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 1 and "lib.stages, rank 0: " in done.stderr and "no such folder" in done.stderr
-    assert not list(run.folder.glob("receipts/*"))
+    assert not list((tmp_path / "run").glob("receipts/*"))
 
 
 def test_without_profile_and_folder_the_stages_say_how_they_are_called(capsys: pytest.CaptureFixture) -> None:
-    assert program_of_stages.main(["quick"]) == 1
+    assert stages.main(["quick"]) == 1
     assert "torchrun -m lib.stages quick results/quick" in capsys.readouterr().err

@@ -3,8 +3,6 @@ stops."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,7 +17,6 @@ from lib.method.model import GeoCLIP
 from lib.method.negatives import REGISTRY, Pairs, Reweighting, Strategy
 from lib.runs import ArtefactError, Run
 from lib.train import training
-from lib.train.checkpoints import load
 from lib.train.training import TrainingData, train
 
 pytestmark = pytest.mark.usefixtures("narrow")
@@ -51,28 +48,10 @@ class Watch:
         return negatives.get(self.strategy.name).reweight(candidates)
 
 
-@pytest.fixture
-def changed_features(make_run: Runs) -> Callable[..., Run]:
-    def make(row: int, value: float, *overrides: str) -> Run:
-        run = make_run(*overrides)
-        features = np.load(run.features)
-        features[row] = value
-        np.save(run.features, features)
-        return run
-
-    return make
-
-
 class TestSeeds:
-    def test_the_same_seed_twice_gives_the_same_file_and_another_seed_another(self, make_run: Runs) -> None:
-        files = []
-        for _ in range(2):
-            run = make_run(*SHORT, "training.strategies=infonce,decayed", "training.queue_size=24")
-            torch.rand(3)  # whatever else draws from torch's own generator
-            training.train_all(run, ["decayed"])
-            files.append(run.checkpoint("decayed", 0).read_bytes())
-        assert files[0] == files[1]
-        assert not same(load(run.checkpoint("decayed", 0)), trained(run, "decayed", seed=1)[0])
+    def test_another_seed_is_another_training(self, make_run: Runs) -> None:
+        one, other = (trained(make_run(*SHORT), "decayed", seed)[0] for seed in (0, 1))
+        assert not same(one, other)
 
     @pytest.mark.parametrize("queue", [0, 24])
     def test_strategies_with_the_same_seed_meet_the_same_batches(self, make_run: Runs, queue: int) -> None:
@@ -286,13 +265,6 @@ class TestHistory:
 
 
 class TestErrors:
-    def test_a_feature_that_is_no_number_stops_at_its_epoch_and_step(
-        self, changed_features: Callable[..., Run]
-    ) -> None:
-        run = changed_features(0, np.nan, *SHORT)
-        with pytest.raises(BundleError, match=r"infonce, seed 0: the loss is nan at epoch 1, step \d"):
-            train(run, TrainingData.read(run, with_curve=False), negatives.get("infonce"), 0)
-
     def test_an_infinite_rate_stops_at_the_second_step(self, make_run: Runs) -> None:
         with pytest.raises(BundleError, match=r"epoch 1, step \d.*lower training\.learning_rate"):
             trained(make_run(*SHORT, "training.learning_rate=inf", "training.schedule=constant"))
@@ -306,15 +278,6 @@ class TestErrors:
         )
         with pytest.raises(BundleError):
             trained(run)
-
-    def test_a_failed_training_leaves_no_checkpoint_and_no_receipt(
-        self, changed_features: Callable[..., Run]
-    ) -> None:
-        run = changed_features(slice(None), np.nan, *SHORT)
-        with pytest.raises(BundleError):
-            training.train_all(run, ["infonce"])
-        assert not run.checkpoint("infonce", 0).exists()
-        assert not list(run.folder.rglob("training-*.json"))
 
     def test_an_unknown_strategy_is_said_before_anything_is_trained(self, make_run: Runs) -> None:
         run = make_run(*SHORT)
