@@ -7,6 +7,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client: no test may ask a network
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from lib.method import model
 from lib.method.geodesy import unit_vectors
 from lib.method.semivariogram import FittedSemivariogram
 from lib.runs import Run
-from lib.settings import load
+from lib.settings import PROJECT, load
 
 hypothesis_settings.register_profile(
     "project", deadline=None, max_examples=80, derandomize=True, database=None
@@ -121,6 +123,14 @@ def fitted(**changes: object) -> FittedSemivariogram:
         "r2": 0.99, "backbone": "synthetic", "centred": True, "photos": 96, "pairs": 4_560,
     }  # fmt: skip
     return FittedSemivariogram(**(values | changes))
+
+
+def python(*arguments: object, processes: int = 1, **variables: str) -> subprocess.CompletedProcess[str]:
+    """What became of this Python on ``arguments``, one thread each; torchrun starts several ``processes``."""
+    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *(several if processes > 1 else []), *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)} | variables
+    return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture

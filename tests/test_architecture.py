@@ -2,11 +2,10 @@
 
 import ast
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import python
 
 import lib
 
@@ -86,9 +85,8 @@ def loaded_after(statements):
     """The modules of LAZY, and torch, numpy, pandas, that a fresh Python has loaded after ``statements``."""
     names = [*LAZY, "torch", "numpy", "pandas"]
     program = f"{statements}\nimport sys\nprint(*[name for name in {names} if name in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, check=True
-    )
+    done = python("-c", program)
+    assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import Runs
+from conftest import Runs, python
 from kills_program import SETTINGS, contents, write_photos
 
 from lib.data import datasets, features
 from lib.evaluate import evaluation
 from lib.runs import Run
-from lib.settings import PROJECT, load
+from lib.settings import load
 from lib.show import figures
 from lib.train import curve, training
 
@@ -110,23 +107,10 @@ def test_the_order_of_pythons_sets_has_no_part_in_it(tmp_path: Path) -> None:
     """Whole processes, from photos to tables, each with another seed of Python's own hashes."""
     found = []
     for hashes in ("1", "2"):
-        program = [
-            sys.executable,
-            str(Path(__file__).with_name("kills_program.py")),
-            str(tmp_path / "same"),
-            "0",
-            "0",
-            "-1",
-        ]
-        environment = os.environ | {
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(PROJECT),
-            "PYTHONHASHSEED": hashes,
-        }
-        subprocess.run(program, cwd=PROJECT, env=environment, check=True, capture_output=True)
+        program = Path(__file__).with_name("kills_program.py")
+        done = python(program, tmp_path / "same", 0, 0, -1, PYTHONHASHSEED=hashes)
+        assert done.returncode == 0, done.stderr[-3_000:]
         found.append(contents(tmp_path / "same" / "run"))
         (tmp_path / "same").rename(tmp_path / hashes)
-    assert (
-        found[0].keys() == found[1].keys()
-        and [name for name in found[0] if found[0][name] != found[1][name]] == []
-    )
+    assert found[0].keys() == found[1].keys()
+    assert [name for name in found[0] if found[0][name] != found[1][name]] == []

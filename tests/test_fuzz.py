@@ -6,33 +6,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-from lib.settings import PROJECT
+from conftest import python
 
 
 def fuzzed(folder: Path, *, seconds: float, seed: int, examples: int) -> list[dict]:
     """What tests/fuzz_program.py, which says what the numbers mean, has tried and found."""
-    program = [
-        sys.executable,
-        str(Path(__file__).with_name("fuzz_program.py")),
-        str(folder),
-        str(seconds),
-        str(seed),
-        str(examples),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    done = subprocess.run(program, cwd=PROJECT, env=environment, capture_output=True, text=True)
+    program = Path(__file__).with_name("fuzz_program.py")
+    done = python(program, folder, seconds, seed, examples)
     found = sorted((folder / "found").glob("*.txt")) if (folder / "found").exists() else []
-    assert done.returncode == 0, (
-        seed,
-        [path.read_text()[-1_500:] for path in found[:3]],
-        done.stderr[-1_500:],
-    )
+    said = [path.read_text()[-1_500:] for path in found[:3]]
+    assert done.returncode == 0, (seed, said, done.stderr[-1_500:])
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
@@ -77,8 +63,4 @@ def test_a_reader_that_breaks_is_found(
     assert {one["kind"]: one["bad_rounds"] for one in said[:-1]} == {
         f"damaged: {name}": int(name != "right") for name in readers
     }
-    assert (
-        len(list((tmp_path / "found").glob("crash*.bin")))
-        == 0
-        < len(list((tmp_path / "found").glob("damaged_crash*.bin")))
-    )
+    assert list((tmp_path / "found").glob("damaged_crash*.bin"))

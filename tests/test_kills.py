@@ -5,28 +5,18 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-from lib.settings import PROJECT
+from conftest import python
 
 STAGES = ["manifest", "features", "semivariogram", "training", "evaluation"]
 
 
 def killed(folder: Path, *, seed: int, moments: int, points: int) -> list[dict]:
     """What came of each kill of tests/kills_program.py, which says what the numbers mean."""
-    program = [
-        str(Path(__file__).with_name("kills_program.py")),
-        str(folder / "world"),
-        *map(str, (seed, moments, points)),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    done = subprocess.run(
-        [sys.executable, *program], cwd=PROJECT, env=environment, capture_output=True, text=True
-    )
+    program = Path(__file__).with_name("kills_program.py")
+    done = python(program, folder / "world", seed, moments, points)
     assert done.returncode == 0, done.stderr[-3_000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from browsing import CHROMIUM, SWITCHES
 
 from lib import lab, pipeline
 from lib.settings import PROJECT
@@ -112,22 +111,10 @@ def test_nobody_comes_in_without_the_token_whatever_the_user_has_configured(serv
     assert not command.exists() or server.token not in command.read_text()
 
 
-@pytest.fixture
-def tab(server):
-    """A tab of a real Chromium; skips where there is none."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as engine:
-        running = engine.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
-        page = running.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(300_000)
-        yield page
-        running.close()
-
-
 @pytest.mark.thorough
-def test_notebook_03_runs_in_jupyterlab_and_its_controls_redraw(server, tab, tmp_path):
+def test_notebook_03_runs_in_jupyterlab_and_its_controls_redraw(server, browser, tmp_path):
+    tab = browser.new_page(viewport={"width": 1400, "height": 1000})
+    tab.set_default_timeout(300_000)
     run, copy = tmp_path / "run", PROJECT / "results" / f"lab-test-{os.getpid()}.ipynb"
     made = [sys.executable, "-m", "lib.pipeline", "--profile", "smoke", "--run", str(run), "--only", "01"]
     made += ["--device", "cpu", "--set", f"dataset.root={tmp_path / 'photos'}"]

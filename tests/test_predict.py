@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from browsing import CHROMIUM, MISSING, SWITCHES
 from PIL import Image
 from test_folder import REAL
 from transformers import CLIPImageProcessor
@@ -310,27 +309,24 @@ class TestMap:
         with pytest.raises(ValueError, match="has candidates but no mass"):
             candidate_map(found.table, found.mass[:1], Path())
 
-    @pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
     @pytest.mark.parametrize("width", [1280, 390])
-    def test_in_a_browser_without_a_network_it_draws_and_changes_photos(self, found, tmp_path, width):
-        from playwright.sync_api import sync_playwright
-
+    def test_in_a_browser_without_a_network_it_draws_and_changes_photos(
+        self, found, browser, tmp_path, width
+    ):
         drawn, problems = candidate_map(found.table, found.mass, Path(), title="A test"), []
         path = save_map(drawn, tmp_path / "map.html")
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
-            context = browser.new_context(viewport={"width": width, "height": 800})
-            context.set_offline(True)
-            page = context.new_page()
-            page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
-            page.on("pageerror", lambda error: problems.append(str(error)))
-            page.on("dialog", lambda dialog: problems.append("a name was executed") or dialog.dismiss())
-            page.goto(path.as_uri())
-            page.wait_for_timeout(600)
-            before, shown = page.screenshot(), page.inner_text("body")
-            assert "A test" in shown and "a.jpg" in shown and "%" in shown
-            page.get_by_text("onerror=alert").first.click()
-            page.wait_for_timeout(600)
-            after = page.screenshot()
-            browser.close()
+        context = browser.new_context(viewport={"width": width, "height": 800})
+        context.set_offline(True)
+        page = context.new_page()
+        page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("dialog", lambda dialog: problems.append("a name was executed") or dialog.dismiss())
+        page.goto(path.as_uri())
+        page.wait_for_timeout(600)
+        before, shown = page.screenshot(), page.inner_text("body")
+        assert "A test" in shown and "a.jpg" in shown and "%" in shown
+        page.get_by_text("onerror=alert").first.click()
+        page.wait_for_timeout(600)
+        after = page.screenshot()
+        context.close()
         assert problems == [] and before != after

@@ -1,17 +1,14 @@
 """Two processes share out the pairs of a semivariogram and the batches of a training."""
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import fitted, python, world
 from safetensors.numpy import load_file
-
-from lib.settings import PROJECT
 
 SETTINGS = [
     "device=cpu", "training.precision=float32", "backbone.precision=float32", "training.batch_size=32",
@@ -23,20 +20,13 @@ LABELS = ["infonce", "decayed", "semivariogram", "hcl", "distance_soft"]
 
 
 def work(folder: Path, processes: int, *more: str) -> subprocess.CompletedProcess[str]:
-    program = [str(Path(__file__).with_name("ranks_program.py")), str(folder), *SETTINGS, *more]
-    if processes > 1:
-        program = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *program]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    return subprocess.run(
-        [sys.executable, *program], cwd=PROJECT, env=environment, capture_output=True, text=True
-    )
+    program = Path(__file__).with_name("ranks_program.py")
+    return python(program, folder, *SETTINGS, *more, processes=processes)
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Folders of what one process and two have made of the same manifest, features and curve."""
-    from conftest import fitted, world
-
     folders = []
     for processes in (1, 2):
         folder = tmp_path_factory.mktemp(f"of{processes}") / "run"

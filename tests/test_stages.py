@@ -1,20 +1,18 @@
 """The stages: --list looks up what would be made; two processes make the same files as one, each once."""
 
 import contextlib
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL
+from conftest import SMALL, python
 from safetensors.numpy import load_file
 
 from lib import pipeline, stages
 from lib.method import geodesy
 from lib.runs import Run, ranks
-from lib.settings import PROJECT, load
+from lib.settings import load
 from lib.train import training
 
 
@@ -101,20 +99,15 @@ def test_a_damaged_manifest_of_a_study_does_not_stop_the_look_at_its_repair(make
     assert found and not any(is_reused for *_, is_reused in found)
 
 
-def programs(folder: Path, processes: int) -> subprocess.CompletedProcess[str]:
-    program = ["-m", "lib.stages", "smoke", str(folder / "run"), f"dataset.root={folder / 'photos'}", *SMALL]
-    if processes > 1:
-        program = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *program]
-    # torchrun's own choice; another number of threads sums in another order
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *program]
-    return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
+def program(folder: Path, processes: int) -> subprocess.CompletedProcess[str]:
+    asked = ["smoke", folder / "run", f"dataset.root={folder / 'photos'}", *SMALL]
+    return python("-m", "lib.stages", *asked, processes=processes)
 
 
 def test_two_processes_make_what_one_makes_and_each_file_once(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for folder, processes in ((one, 1), (two, 2)):
-        done = programs(folder, processes)
+        done = program(folder, processes)
         assert done.returncode == 0, done.stderr[-3_000:]
         made = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("made    ")]
         trainings = [f"training-{name}_seed0" for name in ("decayed", "infonce", "similarity")]
@@ -130,7 +123,7 @@ def test_two_processes_make_what_one_makes_and_each_file_once(tmp_path: Path) ->
     ]
     for name, value in weights[0].items():
         np.testing.assert_allclose(value, weights[1][name], rtol=1e-4, atol=1e-5, err_msg=name)
-    again = programs(two, 2)
+    again = program(two, 2)
     assert again.returncode == 0 and "made    " not in again.stdout, again.stdout
     receipts = {path.stem for path in (two / "run" / "receipts").glob("*.json")}
     assert receipts == {"manifest", "features", "semivariogram", "evaluation", *trainings}
@@ -168,8 +161,7 @@ def test_alone_a_process_is_the_first_of_one() -> None:
 def test_a_mistake_ends_with_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     wrong = ["dataset=folder", f"dataset.root={tmp_path}/nowhere"]
-    program = [sys.executable, "-m", "lib.stages", "smoke", str(tmp_path / "run"), *wrong]
-    done = subprocess.run(program, cwd=PROJECT, capture_output=True, text=True)
+    done = python("-m", "lib.stages", "smoke", tmp_path / "run", *wrong)
     assert done.returncode == 1 and "lib.stages, rank 0: " in done.stderr and "no such folder" in done.stderr
     assert not list((tmp_path / "run").glob("receipts/*"))
 

@@ -4,19 +4,15 @@ predictions."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import Runs
+from conftest import Runs, python
 
 from lib import verify
 from lib.evaluate import evaluation
 from lib.runs import Run, provenance, write_json
-from lib.settings import PROJECT
 from lib.train import curve, training
 
 pytestmark = pytest.mark.usefixtures("narrow")
@@ -85,14 +81,9 @@ def test_predictions_that_cannot_be_read_are_a_fault_and_no_traceback(finished: 
 def test_on_the_command_line(finished: Run, capsys: pytest.CaptureFixture) -> None:
     assert verify.main(["verify", str(finished.folder)]) == 0 and "0 faults" in capsys.readouterr().out
     finished.features.write_bytes(finished.features.read_bytes()[:-1])
-    command = [sys.executable, "-W", "ignore", "-m", "lib.runs", "verify", str(finished.folder)]
-    done = subprocess.run(
-        command, cwd=PROJECT, env=os.environ | {"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True
-    )
-    assert (
-        done.returncode == 1
-        and "FAULT  features/features.npy is not what was written: its checksum differs" in done.stderr
-    )
+    done = python("-W", "ignore", "-m", "lib.runs", "verify", finished.folder)
+    assert done.returncode == 1
+    assert "FAULT  features/features.npy is not what was written: its checksum differs" in done.stderr
     assert "Traceback" not in done.stderr
 
 
