@@ -14,7 +14,6 @@ from lib.data import datasets, features
 from lib.evaluate import evaluation
 from lib.runs import Run
 from lib.settings import load
-from lib.show import figures
 from lib.train import curve, training
 
 pytestmark = pytest.mark.usefixtures("narrow")
@@ -89,17 +88,6 @@ def test_an_extraction_that_was_stopped_and_went_on_gives_the_same_features(
     content[-1] ^= 1
     saved[0].write_bytes(content)
     assert features.extract(stopped).read_bytes() == whole
-
-
-def test_a_figure_of_the_same_data_is_the_same_file(make_run: Runs, tmp_path: Path) -> None:
-    run = make_run("semivariogram.lag_width_rad=0.1")
-    empirical, fitted = curve.fit_run(run)
-    drawn = [tmp_path / name for name in ("a.png", "b.png")]
-    for path in drawn:
-        figures.save(figures.semivariogram(empirical, fitted), path)
-    for ending in (".png", ".pdf"):
-        one, other = (path.with_suffix(ending).read_bytes() for path in drawn)
-        assert one == other, ending
 
 
 @pytest.mark.thorough

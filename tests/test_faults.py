@@ -45,10 +45,15 @@ def test_a_second_run_in_the_same_folder_is_told_of_the_first(
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "kept.csv"}
 
 
-def test_a_file_where_the_results_should_go_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (tmp_path / "results").write_text("a file")
-    assert "cannot be written" in asked(tmp_path / "results" / "run", capsys)
-    assert (tmp_path / "results").read_text() == "a file"
+@pytest.mark.parametrize("place", ["results", "results/run/logs"])
+def test_a_file_where_a_folder_of_the_run_should_be_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture, place: str
+) -> None:
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).write_text("a file")
+    said = asked(tmp_path / "results" / "run", capsys)
+    assert str(tmp_path / place) in said and "there is a file where its folder should be" in said
+    assert (tmp_path / place).read_text() == "a file"
 
 
 def stages(folder: Path, *before: str) -> subprocess.Popen[str]:

@@ -266,18 +266,6 @@ def test_what_obeys_a_terminal_in_an_error_does_not_reach_it(tmp_path, monkeypat
     assert "\x1b" not in (said := capsys.readouterr().err) and "\\x1b[2J\nand a line more" in said
 
 
-def test_a_file_in_the_place_of_a_folder_of_the_run_is_named(tmp_path, capsys):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "logs").write_text("a file")
-    assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run", "--only", "01"]) == 1
-    said = capsys.readouterr().err
-    assert (
-        f"{tmp_path}/run/logs" in said
-        and "a file where its folder should be" in said
-        and "Traceback" not in said
-    )
-
-
 def test_a_stage_that_is_there_and_would_be_made_anew_is_named(make_run, monkeypatch):
     run = make_run()
     run.produce("there", make=lambda: None, outputs=[])

@@ -179,23 +179,6 @@ class TestGenerators:
 
 
 class TestRun:
-    def test_its_files_lie_in_its_folder(self, make_run: Runs) -> None:
-        run = make_run()
-        files = [
-            run.manifest,
-            run.features,
-            run.semivariogram,
-            run.predictions,
-            run.checkpoint("infonce", 0),
-            run.history("infonce", 0),
-            run.table("a"),
-            run.figure("a"),
-            run.map("a"),
-            run.receipt("a"),
-        ]
-        assert all(path.is_relative_to(run.folder) for path in files)
-        assert len(set(files)) == len(files)
-
     def test_a_name_is_a_folder_of_results_and_a_path_is_itself(self, tmp_path: Path) -> None:
         assert Run.open("smoke").folder == runs.RESULTS / "smoke"
         assert Run.open("smoke", "mine").folder == runs.RESULTS / "mine"
