@@ -45,14 +45,20 @@ def test_a_second_run_in_the_same_folder_is_told_of_the_first(
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "kept.csv"}
 
 
-@pytest.mark.parametrize("place", ["results", "results/run/logs"])
+@pytest.mark.parametrize(
+    ("place", "sentence"),
+    [
+        ("results", "a part of its path is a file, not a folder"),
+        ("results/run/logs", "there is a file where its folder should be"),
+    ],
+)
 def test_a_file_where_a_folder_of_the_run_should_be_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture, place: str
+    tmp_path: Path, capsys: pytest.CaptureFixture, place: str, sentence: str
 ) -> None:
     (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / place).write_text("a file")
     said = asked(tmp_path / "results" / "run", capsys)
-    assert str(tmp_path / place) in said and "there is a file where its folder should be" in said
+    assert str(tmp_path / place) in said and sentence in said
     assert (tmp_path / place).read_text() == "a file"
 
 
