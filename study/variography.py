@@ -79,13 +79,13 @@ def fit_merged(
         BundleError: see ``fit``.
     """
     if options.get("weights", "none") != "none":
-        return fit(empirical, **options)
+        return fit(empirical, **options, fallback=False)
     share = np.where(empirical.pairs > 0, np.diff(edges_rad) / np.diff(edges_rad).min(), 0.0)
     lag, gamma, square = (
         np.nan_to_num(values) * share for values in (empirical.lag_rad, empirical.gamma, empirical.variance)
     )
     even = EmpiricalSemivariogram(math.nan, share, lag, gamma, square)
-    found = fit(even, **(options | {"weights": "pairs"}))
+    found = fit(even, **(options | {"weights": "pairs"}), fallback=False)
     return replace(found, weights="none", pairs=int(empirical.pairs.sum()))
 
 

@@ -176,6 +176,37 @@ class TestTable:
         with pytest.raises(BundleError, match=r"'north' is no number of degrees .*; write it as a decimal"):
             built(tmp_path, "path,lat,lon\na.jpg,north,2\n")
 
+    def test_longitudes_from_0_to_360_are_called_that(self, tmp_path: Path) -> None:
+        with pytest.raises(BundleError, match=r"line 3: longitude '357\.6' .*; subtract 360 from longitudes"):
+            built(tmp_path, "path,lat,lon\na.jpg,48.8,2.3\nb.jpg,48.8,357.6\n")
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("a.jpg", 'Unnamed: 0,"path","lat ", lon \n0,a.jpg,1,2\n'),
+            ("a b.jpg", "path\tlat\tlon\na b.jpg\t1\t2\n"),
+            ("d/a.jpg", "path|lat|lon\nd\\a.jpg|1|2\n"), ("a.jpg", "path,lat,lon,lat\na.jpg,1,2,9\n"),
+            ("a.jpg", "\ufeffpath,lat,lon\r\na.jpg,1,2\r\n"),
+            ("a.jpg", 'path,lat,lon\n"a.jpg","1,0","2,0"\n'),
+            ("a.jpg", "path;lat;lon\na.jpg;1° N;2° E\n"), ("a.JPG", "path,lat,lon\na.JPG,+1,+2.0\n"),
+        ],
+    )  # fmt: skip
+    def test_exports_of_kaggle_excel_and_gis(self, tmp_path: Path, name: str, text: str) -> None:
+        assert places(tmp_path, text, name) == [[1, 2]]
+
+    @pytest.mark.parametrize(
+        ("text", "sentence"),
+        [
+            ("id,latitudeE7,longitudeE7\na,488566000,23522000\n", "it has id, latitudeE7"),
+            ("key,computed_geometry\na,POINT (2 1)\n", "it has key, computed_geometry"),
+            ("path,lat,lon\na.jpg,4885.66,2\n", "is not within"),
+            ("path,lat,lon\na.jpg,1,2,3,4\nb.jpg,1,2,3,4\n", "more fields than its header"),
+        ],
+    )  # fmt: skip
+    def test_what_cannot_be_meant_is_refused(self, tmp_path: Path, text: str, sentence: str) -> None:
+        with pytest.raises(BundleError, match=sentence):
+            built(tmp_path, text)
+
     def test_places_at_zero_are_kept_and_counted(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         assert places(tmp_path, "path,lat,lon\na.jpg,0,0\nb.jpg,0,4\n") == [[0, 0], [0, 4]]
         assert "1 rows lie at exactly 0, 0; they are kept" in capsys.readouterr().out

@@ -225,6 +225,8 @@ def _degrees(table: _Table, name: str, references: pd.Series | None) -> pd.Serie
             said, mend = "is no number of degrees", "write it as a decimal number, such as -33.86"
         elif name == "latitude" and abs(number) <= LIMITS["longitude"]:
             said, mend = f"is not within +-{limit:g} degrees", "latitude and longitude look swapped"
+        elif name == "longitude" and limit < number <= 2 * limit:
+            said, mend = f"is not within +-{limit:g} degrees", "subtract 360 from longitudes above 180"
         else:
             said, mend = f"is not within +-{limit:g} degrees", "mend or drop the row"
         shown = one_line(repr(given.iloc[row]))

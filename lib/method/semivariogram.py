@@ -185,13 +185,14 @@ def fit(
     range_rule: str = "slope",
     max_lag_rad: float = math.pi,
     start: FittedSemivariogram | None = None,
+    fallback: bool = True,
     **about: str | bool | int,
 ) -> FittedSemivariogram:
     """Least-squares fit of a GSTools model with nugget to the lag means.
 
     Where GSTools' own search does not arrive, or its curve explains less than half, lags are weighted by
-    their pairs, and shapes and length scales are searched through; ``family`` and ``weights`` of the curve
-    then say what was fitted.
+    their pairs, and shapes and length scales are searched through: ``fallback``. ``family`` and ``weights``
+    of the curve then say what was fitted.
 
     Args:
         weights: ``none`` (author code) or ``pairs`` (each lag counts by its number of pairs).
@@ -214,7 +215,9 @@ def fit(
     if len(lag) < 5:
         mend = "narrow" if len(lag) >= 0.8 * (used.nonzero()[0].max(initial=0) + 1) else "widen"
         raise BundleError(f"{len(lag)} lags with pairs are too few; {mend} semivariogram.lag_width_rad")
-    model = _fit_by_gstools(lag, gamma, pairs, family, metric, weights, start)
+    model = _fit_by_gstools(lag, gamma, pairs, family, metric, weights, start, LEAST_R2 if fallback else None)
+    if model is None and not fallback:
+        raise BundleError(NO_RISE)
     if model is None:
         weights, (family, model) = "pairs", _fit_by_search(lag, gamma, pairs, family, metric)
     range_rad = RANGE_RULES[range_rule](model)
@@ -243,8 +246,10 @@ def _fit_by_gstools(
     metric: str,
     weights: str,
     start: FittedSemivariogram | None,
+    least_r2: float | None,
 ) -> gstools.CovModel | None:
-    """The model that GSTools' own search arrives at; None where it does not, or does not rise."""
+    """The model that GSTools' own search arrives at; None where it does not, or does not rise, or explains
+    less than ``least_r2`` of unweighted lags."""
     model = _covariance_model(family, metric) if start is None else start.model()
     options = {"loss": "linear", "init_guess": "default" if start is None else "current"}
     root = None if weights == "none" else np.sqrt(pairs)
@@ -252,13 +257,9 @@ def _fit_by_gstools(
         model.fit_variogram(lag, gamma, nugget=True, weights=root, **options)
     except (RuntimeError, ValueError):
         return None
-    if weights == "none":
-        return (
-            model
-            if _r2(lag, gamma, model) >= LEAST_R2 and _rises(lag, gamma, 1.0 + 0.0 * lag, model)
-            else None
-        )
-    return model if _rises(lag, gamma, pairs, model) else None
+    if weights == "none" and least_r2 is not None and _r2(lag, gamma, model) < least_r2:
+        return None
+    return model if _rises(lag, gamma, np.ones(len(lag)) if weights == "none" else pairs, model) else None
 
 
 def _r2(lag: np.ndarray, gamma: np.ndarray, model: gstools.CovModel) -> float:
