@@ -295,9 +295,8 @@ def make_in_parallel(run: Run, profile: str, overrides: Sequence[str], count: st
     print(f"{count} processes make features and trainings …", flush=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     command = [*torchrun, "-m", "lib.stages", profile, str(run.folder), *overrides]
-    threads = {
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // int(count)))
-    }  # torchrun itself would give each one
+    # torchrun itself would give each one
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // int(count)))}
     if subprocess.run(command, cwd=PROJECT, env=threads | os.environ).returncode:  # noqa: S603
         raise BundleError(
             f"one of the {count} processes failed; its sentence, beginning with lib.stages, stands above"

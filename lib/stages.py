@@ -100,12 +100,11 @@ class Stage:
     look: Callable[[Rehearsal], Any] | None = None
 
 
+# among those of notebook 04
 STAGES = (
     Stage("01", datasets.prepare, look=_manifest),
     Stage("01", features.extract),
-    Stage(
-        "02", lambda run: training.train_all(run, ["infonce"]), is_long=False
-    ),  # among those of notebook 04
+    Stage("02", lambda run: training.train_all(run, ["infonce"]), is_long=False),
     Stage("03", curve.fit_run),
     Stage("04", _trainings),
     Stage("05", evaluation.evaluate),

@@ -146,6 +146,7 @@ def _far_from(places: np.ndarray, pool: np.ndarray, generator: np.random.Generat
 def as_run(world: World, run: Run) -> Run:
     """``world`` as a run in simulation/ of the run's folder: manifest, features and a fitted semivariogram,
     made or reused."""
+    # small ones, dealt out whole; no head of CLIP's fits these features
     own = run.settings.training.changed(
         {
             "epochs": world.settings.epochs,
@@ -153,10 +154,7 @@ def as_run(world: World, run: Run) -> Run:
             "photos": None,
             "validate_every": world.settings.epochs,
         }
-        | {
-            "parallel": "trainings",
-            "image_head": "scratch",
-        }  # small ones, dealt out whole; no head of CLIP's fits these features
+        | {"parallel": "trainings", "image_head": "scratch"}
     ).model_copy(
         update={"variants": {name: dict(one) for name, one in run.settings.training.variants.items()}}
     )
@@ -248,9 +246,8 @@ def weights_of(
         draw = torch.Generator().manual_seed(0)
         seen = Pairs(torch.zeros(anchors, len(rows)), unit, places, fitted, **given, scale=1.0, draw=draw)
         made = strategy.reweight(seen)
-        effect = (
-            made.effect() if made.targets is None else -made.targets
-        )  # a share of the target damps a negative
+        # a share of the target damps a negative
+        effect = made.effect() if made.targets is None else -made.targets
         found[name] = None if effect is None else effect[:, anchors:]
     kinds = world.kinds(np.repeat(photos, len(rows) - anchors), np.tile(rows[anchors:], anchors))
     return found, kinds.reshape(anchors, -1), photos
@@ -283,9 +280,8 @@ def detection(
         drawn = [ranked.average_precision(one) for one in times]
         rows.append((name, kind, value, *np.nanquantile(drawn, [0.025, 0.975]), truth.mean()))
         precision, recall, _ = precision_recall_curve(truth.ravel(), effect.ravel())
-        some = np.unique(
-            np.searchsorted(-recall[:-1], -np.linspace(1.0, 0.005, 200), side="right") - 1
-        )  # the best of a recall
+        # the best of a recall
+        some = np.unique(np.searchsorted(-recall[:-1], -np.linspace(1.0, 0.005, 200), side="right") - 1)
         curves.append(
             pd.DataFrame(
                 {"strategy": name, "kind": kind, "recall": recall[some], "precision": precision[some]}

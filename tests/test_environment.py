@@ -402,9 +402,8 @@ def test_an_interrupted_set_up_is_begun_again(checkout, how):
     while not (checkout.calls_file.exists() and "pip" in checkout.calls_file.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    while (
-        process.poll() is None
-    ):  # again, as a shell about to start `sleep` heeds it only when that has ended
+    # again, as a shell about to start `sleep` heeds it only when that has ended
+    while process.poll() is None:
         os.killpg(process.pid, how)
         time.sleep(0.05)
     process.communicate(timeout=10)

@@ -60,9 +60,8 @@ class TestMeans:
         for _ in range(800):
             (one,) = means_of([effects(generator, seeds, 120, *parts)])
             held += one.low <= 0.0 <= one.high
-        assert (
-            0.93 <= held / 800 <= (0.985 if parts[1] else 1.0)
-        )  # wider where photos and seeds do not differ
+        # wider where photos and seeds do not differ
+        assert 0.93 <= held / 800 <= (0.985 if parts[1] else 1.0)
 
     def test_mean_squares_are_those_of_a_double_loop(self) -> None:
         values = effects(np.random.default_rng(0), 4, 30, 1.0, 2.0, 1.0)

@@ -50,15 +50,8 @@ def test_an_archive_that_was_replaced_is_opened_anew(tmp_path: Path, picture: Im
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_photo_is_turned_as_its_exif_says(tmp_path: Path, picture: Image.Image, orientation: int) -> None:
     """However a camera stored it, red is above."""
-    undo = {
-        2: 0,
-        3: 3,
-        4: 1,
-        5: 5,
-        6: 2,
-        7: 6,
-        8: 4,
-    }  # Pillow's transpositions that store what the orientation undoes
+    # Pillow's transpositions that store what the orientation undoes
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
     stored = picture.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else picture
     exif = Image.Exif()
     exif[0x0112] = orientation

@@ -30,9 +30,8 @@ def flip(path: Path, draw: random.Random) -> None:
     content, status = bytearray(path.read_bytes()), path.stat()
     content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
     path.write_bytes(content)
-    os.utime(
-        path, ns=(status.st_atime_ns, status.st_mtime_ns + 1)
-    )  # within this process a checksum is taken once a time of change
+    # within this process a checksum is taken once a time of change
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
 
 
 def halve(path: Path, draw: random.Random) -> None:

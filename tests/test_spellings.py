@@ -131,7 +131,7 @@ class TestTable:
         text = "path,GPSLatitude,GPSLatitudeRef,GPSLongitude,GPSLongitudeRef\n"
         text += "a.jpg,33.9,S,18.4,East\nb.jpg,-33.9,South,18.4,W\n"
         assert places(tmp_path, text) == [[-33.9, 18.4], [-33.9, -18.4]]
-        with pytest.raises(BundleError, match="line 2: latitude '-33.9' is no"):
+        with pytest.raises(BundleError, match="line 2: latitude '-33.9' contradicts its hemisphere, N"):
             built(tmp_path, "path,lat,lat_ref,lon\na.jpg,-33.9,N,2\n")
 
     def test_names_stay_text(self, tmp_path: Path) -> None:
@@ -175,6 +175,18 @@ class TestTable:
     def test_text_is_not_called_swapped(self, tmp_path: Path) -> None:
         with pytest.raises(BundleError, match=r"'north' is no number of degrees .*; write it as a decimal"):
             built(tmp_path, "path,lat,lon\na.jpg,north,2\n")
+
+    @pytest.mark.parametrize("cell", ["95", "95N", "95° 0' N"])
+    def test_a_number_that_is_too_large_is_called_that_in_any_spelling(
+        self, tmp_path: Path, cell: str
+    ) -> None:
+        with pytest.raises(BundleError, match=r"line 2: latitude .* is not within \+-90 degrees .* swapped"):
+            built(tmp_path, f"path,lat,lon\na.jpg,{cell},2\n")
+
+    def test_numbers_are_not_read_cell_by_cell(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(degrees, "of_cell", None)
+        read = degrees.of_column(pd.Series([1, None, 91], dtype="Int64"), "latitude")
+        assert read.tolist() == pytest.approx([1.0, np.nan, np.inf], nan_ok=True)
 
     def test_longitudes_from_0_to_360_are_called_that(self, tmp_path: Path) -> None:
         with pytest.raises(BundleError, match=r"line 3: longitude '357\.6' .*; subtract 360 from longitudes"):

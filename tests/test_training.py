@@ -60,9 +60,8 @@ class TestSeeds:
         for watch in (one, two):
             trained(run, watch.strategy)
         assert len(one.seen) == len(two.seen) == STEPS
-        assert torch.equal(
-            one.seen[0].logits, two.seen[0].logits
-        )  # the same weights, batch and noise to begin with
+        # the same weights, batch and noise to begin with
+        assert torch.equal(one.seen[0].logits, two.seen[0].logits)
         for first, second in zip(one.seen, two.seen, strict=True):
             assert torch.equal(first.place_deg, second.place_deg)
             assert torch.equal(first.unit, second.unit)

@@ -70,11 +70,12 @@ def test_a_whole_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path:
     assert start(tmp_path / "killed").wait() == 0, (tmp_path / "killed" / "log.txt").read_text()[-3_000:]
     whole, killed = (tmp_path / name / "run" for name in ("whole", "killed"))
     noted = [read_provenance(run)["outputs"] for run in (whole, killed)]
+    # these say when they were made
     timed = {
         name
         for name in noted[0]
         if name.startswith("notebooks/") or "/receipts/" in name or name == "index.html"
-    }  # these say when they were made
+    }
     assert noted[0].keys() == noted[1].keys() and len(noted[0]) - len(timed) > 180
     assert [name for name in noted[0] if noted[0][name] != noted[1][name] and name not in timed] == []
     assert drawn(whole) == drawn(killed) and sum(map(len, drawn(whole).values())) >= 14

@@ -167,10 +167,8 @@ def load_efficientnet_lite(name: str, settings: BackboneSettings) -> Backbone:
     from torchvision.transforms import v2
 
     side, variant = settings.image_px or 224, name.removesuffix(UNTRAINED)
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        torch.random.fork_rng(devices=[]),
-    ):  # it prints that it has loaded
+    # it prints that it has loaded
+    with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if name.endswith(UNTRAINED):
             network = _with_statistics(EfficientNet.from_name(variant, image_size=side), side)

@@ -37,8 +37,11 @@ def of_column(values: pd.Series, name: str, references: pd.Series | None = None)
         name: latitude or longitude.
         references: hemispheres of a column beside it, such as exiftool's GPSLatitudeRef.
     """
-    cells = values.astype(object)
-    numbers = pd.Series([of_cell(cell, name) for cell in cells], values.index, dtype="float64")
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+        numbers = pd.Series(values.to_numpy(np.float64, na_value=np.nan), values.index)
+    else:
+        cells = values.astype(object)
+        numbers = pd.Series([of_cell(cell, name) for cell in cells], values.index, dtype="float64")
     if references is not None:
         signs = np.array([hemisphere(one, name) for one in references.astype(object)])
         numbers = numbers.where(~((signs > 0) & (numbers < 0)), np.inf)  # the two contradict each other

@@ -131,9 +131,8 @@ def extract(run: Run) -> Path:
         by="all ranks",
         group="backbone",
     )
-    if (
-        ranks.rank() == 0
-    ):  # not before the receipt is written: until then they are all that a killed extraction leaves
+    # not before the receipt is written: until then they are all that a killed extraction leaves
+    if ranks.rank() == 0:
         _remove_shards(run)
         datasets.write_left_out(run)
     return run.features
@@ -380,9 +379,8 @@ class Features:
         """
         if self.views is None:
             return self.rows(indices, device)
-        number = (epoch + np.asarray(indices) * 2_654_435_761) % self.views.shape[
-            1
-        ]  # Knuth's multiplicative hash
+        # Knuth's multiplicative hash
+        number = (epoch + np.asarray(indices) * 2_654_435_761) % self.views.shape[1]
         return (
             torch.from_numpy(self.views[np.searchsorted(self.view_rows, indices), number]).to(device).float()
         )

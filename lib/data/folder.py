@@ -16,8 +16,9 @@ import os
 import re
 import unicodedata
 from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -111,16 +112,21 @@ def _is_text(name: str) -> bool:
     return True
 
 
-class _Table(NamedTuple):
-    """A table under our column names, its file, and the line in which each row begins (parquet: None)."""
+@dataclass
+class _Table:
+    """A table under our column names, its file, and what :func:`_head` says of a CSV (parquet: None)."""
 
     frame: pd.DataFrame
     path: Path
-    lines: list[int] | None
+    head: tuple[int, str] | None
 
     def row(self, number: int) -> str:
         """How a message calls the row ``number``, counted from 0."""
-        return f"row {number + 1}" if self.lines is None else f"line {self.lines[number]}"
+        return f"row {number + 1}" if self.head is None else f"line {self._lines[number]}"
+
+    @cached_property
+    def _lines(self) -> list[int]:
+        return _lines(self.path, *self.head)
 
 
 def _read_table(path: Path) -> _Table:
@@ -129,22 +135,21 @@ def _read_table(path: Path) -> _Table:
         raise BundleError(
             f"{path}: no such table; set dataset.csv to a CSV or parquet file, or to null for EXIF"
         )
-    lines = None
+    head = None
     try:
         if path.suffix.lower() == ".parquet":
             table = read_parquet(path)
         else:
-            before, delimiter = _head(path)
+            before, delimiter = head = _head(path)
             table = read_csv(
                 path, sep=delimiter, skiprows=before, encoding="utf-8-sig", dtype=str,
                 keep_default_na=False, na_values=[""],
             )  # fmt: skip
-            lines = _lines(path, before, delimiter)
     except READING_ERRORS as error:
         sentence = f"cannot be read as a table ({one_line(error)}); save it as UTF-8 CSV or parquet"
         raise BundleError(f"{path}: {sentence}") from error
     frame, references = _renamed(table, path)
-    read = _Table(frame, path, lines)
+    read = _Table(frame, path, head)
     for name in LIMITS:
         frame[name] = _degrees(read, name, references[name])
     if nowhere := int((frame[list(LIMITS)] == 0.0).all(axis=1).sum()):
@@ -220,8 +225,10 @@ def _degrees(table: _Table, name: str, references: pd.Series | None) -> pd.Serie
     wrong = np.isinf(values).to_numpy()
     if wrong.any():
         row, limit = int(np.flatnonzero(wrong)[0]), LIMITS[name]
-        number = pd.to_numeric(given.iloc[row], errors="coerce") if np.isscalar(given.iloc[row]) else np.nan
-        if np.isnan(number):
+        number = degrees.of_cell(given.iloc[row], name)
+        if abs(number) <= limit:
+            said, mend = f"contradicts its hemisphere, {references.iloc[row]}", "drop the sign or the column"
+        elif np.isinf(number):
             said, mend = "is no number of degrees", "write it as a decimal number, such as -33.86"
         elif name == "latitude" and abs(number) <= LIMITS["longitude"]:
             said, mend = f"is not within +-{limit:g} degrees", "latitude and longitude look swapped"

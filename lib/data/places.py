@@ -78,9 +78,8 @@ def describe(coordinates_deg: np.ndarray) -> pd.DataFrame:
     if len(coordinates_deg) == 0:
         return pd.DataFrame({"town": [], "country": [], "continent": []}, dtype=str)
     towns = []
-    for start in range(
-        0, len(coordinates_deg), 100_000
-    ):  # a result is a dictionary of six texts: not millions at once
+    # a result is a dictionary of six texts: not millions at once
+    for start in range(0, len(coordinates_deg), 100_000):
         block = [tuple(place) for place in coordinates_deg[start : start + 100_000].tolist()]
         towns += [
             (town["name"], town["cc"]) for town in reverse_geocoder.search(block, mode=1, verbose=False)

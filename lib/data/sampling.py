@@ -78,9 +78,8 @@ class Candidates:
     def within(cls, points: np.ndarray, radius_rad: float) -> Candidates:
         """Those of ``points`` [N, 3], unit vectors, that hold every pair nearer than ``radius_rad``."""
         side = max(2.0 * math.sin(min(radius_rad, math.pi) / 2.0), FINEST_SIDE) * (1.0 + 1e-9)
-        across = (
-            math.floor(2.0 / side) + 3
-        )  # one empty cell beyond each end, so that no neighbour is of another row
+        # one empty cell beyond each end, so that no neighbour is of another row
+        across = math.floor(2.0 / side) + 3
         weight = np.array([across**2, across, 1], dtype=np.int64)
         key = (np.floor((points + 1.0) / side).astype(np.int64) + 1) @ weight
         order = np.argsort(key, kind="stable")

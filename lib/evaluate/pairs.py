@@ -30,9 +30,8 @@ def sample(run: Run, fitted: FittedSemivariogram, count: int = 200_000, seed: in
     frozen = features.read(run, manifest)
     generator = np.random.default_rng(seed)
     rows = datasets.manifest.rows_of(manifest, "train")
-    rows = generator.choice(
-        rows, min(len(rows), 20_000), replace=False
-    )  # 20 million pairs to draw from, at most
+    # 20 million pairs to draw from, at most
+    rows = generator.choice(rows, min(len(rows), 20_000), replace=False)
     coordinates = datasets.manifest.coordinates(manifest)
     anchors = generator.choice(rows, min(len(rows), 1_000), replace=False)
     first, second = (grid.ravel() for grid in np.meshgrid(anchors, rows, indexing="ij"))

@@ -191,13 +191,13 @@ def fit(
     """Least-squares fit of a GSTools model with nugget to the lag means.
 
     Where GSTools' own search does not arrive, or its curve explains less than half, lags are weighted by
-    their pairs, and shapes and length scales are searched through: ``fallback``. ``family`` and ``weights``
-    of the curve then say what was fitted.
+    their pairs, and shapes and length scales are searched through; ``family`` and ``weights`` then say so.
 
     Args:
         weights: ``none`` (author code) or ``pairs`` (each lag counts by its number of pairs).
         max_lag_rad: longer lags are left out.
         start: a curve of the same family and metric from which to search; None: GSTools' own guess.
+        fallback: without it, a search that does not arrive is refused: to compare families as they are.
         about: backbone, centred, photos: kept with the curve.
 
     Raises:

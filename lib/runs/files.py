@@ -138,9 +138,8 @@ def _force(path: Path) -> None:
                     raise
         os.fsync(descriptor)
     except OSError as error:
-        if (
-            error.errno not in {errno.EINVAL, errno.ENOTSUP} or not path.is_dir()
-        ):  # network disks that do it unasked
+        # network disks that do it unasked
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP} or not path.is_dir():
             raise
     finally:
         os.close(descriptor)

@@ -64,9 +64,8 @@ def holding(folder: Path) -> Iterator[None]:
         if inherited is None:
             os.environ.pop(VARIABLE, None)
         if _held.pop(folder, None) is not None:
-            with suppress(
-                OSError
-            ):  # a disk that is full by now: the next owner writes its own name over ours
+            # a disk that is full by now: the next owner writes its own name over ours
+            with suppress(OSError):
                 os.ftruncate(descriptor, 0)
             os.close(descriptor)
 

@@ -107,13 +107,12 @@ def _git_state() -> dict[str, Any]:
     """Commit and whether the tree differs from it; nulls outside a git checkout."""
 
     def ask(*words: str) -> str:
-        command = ["git", *words]
-        return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+        options = {"cwd": PROJECT, "capture_output": True, "text": True, "check": True}
+        return subprocess.run(["git", *words], **options).stdout.strip()  # noqa: S603, S607
 
     try:
-        if (
-            Path(ask("rev-parse", "--show-toplevel")).resolve() == PROJECT.resolve()
-        ):  # not somebody else's around us
+        top = Path(ask("rev-parse", "--show-toplevel"))
+        if top.resolve() == PROJECT.resolve():  # not a checkout around ours
             changes = ask("status", "--porcelain", "--untracked-files=no")
             return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(changes)}
     except (OSError, subprocess.CalledProcessError):

@@ -97,9 +97,8 @@ def by_hand(
 ) -> FittedSemivariogram:
     """``fitted``, or the fit of another ``family``, stretched along the distance to ``range_km``."""
     if family != fitted.family:
-        coarse = empirical.coarsened(
-            max(1, len(empirical.pairs) // 150)
-        )  # few lags, so that the fit takes no time
+        # few lags, so that the fit takes no time
+        coarse = empirical.coarsened(max(1, len(empirical.pairs) // 150))
         fitted = semivariogram.fit(coarse, family=family, metric=fitted.metric, range_rule=fitted.range_rule)
     scale = fitted.length_scale_rad * range_km / fitted.range_km
     stretched = replace(

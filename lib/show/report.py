@@ -259,8 +259,8 @@ def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, 
     }
     told = {"run": run, "provenance": provenance, "notebooks": notebooks, "least_photos": LEAST_PHOTOS}
     folder = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    strict = {"autoescape": True, "undefined": jinja2.StrictUndefined}
-    environment = jinja2.Environment(loader=folder, trim_blocks=True, lstrip_blocks=True, **strict)  # noqa: S701
+    strict = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(loader=folder, autoescape=True, **strict)
     page = environment.get_template("index.html.j2").render(**parts, **told, points=points, heading=_heading)
     path = run.folder / "index.html"
     with writing(path) as aside:

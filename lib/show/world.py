@@ -200,12 +200,13 @@ class _Layer(MacroElement):
 
     def render(self, **kwargs: Any) -> None:
         """Adds the three parts of the template to the figure that the map belongs to."""
-        texts = [EMBEDDED_RESOURCES[name] for name in (LEAFLET, *self._scripts)]
+        names = (LEAFLET, *self._scripts)
+        texts = [re.sub(r"//# sourceMappingURL=\S*", "", EMBEDDED_RESOURCES[name]) for name in names]
         context = {
             "map": self._parent.get_name(),
             "kind": f"{self._kind}.j2",
             "data": Markup(_script_json(self._data)),  # noqa: S704
-            "scripts": [Markup(re.sub(r"//# sourceMappingURL=\S*", "", text)) for text in texts],  # noqa: S704
+            "scripts": [Markup(text) for text in texts],  # noqa: S704
             "leaflet_css": Markup(EMBEDDED_RESOURCES[LEAFLET_STYLE]),  # noqa: S704
         }
         folder = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
