@@ -23,7 +23,7 @@ from lib.method import negatives
 from lib.method.errors import BundleError
 from lib.runs import Run, locks, provenance, write_json, writing
 from lib.runs.files import checksum, one_line, printable, refusals_named
-from lib.runs.machine import print_anywhere
+from lib.runs.machine import check_gpu, gpu, print_anywhere
 from lib.runs.provenance import read_provenance
 from lib.runs.run import RECORDS
 from lib.settings import PROJECT
@@ -292,6 +292,12 @@ def make_in_parallel(run: Run, profile: str, overrides: Sequence[str], count: st
     """
     if not count.isdecimal() or int(count) < 1:
         raise BundleError(f"NPROC={count}: give the number of processes, such as the number of GPUs")
+    cards = gpu()["count"] if run.device.type == "cuda" else int(count)
+    if int(count) > cards and run.settings.training.parallel == "batches":
+        raise BundleError(
+            f"NPROC={count}: this machine has {cards} GPU, and with training.parallel=batches each process "
+            f"needs one of its own; take NPROC={cards}, or training.parallel=trainings"
+        )
     print(f"{count} processes make features and trainings …", flush=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     command = [*torchrun, "-m", "lib.stages", profile, str(run.folder), *overrides]
@@ -307,9 +313,9 @@ def check_before_computing(run: Run) -> None:
     """Find what cannot work before hours go into what can.
 
     Raises:
-        BundleError: device, backbone, strategy or gallery is not there.
+        BundleError: device, backbone, strategy or gallery is not there, or the GPU does not compute.
     """
-    _ = run.device
+    check_gpu(run.device)
     backbones.find(run.settings.backbone)
     if run.settings.uses_published_head:
         backbones.check_published_head(run.settings.backbone)

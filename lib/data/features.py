@@ -12,12 +12,13 @@ features.npy [N, D], row i of the manifest's row i.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import mmap
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,14 @@ from lib.method.geodesy import distance_km
 from lib.runs import Run, autocast, checksum, code_digest, generator, progress, ranks, writing
 from lib.runs.code import named
 from lib.runs.files import READING_ERRORS, one_line, write_json, write_rows
+from lib.runs.machine import cores, on_device, one_ahead
 from lib.settings import Backbone as BackboneSettings
 
 
 class Photos(Dataset):
-    """Photos below a folder, each decoded once for all of its views: float tensors [K, 3, H, W]; or why that
-    cannot be done.
+    """Photos below a folder, each decoded once for all of its views.
+
+    An item is bytes [K, 3, H, W], or why there are none.
 
     The first view is the plain crop; the photos of the mask ``augmented`` have ``views`` others besides,
     drawn by the photo's path and the view's number alone: the same whichever process draws them, and in a run
@@ -57,27 +60,26 @@ class Photos(Dataset):
         augmented: np.ndarray | None = None,
     ) -> None:
         self.root, self.paths, self.views, self.augmented = root, paths, views, augmented
-        self.preprocess, self.normalise = backbone.preprocess, backbone.normalise
+        self.preprocess = backbone.preprocess
         self.augment = augmentation(backbone) if views else None
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> torch.Tensor | str:
+    def __getitem__(self, index: int) -> np.ndarray | str:
         path = self.paths[index]
         try:
             image = open_photo(self.root, path)
         except UNREADABLE as error:
             return f"{type(error).__name__}: {one_line(error)}"
         count = self.views if self.views and self.augmented[index] else 0
-        return torch.stack(
-            [self.preprocess(image), *(self._view(image, path, number) for number in range(count))]
-        )
+        views = [self._view(image, path, number) for number in range(count)]
+        return np.stack([self.preprocess(image).numpy(), *views])
 
-    def _view(self, image: Image.Image, path: str, number: int) -> torch.Tensor:
+    def _view(self, image: Image.Image, path: str, number: int) -> np.ndarray:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(number, f"view of {path}").initial_seed())
-            return self.normalise(self.augment(image))
+            return np.asarray(self.augment(image)).transpose(2, 0, 1)
 
 
 def augmentation(backbone: Backbone) -> Callable[[Image.Image], Image.Image]:
@@ -209,28 +211,29 @@ def encode(
 
     A photo that cannot be decoded has a row of NaN, no views, and its place in the group -> the reason.
 
-    Photos are decoded ahead by ``settings.workers`` processes, into pinned memory where there is a GPU; a
-    forward pass takes about ``settings.batch_size`` images, never of two groups.
+    Photos are decoded ahead by ``settings.workers`` processes, at most one a core. They send arrays of bytes
+    through pipes: tensors would need shared memory, of which a container may have 64 MB. A forward pass takes
+    about ``settings.batch_size`` images, never of two groups.
 
     Raises:
         BundleError: a feature is not finite.
     """
     size = max(1, settings.batch_size // (1 + photos.views))
     batches = [list(group[start : start + size]) for group in groups for start in range(0, len(group), size)]
-    loader = iter(
-        DataLoader(
-            photos,
-            batch_sampler=batches,
-            collate_fn=_stack,
-            num_workers=settings.workers,
-            prefetch_factor=4 if settings.workers else None,
-            pin_memory=device.type == "cuda",
-            # Linux's own default until Python 3.14; closures of the preprocessing cannot be sent to a fresh
-            # process.
-            multiprocessing_context="fork" if settings.workers and sys.platform == "linux" else None,
-        )
+    pieces = [
+        batch[start : start + AT_A_TIME] for batch in batches for start in range(0, len(batch), AT_A_TIME)
+    ]
+    workers = min(settings.workers, cores())
+    loader = DataLoader(
+        photos,
+        batch_sampler=pieces,
+        collate_fn=_stack,
+        num_workers=workers,
+        # Linux's own default until Python 3.14; closures of the preprocessing cannot be sent to a fresh
+        # process.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
-    decoded = _one_ahead(loader)
+    decoded = one_ahead(_gathered(iter(loader), batches))
     with progress((), "extracting features", len(photos)) as bar:
         bar.update(len(photos) - sum(map(len, groups)))
         for group in groups:
@@ -252,33 +255,40 @@ def encode(
             yield plain, np.concatenate(views), unreadable
 
 
-def _one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
-    """``batches``, the next of which a thread fetches while the last is worked on, so that no core waits for
-    the decoder."""
-    with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(next, batches, None)
-        while (batch := waiting.result()) is not None:
-            waiting = thread.submit(next, batches, None)
-            yield batch
+AT_A_TIME = 32
+"""Photos that a worker decodes before it sends them."""
+Decoded = tuple[np.ndarray, np.ndarray, list[str]]
+"""The images of a batch of photos, how many are of each photo, and why a photo has none, or nothing."""
 
 
-def _stack(items: list[torch.Tensor | str]) -> tuple[torch.Tensor, np.ndarray, list[str]]:
-    """The images of a batch of photos, how many are of each photo, and why a photo has none, or nothing."""
+def _stack(items: list[np.ndarray | str]) -> Decoded:
     reasons = [item if isinstance(item, str) else "" for item in items]
     images = [item for item in items if not isinstance(item, str)]
     counts = np.array([0 if reason else len(item) for item, reason in zip(items, reasons, strict=True)])
-    return torch.cat(images) if images else torch.empty(0), counts, reasons
+    return np.concatenate(images) if images else np.empty((0, 3, 0, 0), np.uint8), counts, reasons
+
+
+def _gathered(pieces: Iterator[Decoded], batches: Iterable[Sequence[int]]) -> Iterator[Decoded]:
+    """Batches of pieces of up to ``AT_A_TIME`` photos."""
+    for batch in batches:
+        parts = list(itertools.islice(pieces, -(-len(batch) // AT_A_TIME)))
+        images = [images for images, *_ in parts if len(images)]
+        counts, reasons = (
+            np.concatenate([part[1] for part in parts]),
+            [one for part in parts for one in part[2]],
+        )
+        yield np.concatenate(images) if images else parts[0][0], counts, reasons
 
 
 def _forward(
-    images: torch.Tensor, backbone: Backbone, settings: BackboneSettings, device: torch.device
+    images: np.ndarray, backbone: Backbone, settings: BackboneSettings, device: torch.device
 ) -> np.ndarray:
-    """Features of ``images`` [B, 3, H, W] in the settings' storage type, [B, D]."""
+    """Features of ``images``, bytes [B, 3, H, W], in the settings' storage type, [B, D]."""
     if len(images) == 0:
         return np.empty((0, backbone.dimension), settings.storage)
     with torch.inference_mode(), autocast(device, settings.precision):
-        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
-        encoded = backbone.encode(images).float().cpu().numpy()
+        pixels = on_device(torch.from_numpy(images), device).to(memory_format=torch.channels_last)
+        encoded = backbone.encode(pixels).float().cpu().numpy()
     with np.errstate(over="ignore"):  # an overflow is found, and named, by the caller
         return encoded.astype(settings.storage)
 
@@ -345,12 +355,14 @@ class Features:
         mean: [D], what is subtracted: the training mean where ``backbone.centred``, else zeros.
         views: [n, V, D] of augmented views of the training photos, or None.
         view_rows: the manifest's rows that ``views`` is about, ascending, int64 [n].
+        on_card: ``stored`` as a tensor on a GPU, or None.
     """
 
     stored: np.ndarray
     mean: torch.Tensor
     views: np.ndarray | None = None
     view_rows: np.ndarray | None = None
+    on_card: torch.Tensor | None = None
 
     @property
     def dimension(self) -> int:
@@ -360,7 +372,19 @@ class Features:
     def rows(self, indices: np.ndarray | torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
         """Features v of the rows ``indices`` [n], float32 [n, D]; they travel to ``device`` as they are
         stored."""
-        return torch.from_numpy(self.stored[np.asarray(indices)]).to(device).float()
+        device = torch.device(device)
+        if self.on_card is not None and device.type == self.on_card.device.type:
+            return self.on_card[on_device(torch.as_tensor(indices), device)].float()
+        return on_device(torch.from_numpy(self.stored[np.asarray(indices)]), device).float()
+
+    def near(self, device: torch.device) -> Features:
+        """The same for a training on ``device``: on a GPU, where it takes at most half of what is free there."""
+        mean = self.mean.to(device)
+        if device.type != "cuda" or 2 * self.stored.nbytes > torch.cuda.mem_get_info(device)[0]:
+            return replace(self, mean=mean)
+        blocks = range(0, len(self.stored), 65_536)
+        parts = [torch.from_numpy(self.stored[start : start + 65_536].copy()).to(device) for start in blocks]
+        return replace(self, mean=mean, on_card=torch.cat(parts) if len(parts) > 1 else parts[0])
 
     def directions(self, photos: torch.Tensor) -> torch.Tensor:
         """Unit features u = (v - mean) / ||v - mean|| of features v [n, D]."""
@@ -381,9 +405,8 @@ class Features:
             return self.rows(indices, device)
         # Knuth's multiplicative hash
         number = (epoch + np.asarray(indices) * 2_654_435_761) % self.views.shape[1]
-        return (
-            torch.from_numpy(self.views[np.searchsorted(self.view_rows, indices), number]).to(device).float()
-        )
+        seen = torch.from_numpy(self.views[np.searchsorted(self.view_rows, indices), number])
+        return on_device(seen, torch.device(device)).float()
 
 
 def read(run: Run, manifest: pd.DataFrame) -> Features:
@@ -406,6 +429,8 @@ def read(run: Run, manifest: pd.DataFrame) -> Features:
     if wanted == 1:
         return Features(stored, mean)
     views = _mapped(run.require(run.views, "01_data_preparation"))
+    if hasattr(mmap, "MADV_RANDOM"):  # else the system reads ahead what nobody will ask for
+        views._mmap.madvise(mmap.MADV_RANDOM)
     rows = datasets.manifest.rows_of(manifest, "train")
     if views.shape != (len(rows), wanted, stored.shape[1]):
         raise BundleError(

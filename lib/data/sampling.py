@@ -211,15 +211,8 @@ def estimate(
             hooks = {"part": part, "watch": watch, "apply": apply} | tile
             total = exact(unit_rows, coordinates_deg, lag_width_rad, device=device, **hooks)
         return over_ranks(total) if among_ranks else total
-    return sampled(
-        unit_rows,
-        coordinates_deg,
-        lag_width_rad,
-        pairs=sample_pairs,
-        seed=seed,
-        device=device,
-        among_ranks=among_ranks,
-    )
+    drawn = {"pairs": sample_pairs, "seed": seed, "among_ranks": among_ranks}
+    return sampled(unit_rows, coordinates_deg, lag_width_rad, **drawn)
 
 
 def sampled(
@@ -229,7 +222,6 @@ def sampled(
     *,
     pairs: int = 20_000_000,
     seed: int = 0,
-    device: torch.device | str = "cpu",
     among_ranks: bool = False,
 ) -> EmpiricalSemivariogram:
     """Empirical semivariogram of N photos over about ``pairs`` pairs drawn at random; arguments and errors as
@@ -239,7 +231,8 @@ def sampled(
     each lag the pairs are a uniform sample of its pairs, drawn with replacement, or all of them: its mean is
     unbiased, and its error is :attr:`EmpiricalSemivariogram.standard_error`. Uniform pairs alone would leave
     the short lags nearly empty. Reads about two rows a pair, in ascending order within some thousand pairs,
-    and holds no more at a time.
+    and holds no more at a time. Works on the processor's threads, also where there is a GPU: what takes time
+    is the reading of rows.
     """
     points, total = points_of(coordinates_deg), EmpiricalSemivariogram.empty(lag_width_rad)
     parts = (
@@ -248,25 +241,21 @@ def sampled(
         for chunk in range(shell.chunks)
     )
     mine = itertools.islice(parts, ranks.rank(), None, ranks.count()) if among_ranks else parts
-    with one_thread_each(device) as pool:
-        for part in progress(
-            pool(partial(_of_chunk, unit_rows, lag_width_rad, device), mine), "semivariogram"
-        ):
+    with one_thread_each("cpu") as pool:
+        for part in progress(pool(partial(_of_chunk, unit_rows, lag_width_rad), mine), "semivariogram"):
             total = total + part
     return over_ranks(total) if among_ranks else total
 
 
-def _of_chunk(
-    unit_rows: UnitRows, width: float, device: torch.device | str, part: tuple[Shell, int]
-) -> EmpiricalSemivariogram:
+def _of_chunk(unit_rows: UnitRows, width: float, part: tuple[Shell, int]) -> EmpiricalSemivariogram:
     """Sums over the pairs of a shell's chunk; their products are made some at a time, in the cache."""
     shell, chunk = part
     left, right, distance = shell.pairs(chunk)
     rows, place = np.unique(np.concatenate((left, right)), return_inverse=True)
-    unit = finite_rows(unit_rows(rows)).to(device)
-    pairs = torch.from_numpy(place).view(2, len(left)).to(device).split(PAIRS_AT_A_TIME, 1)
+    unit = finite_rows(unit_rows(rows)).cpu()
+    pairs = torch.from_numpy(place).view(2, len(left)).split(PAIRS_AT_A_TIME, 1)
     products = torch.cat([torch.linalg.vecdot(unit[first], unit[second]) for first, second in pairs])
-    return of_pairs(torch.from_numpy(distance).to(device), 1.0 - products, width)
+    return of_pairs(torch.from_numpy(distance), 1.0 - products, width)
 
 
 def _shells(points: np.ndarray, width: float, pairs: int, seed: int) -> Iterator[Shell]:

@@ -4,6 +4,7 @@ latitude first."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from scipy.spatial import KDTree
 
 from lib.method.geodesy import EARTH_RADIUS_KM, Array, chord_to_rad, km_to_rad, rad_to_km, unit_vectors
+from lib.runs.machine import on_device
 
 EARTH_AREA_KM2 = 4.0 * math.pi * EARTH_RADIUS_KM**2
 """Surface of the sphere of radius ``EARTH_RADIUS_KM``, in square kilometres."""
@@ -146,17 +148,24 @@ def destination(coordinates_deg: Array, east_km: Array, north_km: Array) -> Arra
     return xp.stack((xp.rad2deg(target_latitude), wrap_longitude(xp.rad2deg(target_longitude))), -1)
 
 
-def jitter(coordinates_deg: torch.Tensor, sigma_m: float, generator: torch.Generator) -> torch.Tensor:
-    """``coordinates_deg`` [N, 2] moved by Gaussian noise of ``sigma_m`` metres in each direction of the
-    tangent plane.
+def jitter(
+    parts: Sequence[torch.Tensor], sigmas_m: Sequence[float], generator: torch.Generator
+) -> torch.Tensor:
+    """Coordinates of all ``parts`` [N, 2], one below the other, moved by Gaussian noise.
+
+    Each part has its own ``sigmas_m``, metres in each direction of the tangent plane. The noise is drawn on
+    the processor and travels at once.
 
     Source: GeoCLIP adds the noise in degrees, without cos(latitude); here metres are metres (method.md,
     section 2).
     """
-    if sigma_m == 0.0:
+    coordinates_deg, noise_km = torch.cat(tuple(parts)), []
+    if not any(sigmas_m):
         return coordinates_deg
-    noise_km = torch.randn(
-        coordinates_deg.shape, generator=generator, device=generator.device, dtype=coordinates_deg.dtype
-    ) * (sigma_m / 1000.0)
-    noise_km = noise_km.to(coordinates_deg.device)
-    return destination(coordinates_deg, noise_km[..., 0], noise_km[..., 1])
+    for part, sigma_m in zip(parts, sigmas_m, strict=True):
+        drawn = torch.zeros(part.shape, dtype=part.dtype)
+        noise_km.append(
+            drawn.normal_(0.0, 1.0, generator=generator) * (sigma_m / 1000.0) if sigma_m else drawn
+        )
+    offset = on_device(torch.cat(noise_km), coordinates_deg.device)
+    return destination(coordinates_deg, offset[..., 0], offset[..., 1])

@@ -100,13 +100,25 @@ def lag_count(width_rad: float) -> int:
     return max(1, math.ceil(math.pi / width_rad - 1e-9))
 
 
+QUANTUM = 2.0**-26
+"""What distances and dissimilarities are rounded to before they are added: sums below 2**53 quanta are
+exact."""
+
+
 def of_pairs(distance_rad: torch.Tensor, dissimilarity: torch.Tensor, width: float) -> EmpiricalSemivariogram:
-    """Sums over the given pairs, both tensors flat [P], on any device."""
+    """Sums over the given pairs, both tensors flat [P], P < 2**25, on any device.
+
+    A GPU adds in any order. What it adds are whole quanta, whose sum is exact, so that every order gives the
+    same bits.
+    """
     lags, dissimilarity = lag_count(width), dissimilarity.double()
     lag = (distance_rad / width).long().clamp_(max=lags - 1)
-    sums = [torch.bincount(lag, weights, lags) for weights in (distance_rad, dissimilarity, dissimilarity**2)]
+    quanta = ((one / QUANTUM).round_() for one in (distance_rad.double(), dissimilarity, dissimilarity**2))
+    sums = [
+        torch.zeros(lags, dtype=torch.float64, device=lag.device).index_add_(0, lag, one) for one in quanta
+    ]
     counts = torch.bincount(lag, minlength=lags)
-    return EmpiricalSemivariogram(width, *(one.cpu().numpy() for one in (counts, *sums)))
+    return EmpiricalSemivariogram(width, counts.cpu().numpy(), *(QUANTUM * one.cpu().numpy() for one in sums))
 
 
 @dataclass(frozen=True)
@@ -170,8 +182,9 @@ def exact(
     Args:
         unit_rows: reads unit features of rows 0..N-1.
         coordinates_deg: [N, 2] latitude and longitude.
-        block: rows of a block; None: 512, on a GPU 4,096. Memory, whatever N: ``BLOCKS_AT_A_TIME`` + 1 blocks
-            of features, and 4 ``block``**2 bytes a thread, on a GPU about 60 ``block``**2.
+        block: rows of a block, at most 4,096; None: 512, on a GPU 4,096. Memory, whatever N:
+            ``BLOCKS_AT_A_TIME`` + 1 blocks of features, and 4 ``block``**2 bytes a thread, on a GPU about 60
+            ``block``**2.
         part: (k, n): the k-th of n shares of the pairs, whose sums add up to those of all.
         watch: hands on the starts of the blocks one by one, as a progress bar does.
         apply: ``map``, or that of a pool of threads.

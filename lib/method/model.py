@@ -26,6 +26,15 @@ def geoclip_locations() -> ModuleType:
         return importlib.import_module("geoclip.model.location_encoder")
 
 
+def fourier_features(places: Tensor, frequencies: Tensor) -> Tensor:
+    """cos and sin of 2 pi B x, [M, 2 F], of projected ``places`` x [M, 2] and ``frequencies`` B [F, 2].
+
+    With plain operations. The package's is TorchScript, which a GPU compiles anew as shapes change.
+    """
+    phase = (2.0 * math.pi * places) @ frequencies.T
+    return torch.cat((phase.cos(), phase.sin()), -1)
+
+
 class GeoCLIP(nn.Module):
     """Photos and places in one space of unit vectors [*, 512].
 
@@ -65,7 +74,7 @@ class GeoCLIP(nn.Module):
         projected = geoclip_locations().equal_earth_projection(coordinates_deg.float())
         capsules = [getattr(encoder, f"LocEnc{number}") for number in range(encoder.n)]
         with torch.autocast(projected.device.type, enabled=False):
-            encoded = [capsule.capsule[0](projected) for capsule in capsules]
+            encoded = [fourier_features(projected, capsule.capsule[0].b) for capsule in capsules]
         parts = [capsule.head(capsule.capsule[1:](x)) for capsule, x in zip(capsules, encoded, strict=True)]
         return F.normalize(sum(part.float() for part in parts), dim=1)
 

@@ -310,9 +310,16 @@ def constant_offset(pairs: Pairs) -> Reweighting:
 
 @strategy("shuffled", "decayed's weights, dealt out at random", "beta", kind="control")
 def shuffled(pairs: Pairs) -> Reweighting:
-    """``decayed``, permuted over each photo's negatives. Control: the same weights on the wrong pairs."""
-    log_weight, negative = decayed(pairs).log_weight, ~pairs.positive
-    values = log_weight[negative].view(len(log_weight), -1)
-    order = torch.rand(values.shape, generator=pairs.draw).argsort(1).to(values.device)
-    dealt = torch.zeros_like(log_weight).masked_scatter(negative, values.gather(1, order))
-    return Reweighting(log_weight=dealt)
+    """log w_ij = that of ``decayed`` for i and pi(j), pi a permutation of the places.
+
+    Control: the same weights on the wrong pairs. Where pi(j) is photo i's own place, pi(i) stands for it, so
+    that each photo keeps the weights that it has.
+    """
+    log_weight = decayed(pairs).log_weight
+    rows, columns = log_weight.shape
+    order = torch.randperm(columns, generator=pairs.draw)
+    order = order.pin_memory() if log_weight.is_cuda else order
+    order = order.to(log_weight.device, non_blocking=True).expand(rows, -1)
+    own = torch.arange(rows, device=log_weight.device)[:, None]
+    taken_from = torch.where(order == own, order.gather(1, own), order)
+    return Reweighting(log_weight=log_weight.gather(1, taken_from).masked_fill(pairs.positive, 0.0))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -44,17 +46,113 @@ def print_anywhere() -> None:
 
 
 def find_device(wanted: str) -> torch.device:
-    """The device that ``wanted`` (auto, cpu, cuda) stands for here.
+    """The device that ``wanted`` (auto, cpu, cuda) stands for here. Does not start CUDA.
+
+    ``auto`` that passes over a card says so, once.
 
     Raises:
-        BundleError: CUDA is asked for and there is none.
+        BundleError: CUDA is asked for, and torch cannot use it; the message has torch's own reason.
     """
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise BundleError(
-            "device=cuda: this machine has no CUDA device that torch can use; take --device cpu"
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return ranks.cuda_device()
+    if wanted == "cuda":
+        raise BundleError(f"device=cuda: {why_no_cuda()}; or take --device cpu")
+    if any(Path(sign).exists() for sign in SIGNS_OF_A_CARD):
+        _say_once(f"note: there is a card, but the processor is used: {why_no_cuda()}")
+    return torch.device("cpu")
+
+
+SIGNS_OF_A_CARD = ("/dev/nvidia0", "/dev/dxg", "/proc/driver/nvidia/version")
+"""Files that there are where an NVIDIA card is, whatever torch can do with it."""
+
+
+def why_no_cuda() -> str:
+    """Why torch has no CUDA device here, and what would mend it."""
+    if torch.version.cuda is None:
+        return (
+            f"torch {torch.__version__} in {sys.prefix} is a build for processors; leave that environment, "
+            "or install a CUDA build there"
         )
-    return ranks.cuda_device() if available and wanted != "cpu" else torch.device("cpu")
+    try:
+        torch.cuda.init()
+        reason = "torch finds no card"
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split()).split(" Please ")[0].rstrip(".")
+    needs = f"this torch is a build for CUDA {torch.version.cuda}; docs/osv5m.md, Driver, says what it needs"
+    return f"{reason}; {needs}"
+
+
+@lru_cache(maxsize=8)
+def _say_once(sentence: str) -> None:
+    print(sentence, flush=True)
+
+
+GPU = "SEMIVARIOGRAM_GPU"
+"""Environment variable: what :func:`gpu` found, for the processes that this one starts."""
+_ASK = """
+import json, subprocess, torch
+card = torch.cuda.get_device_properties(0)
+(torch.ones(8, device="cuda") + 1).sum().item()
+asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+try:
+    driver = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+except OSError:
+    driver = ""
+about = {"name": card.name, "capability": [card.major, card.minor], "driver": driver or "unknown"}
+about |= {"memory_gib": round(card.total_memory / 2**30), "count": torch.cuda.device_count()}
+print(json.dumps(about))
+"""
+
+
+def gpu() -> dict[str, Any]:
+    """Name, capability, memory_gib, driver and count of the GPUs that torch can use, or ``error``: why it
+    cannot use the one that it sees.
+
+    A process of its own computes on it: asking takes memory, and a GPU may be for one process alone.
+    """
+    if GPU not in os.environ:
+        done = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True)  # noqa: S603
+        said = (done.stderr.strip().splitlines() or ["it does not say why"])[-1]
+        os.environ[GPU] = done.stdout.strip() if done.returncode == 0 else json.dumps({"error": said})
+    return json.loads(os.environ[GPU])
+
+
+def check_gpu(device: torch.device) -> None:
+    """Check that ``device``, where it is a GPU, computes.
+
+    Raises:
+        BundleError: it does not: too old a card, or one that another process has for itself.
+    """
+    if device.type == "cuda" and "error" in (found := gpu()):
+        kinds = ", ".join(torch.cuda.get_arch_list())
+        raise BundleError(
+            f"the GPU cannot be used: {found['error']}; this torch has code for {kinds} (docs/osv5m.md, "
+            "Driver); or take --device cpu"
+        )
+
+
+def on_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``values`` on ``device``; on their way to a GPU nobody waits for them."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
+def one_ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """``items``, none of them None, the next of which a thread fetches while the last is worked on."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(next, items, None)
+        while (item := waiting.result()) is not None:
+            waiting = thread.submit(next, items, None)
+            yield item
+
+
+def cores() -> int:
+    """Cores that this process may use, shared out among the ranks of this machine; at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def resolved_precision(device: torch.device, precision: str) -> str:
@@ -77,7 +175,7 @@ def has_native_bfloat16(device: torch.device) -> bool:
     """Whether ``device`` multiplies bfloat16 matrices natively: a CUDA device since Ampere, or a processor
     that says so."""
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8
+        return gpu().get("capability", [0])[0] >= 8
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
@@ -94,18 +192,8 @@ def machine() -> dict[str, Any]:
         "processor": processor,
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "accelerator": _accelerator() if torch.cuda.is_available() else None,
+        "accelerator": gpu().get("name") if torch.cuda.is_available() else None,
+        "driver": gpu().get("driver") if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
-
-
-@lru_cache(maxsize=1)
-def _accelerator() -> str:
-    """The GPU's name; asked by a process of its own: asking takes memory, and a GPU may be for one process
-    alone."""
-    if torch.cuda.is_initialized():
-        return torch.cuda.get_device_name()
-    asked = [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name())"]
-    done = subprocess.run(asked, capture_output=True, text=True)  # noqa: S603
-    return done.stdout.strip() or "a GPU that does not say its name"

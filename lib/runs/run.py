@@ -28,7 +28,7 @@ from lib.method.errors import BundleError
 from lib.runs import locks, ranks, receipts
 from lib.runs.code import GONE, code_digest, named
 from lib.runs.files import READING_ERRORS, checksum, refusals_named
-from lib.runs.machine import autocast, find_device, machine, resolved_precision
+from lib.runs.machine import autocast, find_device, gpu, machine, resolved_precision
 from lib.runs.provenance import provenance_file, read_provenance
 from lib.settings import PROJECT, Settings
 
@@ -168,7 +168,7 @@ class Run:
         return torch.device("cpu") if self.settings.deterministic else self.device
 
     def describe(self) -> str:
-        """What a reader of a notebook wants to know first, in three lines."""
+        """What a reader of a notebook wants to know first, in three lines; a fourth about the GPU."""
         training = self.settings.training
         return (
             f"run {self.name} (profile {self.settings.profile}): {self.settings.dataset.name}, "
@@ -177,6 +177,16 @@ class Run:
             f"seeds {', '.join(map(str, training.seeds))}; {training.epochs} epochs of batches of "
             f"{training.batch_size}\n"
             f"torch {torch.__version__}, Python {platform.python_version()}, {machine()['processor']}"
+            + self._gpu()
+        )
+
+    def _gpu(self) -> str:
+        if self.device.type == "cpu":
+            return ""
+        found = gpu()
+        return (
+            f"\n{found.get('count', 0)} x {found.get('name', 'a GPU that cannot be used')}, driver "
+            f"{found.get('driver', 'unknown')}, torch for CUDA {torch.version.cuda}"
         )
 
     def autocast(self, precision: str) -> torch.autocast:
@@ -399,7 +409,6 @@ def deterministic(run: Run) -> Iterator[None]:
     """
     before = torch.are_deterministic_algorithms_enabled()
     if run.settings.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses
         torch.use_deterministic_algorithms(True)
     try:
         yield

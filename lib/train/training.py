@@ -23,6 +23,7 @@ from lib.method.model import GeoCLIP
 from lib.method.negatives import Strategy
 from lib.method.semivariogram import FittedSemivariogram
 from lib.runs import Run, generator, progress, ranks, write_json, writing
+from lib.runs.machine import on_device, one_ahead
 from lib.settings import Training
 from lib.train import checkpoints, gallery
 from lib.train.metrics import CHOICE_KM, COMPARED_KM
@@ -30,11 +31,26 @@ from lib.train.metrics import CHOICE_KM, COMPARED_KM
 WEIGHT_QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
-class Batch(NamedTuple):
-    """Manifest rows of a batch, int64 [B], and the epoch (from 1) in which they are seen."""
+LOOK_EVERY = 64
+"""Steps after which losses are looked at; looking at each would let the processor wait for the GPU."""
 
-    epoch: int
+
+class Batch(NamedTuple):
+    """A batch of B photos, on the device where it is used.
+
+    Attributes:
+        rows: of the manifest, int64 [B].
+        numbers: the same as a tensor.
+        places_deg: [B, 2] latitude and longitude, float32.
+        features: v, float32 [B, D].
+        seen: what the head sees, [b, D], of the b photos that are this process's share.
+    """
+
     rows: np.ndarray
+    numbers: torch.Tensor
+    places_deg: torch.Tensor
+    features: torch.Tensor
+    seen: torch.Tensor
 
 
 class Draws(NamedTuple):
@@ -112,16 +128,13 @@ class TrainingData:
             _input_scale(run, frozen, every_row),
         )
 
-    def of_batch(self, batch: Batch, own: slice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the head sees of the photos ``own`` of a batch, and the unit features of all of it.
-
-        Both are read once where the head sees the plain view.
-        """
-        if self.frozen.views is not None:
-            seen = self.frozen.seen_in(batch.epoch, batch.rows[own], device)
-            return seen, self.frozen.unit(batch.rows, device)
-        photos = self.frozen.rows(batch.rows, device)
-        return photos[own], self.frozen.directions(photos)
+    def batch(self, epoch: int, rows: np.ndarray, own: slice, device: torch.device) -> Batch:
+        """The photos ``rows`` in ``epoch`` (from 1); the head sees those of ``own``."""
+        numbers = on_device(torch.from_numpy(rows), device)
+        features = self.frozen.rows(rows if self.frozen.on_card is None else numbers, device)
+        is_plain = self.frozen.views is None
+        seen = features[own] if is_plain else self.frozen.seen_in(epoch, rows[own], device)
+        return Batch(rows, numbers, on_device(self.coordinates_deg[rows].float(), device), features, seen)
 
 
 def _some(rows: np.ndarray, count: int | None) -> np.ndarray:
@@ -293,6 +306,7 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
             out.
     """
     settings, device = run.settings.training, run.device
+    data = replace(data, frozen=data.frozen.near(device))
     model = checkpoints.initialise(seed, data.frozen.mean, data.scale, settings).to(device)
     queue = Queue.empty(settings.queue_size, data.frozen.dimension, device)
     batch_size = min(settings.batch_size, len(data.train_rows))
@@ -305,12 +319,10 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
     history = []
     bar = progress(range(1, settings.epochs + 1), f"{strategy.name}, seed {seed}", settings.epochs)
     for epoch in bar:
-        losses, effect = [], None
-        for step, rows in enumerate(batches(data.train_rows, batch_size, order)):
-            loss, effect = loss_of_batch(model, queue, data, Batch(epoch, rows), loss_of, run, draws, encoder)
-            if not torch.isfinite(loss):
-                training = f"{strategy.name}_seed{seed}"
-                raise _not_finite(run, data, training, Batch(epoch, rows), step, loss.item())
+        losses, taken, effect = [], list(batches(data.train_rows, batch_size, order)), None
+        made = (data.batch(epoch, rows, _share(rows, encoder), device) for rows in taken)
+        for batch in one_ahead(made) if device.type == "cuda" else made:
+            loss, effect = loss_of_batch(model, queue, data, batch, loss_of, run, draws, encoder)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -318,6 +330,8 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
             rate = schedule.get_last_lr()[0]
             schedule.step()
             losses.append(loss.detach())
+            if len(losses) % LOOK_EVERY == 0 or len(losses) == steps:
+                _refuse_not_finite(run, data, f"{strategy.name}_seed{seed}", epoch, taken, losses)
         row = {"epoch": epoch, "steps": epoch * steps, "loss": _mean_loss(losses, encoder is not None)}
         row |= {"learning_rate": rate, "temperature": math.exp(-model.logit_scale.item())}
         is_due = epoch % settings.validate_every == 0 or epoch == settings.epochs
@@ -329,27 +343,40 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
         bar.set_postfix(loss=f"{row['loss']:.3f}")
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
         raise BundleError(
-            f"{strategy.name}, seed {seed}: weights are not finite after epoch {epoch}, step {step}; "
+            f"{strategy.name}, seed {seed}: weights are not finite after the last step, of epoch {epoch}; "
             "lower training.learning_rate"
         )
     return model.eval(), pd.DataFrame(history)
 
 
-def _not_finite(
-    run: Run, data: TrainingData, training: str, batch: Batch, step: int, loss: float
-) -> BundleError:
-    """An error that names the step. The ids of the batch and of bad features go to failures/.
+def _refuse_not_finite(
+    run: Run,
+    data: TrainingData,
+    training: str,
+    epoch: int,
+    taken: Sequence[np.ndarray],
+    losses: Sequence[torch.Tensor],
+) -> None:
+    """Check the losses of an epoch so far, of the batches ``taken``.
 
-    One such feature spoils every batch where features are centred: it is in their mean.
+    Raises:
+        BundleError: one is not finite. The message names the step; the ids of its batch and of bad features
+            go to failures/. One such feature spoils every batch where features are centred: it is in their
+            mean.
     """
+    values = torch.stack(list(losses)).cpu()
+    if torch.isfinite(values).all():
+        return
+    step = int((~torch.isfinite(values)).nonzero()[0])
+    loss = values[step].item()
     path, ids = run.folder / "failures" / f"{training}.json", datasets.read(run)["id"].astype(str)
     blocks = np.array_split(data.train_rows, max(1, len(data.train_rows) // 4_096))
     wrong = np.concatenate([rows[~np.isfinite(data.frozen.stored[rows]).all(1)] for rows in blocks])
-    about = {"training": training, "epoch": batch.epoch, "step": step, "loss": str(loss)}
-    about |= {"rows": batch.rows.tolist(), "ids": ids.iloc[batch.rows].tolist()}
+    about = {"training": training, "epoch": epoch, "step": step, "loss": str(loss)}
+    about |= {"rows": taken[step].tolist(), "ids": ids.iloc[taken[step]].tolist()}
     write_json(path, about | {"features_not_finite": ids.iloc[wrong].tolist()})
-    return BundleError(
-        f"{training.replace('_seed', ', seed ')}: the loss is {loss} at epoch {batch.epoch}, step {step}; "
+    raise BundleError(
+        f"{training.replace('_seed', ', seed ')}: the loss is {loss} at epoch {epoch}, step {step}; "
         f"the ids of the batch are in {path}; look at these photos' features, or lower "
         "training.learning_rate or training.beta"
     )
@@ -369,6 +396,14 @@ def _shared_encoder(model: GeoCLIP, settings: Training, batch_size: int) -> Dist
             "training.symmetric needs all photos of a batch in one process; set training.parallel=trainings"
         )
     return DistributedDataParallel(model, broadcast_buffers=False)
+
+
+def _share(rows: np.ndarray, encoder: DistributedDataParallel | None) -> slice:
+    """Which photos of a batch this process encodes: all, but where ranks share it out."""
+    if encoder is None:
+        return slice(0, len(rows))
+    part = len(rows) // ranks.count()
+    return slice(ranks.rank() * part, (ranks.rank() + 1) * part)
 
 
 def _mean_loss(losses: list[torch.Tensor], shared: bool) -> float:
@@ -431,18 +466,14 @@ def loss_of_batch(
     The head sees a view of each photo; dissimilarities are of the plain views. Where ranks share the batch
     out (``encoder``), it is the loss of this one's photos against the places of all.
     """
-    settings, device, rows = run.settings.training, run.device, batch.rows
-    part = len(rows) if encoder is None else len(rows) // ranks.count()
-    own = slice(0, part) if encoder is None else slice(ranks.rank() * part, (ranks.rank() + 1) * part)
-    photos, unit = data.of_batch(batch, own, device)
-    places = data.coordinates_deg[rows].float().to(device)
-    noisy = [sphere.jitter(places, settings.batch_noise_m, draws.noise)]
-    if len(queue):
-        noisy.append(sphere.jitter(queue.coordinates_deg, settings.queue_noise_m, draws.noise))
+    settings, device, rows = run.settings.training, batch.features.device, batch.rows
+    own, numbers, places = _share(rows, encoder), batch.numbers, batch.places_deg
+    unit = data.frozen.directions(batch.features)
+    sigmas = settings.batch_noise_m, settings.queue_noise_m
+    noisy = sphere.jitter((places, queue.coordinates_deg), sigmas, draws.noise)
     with run.autocast(settings.precision):
-        photos, embedded = _encoded(model, encoder, photos, torch.cat(noisy))
+        photos, embedded = _encoded(model, encoder, batch.seen, noisy)
         logits = model.logits(photos, embedded)
-    numbers = torch.from_numpy(rows).to(device)
     itself = torch.nn.functional.pad(numbers[own, None] == queue.rows, (len(rows), 0))
     logits = logits.masked_fill(itself, -math.inf)  # still queued from the last epoch: no negative of itself
     all_unit = torch.cat((unit, queue.unit_features))
