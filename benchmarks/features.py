@@ -47,7 +47,7 @@ def run(sizes: Sequence[int]) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         names = write_photos(Path(folder), max(sizes))
         photos = features.Photos(Path(folder), names, backbone)
-        tensors = torch.stack([photos[number][0] for number in range(max(sizes))])
+        tensors = torch.from_numpy(np.stack([photos[number][0] for number in range(max(sizes))]))
         for size in sizes:
 
             def bare(size: int = size) -> np.ndarray:

@@ -135,12 +135,18 @@ def _best(rounds: list[Measured]) -> Measured:
 
 
 class _Memory:
-    """Watches this process's resident memory from a thread, and a GPU's by torch's own count."""
+    """Watches this process's resident memory from a thread, and a GPU's by torch's own count.
+
+    What a call adds to either counts.
+    """
+
+    before_on_card = 0
 
     def __enter__(self) -> _Memory:
         self.before, self.most, self.done = _resident(), 0, threading.Event()
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             torch.cuda.reset_peak_memory_stats()
+            self.before_on_card = torch.cuda.memory_allocated()
         self.watcher = threading.Thread(target=self._watch, daemon=True)
         self.watcher.start()
         return self
@@ -156,9 +162,10 @@ class _Memory:
 
     @property
     def peak(self) -> int | None:
-        if torch.cuda.is_available():
-            return torch.cuda.max_memory_allocated()
-        return None if self.before is None else max(0, self.most - self.before)
+        on_card = 0
+        if torch.cuda.is_initialized():
+            on_card = torch.cuda.max_memory_allocated() - self.before_on_card
+        return None if self.before is None else max(0, self.most - self.before) + on_card
 
 
 def _resident() -> int | None:

@@ -47,15 +47,15 @@ def step(run: Run, of: training.TrainingData, queue_size: int, strategy: Strateg
     queue = Queue.empty(queue_size, of.frozen.dimension, device)
     batch = run.settings.training.batch_size
     queued = torch.arange(batch, batch + queue_size)
-    places = of.coordinates_deg[queued].float().to(device)
-    queue.push(queued.to(device), places, of.frozen.unit(queued.numpy(), device))
+    earlier = of.batch(1, queued.numpy(), slice(0, queue_size), device)
+    queue.push(earlier.numbers, earlier.places_deg, earlier.features)
     draws = training.Draws(generator(0, "noise"), generator(0, "shuffled weights"))
     parameters = {name: getattr(run.settings.training, name) for name in strategy.parameters}
     loss_of = SemivariogramLoss(of.curve, strategy, **parameters).to(device)
 
     def once() -> float:
-        rows = training.Batch(1, of.train_rows[:batch])
-        loss, _ = training.loss_of_batch(model, queue, of, rows, loss_of, run, draws)
+        photos = of.batch(1, of.train_rows[:batch], slice(0, batch), device)
+        loss, _ = training.loss_of_batch(model, queue, of, photos, loss_of, run, draws)
         model.zero_grad(set_to_none=True)
         loss.backward()
         return loss.item()

@@ -72,7 +72,7 @@ def parts(folder: Path) -> dict[str, dict[str, Any]]:
     from lib import settings
     from lib.data import sampling
     from lib.runs import Run
-    from lib.train.training import Batch, TrainingData, batches
+    from lib.train.training import TrainingData, batches
 
     run = Run(settings.load("smoke", OVERRIDES), folder)
     read = measure(partial(TrainingData.read, run, with_curve=True))
@@ -90,7 +90,7 @@ def parts(folder: Path) -> dict[str, dict[str, Any]]:
     def epoch() -> int:
         steps = 0
         for rows in batches(data.train_rows, BATCH, torch.Generator().manual_seed(0)):
-            _ = data.of_batch(Batch(1, rows), slice(0, BATCH), run.device), data.coordinates_deg[rows].float()
+            data.batch(1, rows, slice(0, BATCH), run.device)
             steps += 1
         return steps
 

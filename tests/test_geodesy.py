@@ -157,7 +157,7 @@ class TestJitter:
     @pytest.mark.parametrize("latitude", [0.0, 60.0, -80.0, 85.0])
     def test_metres_are_metres_at_every_latitude_in_float32(self, latitude: float) -> None:
         still = torch.tensor([[latitude, 179.9999]], dtype=torch.float32).repeat(20_000, 1)
-        moved = sphere.jitter(still, 1_000.0, torch.Generator().manual_seed(0)).double().numpy()
+        moved = sphere.jitter([still], [1_000.0], torch.Generator().manual_seed(0)).double().numpy()
         north_m = np.deg2rad(moved[:, 0] - still[:, 0].double().numpy()) * EARTH_RADIUS_KM * 1000.0
         total_m = geodesy.distance_km(moved, still.double().numpy()) * 1000.0
         assert np.std(north_m) == pytest.approx(1_000.0, rel=0.03)
@@ -166,7 +166,7 @@ class TestJitter:
 
     def test_the_noise_is_that_of_its_generator_and_leaves_the_input_alone(self) -> None:
         still = torch.tensor([[10.0, 20.0], [30.0, 40.0]])
-        first, second = (sphere.jitter(still, 150.0, torch.Generator().manual_seed(3)) for _ in range(2))
+        first, second = (sphere.jitter([still], [150.0], torch.Generator().manual_seed(3)) for _ in range(2))
         assert torch.equal(first, second)
         assert not torch.equal(first, still)
         assert still.tolist() == [[10.0, 20.0], [30.0, 40.0]]
@@ -175,8 +175,20 @@ class TestJitter:
         generator = torch.Generator().manual_seed(1)
         before = generator.get_state()
         still = torch.tensor([[10.0, 20.0]])
-        assert torch.equal(sphere.jitter(still, 0.0, generator), still)
+        assert torch.equal(sphere.jitter([still], [0.0], generator), still)
         assert torch.equal(generator.get_state(), before)
+
+    def test_each_part_has_its_own_noise_and_a_part_without_draws_nothing(self) -> None:
+        still, other = torch.tensor([[10.0, 20.0]] * 500), torch.tensor([[-40.0, 5.0]] * 700)
+        together = sphere.jitter([still, other], [100.0, 5_000.0], torch.Generator().manual_seed(2))
+        draw = torch.Generator().manual_seed(2)
+        apart = [sphere.jitter([still], [100.0], draw), sphere.jitter([other], [5_000.0], draw)]
+        assert torch.allclose(together, torch.cat(apart), atol=1e-5)
+        second = sphere.jitter([still, other], [0.0, 5_000.0], torch.Generator().manual_seed(2))
+        alone = sphere.jitter([other], [5_000.0], torch.Generator().manual_seed(2))
+        assert torch.allclose(second[:500], still, atol=1e-5) and torch.allclose(
+            second[500:], alone, atol=1e-5
+        )
 
 
 class TestCells:

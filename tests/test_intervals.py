@@ -9,6 +9,7 @@ import pytest
 from conftest import lognormal, table
 from scipy import stats
 
+from lib.evaluate import intervals
 from lib.evaluate.intervals import (
     LEAST_PHOTOS,
     PUBLISHED,
@@ -126,6 +127,22 @@ class TestMedian:
         assert median_of(base - 10.0, base, 50)[:3] == pytest.approx((-10.0,) * 3)
         value, low, high, *_ = median_of(base - np.array([[-80.0], [0.0], [110.0]]), base, 200)
         assert value == pytest.approx(-10.0) and high - low > 80.0
+
+    @pytest.mark.parametrize("photos", [2, 3, 40, 2_001])
+    def test_resamples_are_those_of_drawing_each_photo_anew(self, photos: int) -> None:
+        """Medians of 4,000 resamples against 4,000 drawn plainly: the same law, also where errors tie."""
+        errors = np.round(lognormal(photos, (2, photos)), -1)
+        resampled, draw = intervals._Resampled.of(errors), np.random.default_rng(1)
+        found = np.array([resampled.medians(draw) for _ in range(4_000)])
+        plain = np.array([np.median(errors[:, draw.integers(photos, size=photos)], 1) for _ in range(4_000)])
+        for row in range(2):
+            assert stats.ks_2samp(found[:, row], plain[:, row]).pvalue > 1e-3
+        together = stats.ks_2samp(found[:, 0] - found[:, 1], plain[:, 0] - plain[:, 1])
+        assert together.pvalue > 1e-3
+
+    def test_of_many_photos_few_are_drawn_one_by_one(self) -> None:
+        resampled = intervals._Resampled.of(lognormal(0, (3, 40_000)))
+        assert resampled.singles < 4_500 and resampled.sizes.sum() == 40_000 - resampled.singles
 
 
 class TestCompare:

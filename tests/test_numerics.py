@@ -158,7 +158,7 @@ def test_a_strategys_distances_are_within_a_metre_of_float64(places: list[tuple[
 
 
 def test_noise_at_the_poles_and_the_180th_meridian_stays_on_the_globe() -> None:
-    moved = sphere.jitter(PLACES.repeat(200, 1), 1_000.0, torch.Generator().manual_seed(0))
+    moved = sphere.jitter([PLACES.repeat(200, 1)], [1_000.0], torch.Generator().manual_seed(0))
     assert (
         torch.isfinite(moved).all() and moved[:, 0].abs().max() <= 90.0 and moved[:, 1].abs().max() <= 180.0
     )

@@ -37,12 +37,12 @@ def colour_encoder():
     """A backbone whose features are a photo's mean colour."""
 
     def preprocess(image):
-        return torch.from_numpy(np.array(image.resize((4, 4)))).permute(2, 0, 1).float() / 255
+        return torch.from_numpy(np.array(image.resize((4, 4)))).permute(2, 0, 1)
 
-    def encode(batch):
+    def features(batch):
         return batch.mean((2, 3))
 
-    return Backbone("colour", 3, preprocess, preprocess, encode, torch.nn.Identity())
+    return Backbone("colour", 3, preprocess, [0.0] * 3, [255.0] * 3, features, torch.nn.Identity())
 
 
 @pytest.fixture

@@ -194,11 +194,6 @@ class TestRun:
         with pytest.raises(ArtefactError, match=r"predictions\.parquet is not there: run notebook 05_x"):
             run.require(run.predictions, "05_x")
 
-    @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-    def test_cuda_where_there_is_none_is_an_error(self, make_run: Runs) -> None:
-        with pytest.raises(ArtefactError, match="no CUDA device"):
-            _ = make_run("device=cuda").device
-
     def test_precision_is_what_was_asked_for(self, make_run: Runs) -> None:
         run = make_run()
         assert run.arithmetic("float32") == "cpu/float32"
@@ -226,21 +221,3 @@ def test_the_commit_is_this_checkouts_and_not_that_of_a_repository_around_it(tmp
     (tmp_path / "copy").mkdir()
     monkeypatch.setattr(provenance_module, "PROJECT", tmp_path / "copy")
     assert provenance_module._git_state() == {"commit": None, "dirty": None}
-
-
-def test_a_gpu_is_asked_for_its_name_by_another_process(monkeypatch):
-    """Asking takes memory on it for as long as the process lives, and a GPU may be for one process alone."""
-    asked = []
-    monkeypatch.setattr(machine_module.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(machine_module.torch.cuda, "is_initialized", lambda: False)
-    monkeypatch.setattr(
-        machine_module.torch.cuda, "get_device_name", lambda: pytest.fail("asked in this process")
-    )
-    monkeypatch.setattr(
-        machine_module.subprocess,
-        "run",
-        lambda command, **_: asked.append(command) or subprocess.CompletedProcess(command, 0, "A GPU\n", ""),
-    )
-    machine_module._accelerator.cache_clear()
-    assert runs.machine()["accelerator"] == runs.machine()["accelerator"] == "A GPU" and len(asked) == 1
-    machine_module._accelerator.cache_clear()

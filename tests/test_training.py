@@ -134,10 +134,10 @@ class TestData:
             Features, "rows", lambda self, *asked: read.append(len(asked[0])) or rows(self, *asked)
         )
         chosen = data.train_rows[[5, 3, 9, 1]]
-        photos, looks = data.of_batch(training.Batch(1, chosen), slice(1, 3), run.device)
+        batch = data.batch(1, chosen, slice(1, 3), run.device)
         assert read == [4]
-        assert torch.equal(photos, data.frozen.rows(chosen[1:3]))
-        assert torch.equal(looks, data.frozen.unit(chosen))
+        assert torch.equal(batch.seen, data.frozen.rows(chosen[1:3]))
+        assert torch.equal(data.frozen.directions(batch.features), data.frozen.unit(chosen))
 
 
 class TestQueue:

@@ -56,12 +56,15 @@ class Backbone:
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Features, float [B, D], of ``pixels``, uint8 [B, 3, H, W], on whatever device they are."""
+        return self.network(self.normalise(pixels))
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the network takes, float [..., 3, H, W], of ``pixels``, uint8 of the same shape."""
         mean, deviation = (
-            torch.tensor(one, dtype=torch.float32).view(3, 1, 1) for one in (self.mean, self.deviation)
+            on_device(torch.tensor(one, dtype=torch.float32).view(3, 1, 1), pixels.device)
+            for one in (self.mean, self.deviation)
         )
-        return self.network(
-            (pixels.float() - on_device(mean, pixels.device)) / on_device(deviation, pixels.device)
-        )
+        return (pixels.float() - mean) / deviation
 
 
 @dataclass(frozen=True)
@@ -213,7 +216,7 @@ def load_transformers(name: str, settings: BackboneSettings) -> Backbone:
     """The image tower of a checkpoint through transformers, with the checkpoint's own processor.
 
     CLIP: projected features (ViT-L/14: D = 768); SigLIP: its pooled ones; DINO, DINOv2, DINOv3 and ViT: the
-    class token.
+    class token. Pixels are what the processor gives; to one level of 256 with DINOv3's, which resizes floats.
 
     Raises:
         BundleError: the family is unknown, weights are missing, the hub cannot be reached, or ``image_px``
@@ -239,8 +242,9 @@ def load_transformers(name: str, settings: BackboneSettings) -> Backbone:
         )
 
     def preprocess(image: Image.Image) -> torch.Tensor:
-        cropped = processor(images=image, return_tensors="pt", do_rescale=False, do_normalize=False)
-        return cropped["pixel_values"][0].to(torch.uint8)
+        plain = processor(images=image, return_tensors="pt", do_rescale=False, do_normalize=False)
+        pixels = plain["pixel_values"][0]
+        return pixels if pixels.dtype == torch.uint8 else pixels.round().clamp(0, 255).to(torch.uint8)
 
     def features(batch: torch.Tensor) -> torch.Tensor:
         return family.features(network(pixel_values=batch))

@@ -378,7 +378,7 @@ class Features:
         return on_device(torch.from_numpy(self.stored[np.asarray(indices)]), device).float()
 
     def near(self, device: torch.device) -> Features:
-        """The same for a training on ``device``: on a GPU, where it takes at most half of what is free there."""
+        """The same for a training on ``device``: on a GPU, where that takes at most half of what is free."""
         mean = self.mean.to(device)
         if device.type != "cuda" or 2 * self.stored.nbytes > torch.cuda.mem_get_info(device)[0]:
             return replace(self, mean=mean)

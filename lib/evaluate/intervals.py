@@ -133,7 +133,7 @@ class _Resampled(NamedTuple):
         windows: [R, W] the sorted errors near each row's median.
         members: [R, W] which of the singles they are of.
         sizes: [P] how many other photos there are of each kind.
-        below: [P, R] whether that kind lies below the row's window.
+        below: [P, R] 1 where that kind lies below the row's window, else 0.
         below_single: [M, R] the same of the singles.
     """
 
@@ -147,23 +147,31 @@ class _Resampled(NamedTuple):
 
     @classmethod
     def of(cls, errors: np.ndarray) -> _Resampled:
+        """What resamples of ``errors`` [R, N] need."""
         count = errors.shape[1]
         reach = 3.0 * np.sqrt(count) + 2.0
         first, last = max(0, int(count / 2 - reach)), min(count, int(count / 2 + reach) + 1)
         order = np.argsort(errors, 1, kind="stable")
-        rank = np.argsort(order, 1)
-        is_single, is_below = ((rank >= first) & (rank < last)).any(0), (rank < first).T
-        below, sizes = np.unique(is_below[~is_single], axis=0, return_counts=True)
+        rank = np.empty_like(order)
+        np.put_along_axis(rank, order, np.arange(count)[None], 1)
+        is_single, is_below = ((rank >= first) & (rank < last)).any(0), (rank < first).T.astype(float)
+        others = is_below[~is_single]
+        kind = others @ np.random.default_rng(0).random(len(errors))  # a number of its own for each kind
+        _, example, sizes = np.unique(kind, return_index=True, return_counts=True)
         near, number = order[:, first:last], np.cumsum(is_single) - 1
         windows = np.take_along_axis(errors, near, 1)
-        return cls(count, int(is_single.sum()), windows, number[near], sizes, below, is_below[is_single])
+        return cls(
+            count, int(is_single.sum()), windows, number[near], sizes, others[example], is_below[is_single]
+        )
 
     def medians(self, generator: np.random.Generator) -> np.ndarray:
         """[R] medians of a resample of the photos."""
         hits = generator.binomial(self.count, self.singles / self.count)
-        times = np.bincount(generator.integers(self.singles, size=hits), minlength=self.singles)
-        others = generator.multinomial(self.count - hits, self.sizes / max(self.sizes.sum(), 1))
-        before = others @ self.below + times @ self.below_single
+        drawn = generator.integers(self.singles, size=hits)
+        times = np.bincount(drawn, minlength=self.singles).astype(float)
+        before = times @ self.below_single
+        if len(self.sizes):
+            before += generator.multinomial(self.count - hits, self.sizes / self.sizes.sum()) @ self.below
         reached = np.cumsum(times[self.members], 1) + before[:, None]
         middle = np.array([(self.count - 1) // 2, self.count // 2])
         place = np.array([np.searchsorted(row, middle, "right") for row in reached])

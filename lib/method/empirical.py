@@ -113,12 +113,20 @@ def of_pairs(distance_rad: torch.Tensor, dissimilarity: torch.Tensor, width: flo
     """
     lags, dissimilarity = lag_count(width), dissimilarity.double()
     lag = (distance_rad / width).long().clamp_(max=lags - 1)
-    quanta = ((one / QUANTUM).round_() for one in (distance_rad.double(), dissimilarity, dissimilarity**2))
-    sums = [
-        torch.zeros(lags, dtype=torch.float64, device=lag.device).index_add_(0, lag, one) for one in quanta
-    ]
+    weights = distance_rad.double(), dissimilarity, dissimilarity**2
+    sums = [sum_by_lag(lag, whole_quanta(one), lags) for one in weights]
     counts = torch.bincount(lag, minlength=lags)
     return EmpiricalSemivariogram(width, counts.cpu().numpy(), *(QUANTUM * one.cpu().numpy() for one in sums))
+
+
+def whole_quanta(values: torch.Tensor) -> torch.Tensor:
+    """``values``, at most 4, in quanta: whole numbers as float64."""
+    return (values.double() / QUANTUM).round_()
+
+
+def sum_by_lag(lag: torch.Tensor, weights: torch.Tensor, lags: int) -> torch.Tensor:
+    """Sum of ``weights`` [P] by their ``lag``, int64 [P], float64 [lags]."""
+    return torch.zeros(lags, dtype=torch.float64, device=lag.device).index_add_(0, lag, weights)
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ SIGNS_OF_A_CARD = ("/dev/nvidia0", "/dev/dxg", "/proc/driver/nvidia/version")
 """Files that there are where an NVIDIA card is, whatever torch can do with it."""
 
 
+@lru_cache(maxsize=1)
 def why_no_cuda() -> str:
     """Why torch has no CUDA device here, and what would mend it."""
     if torch.version.cuda is None:

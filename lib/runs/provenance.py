@@ -97,10 +97,11 @@ def _sources(profile: str) -> list[Path]:
 
 
 def package_versions() -> dict[str, str]:
-    """Installed version of each package that requirements.txt pins."""
+    """Installed version of each package that requirements.txt pins, or that there is none."""
     lines = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     names = [line.partition("==")[0].strip() for line in lines if "==" in line and not line.startswith("#")]
-    return {name: importlib.metadata.version(name) for name in names}
+    there = {one.name.lower().replace("_", "-"): one.version for one in importlib.metadata.distributions()}
+    return {name: there.get(name.lower().replace("_", "-"), "not installed") for name in names}
 
 
 def _git_state() -> dict[str, Any]:

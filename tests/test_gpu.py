@@ -1,0 +1,321 @@
+"""What a GPU would do, told without one: devices under fake tensors; a CUDA that is absent, old or busy."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks import gpu
+from lib import pipeline
+from lib.data import datasets, features
+from lib.method import empirical, negatives
+from lib.method.errors import BundleError
+from lib.method.loss import SemivariogramLoss
+from lib.method.model import GeoCLIP
+from lib.runs import find_device, generator, machine
+from lib.settings import PROJECT
+from lib.train import gallery, training
+from tests.conftest import Runs, fitted
+
+machine_module = importlib.import_module("lib.runs.machine")
+CARD = torch.device("cuda")
+
+
+class Copies(TorchDispatchMode):
+    """Counts what goes from the processor to a GPU, or back, and lets the processor wait for it."""
+
+    blocking = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        options = options or {}
+        if function is torch.ops.aten._to_copy.default and options.get("device") is not None:
+            moves = arguments[0].device.type != torch.device(options["device"]).type
+            self.blocking += moves and not options.get("non_blocking", False)
+        return function(*arguments, **options)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        yield mode
+
+
+def on_card(with_features: bool) -> training.TrainingData:
+    """40 photos for a training on a GPU, their features there or on the host."""
+    stored = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float16)
+    held = torch.zeros(40, 8, dtype=torch.float16, device=CARD) if with_features else None
+    frozen = features.Features(stored, torch.zeros(8, device=CARD), on_card=held)
+    places = np.random.default_rng(1).uniform(-60, 60, (40, 2))
+    return training.TrainingData(
+        frozen, np.arange(32), np.arange(32, 40), torch.from_numpy(places), places, fitted(), 1.0
+    )
+
+
+@pytest.mark.parametrize("with_features", [True, False], ids=["features on the card", "on the host"])
+@pytest.mark.parametrize("name", sorted(negatives.REGISTRY))
+def test_a_step_has_all_it_needs_on_the_card_and_waits_for_nothing(
+    name: str, with_features: bool, fake: FakeTensorMode, make_run: Runs
+) -> None:
+    """Forward only: torch goes no way back without a real GPU. benchmarks/gpu.py counts the waits of both."""
+    settings = make_run("training.batch_size=8", "training.symmetric=true").settings
+    run = SimpleNamespace(settings=settings, autocast=lambda _: torch.autocast("cpu", enabled=False))
+    with CARD:
+        model = GeoCLIP(8)
+    loss_of = SemivariogramLoss(fitted(), name).to(CARD)
+    data, queue = on_card(with_features), training.Queue.empty(16, 8, CARD)
+    draws = training.Draws(generator(0, "noise"), generator(0, "weights"))
+    with Copies() as copies:
+        for rows in np.split(np.arange(24), 3):
+            batch = data.batch(1, rows, slice(0, 8), CARD)
+            loss, _ = training.loss_of_batch(model, queue, data, batch, loss_of, run, draws)
+    assert loss.requires_grad and loss.device.type == "cuda" and len(queue) == 16 and copies.blocking == 0
+
+
+def test_a_copy_that_waits_is_counted(fake: FakeTensorMode) -> None:
+    with Copies() as copies:
+        torch.ones(2).to(CARD)
+        torch.ones(2).to(CARD, non_blocking=True)
+        torch.ones(2, device=CARD).cpu()
+    assert copies.blocking == 2
+
+
+def test_retrieval_and_the_curve_stay_on_the_card(fake: FakeTensorMode) -> None:
+    with CARD:
+        model = GeoCLIP(8)
+    embedded = gallery.embed(model, np.random.default_rng(0).uniform(-60, 60, (30, 2)), CARD)
+    best, rows = gallery.retrieve(model, torch.randn(5, 8), embedded)
+    assert embedded.device.type == "cuda" and best.device.type == rows.device.type == "cpu"
+    lags = torch.randint(0, 9, (50,), device=CARD)
+    quanta = empirical.whole_quanta(torch.rand(50, device=CARD))
+    assert empirical.sum_by_lag(lags, quanta, 9).device.type == "cuda"
+
+
+class TestSums:
+    def test_the_order_in_which_pairs_are_added_changes_no_bit(self) -> None:
+        drawn = np.random.default_rng(0)
+        distance = torch.from_numpy(drawn.uniform(0, np.pi, 200_000))
+        dissimilarity = torch.from_numpy(drawn.uniform(0, 2, 200_000)).float()
+        order = torch.from_numpy(drawn.permutation(200_000))
+        first = empirical.of_pairs(distance, dissimilarity, 0.5)
+        second = empirical.of_pairs(distance[order], dissimilarity[order], 0.5)
+        for name in empirical.SUMS:
+            assert getattr(first, name).tobytes() == getattr(second, name).tobytes()
+
+    def test_rounding_to_quanta_stays_far_below_single_precision(self) -> None:
+        values = torch.rand(100_000, dtype=torch.float64) * 2.0
+        found = empirical.of_pairs(torch.zeros(100_000, dtype=torch.float64), values, 0.5)
+        assert abs(found.gamma[0] - values.mean().item()) < 1e-9
+
+    def test_a_tile_of_the_largest_values_adds_up_exactly(self) -> None:
+        assert 2**24 * 4 / empirical.QUANTUM <= 2**53
+
+
+@pytest.fixture
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found about a GPU is asked anew."""
+    monkeypatch.setenv(machine_module.GPU, "")
+    monkeypatch.delenv(machine_module.GPU)
+    machine_module._say_once.cache_clear()
+    machine_module.why_no_cuda.cache_clear()
+    machine_module.has_native_bfloat16.cache_clear()
+    yield
+    machine_module.why_no_cuda.cache_clear()
+    machine_module.has_native_bfloat16.cache_clear()
+
+
+OLD_DRIVER = (
+    "The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver by "
+    "downloading and installing a new version"
+)
+
+
+@pytest.mark.usefixtures("no_memory")
+class TestCudaThatCannotBeUsed:
+    @pytest.fixture(autouse=True)
+    def absent(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def refuse(self, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        def init() -> None:
+            raise RuntimeError(reason)
+
+        monkeypatch.setattr(torch.cuda, "init", init)
+
+    def test_an_old_driver_is_torchs_own_reason_and_where_help_stands(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.refuse(OLD_DRIVER, monkeypatch)
+        with pytest.raises(BundleError, match=r"too old \(found version 12020\); .*CUDA 13.*docs/osv5m.md"):
+            find_device("cuda")
+
+    def test_no_driver(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.refuse("Found no NVIDIA driver on your system. Please check", monkeypatch)
+        with pytest.raises(BundleError, match="Found no NVIDIA driver on your system; .*--device cpu"):
+            find_device("cuda")
+
+    def test_a_build_for_processors_is_called_that(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.version, "cuda", None)
+        with pytest.raises(BundleError, match="is a build for processors; leave that environment"):
+            find_device("cuda")
+
+    def test_auto_that_passes_over_a_card_says_so_once(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.refuse(OLD_DRIVER, monkeypatch)
+        monkeypatch.setattr(machine_module, "SIGNS_OF_A_CARD", (str(tmp_path),))
+        assert {find_device("auto").type for _ in range(3)} == {"cpu"}
+        said = capsys.readouterr().out
+        assert said.count("there is a card, but the processor is used: The NVIDIA driver") == 1
+
+    def test_auto_without_a_card_says_nothing(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(machine_module, "SIGNS_OF_A_CARD", ())
+        assert find_device("auto").type == "cpu" and capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("no_memory")
+class TestCudaThatIsThere:
+    @pytest.fixture(autouse=True)
+    def there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "init", lambda: pytest.fail("started in this process"))
+        monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("started in this process"))
+
+    def answer(self, monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+        monkeypatch.setattr(machine_module, "_ASK", program)
+
+    def test_name_driver_and_cuda_are_said_and_nothing_is_started_here(
+        self, monkeypatch: pytest.MonkeyPatch, make_run: Runs
+    ) -> None:
+        found = {"name": "NVIDIA H100", "capability": [9, 0], "driver": "580.1", "count": 2, "memory_gib": 79}
+        self.answer(monkeypatch, f"print({json.dumps(found)!r})")
+        said = make_run("device=cuda", "training.precision=auto").describe()
+        assert "cuda/bfloat16" in said
+        assert f"2 x NVIDIA H100, driver 580.1, torch for CUDA {torch.version.cuda}" in said
+        assert machine()["accelerator"] == "NVIDIA H100" and machine()["driver"] == "580.1"
+
+    @pytest.mark.parametrize(
+        "reason",
+        [
+            "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+            "CUDA error: no kernel image is available for execution on the device",
+        ],
+        ids=["busy", "old"],
+    )
+    def test_a_card_that_does_not_compute_is_found_before_anything_else(
+        self, reason: str, monkeypatch: pytest.MonkeyPatch, make_run: Runs
+    ) -> None:
+        self.answer(monkeypatch, f"raise RuntimeError({reason!r})")
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90"])
+        with pytest.raises(
+            BundleError, match="the GPU cannot be used: .*sm_75, sm_90.*--device cpu"
+        ) as error:
+            pipeline.check_before_computing(make_run("device=cuda"))
+        assert reason in str(error.value)
+
+    def test_more_processes_than_cards_cannot_share_batches(
+        self, monkeypatch: pytest.MonkeyPatch, make_run: Runs
+    ) -> None:
+        self.answer(monkeypatch, "print('{\"count\": 2}')")
+        run = make_run("device=cuda", "training.parallel=batches")
+        with pytest.raises(BundleError, match="NPROC=4: this machine has 2 GPU.*take NPROC=2"):
+            pipeline.make_in_parallel(run, "smoke", [], "4")
+
+
+def test_the_question_to_a_gpu_is_a_program_that_runs() -> None:
+    compile(machine_module._ASK, "ask", "exec")
+    if not torch.cuda.is_available():
+        said = machine_module.subprocess.run(
+            [sys.executable, "-c", machine_module._ASK], capture_output=True, text=True
+        )
+        assert said.returncode and "Error" in said.stderr.strip().splitlines()[-1]
+
+
+def test_workers_share_the_cores_among_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_module.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    assert machine_module.cores() == 16
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert machine_module.cores() == 2
+
+
+def test_photos_are_decoded_where_there_is_next_to_no_shared_memory(tmp_path: Path) -> None:
+    """Two workers, one batch of 140 photos of 224 px: a container's 64 MB would not hold it as floats."""
+    for number in range(140):
+        Image.new("RGB", (60, 60), (number, 2 * number % 255, 7)).save(tmp_path / f"{number}.jpg")
+    inside = f"mount -t tmpfs -o size=16m tmpfs /dev/shm && exec {sys.executable} -c '{DECODE}' {tmp_path}"
+    done = subprocess.run(
+        ["unshare", "--mount", "--map-root-user", "sh", "-c", inside],
+        cwd=PROJECT, env=os.environ | {"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True,
+        timeout=180,
+    )  # fmt: skip
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("this system lets nobody mount")
+    assert done.stdout.split() == ["140", "16"], done.stderr
+
+
+DECODE = """
+import shutil, sys, torch
+from pathlib import Path
+from lib.data import features
+from lib.data.backbones import Backbone
+from lib.settings import Backbone as Settings
+from torchvision.transforms import v2
+folder, settings = Path(sys.argv[1]), Settings(batch_size=140, workers=2)
+crop = v2.Compose([v2.Resize((224, 224)), v2.PILToTensor()])
+of = lambda pixels: pixels.mean((2, 3))
+backbone = Backbone("mean", 3, crop, [0.0] * 3, [255.0] * 3, of, torch.nn.Identity())
+photos = features.Photos(folder, [f"{number}.jpg" for number in range(140)], backbone)
+((plain, _, _),) = features.encode(photos, backbone, settings, torch.device("cpu"), [range(140)])
+print(len(plain), shutil.disk_usage("/dev/shm").total // 2**20)
+"""
+
+
+def test_the_proof_on_a_gpu_passes_on_the_processor_as_far_as_it_can(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    done = gpu.main(["--small"])
+    *lines, last = capfd.readouterr().out.splitlines()
+    kinds = [line.split()[0] for line in lines]
+    assert done == 0 and set(kinds) == {"PASS", "SKIP"} and kinds.count("PASS") >= 8
+    found = json.loads(last)
+    assert [one["result"] for one in found["checks"]] == kinds and found["torch"] == torch.__version__
+
+
+def test_a_check_that_fails_is_a_line_with_its_reason_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(bench: gpu.Bench) -> gpu.Lines:
+        yield "first", True, "1"
+        raise ValueError("no such thing")
+
+    def after(bench: gpu.Bench) -> gpu.Lines:
+        yield "second", False, "2"
+
+    monkeypatch.setattr(gpu, "CHECKS", (broken, after))
+    assert gpu.main(["--small"]) == 1
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[:3] == ["PASS first 1", "FAIL first ValueError: no such thing", "FAIL second 2"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells")
+def test_views_are_read_without_reading_ahead(make_run: Runs) -> None:
+    run = make_run("backbone.views=2")
+    np.save(run.views, np.zeros((96, 2, 16), dtype=np.float32))
+    frozen = features.read(run, datasets.read(run))
+    assert frozen.views.shape == (96, 2, 16)
+    maps = Path("/proc/self/smaps").read_text().split(str(run.views))[1]
+    flags = next(line for line in maps.splitlines() if line.startswith("VmFlags"))
+    assert " rr " in f"{flags} "
