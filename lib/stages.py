@@ -80,7 +80,7 @@ def _manifest(run: Rehearsal) -> None:
 
 
 def _trainings(run: Run) -> None:
-    training.train_all(run, run.settings.training.strategies)
+    training.train_all(run, training.strategies_of(run))
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,11 @@ class Stage:
     look: Callable[[Rehearsal], Any] | None = None
 
 
-# among those of notebook 04
 STAGES = (
     Stage("01", datasets.prepare, look=_manifest),
     Stage("01", features.extract),
+    Stage("01", curve.fit_run),
     Stage("02", lambda run: training.train_all(run, ["infonce"]), is_long=False),
-    Stage("03", curve.fit_run),
     Stage("04", _trainings),
     Stage("05", evaluation.evaluate),
     Stage("05", lambda run: regions.make(run, pd.DataFrame(), pd.DataFrame()), is_long=False),

@@ -606,7 +606,7 @@ def examine(run: Run, resamples: int = 500) -> Findings:
         "variography",
         make=make,
         inputs=[
-            run.require(path, "03_semivariogram") for path in (run.manifest, run.features, run.empirical)
+            run.require(path, "01_data_preparation") for path in (run.manifest, run.features, run.empirical)
         ],
         outputs=[kept, *map(run.table, TABLES.values())],
         settings=used,
@@ -646,9 +646,9 @@ def semivariogram_sums(run: Run) -> EmpiricalSemivariogram:
     """The run's empirical semivariogram.
 
     Raises:
-        ArtefactError: notebook 03 has not run.
+        ArtefactError: the curve has not been estimated.
     """
-    return load_empirical(run.require(run.empirical, "03_semivariogram"))
+    return load_empirical(run.require(run.empirical, "01_data_preparation"))
 
 
 def _save_bands(found: Bands, path: Path) -> None:

@@ -102,7 +102,7 @@ def test_each_damaged_output_is_named_and_made_again_to_the_same_bytes(
 
 INPUTS = {
     "features": (lambda run: run.features, training.train_all, "01_data_preparation"),
-    "curve": (lambda run: run.semivariogram, training.train_all, "03_semivariogram"),
+    "curve": (lambda run: run.semivariogram, training.train_all, "01_data_preparation"),
     "weights": (
         lambda run: run.checkpoint("infonce", 0),
         lambda run, _: evaluation.evaluate(run),
@@ -164,7 +164,7 @@ def test_features_and_curves_of_other_settings_are_refused_with_the_setting(chai
         BundleError,
         match=(
             r"semivariogram\.json was made with other settings \(lag_width_rad 0.1, now 0.2\); run notebook "
-            r"03"
+            r"01"
         ),
     ):
         training.train_all(with_settings(chain, "semivariogram.lag_width_rad=0.2"), ["infonce", "decayed"])
@@ -177,7 +177,7 @@ def test_what_older_code_has_made_is_refused_as_an_input_and_made_again_by_its_o
     monkeypatch.setattr(run_module, "code_digest", lambda name: "newer" if name == root else real(name))
     with pytest.raises(
         BundleError,
-        match=r"semivariogram\.json was made with other code \(lib\.train\.curve:fit_run\); run notebook 03",
+        match=r"semivariogram\.json was made with other code \(lib\.train\.curve:fit_run\); run notebook 01",
     ):
         training.train_all(chain, ["infonce", "decayed"])
     curve.fit_run(chain)

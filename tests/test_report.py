@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from browsing import Visit
+from conftest import fitted
 from PIL import Image
 from test_cell_maps import MARKUP, predicted
 
@@ -153,6 +154,17 @@ def test_a_run_without_tables_still_has_its_page(tmp_path: Path) -> None:
     assert "Run all notebooks again" not in text
     assert "Run all notebooks again" in warned and MARKUP not in warned
     assert "Nothing to compare" in text and "notebook 05" in text
+
+
+@pytest.mark.parametrize("rises", [True, False])
+def test_a_curve_that_does_not_rise_is_called_that(tmp_path: Path, rises: bool) -> None:
+    bare = Run(load("smoke"), tmp_path / "bare")
+    bare.folder.mkdir()
+    fitted(rises=rises).save(bare.semivariogram)
+    text = report.write_index(bare, provenance(bare), []).read_text()
+    assert ("the strategies that read it were left out" in text) is not rises
+    assert ("dissimilarity does not rise with distance" in text) is not rises
+    assert ("nugget 0.100, partial sill 0.850" in text) is rises
 
 
 @pytest.fixture

@@ -11,12 +11,13 @@ from conftest import Runs, world
 from geoclip.model.location_encoder import LocationEncoder
 
 from lib.data.features import Features
+from lib.evaluate import evaluation
 from lib.method import model, negatives
 from lib.method.errors import BundleError
 from lib.method.model import GeoCLIP
 from lib.method.negatives import REGISTRY, Pairs, Reweighting, Strategy
 from lib.runs import ArtefactError, Run
-from lib.train import training
+from lib.train import curve, training
 from lib.train.training import TrainingData, train
 
 pytestmark = pytest.mark.usefixtures("narrow")
@@ -287,10 +288,26 @@ class TestErrors:
     def test_a_missing_curve_is_named_only_where_it_is_needed(self, make_run: Runs) -> None:
         run = make_run(*SHORT)
         run.semivariogram.unlink()
-        with pytest.raises(ArtefactError, match="03_semivariogram"):
+        with pytest.raises(ArtefactError, match="01_data_preparation"):
             training.train_all(run, ["residual"])
         training.train_all(run, ["infonce"])
         assert run.checkpoint("infonce", 0).exists()
+
+
+class TestWhereLooksDoNotDependOnThePlace:
+    def test_the_run_goes_on_without_the_strategies_that_need_the_curve(self, make_run: Runs) -> None:
+        run = make_run("training.strategies=infonce,semivariogram,similarity,decayed", "study=null", *SHORT)
+        shape = np.load(run.features).shape
+        np.save(run.features, np.random.default_rng(0).normal(size=shape).astype(np.float32))
+        run.semivariogram.unlink()
+        _, fitted = curve.fit_run(run)
+        assert not fitted.rises
+        left = training.strategies_of(run)
+        assert left == ["infonce", "similarity"]
+        training.train_all(run, left)
+        assert training.best_strategy(run)[0] in left
+        told = evaluation.evaluate(run)["accuracy"]["strategy"]
+        assert set(left) <= set(told) and "semivariogram" not in set(told)
 
 
 class TestReuse:

@@ -181,7 +181,7 @@ def evaluate(run: Run) -> dict[str, pd.DataFrame]:
     Returns:
         ``predictions`` and ``TABLES``, each as its file has it.
     """
-    strategies, settings = run.settings.training.strategies, run.settings.evaluation
+    strategies, settings = training.strategies_of(run), run.settings.evaluation
 
     def make() -> None:
         manifest = datasets.read(run)

@@ -52,6 +52,10 @@ MOST_PHOTOS = 20_000
 """Photos that :func:`fit_semivariogram` takes at most: their 200 million pairs."""
 
 
+class NoRise(BundleError):
+    """The lag means do not rise with distance: there is nothing to fit."""
+
+
 @dataclass(frozen=True)
 class FittedSemivariogram:
     """A theoretical semivariogram.
@@ -66,6 +70,9 @@ class FittedSemivariogram:
         range_rad, range_km: distance beyond which two photos count as far, by ``range_rule``.
         r2: share of the lag means' variance that the model explains.
         backbone, centred, photos, pairs: what it was fitted to.
+        rises: False where looks do not depend on distance: the curve is flat (:func:`flat`), and no strategy
+            should read it.
+        intervals: of 95 %, of ``nugget`` (its share of the sill) and ``range_km``, where the rise is faint.
     """
 
     family: str
@@ -83,6 +90,8 @@ class FittedSemivariogram:
     centred: bool
     photos: int
     pairs: int
+    rises: bool = True
+    intervals: dict[str, list[float]] | None = None
 
     @property
     def sill(self) -> float:
@@ -126,11 +135,11 @@ class FittedSemivariogram:
             is_curve = all(map(math.isfinite, numbers)) and fitted.nugget >= 0 and min(scales) > 0
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             said = " ".join(str(error).split())[:300]
-            raise BundleError(f"{path}: not a saved semivariogram ({said}); run notebook 03") from error
+            raise BundleError(f"{path}: not a saved semivariogram ({said}); run notebook 01") from error
         if not is_curve:
             raise BundleError(
                 f"{path}: not a saved semivariogram (no curve has nugget, partial sill, length scale, range, "
-                f"exponent {numbers}); run notebook 03"
+                f"exponent {numbers}); run notebook 01"
             )
         return fitted
 
@@ -201,15 +210,15 @@ def fit(
         about: backbone, centred, photos: kept with the curve.
 
     Raises:
-        BundleError: fewer than 5 lags, or the means do not rise with distance (nothing to fit).
+        BundleError: fewer than 5 lags.
+        NoRise: the means do not rise with distance.
 
     Source: author code, ``Stable(dim=2)`` on radians, unweighted, with GSTools' robust loss; plain squares
     and the rest are ours (method.md, section 4).
     """
     given = {"family": family, "metric": metric, "weights": weights, "range_rule": range_rule}
-    for name, value in given.items():
-        if value not in CHOICES[name]:
-            raise BundleError(f"{name}={value!r} is unknown; take one of {', '.join(CHOICES[name])}")
+    for name in (name for name, value in given.items() if value not in CHOICES[name]):
+        raise BundleError(f"{name}={given[name]!r} is unknown; take one of {', '.join(CHOICES[name])}")
     used = (empirical.pairs > 0) & (empirical.lag_rad <= max_lag_rad)
     lag, gamma, pairs = empirical.lag_rad[used], empirical.gamma[used], empirical.pairs[used]
     if len(lag) < 5:
@@ -217,7 +226,7 @@ def fit(
         raise BundleError(f"{len(lag)} lags with pairs are too few; {mend} semivariogram.lag_width_rad")
     model = _fit_by_gstools(lag, gamma, pairs, family, metric, weights, start, LEAST_R2 if fallback else None)
     if model is None and not fallback:
-        raise BundleError(NO_RISE)
+        raise NoRise(NO_RISE)
     if model is None:
         weights, (family, model) = "pairs", _fit_by_search(lag, gamma, pairs, family, metric)
     range_rad = RANGE_RULES[range_rule](model)
@@ -236,6 +245,26 @@ def fit(
         pairs=int(empirical.pairs.sum()),
         **({"backbone": "", "centred": False, "photos": 0} | about),
     )
+
+
+def flat(empirical: EmpiricalSemivariogram, **about: str | bool | int) -> FittedSemivariogram:
+    """The curve where looks do not depend on distance: their mean everywhere, but for a hundredth.
+
+    Args:
+        about: as in :func:`fit`.
+    """
+    pairs = int(empirical.pairs.sum())
+    mean, step = float(empirical.gamma_sum.sum() / pairs), 1e-3
+    shape = {
+        "length_scale_rad": step,
+        "exponent": None,
+        "range_rad": step,
+        "range_km": step * EARTH_RADIUS_KM,
+    }
+    scale = {"nugget": 0.99 * mean, "partial_sill": 0.01 * mean, "r2": 0.0, "pairs": pairs}
+    how = {"range_rule": "none", "weights": "pairs", "rises": False}
+    about = {"backbone": "", "centred": False, "photos": 0} | about
+    return FittedSemivariogram("Exponential", "planar", **scale, **shape, **how, **about)
 
 
 def _fit_by_gstools(
@@ -277,7 +306,7 @@ def _fit_by_search(
     exponent, by Schwarz' criterion, the exponential family takes its place.
 
     Raises:
-        BundleError: the lag means do not rise with distance.
+        NoRise: the lag means do not rise with distance.
     """
     simple = None
     best = _least_squares(lag, gamma, pairs, family, metric, SHAPES.get(family, (None,)))
@@ -289,7 +318,7 @@ def _fit_by_search(
     if not _rises(lag, gamma, pairs, best[1]):
         near = np.arange(len(lag)) < max(1, len(lag) // 10)
         shown = [np.average(gamma[some], weights=pairs[some]) for some in (near, ~near)]
-        raise BundleError(
+        raise NoRise(
             f"{NO_RISE} (dissimilarity {shown[0]:.3f} below {lag[near][-1] * EARTH_RADIUS_KM:,.0f} km, "
             f"{shown[1]:.3f} beyond)"
         )

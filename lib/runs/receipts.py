@@ -18,7 +18,8 @@ from lib.method.errors import BundleError
 from lib.runs.files import checksum, write_json
 
 NOTEBOOKS = {
-    "manifest": "01_data_preparation", "features": "01_data_preparation", "semivariogram": "03_semivariogram",
+    "manifest": "01_data_preparation", "features": "01_data_preparation",
+    "semivariogram": "01_data_preparation",
     "training": "02_baseline_geoclip or 04_regularized_training", "evaluation": "05_error_at_granularity",
 }  # fmt: skip
 """Beginning of a stage's name -> the notebooks that make it, for messages; the order is that of

@@ -117,7 +117,7 @@ class TrainingData:
         every_row = datasets.manifest.rows_of(manifest, "train")
         places, curve = datasets.manifest.coordinates(manifest), None
         if with_curve:
-            curve = FittedSemivariogram.load(run.require(run.semivariogram, "03_semivariogram"))
+            curve = FittedSemivariogram.load(run.require(run.semivariogram, "01_data_preparation"))
         return cls(
             frozen,
             _some(every_row, run.settings.training.photos),
@@ -191,6 +191,14 @@ class Job:
 
 def _with(run: Run, training: Training) -> Run:
     return replace(run, settings=run.settings.model_copy(update={"training": training}))
+
+
+def strategies_of(run: Run) -> list[str]:
+    """The run's strategies; where its curve does not rise, those that need none."""
+    names = run.settings.training.strategies
+    if not run.semivariogram.exists() or FittedSemivariogram.load(run.semivariogram).rises:
+        return names
+    return [name for name in names if not negatives.get(run.settings.training.own(name)[0]).needs_curve]
 
 
 def train_all(run: Run, strategies: list[str]) -> list[str]:
@@ -276,7 +284,7 @@ def _inputs(run: Run, strategy: Strategy) -> list[Path]:
     if run.settings.backbone.views > 1:
         inputs.append(run.require(run.views, "01_data_preparation"))
     if strategy.needs_curve:
-        inputs.append(run.require(run.semivariogram, "03_semivariogram"))
+        inputs.append(run.require(run.semivariogram, "01_data_preparation"))
     return inputs + gallery.input_files(run)
 
 
@@ -540,7 +548,7 @@ def best_strategy(run: Run) -> tuple[str, float]:
     Raises:
         ArtefactError: a strategy has not been trained yet.
     """
-    strategies, column = run.settings.training.strategies, f"validation_acc_{CHOICE_KM}km"
+    strategies, column = strategies_of(run), f"validation_acc_{CHOICE_KM}km"
     last = histories(run, strategies).groupby(["strategy", "seed"])[column].last()
     means = last.groupby("strategy").mean().reindex(strategies)
     return str(means.idxmax()), float(means.max())
