@@ -460,7 +460,7 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
     "table without place": (lambda desk: desk.built("path,lat\na.jpg,1\n"), "no column names longitudes"),
     "table names a photo twice": (
         lambda desk: desk.prepared("path,lat,lon\na.jpg,1,2\na.jpg,3,4\n"),
-        "row 2: id is missing or used twice",
+        r"no photo has one place \(a\.jpg: line 2 and line 3 differ in its place\)",
     ),
     "table is a folder": (
         lambda desk: folder.build(Folder(root=desk.root, csv=desk.path), desk.root),

@@ -219,6 +219,44 @@ class TestTable:
         with pytest.raises(BundleError, match=sentence):
             built(tmp_path, text)
 
+    @pytest.mark.parametrize(
+        ("begin", "sentence"),
+        [
+            (b'{"type": "FeatureCollection"}', "is JSON, no CSV"), (b"\xef\xbb\xbf[1]", "is JSON, no CSV"),
+            (b"PK\x03\x04" + bytes(60), "an Excel workbook or another archive"), (b"<?xml?>", "is KML, GPX"),
+            (b"SQLite format 3\0", "a GeoPackage"), (b"PAR1" + bytes(60), "name it .parquet"),
+            (b"\x1f\x8b\x08" + bytes(60), "gzip.*export it as CSV"), (b"\xd0\xcf\x11\xe0", "Excel"),
+        ],
+    )  # fmt: skip
+    def test_what_is_no_csv_is_called_what_it_is(self, tmp_path: Path, begin: bytes, sentence: str) -> None:
+        photo(tmp_path / "photos" / "a.jpg")
+        (tmp_path / "table.csv").write_bytes(begin)
+        with pytest.raises(BundleError, match=sentence):
+            folder.build(Folder(root=tmp_path, csv=tmp_path / "table.csv"), tmp_path)
+
+    def test_a_photo_in_two_rows_counts_once_and_with_two_places_not_at_all(self, tmp_path: Path) -> None:
+        rows = "name,lat,lon\na.jpg,48,2\na.jpg,48,2\nb.jpg,1,1\nc.jpg,4,3\nb.jpg,1,9\n"
+        found, left_out = built(tmp_path, rows, "a.jpg", "b.jpg", "c.jpg")
+        assert found[["path", "latitude", "longitude"]].values.tolist() == [["a.jpg", 48, 2], ["c.jpg", 4, 3]]
+        assert left_out["path"].tolist() == ["a.jpg", "b.jpg"]
+        assert left_out["reason"].tolist() == [
+            "line 3: is in line 2 already", "line 4 and line 6 differ in its place"
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("header", ["lat,latitude,lon", "Lat,lat,lon"])
+    def test_two_columns_that_contradict_each_other_are_refused(self, tmp_path: Path, header: str) -> None:
+        same = f"name,{header}\na.jpg,48.85,48.85,2.35\nb.jpg,4,,3\n"
+        assert places(tmp_path, same)[0] == [48.85, 2.35]
+        with pytest.raises(BundleError, match=r"line 3: column lat.*says .* where another .*drop one"):
+            built(tmp_path, f"name,{header}\na.jpg,48.85,48.85,2.35\nb.jpg,-4,4.5,3\n")
+
+    def test_exiftools_unsigned_column_contradicts_nothing(self, tmp_path: Path) -> None:
+        head = "SourceFile,EXIF:GPSLatitude,EXIF:GPSLatitudeRef,Composite:GPSLatitude,GPSLongitude"
+        assert places(tmp_path, f"{head}\na.jpg,33.9,S,-33.9,18.4\nb.jpg,1,N,1,1\n")[0] == [-33.9, 18.4]
+        flipped = head.replace(",EXIF:GPSLatitudeRef", "")
+        with pytest.raises(BundleError, match="says -33.9 where another says latitude 33.9"):
+            built(tmp_path, f"{flipped}\na.jpg,33.9,-33.9,18.4\nb.jpg,1,1,1\n")
+
     def test_places_at_zero_are_kept_and_counted(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         assert places(tmp_path, "path,lat,lon\na.jpg,0,0\nb.jpg,0,4\n") == [[0, 0], [0, 4]]
         assert "1 rows lie at exactly 0, 0; they are kept" in capsys.readouterr().out

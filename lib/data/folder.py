@@ -32,6 +32,14 @@ from lib.runs import note, progress
 from lib.runs.files import READING_ERRORS, one_line
 from lib.settings import PROJECT, Folder
 
+PARQUET = "parquet"
+NO_TABLES = {
+    b"PK\x03\x04": "an Excel workbook or another archive", b"\xd0\xcf\x11\xe0": "an Excel workbook",
+    b"SQLite format 3": "a GeoPackage or another SQLite file", b"{": "JSON", b"[": "JSON",
+    b"<": "KML, GPX or another page of markup", b"\x03": "a dBASE file", b"PAR1": PARQUET,
+    b"%PDF": "a PDF", b"\x1f\x8b": "compressed by gzip",
+}  # fmt: skip
+"""How files that are no tables begin."""
 COLUMN_NAMES = {
     "latitude": (
         "latitude", "lat", "gpslatitude", "gpslat", "gtlat", "decimallatitude", "latitudedecimal",
@@ -137,6 +145,7 @@ def _read_table(path: Path) -> _Table:
         )
     head = None
     try:
+        _refuse_other_formats(path)
         if path.suffix.lower() == ".parquet":
             table = read_parquet(path)
         else:
@@ -152,9 +161,25 @@ def _read_table(path: Path) -> _Table:
     read = _Table(frame, path, head)
     for name in LIMITS:
         frame[name] = _degrees(read, name, references[name])
+        _refuse_contradictions(read, name, table)
     if nowhere := int((frame[list(LIMITS)] == 0.0).all(axis=1).sum()):
         note(f"{path}: {nowhere:,} rows lie at exactly 0, 0; they are kept: drop them if that is no place")
     return read
+
+
+def _refuse_other_formats(path: Path) -> None:
+    """Say what a table is that is no CSV or parquet, whatever its name.
+
+    Raises:
+        BundleError: it is one of ``NO_TABLES``.
+    """
+    with path.open("rb") as file:
+        begin = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+    parquet = path.suffix.lower() == ".parquet"
+    for first, kind in NO_TABLES.items():
+        if begin.startswith(first) and not (parquet and kind == PARQUET):
+            mend = "name it .parquet" if kind == PARQUET else "export it as CSV: path, latitude, longitude"
+            raise BundleError(f"{path}: is {kind}, no CSV; {mend}")
 
 
 def _head(path: Path) -> tuple[int, str]:
@@ -243,6 +268,25 @@ def _degrees(table: _Table, name: str, references: pd.Series | None) -> pd.Serie
     return values
 
 
+def _refuse_contradictions(table: _Table, name: str, given: pd.DataFrame) -> None:
+    """Stop where two columns of ``given`` are latitudes, or longitudes, and are not the same; one may be
+    without its sign, as exiftool writes it.
+
+    Raises:
+        BundleError: they are not.
+    """
+    ours = table.frame[name].to_numpy(dtype=float)
+    for column in (one for one in given if _plain(one) in COLUMN_NAMES[name]):
+        other = degrees.of_column(given[column], name, None).to_numpy(dtype=float)
+        apart = np.minimum(np.abs(ours - other), np.abs(np.abs(ours) - other)) > 1e-3
+        if apart.any():
+            row = int(apart.argmax())
+            raise BundleError(
+                f"{table.path}: {table.row(row)}: column {one_line(str(column))} says {other[row]:.6g} where "
+                f"another says {name} {ours[row]:.6g} ({int(apart.sum())} such rows); drop one of the columns"
+            )
+
+
 def _as_text(values: pd.Series) -> pd.Series:
     """Names or ids as text, in Unicode's composed form: whole numbers have no point, none is empty."""
     if pd.api.types.is_float_dtype(values) and (values.dropna() % 1 == 0).all():
@@ -274,8 +318,29 @@ def _match(table: _Table, files: list[str], left_out: list[tuple]) -> pd.DataFra
         left_out.append((name, "", f"{table.row(number)}: {why}"))
     left_out += [(name, name, "no row in the table") for name in sorted(set(files) - set(paths.dropna()))]
     frame = frame.assign(path=paths)[paths.notna()].drop(columns="photo")
+    frame = _once_each(frame, table, left_out)
     frame["id"] = _as_text(frame["id"]) if "id" in frame else frame["path"]
     return frame
+
+
+def _once_each(frame: pd.DataFrame, table: _Table, left_out: list[tuple]) -> pd.DataFrame:
+    """``frame`` with one row a photo: equal rows count once; one that has two places has none.
+
+    Raises:
+        BundleError: none has one place.
+    """
+    again, differs = frame.duplicated("path", keep=False), []
+    for path, rows in frame[again].groupby("path"):
+        first, *others = map(table.row, rows.index)
+        if (rows[list(LIMITS)].nunique(dropna=False) > 1).any():
+            differs.append((path, path, f"{first} and {others[0]} differ in its place"))
+        else:
+            left_out += [(path, path, f"{other}: is in {first} already") for other in others]
+    left_out += differs
+    once = frame[~frame["path"].isin([path for path, *_ in differs])].drop_duplicates("path")
+    if once.empty:
+        raise BundleError(f"{table.path}: no photo has one place ({differs[0][0]}: {differs[0][2]})")
+    return once
 
 
 def _names_of(files: list[str]) -> dict[str, str]:
