@@ -90,7 +90,8 @@ class TestEachPage:
                 (tmp_path / title).write_text(text)
                 loaded = settings.load(tmp_path / title).training.strategies
                 assert loaded == yaml.safe_load(text)["training"]["strategies"]
-        for line in (line for _, text in blocks(page) for line in text.splitlines()):
+        commands = (text.replace("\\\n", "") for _, text in blocks(page))
+        for line in (line for text in commands for line in text.splitlines()):
             if found := re.match(r"(?:NPROC=\d+ )?\./run_all\.sh\b(.*)", line):
                 options = pipeline.parse(found[1].partition("#")[0].split())
                 settings.load(options.profile, options.set)
