@@ -243,12 +243,19 @@ class TestTable:
             "line 3: is in line 2 already", "line 4 and line 6 differ in its place"
         ]  # fmt: skip
 
+    def test_a_row_that_is_silent_on_the_place_contradicts_nothing(self, tmp_path: Path) -> None:
+        rows = "name,lat,lon,split\na.jpg,,,train\nb.jpg,1,1,train\na.jpg,48,2,train\n"
+        assert places(tmp_path, rows) == [[48, 2], [1, 1]]
+
     @pytest.mark.parametrize("header", ["lat,latitude,lon", "Lat,lat,lon"])
     def test_two_columns_that_contradict_each_other_are_refused(self, tmp_path: Path, header: str) -> None:
         same = f"name,{header}\na.jpg,48.85,48.85,2.35\nb.jpg,4,,3\n"
         assert places(tmp_path, same)[0] == [48.85, 2.35]
         with pytest.raises(BundleError, match=r"line 3: column lat.*says .* where another .*drop one"):
             built(tmp_path, f"name,{header}\na.jpg,48.85,48.85,2.35\nb.jpg,-4,4.5,3\n")
+        with pytest.raises(BundleError, match=r"line 2: column lat\w* says (here|x) where another"):
+            text = "here,48" if header.startswith("lat,") else "48,x"
+            built(tmp_path, f"name,{header}\na.jpg,{text},2\nb.jpg,4,4,3\n")
 
     def test_exiftools_unsigned_column_contradicts_nothing(self, tmp_path: Path) -> None:
         head = "SourceFile,EXIF:GPSLatitude,EXIF:GPSLatitudeRef,Composite:GPSLatitude,GPSLongitude"

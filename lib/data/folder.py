@@ -275,15 +275,17 @@ def _refuse_contradictions(table: _Table, name: str, given: pd.DataFrame) -> Non
     Raises:
         BundleError: they are not.
     """
+    columns = [one for one in given if _plain(one) in COLUMN_NAMES[name]]
     ours = table.frame[name].to_numpy(dtype=float)
-    for column in (one for one in given if _plain(one) in COLUMN_NAMES[name]):
+    for column in columns if len(columns) > 1 else ():
         other = degrees.of_column(given[column], name, None).to_numpy(dtype=float)
         apart = np.minimum(np.abs(ours - other), np.abs(np.abs(ours) - other)) > 1e-3
         if apart.any():
             row = int(apart.argmax())
+            shown = one_line(f"column {column} says {given[column].iloc[row]}")
             raise BundleError(
-                f"{table.path}: {table.row(row)}: column {one_line(str(column))} says {other[row]:.6g} where "
-                f"another says {name} {ours[row]:.6g} ({int(apart.sum())} such rows); drop one of the columns"
+                f"{table.path}: {table.row(row)}: {shown} where another says {name} {ours[row]:.6g} "
+                f"({int(apart.sum())} such rows); drop one of the columns"
             )
 
 
@@ -324,19 +326,23 @@ def _match(table: _Table, files: list[str], left_out: list[tuple]) -> pd.DataFra
 
 
 def _once_each(frame: pd.DataFrame, table: _Table, left_out: list[tuple]) -> pd.DataFrame:
-    """``frame`` with one row a photo: equal rows count once; one that has two places has none.
+    """``frame`` with one row a photo: rows that agree, or are silent, count once; with two places it is left
+    out.
 
     Raises:
         BundleError: none has one place.
     """
     again, differs = frame.duplicated("path", keep=False), []
+    if not again.any():
+        return frame
     for path, rows in frame[again].groupby("path"):
         first, *others = map(table.row, rows.index)
-        if (rows[list(LIMITS)].nunique(dropna=False) > 1).any():
+        if (rows[list(LIMITS)].nunique() > 1).any():
             differs.append((path, path, f"{first} and {others[0]} differ in its place"))
         else:
             left_out += [(path, path, f"{other}: is in {first} already") for other in others]
     left_out += differs
+    frame[list(LIMITS)] = frame.groupby("path")[list(LIMITS)].transform("first")
     once = frame[~frame["path"].isin([path for path, *_ in differs])].drop_duplicates("path")
     if once.empty:
         raise BundleError(f"{table.path}: no photo has one place ({differs[0][0]}: {differs[0][2]})")

@@ -210,15 +210,15 @@ def fit(
         about: backbone, centred, photos: kept with the curve.
 
     Raises:
-        BundleError: fewer than 5 lags.
-        NoRise: the means do not rise with distance.
+        BundleError: fewer than 5 lags; as NoRise: the means do not rise with distance.
 
     Source: author code, ``Stable(dim=2)`` on radians, unweighted, with GSTools' robust loss; plain squares
     and the rest are ours (method.md, section 4).
     """
     given = {"family": family, "metric": metric, "weights": weights, "range_rule": range_rule}
-    for name in (name for name, value in given.items() if value not in CHOICES[name]):
-        raise BundleError(f"{name}={given[name]!r} is unknown; take one of {', '.join(CHOICES[name])}")
+    for name, value in given.items():
+        if value not in CHOICES[name]:
+            raise BundleError(f"{name}={value!r} is unknown; take one of {', '.join(CHOICES[name])}")
     used = (empirical.pairs > 0) & (empirical.lag_rad <= max_lag_rad)
     lag, gamma, pairs = empirical.lag_rad[used], empirical.gamma[used], empirical.pairs[used]
     if len(lag) < 5:

@@ -110,7 +110,8 @@ class TrainingData:
         """Everything from the run's files; the semivariogram only where a strategy needs it.
 
         Raises:
-            ArtefactError: notebook 01, or 03 where a curve is needed, has not run.
+            ArtefactError: notebook 01 has not run.
+            BundleError: a curve is needed, and looks do not change with distance.
         """
         manifest = datasets.read(run, datasets.manifest.PLACES)
         frozen = features.read(run, manifest)
@@ -118,6 +119,11 @@ class TrainingData:
         places, curve = datasets.manifest.coordinates(manifest), None
         if with_curve:
             curve = FittedSemivariogram.load(run.require(run.semivariogram, "01_data_preparation"))
+            if not curve.rises:
+                raise BundleError(
+                    f"{run.semivariogram}: looks do not change with distance here; leave strategies "
+                    "that read the curve out of training.strategies"
+                )
         return cls(
             frozen,
             _some(every_row, run.settings.training.photos),
