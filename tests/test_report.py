@@ -282,6 +282,13 @@ class TestBrowser:
             visit.tab.wait_for_url("**/maps/gain_cells.html")
             assert visit.tab.title() == "there"
 
+    @pytest.mark.parametrize("width", [1_200, 1_440])
+    def test_on_a_desk_no_table_is_cut(self, browser: object, page: Path, width: int) -> None:
+        tables = "[...document.querySelectorAll('.tables .scroll')]"
+        with Visit(browser, page, width, 900, ready="h1") as visit:
+            found = visit.tab.evaluate(f"{tables}.map((one) => one.scrollWidth - one.clientWidth)")
+            assert len(found) >= 2 and max(found) <= 0
+
     def test_on_a_phone_nothing_is_wider_than_the_screen(self, browser: object, page: Path) -> None:
         with Visit(browser, page, 390, 844, ready="h1") as visit:
             assert visit.width() <= 390
