@@ -125,7 +125,7 @@ def one_step(
     run = bench.run(
         "training.batch_size=64", f"training.precision={precision}", f"deterministic={strict}", device=device
     )
-    data, strategy = photos_of(1_024, run.device), negatives.get(name)
+    data, strategy = photos_of(1_024, run.device).shuffled(0, run.device), negatives.get(name)
     model = checkpoints.initialise(0, data.frozen.mean.cpu(), 1.0, run.settings.training).to(run.device)
     queue = training.Queue.empty(256, 768, run.device)
     rows = np.arange(64, 320)
@@ -133,10 +133,10 @@ def one_step(
     queue.push(queued.numbers, queued.places_deg, queued.features)
     parameters = {one: getattr(run.settings.training, one) for one in strategy.parameters}
     loss_of = SemivariogramLoss(CURVE, strategy, **parameters).to(run.device)
-    draws = training.Draws(generator(0, "noise"), generator(0, "shuffled weights"))
+    noise = generator(0, "noise")
     batch = data.batch(1, np.arange(64), slice(0, 64), run.device)
     with deterministic(run):
-        loss, _ = training.loss_of_batch(model, queue, data, batch, loss_of, run, draws)
+        loss, _ = training.loss_of_batch(model, queue, data, batch, loss_of, run, noise)
         loss.backward()
     gradient = torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None])
     return loss.item(), gradient.double().cpu()
@@ -319,14 +319,14 @@ def stepper(bench: Bench, of: training.TrainingData, name: str) -> Callable[[int
     queue = training.Queue.empty(queue_size, 768, bench.device)
     parameters = {one: getattr(run.settings.training, one) for one in strategy.parameters}
     loss_of = SemivariogramLoss(CURVE, strategy, **parameters).to(bench.device)
-    draws = training.Draws(generator(0, "noise"), generator(0, "shuffled weights"))
+    noise = generator(0, "noise")
     order = endless(of.train_rows, batch)
     made = (of.batch(1, rows, slice(0, batch), bench.device) for rows in order)
     ahead = one_ahead(made) if bench.device.type == "cuda" else made
 
     def some(count: int) -> None:
         for one in itertools.islice(ahead, count):
-            loss, _ = training.loss_of_batch(model, queue, of, one, loss_of, run, draws)
+            loss, _ = training.loss_of_batch(model, queue, of, one, loss_of, run, noise)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

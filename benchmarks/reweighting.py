@@ -49,13 +49,13 @@ def step(run: Run, of: training.TrainingData, queue_size: int, strategy: Strateg
     queued = torch.arange(batch, batch + queue_size)
     earlier = of.batch(1, queued.numpy(), slice(0, queue_size), device)
     queue.push(earlier.numbers, earlier.places_deg, earlier.features)
-    draws = training.Draws(generator(0, "noise"), generator(0, "shuffled weights"))
+    noise = generator(0, "noise")
     parameters = {name: getattr(run.settings.training, name) for name in strategy.parameters}
     loss_of = SemivariogramLoss(of.curve, strategy, **parameters).to(device)
 
     def once() -> float:
         photos = of.batch(1, of.train_rows[:batch], slice(0, batch), device)
-        loss, _ = training.loss_of_batch(model, queue, of, photos, loss_of, run, draws)
+        loss, _ = training.loss_of_batch(model, queue, of, photos, loss_of, run, noise)
         model.zero_grad(set_to_none=True)
         loss.backward()
         return loss.item()

@@ -37,6 +37,11 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, int | float) else value
 
 
+def _names_or_list(value: Any) -> Any:
+    """``"1,4,16"`` to a list; a name as it is."""
+    return value if isinstance(value, str) and value.isalpha() else _as_list(value)
+
+
 _LIST = BeforeValidator(_as_list)
 Seed = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -62,17 +67,32 @@ class BlueMarble(_Group):
 
     name: Literal["blue_marble"] = "blue_marble"
     root: Path = _entry(Path("data/blue_marble"), "where the windows are written")
+    imagery: Literal["blue_marble", "shaded_relief"] = _entry("blue_marble", "which of the package's mosaics")
     design: Literal["uniform", "photo_places"] = _entry("uniform", "on land, or near GeoCLIP's gallery")
     train: int = _entry(12_000, "training places", ge=2)
     validation: int = _entry(2_000, "validation places", ge=1)
     test: int = _entry(2_000, "test places, drawn as the training places are", ge=1)
     test_blocked: int = _entry(2_000, "test places in cells held out whole", ge=1)
+    validation_blocked: int = _entry(0, "validation places in other cells held out whole", ge=0)
     blocked_cell_deg: float = _entry(10.0, "side of a held-out cell, degrees", gt=0, le=90)
     blocked_share: float = _entry(0.1, "share of the land's cells that is held out", gt=0, lt=1)
+    blocked_cell_km: float | None = _entry(
+        None, "side of many small held-out cells, km; null: cells in degrees", ge=20, le=2_000
+    )
+    blocked_photos: int = _entry(50, "held-out places in each small cell", ge=1)
+    buffer_km: float = _entry(0.0, "no other place is as near to a held-out one, km", ge=0, le=2_000)
     seed: int = _entry(20_250_921, "seed of places and splits")
     max_abs_latitude_deg: float = _entry(72.0, "no places beyond, degrees", gt=0, le=85)
     window_km: float = _entry(256.0, "side of a window, kilometres", gt=0, le=4_000)
     window_px: int = _entry(128, "side of a window, pixels", ge=16, le=1_024)
+
+    @model_validator(mode="after")
+    def _cells_are_small_or_large(self) -> BlueMarble:
+        if self.blocked_cell_km is None and (self.validation_blocked or self.buffer_km):
+            raise ValueError("validation_blocked and buffer_km need blocked_cell_km")
+        if self.blocked_cell_km is not None and self.design != "uniform":
+            raise ValueError("blocked_cell_km needs design=uniform")
+        return self
 
 
 class OSV5M(_Group):
@@ -154,10 +174,14 @@ class Training(_Group):
     beta: float = _entry(2.0, "strength of the emphasis on look-alikes, or of the margin", ge=0)
     range_km: float | None = _entry(None, "where far begins, km; null: the curve's range", gt=0, le=20_016)
     sharpness: float = _entry(20.0, "soft_targets: power of the fitted correlation", gt=0)
-    softness_km: float = _entry(100.0, "distance_soft: decay length of the targets, kilometres", gt=0)
+    softness_km: float = _entry(100.0, "distance_soft, distance_margin: decay length, kilometres", gt=0)
     concentration: float = _entry(0.1, "hcl: strength of the emphasis on large logits", ge=0)
     prior: float = _entry(0.002, "debiased: share of negatives that are positives in truth", ge=0, lt=1)
     symmetric: bool = _entry(False, "also the loss from places to photos, half each")
+    frequencies: Annotated[Literal["geoclip", "curve"] | list[float], BeforeValidator(_names_or_list)] = (
+        _entry("geoclip", "of the location encoder: GeoCLIP's, drawn from the curve, or three sigmas")
+    )
+    temperature: float | None = _entry(None, "fixed temperature 1 / exp(s); null: learned", gt=0, le=1)
     max_logit_scale: float | None = _entry(None, "cap of exp(s); null: none (GeoCLIP)", gt=1)
     photos: Count | None = _entry(None, "this many training photos, drawn at random; null: all")
     batch_noise_m: float = _entry(150.0, "position noise on the batch, metres", ge=0)
@@ -195,6 +219,10 @@ class Training(_Group):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"training.{name} names one twice: {values}")
+        if self.frequencies != "geoclip" and self.location_encoder == "geoclip":
+            raise ValueError("training.frequencies must be geoclip where location_encoder is geoclip")
+        if isinstance(self.frequencies, list) and (len(self.frequencies) != 3 or min(self.frequencies) <= 0):
+            raise ValueError("training.frequencies takes geoclip, curve or three sigmas above 0")
         if "infonce" not in self.strategies:
             raise ValueError("training.strategies needs infonce, the baseline of every comparison")
         return self

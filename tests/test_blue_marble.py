@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from lib.data import blue_marble, datasets, places, sphere
-from lib.data.blue_marble import build, cut_windows, draw_places
+from lib.data.blue_marble import build, cut_windows, draw_places, wrapped
 from lib.method import geodesy
+from lib.method.errors import BundleError
 from lib.runs import Run
 from lib.settings import BlueMarble, load
 
@@ -83,6 +84,42 @@ class TestPlaces:
         assert np.quantile(distance, 0.9) < 100.0
         assert places.is_land(coordinates).all()
 
+    def test_small_cells_are_full_and_far_from_all_other_places(self) -> None:
+        settings = SETTINGS.model_copy(
+            update={"blocked_cell_km": 300.0, "blocked_photos": 20, "buffer_km": 362.0}
+            | {"validation_blocked": 40, "test_blocked": 100}
+        )
+        drawn = draw_places(settings)
+        held_out = drawn["split"].str.endswith("_blocked")
+        assert drawn["split"].value_counts()[["validation_blocked", "test_blocked"]].tolist() == [40, 100]
+        per_cell = drawn[held_out].groupby(["split", "cell"]).size()
+        assert (per_cell == 20).all() and per_cell.index.get_level_values("cell").is_unique
+        there = drawn[["latitude", "longitude"]].to_numpy()
+        assert places.is_land(there).all()
+        apart_km = geodesy.distance_km(there[held_out][:, None], there[~held_out][None])
+        assert 362.0 < apart_km.min() < 600.0
+        for _, cell in drawn[held_out].groupby("cell"):
+            inside = cell[["latitude", "longitude"]].to_numpy()
+            assert geodesy.distance_km(inside[:, None], inside[None]).max() < 1.6 * 300.0
+
+    def test_cells_that_cannot_be_had_are_a_sentence(self) -> None:
+        asked = SETTINGS.model_copy(update={"blocked_cell_km": 300.0, "test_blocked": 1_000_000})
+        with pytest.raises(BundleError, match="too few for the held-out places"):
+            draw_places(asked)
+        with pytest.raises(ValueError, match="need blocked_cell_km"):
+            BlueMarble(buffer_km=100.0)
+
+    @pytest.mark.parametrize("imagery", places.MOSAICS)
+    def test_both_mosaics_show_the_sea_where_it_is(self, imagery: str) -> None:
+        mosaic = np.asarray(places.mosaic(imagery)).astype(float)
+        height, width = mosaic.shape[:2]
+        assert width == 2 * height
+        atlantic, sahara = (
+            mosaic[int((90 - latitude) / 180 * height), int((longitude + 180) / 360 * width)]
+            for latitude, longitude in ((35.0, -45.0), (23.0, 10.0))
+        )
+        assert atlantic[2] > atlantic[0] and sahara[0] > sahara[2]
+
     def test_each_place_is_described(self, drawn: pd.DataFrame) -> None:
         described = places.describe(drawn[["latitude", "longitude"]].to_numpy())
         assert described.notna().all(axis=None)
@@ -141,7 +178,9 @@ class TestWindows:
     @pytest.mark.parametrize("centre", CENTRES)
     def test_every_pixel_shows_its_own_place(self, centre: tuple[float, float]) -> None:
         side, px = 1_000.0, 20
-        (window,) = cut_windows(coloured(), torch.tensor([centre], dtype=torch.float64), side, px).numpy()
+        (window,) = cut_windows(
+            wrapped(coloured()), torch.tensor([centre], dtype=torch.float64), side, px
+        ).numpy()
         offset = (np.arange(px) + 0.5) / px * side - side / 2.0
         found = place_of(window.astype(np.float64))
         for row in (0, 7, 19):
@@ -159,7 +198,9 @@ class TestWindows:
     @pytest.mark.parametrize("centre", CENTRES)
     def test_it_is_continuous(self, centre: tuple[float, float]) -> None:
         (window,) = (
-            cut_windows(coloured(), torch.tensor([centre], dtype=torch.float64), 1_000.0, 64).int().numpy()
+            cut_windows(wrapped(coloured()), torch.tensor([centre], dtype=torch.float64), 1_000.0, 64)
+            .int()
+            .numpy()
         )
         assert max(np.abs(np.diff(window, axis=axis)).max() for axis in (0, 1)) <= 2
 
@@ -168,12 +209,12 @@ class TestWindows:
         mosaic = torch.randint(0, 256, (3, 180, 360), generator=generator).float()
         for row, column in ((40, 190), (90, 0), (90, 359), (130, 77)):
             centre = torch.tensor([[90.0 - (row + 0.5), column + 0.5 - 180.0]], dtype=torch.float64)
-            (window,) = cut_windows(mosaic, centre, 1.0, 17)
+            (window,) = cut_windows(wrapped(mosaic), centre, 1.0, 17)
             assert window[8, 8].tolist() == mosaic[:, row, column].tolist()
 
     def test_north_is_up_and_east_is_right(self) -> None:
         (window,) = cut_windows(
-            coloured(), torch.tensor([[40.0, 90.0]], dtype=torch.float64), 2_000.0, 16
+            wrapped(coloured()), torch.tensor([[40.0, 90.0]], dtype=torch.float64), 2_000.0, 16
         ).numpy()
         found = place_of(window.astype(np.float64))
         assert found[0, 8, 0] > found[15, 8, 0] + 10.0
@@ -181,7 +222,7 @@ class TestWindows:
 
     def test_a_window_is_as_wide_at_70_degrees_as_at_the_equator(self) -> None:
         centres = torch.tensor([[0.0, 20.0], [70.0, 20.0]], dtype=torch.float64)
-        windows = cut_windows(coloured(), centres, 2_000.0, 32).numpy().astype(np.float64)
+        windows = cut_windows(wrapped(coloured()), centres, 2_000.0, 32).numpy().astype(np.float64)
         for window in windows:
             found = place_of(window)
             width = geodesy.distance_km(found[16, 0], found[16, 31])
@@ -189,8 +230,10 @@ class TestWindows:
 
     def test_windows_do_not_depend_on_their_neighbours_in_a_batch(self) -> None:
         centres = torch.tensor(CENTRES, dtype=torch.float64)
-        together = cut_windows(coloured(720), centres, 256.0, 16)
-        alone = torch.cat([cut_windows(coloured(720), centre[None], 256.0, 16) for centre in centres])
+        together = cut_windows(wrapped(coloured(720)), centres, 256.0, 16)
+        alone = torch.cat(
+            [cut_windows(wrapped(coloured(720)), centre[None], 256.0, 16) for centre in centres]
+        )
         assert torch.equal(together, alone)
 
 

@@ -75,11 +75,11 @@ def test_a_step_has_all_it_needs_on_the_card_and_waits_for_nothing(
         model = GeoCLIP(8)
     loss_of = SemivariogramLoss(fitted(), name).to(CARD)
     data, queue = on_card(with_features), training.Queue.empty(16, 8, CARD)
-    draws = training.Draws(generator(0, "noise"), generator(0, "weights"))
+    noise = generator(0, "noise")
     with Copies() as copies:
         for rows in np.split(np.arange(24), 3):
             batch = data.batch(1, rows, slice(0, 8), CARD)
-            loss, _ = training.loss_of_batch(model, queue, data, batch, loss_of, run, draws)
+            loss, _ = training.loss_of_batch(model, queue, data, batch, loss_of, run, noise)
     assert loss.requires_grad and loss.device.type == "cuda" and len(queue) == 16 and copies.blocking == 0
 
 

@@ -217,6 +217,36 @@ class TestCompare:
         assert corrected(found.reset_index())["verdict"].iloc[2] == "too few photos"
 
 
+class TestClusters:
+    def test_the_difference_is_that_over_photos_and_the_interval_that_over_cells(self) -> None:
+        drawn = np.random.default_rng(0)
+        cells = pd.Series(np.repeat(np.arange(20), 25), [f"photo {number}" for number in range(500)])
+        lift = np.repeat(drawn.normal(0.0, 1.0, 20), 25)
+        frames = [
+            pd.DataFrame(
+                {"id": cells.index, "split": "test", "strategy": name, "seed": seed}
+                | {"error_km": 100.0 * np.exp(drawn.normal(0.0, 1.0, 500) + (name != "infonce") * lift)}
+            )
+            for name in ("infonce", "other")
+            for seed in range(4)
+        ]
+        both = pd.concat(frames)
+        (plain,) = compare(both, metrics=["acc_200km"]).itertuples()
+        (clustered,) = compare(both, metrics=["acc_200km"], clusters=cells).itertuples()
+        assert clustered.difference == pytest.approx(plain.difference)
+        hits = (
+            (both["error_km"] <= 200).groupby([both["strategy"], both["seed"], both["id"].map(cells)]).mean()
+        )
+        by_cell = (hits["other"] - hits["infonce"]).unstack().to_numpy()
+        (expected,) = means_of([by_cell])
+        assert (clustered.ci_low, clustered.ci_high) == pytest.approx((expected.low, expected.high))
+        assert clustered.error > 1.5 * plain.error
+
+    def test_clusters_of_unequal_size_keep_the_mean(self) -> None:
+        values, cluster = np.arange(12.0).reshape(2, 6), pd.Series(list("aabbbc"))
+        assert intervals.by_cluster(values, cluster).mean(1) == pytest.approx(values.mean(1))
+
+
 class TestCorrected:
     def table(self) -> pd.DataFrame:
         shares = {"infonce": 0.5, "a": 0.5, "b": 0.55, "c": 0.62}

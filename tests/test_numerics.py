@@ -47,7 +47,7 @@ def candidates(rows: int, columns: int, scale: float, seed: int = 0, **changes: 
     logits = scale * (2.0 * torch.rand(rows, columns, generator=draw) - 1.0)
     values = {
         "logits": logits, "unit": unit, "place_deg": places, "curve": Curve(CURVE),
-        "alpha": 2.0, "beta": 2.0, "scale": scale, "draw": draw,
+        "alpha": 2.0, "beta": 2.0, "scale": scale, "partner_deg": places.roll(3, 0),
     }  # fmt: skip
     return Pairs(**(values | changes))
 

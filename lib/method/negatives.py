@@ -41,7 +41,8 @@ class Pairs:
         range_km: where far begins; None: the curve's range.
         softness_km, sharpness, concentration, prior: see the strategies that read them.
         scale: exp(s), which bounds every logit from both sides.
-        draw: where a strategy takes random numbers from.
+        progress: share of the training's steps that are done, 0..1.
+        partner_deg: [M, 2] where the photos lie that ``shuffled`` puts in the places' stead.
 
     Matrices are made when a strategy asks for them, float32 [B, M] each: ``infonce`` costs nothing.
     """
@@ -58,7 +59,8 @@ class Pairs:
     concentration: float = 0.1
     prior: float = 0.002
     scale: Tensor | float = math.inf
-    draw: torch.Generator | None = None
+    progress: float = 1.0
+    partner_deg: Tensor | None = None
 
     @cached_property
     def positive(self) -> Tensor:
@@ -308,18 +310,29 @@ def constant_offset(pairs: Pairs) -> Reweighting:
     return Reweighting(log_weight=torch.full_like(pairs.logits, pairs.beta))
 
 
-@strategy("shuffled", "decayed's weights, dealt out at random", "beta", kind="control")
-def shuffled(pairs: Pairs) -> Reweighting:
-    """log w_ij = that of ``decayed`` for i and pi(j), pi a permutation of the places.
+@strategy(
+    "distance_margin", "margin by a kernel of distance set by hand", "beta", "softness_km",
+    needs_curve=False, kind="control",
+)  # fmt: skip
+def distance_margin(pairs: Pairs) -> Reweighting:
+    """log w_ij = beta (1 - exp(-h_ij in km / softness_km)). Control: no looks were fitted."""
+    kernel = torch.exp(-pairs.distance_rad * (EARTH_RADIUS_KM / pairs.softness_km))
+    return Reweighting(log_weight=pairs.beta * (1.0 - kernel))
 
-    Control: the same weights on the wrong pairs. Where pi(j) is photo i's own place, pi(i) stands for it, so
-    that each photo keeps the weights that it has.
+
+@strategy("shuffled", "semivariance_margin's weights on the wrong pairs", "beta", kind="control")
+def shuffled(pairs: Pairs) -> Reweighting:
+    """log w_ij = that of ``semivariance_margin`` for i and pi(j), pi one permutation of the training photos.
+
+    Control: the same weights, but not by the place that they stand at. pi is the same in every step.
+
+    Raises:
+        BundleError: outside a training, which alone knows pi.
     """
-    log_weight = decayed(pairs).log_weight
-    rows, columns = log_weight.shape
-    order = torch.randperm(columns, generator=pairs.draw)
-    order = order.pin_memory() if log_weight.is_cuda else order
-    order = order.to(log_weight.device, non_blocking=True).expand(rows, -1)
-    own = torch.arange(rows, device=log_weight.device)[:, None]
-    taken_from = torch.where(order == own, order.gather(1, own), order)
-    return Reweighting(log_weight=log_weight.gather(1, taken_from).masked_fill(pairs.positive, 0.0))
+    if pairs.partner_deg is None:
+        raise BundleError("strategy 'shuffled' needs partner_deg, the places of a permutation of the photos")
+    stead = Pairs(pairs.logits, pairs.unit, pairs.place_deg, pairs.curve, beta=pairs.beta)
+    points = unit_vectors(pairs.place_deg)[: len(pairs.logits)]
+    apart = chord_to_rad(2.0 - 2.0 * points @ unit_vectors(pairs.partner_deg).T).float()
+    stead.__dict__["distance_rad"] = apart
+    return semivariance_margin(stead)

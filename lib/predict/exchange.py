@@ -95,11 +95,11 @@ def read_geolocation(folder: Path) -> Release:
     """The release in ``folder``, as ``export_geolocation`` or the package's authors have written it.
 
     Raises:
-        BundleError: a file is missing or of another format, or the location encoder has other frequencies.
+        BundleError: a file is missing or of another format.
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind, version, sigma = (config[name] for name in ("model_type", "format_version", "sigma"))
+        kind, version = config["model_type"], config["format_version"]
         backbone, table = config["backbone"]["repo_id"], str(config["gallery_file"])
         weights = load_file(folder / "model.safetensors")
         trained = GeoCLIP(HEAD_WIDTH)
@@ -109,9 +109,8 @@ def read_geolocation(folder: Path) -> Release:
     except (*READING_ERRORS, SafetensorError) as error:
         reason = f"not a release for geolocation ({one_line(error)}); export it again"
         raise BundleError(f"{folder}: {reason}") from error
-    ours = list(trained.location_encoder.sigma)
-    if (kind, version, sigma) != (GEOLOCATION, 1, ours) or Path(table).name != table:
-        wanted = f"a {GEOLOCATION} of format 1 with sigma {ours} and a gallery beside it"
+    if (kind, version) != (GEOLOCATION, 1) or Path(table).name != table:
+        wanted = f"a {GEOLOCATION} of format 1 with a gallery beside it"
         raise BundleError(f"{folder / 'config.json'}: not {wanted}")
     revision = config["backbone"].get("revision")
     return Release(trained.eval(), gallery.read_csv(folder / table), backbone, revision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from pathlib import Path
 
@@ -46,6 +47,9 @@ def initialise(seed: int, mean: torch.Tensor, scale: float, settings: Training) 
         model = GeoCLIP(len(mean), mean, scale, settings.location_encoder)
     if settings.image_head == "geoclip":
         load_published_head(model)
+    if settings.temperature is not None:
+        model.logit_scale.data.fill_(-math.log(settings.temperature))
+        model.logit_scale.requires_grad_(False)
     return model
 
 

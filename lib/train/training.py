@@ -16,13 +16,14 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from lib.data import datasets, features, sphere
-from lib.method import geodesy, negatives
+from lib.method import frequencies, geodesy, negatives
 from lib.method.errors import BundleError
 from lib.method.loss import SemivariogramLoss, contrastive_loss
 from lib.method.model import GeoCLIP
 from lib.method.negatives import Strategy
 from lib.method.semivariogram import FittedSemivariogram
-from lib.runs import Run, generator, progress, ranks, write_json, writing
+from lib.runs import Run, generator, ranks, write_json, writing
+from lib.runs import progress as progress_bar
 from lib.runs.machine import on_device, one_ahead
 from lib.settings import Training
 from lib.train import checkpoints, gallery
@@ -51,13 +52,6 @@ class Batch(NamedTuple):
     places_deg: torch.Tensor
     features: torch.Tensor
     seen: torch.Tensor
-
-
-class Draws(NamedTuple):
-    """Where random numbers come from during a training: position noise, and strategies that draw."""
-
-    noise: torch.Generator
-    weights: torch.Generator
 
 
 @dataclass
@@ -95,7 +89,11 @@ class Queue:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a training reads: rows, coordinates, features, gallery, curve."""
+    """What a training reads: rows, coordinates, features, gallery, curve.
+
+    ``partner_deg``, where the strategy ``shuffled`` is trained: of each row of the manifest the place that it
+    puts in its stead, [N, 2].
+    """
 
     frozen: features.Features
     train_rows: np.ndarray
@@ -104,6 +102,7 @@ class TrainingData:
     gallery_deg: np.ndarray
     curve: FittedSemivariogram | None
     scale: float
+    partner_deg: torch.Tensor | None = None
 
     @classmethod
     def read(cls, run: Run, with_curve: bool) -> TrainingData:
@@ -133,6 +132,13 @@ class TrainingData:
             curve,
             _input_scale(run, frozen, every_row),
         )
+
+    def shuffled(self, seed: int, device: torch.device) -> TrainingData:
+        """With one permutation of the training photos, drawn from ``seed``."""
+        stead, order = self.coordinates_deg.clone(), generator(seed, "shuffled weights")
+        permuted = self.train_rows[torch.randperm(len(self.train_rows), generator=order).numpy()]
+        stead[self.train_rows] = self.coordinates_deg[permuted]
+        return replace(self, partner_deg=stead.float().to(device))
 
     def batch(self, epoch: int, rows: np.ndarray, own: slice, device: torch.device) -> Batch:
         """The photos ``rows`` in ``epoch`` (from 1); the head sees those of ``own``."""
@@ -204,7 +210,13 @@ def strategies_of(run: Run) -> list[str]:
     names = run.settings.training.strategies
     if not run.semivariogram.exists() or FittedSemivariogram.load(run.semivariogram).rises:
         return names
-    return [name for name in names if not negatives.get(run.settings.training.own(name)[0]).needs_curve]
+    own = {name: run.settings.training.own(name) for name in names}
+    return [name for name, (strategy, used) in own.items() if not reads_curve(negatives.get(strategy), used)]
+
+
+def reads_curve(strategy: Strategy, settings: Training) -> bool:
+    """Whether a training reads the curve: for its weights, or for the frequencies of its location encoder."""
+    return strategy.needs_curve or settings.frequencies == "curve"
 
 
 def train_all(run: Run, strategies: list[str]) -> list[str]:
@@ -242,7 +254,7 @@ def make(job: Job) -> None:
     path, shared = run.checkpoint(job.label, job.seed), _is_shared(run.settings.training)
 
     def make() -> None:
-        data = TrainingData.read(run, strategy.needs_curve)
+        data = TrainingData.read(run, reads_curve(strategy, run.settings.training))
         model, history = train(run, data, strategy, job.seed)
         if shared and ranks.rank() > 0:
             return
@@ -289,7 +301,7 @@ def _inputs(run: Run, strategy: Strategy) -> list[Path]:
     inputs = [run.require(path, "01_data_preparation") for path in (run.manifest, run.features)]
     if run.settings.backbone.views > 1:
         inputs.append(run.require(run.views, "01_data_preparation"))
-    if strategy.needs_curve:
+    if reads_curve(strategy, run.settings.training):
         inputs.append(run.require(run.semivariogram, "01_data_preparation"))
     return inputs + gallery.input_files(run)
 
@@ -321,22 +333,26 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
     """
     settings, device = run.settings.training, run.device
     data = replace(data, frozen=data.frozen.near(device))
-    model = checkpoints.initialise(seed, data.frozen.mean, data.scale, settings).to(device)
+    model = checkpoints.initialise(seed, data.frozen.mean, data.scale, settings)
+    if settings.frequencies != "geoclip":
+        frequencies.set_in(model, _frequencies(model, data, settings, seed))
+    model = model.to(device)
+    data = data.shuffled(seed, device) if strategy.name == "shuffled" else data
     queue = Queue.empty(settings.queue_size, data.frozen.dimension, device)
     batch_size = min(settings.batch_size, len(data.train_rows))
     steps, encoder = len(data.train_rows) // batch_size, _shared_encoder(model, settings, batch_size)
     optimizer, schedule = _optimizer(model, run, steps)
-    draws = Draws(generator(seed, "noise"), generator(seed, "shuffled weights"))
-    order = generator(seed, "batches")
+    noise, order = generator(seed, "noise"), generator(seed, "batches")
     parameters = {name: getattr(settings, name) for name in strategy.parameters}
     loss_of = SemivariogramLoss(data.curve, strategy, **parameters).to(device)
     history = []
-    bar = progress(range(1, settings.epochs + 1), f"{strategy.name}, seed {seed}", settings.epochs)
+    bar = progress_bar(range(1, settings.epochs + 1), f"{strategy.name}, seed {seed}", settings.epochs)
     for epoch in bar:
         losses, taken, effect = [], list(batches(data.train_rows, batch_size, order)), None
         made = (data.batch(epoch, rows, _share(rows, encoder), device) for rows in taken)
         for batch in one_ahead(made) if device.type == "cuda" else made:
-            loss, effect = loss_of_batch(model, queue, data, batch, loss_of, run, draws, encoder)
+            progress = ((epoch - 1) * steps + len(losses)) / (settings.epochs * steps)
+            loss, effect = loss_of_batch(model, queue, data, batch, loss_of, run, noise, encoder, progress)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -444,6 +460,15 @@ def batches(rows: np.ndarray, size: int, order: torch.Generator) -> Iterator[np.
         yield shuffled[start : start + size]
 
 
+def _frequencies(model: GeoCLIP, data: TrainingData, settings: Training, seed: int) -> torch.Tensor:
+    """Other frequencies than GeoCLIP's for the location encoder, [F, 2]."""
+    draw, own = generator(seed, "frequencies"), frequencies.of_capsules(model)
+    if settings.frequencies == "curve":
+        most = frequencies.nyquist(data.coordinates_deg[data.train_rows].numpy())
+        return frequencies.from_curve(data.curve, sum(map(len, own)), most, draw)
+    return frequencies.hand_set(settings.frequencies, len(own[0]), draw)
+
+
 @torch.no_grad()
 def _cap_temperature(model: GeoCLIP, settings: Training) -> None:
     if settings.max_logit_scale is not None:
@@ -472,8 +497,9 @@ def loss_of_batch(
     batch: Batch,
     loss_of: SemivariogramLoss,
     run: Run,
-    draws: Draws,
+    noise: torch.Generator,
     encoder: DistributedDataParallel | None = None,
+    progress: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Loss of ``batch``, and the effect of its weights; the batch then joins the queue.
 
@@ -484,7 +510,7 @@ def loss_of_batch(
     own, numbers, places = _share(rows, encoder), batch.numbers, batch.places_deg
     unit = data.frozen.directions(batch.features)
     sigmas = settings.batch_noise_m, settings.queue_noise_m
-    noisy = sphere.jitter((places, queue.coordinates_deg), sigmas, draws.noise)
+    noisy = sphere.jitter((places, queue.coordinates_deg), sigmas, noise)
     with run.autocast(settings.precision):
         photos, embedded = _encoded(model, encoder, batch.seen, noisy)
         logits = model.logits(photos, embedded)
@@ -496,12 +522,16 @@ def loss_of_batch(
         order = torch.arange(logits.shape[1], device=device)
         order[: len(rows)] = order[: len(rows)].roll(-own.start)
         logits, all_unit, all_places = logits[:, order], all_unit[order], all_places[order]
-    more = {"scale": model.logit_scale.detach().exp(), "draw": draws.weights}
+    more = {"scale": model.logit_scale.detach().exp(), "progress": progress}
+    if data.partner_deg is not None:
+        all_rows = torch.cat((numbers, queue.rows))
+        more["partner_deg"] = data.partner_deg[all_rows[order] if own.start else all_rows]
     reweighting = loss_of.reweighting(logits, all_places, all_unit, **more)
     queue.push(numbers, places, unit)
     loss = contrastive_loss(logits, reweighting)
     if settings.symmetric:
         turned = logits[:, : len(rows)].T
+        more |= {"partner_deg": more["partner_deg"][: len(rows)]} if "partner_deg" in more else {}
         backward = contrastive_loss(turned, loss_of.reweighting(turned, places, unit, **more))
         loss = (loss + backward) / 2
     return loss, reweighting.effect()

@@ -1,0 +1,100 @@
+"""Fourier frequencies of the location encoder, drawn from the fitted semivariogram.
+
+By Bochner's theorem a covariance is a law of frequencies. That of the stable family, C(h) = exp(-(h / l)^a),
+is the isotropic a-stable law:
+
+    B = sqrt(A) G / (2 pi l),   G ~ N(0, 2 I),   A positive and a/2-stable,   so that
+    E cos(2 pi B . x) = exp(-(|x| / l)^a)
+
+Exponential and Gaussian are a = 1 and 2. Draws beyond the Nyquist frequency of the training places are drawn
+again: places tell nothing about them. Source: Rahimi and Recht 2007; Kanter 1975; method.md, section 8.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.spatial import KDTree
+
+from lib.method.errors import BundleError
+from lib.method.geodesy import unit_vectors
+from lib.method.model import GeoCLIP
+from lib.method.semivariogram import FittedSemivariogram
+
+UNITS_PER_RAD = 66.50336 / 180.0
+"""Length of a radian in GeoCLIP's projection (Equal Earth, scaled), as the mean over the sphere's area."""
+EXPONENTS = {"Exponential": 1.0, "Gaussian": 2.0}
+
+
+def from_curve(
+    curve: FittedSemivariogram, count: int, most: float, generator: torch.Generator
+) -> torch.Tensor:
+    """``count`` frequencies B of the law of ``curve``, none longer than ``most``, shortest first, [count, 2].
+
+    In cycles per unit of GeoCLIP's projection.
+
+    Raises:
+        BundleError: the curve is of a family whose law is not known here, or nearly all of it lies beyond
+            ``most``.
+    """
+    if curve.metric != "planar" or curve.family not in {"Stable", *EXPONENTS}:
+        raise BundleError(
+            f"training.frequencies=curve needs a planar Stable, Exponential or Gaussian curve, not "
+            f"{curve.metric} {curve.family}; set semivariogram.family or training.frequencies=geoclip"
+        )
+    exponent = curve.exponent if curve.family == "Stable" else EXPONENTS[curve.family]
+    length = curve.model().len_rescaled * UNITS_PER_RAD
+    found = torch.empty(0, 2, dtype=torch.float64)
+    for _ in range(1_000):
+        normal = torch.randn(4 * count, 2, generator=generator, dtype=torch.float64) * math.sqrt(2.0)
+        root = positive_stable(exponent / 2.0, 4 * count, generator).sqrt()[:, None]
+        drawn = root * normal / (2.0 * math.pi * length)
+        found = torch.cat((found, drawn[drawn.norm(dim=1) <= most]))
+        if len(found) >= count:
+            return found[:count][found[:count].norm(dim=1).argsort()].float()
+    raise BundleError(
+        f"the curve's frequencies lie beyond {most:.3g}, the highest that the training places can tell; "
+        "set training.frequencies=geoclip"
+    )
+
+
+def positive_stable(b: float, count: int, generator: torch.Generator) -> torch.Tensor:
+    """``count`` draws A > 0 with E exp(-s A) = exp(-s^b), 0 < b <= 1, float64. Source: Kanter 1975."""
+    uniform = math.pi * torch.rand(count, generator=generator, dtype=torch.float64).clamp(min=1e-12)
+    waiting = torch.empty(count, dtype=torch.float64).exponential_(generator=generator)
+    if b == 1.0:
+        return torch.ones(count, dtype=torch.float64)
+    ratio = ((1.0 - b) * uniform).sin() / waiting
+    return (b * uniform).sin() / uniform.sin() ** (1.0 / b) * ratio ** ((1.0 - b) / b)
+
+
+def nyquist(places_deg: np.ndarray) -> float:
+    """Highest frequency that places [N, 2] can tell, in cycles per unit of the projection: 1 / (2 s).
+
+    s is twice their mean nearest-neighbour distance, the side of the square that each would have alone.
+    """
+    points = unit_vectors(np.asarray(places_deg, dtype=np.float64))
+    chord = KDTree(points).query(points, k=[2])[0]
+    spacing_rad = 2.0 * float((2.0 * np.arcsin(np.minimum(chord / 2.0, 1.0))).mean())
+    return 1.0 / (2.0 * max(spacing_rad, 1e-9) * UNITS_PER_RAD)
+
+
+def hand_set(sigmas: Sequence[float], count: int, generator: torch.Generator) -> torch.Tensor:
+    """``count`` frequencies for each of ``sigmas`` in turn, N(0, sigma^2 I) as GeoCLIP draws them, [*, 2]."""
+    return torch.cat([sigma * torch.randn(count, 2, generator=generator) for sigma in sigmas])
+
+
+@torch.no_grad()
+def set_in(model: GeoCLIP, frequencies: torch.Tensor) -> None:
+    """Give the capsules of ``model``'s location encoder these ``frequencies`` [F, 2], in order."""
+    for own, part in zip(of_capsules(model), frequencies.chunk(model.location_encoder.n), strict=True):
+        own.copy_(part)
+
+
+def of_capsules(model: GeoCLIP) -> list[torch.Tensor]:
+    """The frequencies of each capsule of the location encoder, [256, 2] each in GeoCLIP's own."""
+    encoder = model.location_encoder
+    return [getattr(encoder, f"LocEnc{number}").capsule[0].b for number in range(encoder.n)]

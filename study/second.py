@@ -1,0 +1,432 @@
+"""The second study, by study/PLAN.md: ``python -m study.second PART`` with PART one of
+
+* ``tune``: how long to train, hand-set frequencies, and each arm's settings, on validation splits;
+* ``factorial``: batch sizes by steps, on validation;
+* ``sharper``: the four sharper margins, on validation;
+* ``final`` and ``relief``: the final tables on Blue Marble and shaded relief, with the settings of ``tune``;
+* ``tables``: tables of everything that is there, under results/reference/study.
+
+Each training is a stage of its own: what is there is reused, so each part can be stopped and goes on. Of
+several processes (torchrun) each takes its share. ``tune`` never opens a test split.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lib.data import datasets, features
+from lib.evaluate import evaluation, intervals
+from lib.method import negatives
+from lib.method.errors import BundleError
+from lib.runs import Run, locks, ranks, write_json, writing
+from lib.runs.run import RESULTS
+from lib.settings import PROJECT
+from lib.train import curve, gallery, training
+from study import sharper  # noqa: F401  (registers its strategies)
+
+CHOSEN = PROJECT / "study" / "second.json"
+"""What ``tune`` chose: epochs, triple of sigmas, and the settings of each arm."""
+KEPT = PROJECT / "results" / "reference" / "study"
+VALIDATION, TEST = ("validation", "validation_blocked"), ("test", "test_blocked")
+ENDPOINTS = (("test", "acc_200km"), ("test_blocked", "acc_750km"), ("test_blocked", "acc_2500km"))
+STRATEGIES = ("infonce", "constant_offset", "distance_margin", "semivariogram", "semivariance_margin")
+MARGIN = "semivariance_margin"
+FREQUENCIES = ("geoclip", "curve", "hand_set")
+ARMS = tuple(itertools.product(STRATEGIES, FREQUENCIES))
+PRIMARY = (*((name, "geoclip") for name in STRATEGIES), (MARGIN, "curve"))
+CONTRASTS = (
+    *((f"{MARGIN} geoclip", f"{name} geoclip") for name in STRATEGIES if name != MARGIN),
+    (f"{MARGIN} curve", f"{MARGIN} geoclip"),
+)
+EPOCHS, LEAST_GAIN = (8, 16, 24, 32), 0.003
+RATES, TEMPERATURES, LENGTHS_KM = (2.5e-4, 5e-4, 1e-3, 2e-3), (None, 0.05, 0.1), (50.0, 200.0, 800.0, 3_200.0)
+STRENGTHS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+TRIPLES = (
+    [1, 4, 16], [2, 4, 8], [4, 8, 16], [2, 8, 32], [1, 8, 64], [4, 16, 64], [1, 16, 64], [8, 16, 32],
+)  # fmt: skip
+SEARCH_SEEDS, FACTORIAL_SEEDS, FINAL_SEEDS = (0, 1), (0, 1, 2), tuple(range(10, 20))
+WORLDS = {"tune": ("blue_marble", 101), "final": ("blue_marble", 102), "relief": ("shaded_relief", 103)}
+Changes = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training and its errors on some splits.
+
+    Attributes:
+        arm: what it is called in tables.
+        strategy: a registered name.
+        changes: settings of ``training`` that differ from the profile's.
+        seed: of weights, batches and noise.
+    """
+
+    arm: str
+    strategy: str
+    changes: Changes
+    seed: int
+
+    def path(self, run: Run, splits: Sequence[str]) -> Path:
+        """Where its errors lie: id, split, error_km, temperature (parquet)."""
+        text = json.dumps([self.strategy, dict(self.changes), self.seed, list(splits)], sort_keys=True)
+        return run.folder / "trials" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.parquet"
+
+
+def open_world(name: str, overrides: Sequence[str] = ()) -> Run:
+    """The run of a world, with manifest, features and curve made or reused."""
+    imagery, seed = WORLDS[name]
+    given = [f"dataset.imagery={imagery}", f"dataset.seed={seed}", *overrides]
+    run = Run.open("second", str(RESULTS / f"second_{name}"), given)
+    with ranks.first_enters(locks.holding(run.folder)):
+        datasets.prepare(run)
+        features.extract(run)
+        curve.fit_run(run)
+    return run
+
+
+@functools.lru_cache(maxsize=4)
+def _photos(manifest: Path) -> pd.DataFrame:
+    return datasets.manifest.read(manifest)
+
+
+def make_all(run: Run, trials: Iterable[Trial], splits: Sequence[str] = VALIDATION) -> None:
+    """Train and predict each of ``trials``, or reuse it; processes deal them out."""
+    with ranks.first_enters(locks.holding(run.folder)):
+        for trial in list(trials)[ranks.rank() :: ranks.count()]:
+            make(run, trial, splits)
+        ranks.wait()
+
+
+def make(run: Run, trial: Trial, splits: Sequence[str]) -> None:
+    """Train ``trial`` and keep its errors on ``splits``."""
+    settings = run.settings.training.changed(trial.changes)
+    own = replace(run, settings=run.settings.model_copy(update={"training": settings}))
+    strategy, path = negatives.get(trial.strategy), trial.path(run, splits)
+
+    def train() -> None:
+        data = training.TrainingData.read(own, with_curve=True)
+        blind = replace(data, gallery_deg=data.gallery_deg[:1])  # validated here, not by the training
+        model, history = training.train(own, blind, strategy, trial.seed)
+        photos = _photos(run.manifest)
+        rows = np.concatenate([datasets.manifest.rows_of(photos, split) for split in splits])
+        with own.autocast(settings.precision):
+            found = gallery.search(model.eval(), data.frozen, rows, data.gallery_deg)
+        told = evaluation.predictions_of(photos.iloc[rows], data.gallery_deg[found], trial.arm, trial.seed)
+        told["temperature"] = history["temperature"].iloc[-1]
+        with writing(path) as aside:
+            told[["id", "split", "error_km", "temperature"]].to_parquet(aside, index=False)
+
+    used = {"strategy": trial.strategy, "seed": trial.seed, "splits": list(splits)}
+    run.produce(
+        f"trial-{path.stem}",
+        make=train,
+        inputs=[run.manifest, run.features, run.semivariogram],
+        outputs=[path],
+        settings=used | {"training": settings.model_dump(), "arithmetic": run.arithmetic(settings.precision)},
+        code=[training.train, strategy.reweight],
+        by="this rank",
+    )
+
+
+def predictions(run: Run, trials: Iterable[Trial], splits: Sequence[str] = VALIDATION) -> pd.DataFrame:
+    """What ``trials`` have predicted: id, split, strategy (the arm), seed, error_km, temperature."""
+    frames = []
+    for trial in trials:
+        if (path := trial.path(run, splits)).exists():
+            frames.append(pd.read_parquet(path).assign(strategy=trial.arm, seed=trial.seed))
+    if not frames:
+        raise BundleError(f"{run.folder / 'trials'}: nothing has been trained yet")
+    return pd.concat(frames, ignore_index=True)
+
+
+def score(errors: pd.DataFrame) -> float:
+    """Mean of accuracy within 200 km on ``validation`` and within 750 km on ``validation_blocked``."""
+    of = {split: frame["error_km"] for split, frame in errors.groupby("split")}
+    return float(((of["validation"] <= 200.0).mean() + (of["validation_blocked"] <= 750.0).mean()) / 2.0)
+
+
+class Search:
+    """The choice of settings: every try is kept, with its score."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.tries = run, []
+
+    def scores(self, phase: str, tries: Sequence[tuple[str, str, Changes]]) -> list[float]:
+        """Score, mean over the search seeds, of each (arm, strategy, settings)."""
+        trials = [[Trial(*one, seed) for seed in SEARCH_SEEDS] for one in tries]
+        make_all(self.run, itertools.chain(*trials))
+        found = [score(predictions(self.run, some)) for some in trials]
+        for (arm, _, changes), value in zip(tries, found, strict=True):
+            self.tries.append(
+                {"phase": phase, "arm": arm, "settings": json.dumps(dict(changes)), "score": value}
+            )
+        return found
+
+    def choose(
+        self, phase: str, chosen: dict[str, Changes], options: Mapping[str, Sequence[Changes]]
+    ) -> None:
+        """Add to ``chosen`` of each arm the best of its ``options``; of equals the first."""
+        tries = [
+            (arm, arm.split()[0], {**chosen[arm], **option})
+            for arm, some in options.items()
+            for option in some
+        ]
+        found = iter(self.scores(phase, tries))
+        for arm, some in options.items():
+            of_arm = [next(found) for _ in some]
+            chosen[arm] = {**chosen[arm], **some[int(np.argmax(of_arm))]}
+
+
+def stopping_epochs(run: Run) -> int:
+    """How long to train: by the accuracy of ``infonce`` within 200 km on validation, of two seeds."""
+    changes = {"epochs": EPOCHS[-1], "validate_every": 2}
+    jobs = [training.Job.variant(run, "stopping", "infonce", seed, changes) for seed in SEARCH_SEEDS]
+    with ranks.first_enters(locks.holding(run.folder)):
+        training.make_all(jobs)
+        ranks.wait()
+    read = [pd.read_csv(run.history("stopping", seed), index_col="epoch") for seed in SEARCH_SEEDS]
+    reached = sum(one["validation_acc_200km"] for one in read) / len(read)
+    print("infonce within 200 km, by epoch:", reached.dropna().round(4).to_dict())
+    levelled = (count for count in EPOCHS if reached[count] - reached[3 * count // 4] < LEAST_GAIN)
+    return next(levelled, EPOCHS[-1])
+
+
+def tune(run: Run) -> None:
+    """Choose epochs, the triple of sigmas and each arm's settings; write them to ``CHOSEN``."""
+    epochs = stopping_epochs(run)
+    basis, search = {"epochs": epochs, "validate_every": epochs}, Search(run)
+    tried = [{**basis, "frequencies": [float(s) for s in triple]} for triple in TRIPLES]
+    both = [
+        search.scores("triple", [(f"{name} hand_set", name, changes) for changes in tried])
+        for name in ("infonce", MARGIN)
+    ]
+    triple = tried[int(np.argmax(np.sum(both, 0)))]["frequencies"]
+    frequencies = {"geoclip": "geoclip", "curve": "curve", "hand_set": triple}
+    chosen = {f"{name} {kind}": {**basis, "frequencies": frequencies[kind]} for name, kind in ARMS}
+    for arm in chosen:
+        chosen[arm] |= {} if arm.startswith("infonce") else {"beta": 4.0}
+        chosen[arm] |= {"alpha": 0.125} if arm.startswith("semivariogram") else {}
+        chosen[arm] |= {"softness_km": 200.0} if arm.startswith("distance_margin") else {}
+    search.choose("rate", chosen, {arm: [{"learning_rate": rate} for rate in RATES] for arm in chosen})
+    search.choose(
+        "temperature", chosen, {arm: [{"temperature": one} for one in TEMPERATURES] for arm in chosen}
+    )
+    lengths = [{"softness_km": length} for length in LENGTHS_KM]
+    search.choose("length", chosen, {arm: lengths for arm in chosen if arm.startswith("distance_margin")})
+    _choose_strength(search, chosen)
+    if ranks.rank() == 0:
+        write_json(CHOSEN, {"epochs": epochs, "triple": triple, "arms": chosen})
+        evaluation.save_table(pd.DataFrame(search.tries), run.table("tries"))
+
+
+def _choose_strength(search: Search, chosen: dict[str, Changes]) -> None:
+    """Double the strength of each arm until its score has fallen twice; keep the best."""
+    reached: dict[str, list[float]] = {arm: [] for arm in chosen if not arm.startswith("infonce")}
+    for strength in STRENGTHS:
+        going = [arm for arm, found in reached.items() if not _has_fallen_twice(found)]
+        tries = [(arm, arm.split()[0], {**chosen[arm], "beta": strength}) for arm in going]
+        for arm, value in zip(going, search.scores("strength", tries) if tries else [], strict=True):
+            reached[arm].append(value)
+    for arm, found in reached.items():
+        chosen[arm] = {**chosen[arm], "beta": STRENGTHS[int(np.argmax(found))]}
+
+
+def _has_fallen_twice(found: Sequence[float]) -> bool:
+    return len(found) >= 3 and found[-1] < found[-2] < found[-3]
+
+
+def chosen_settings() -> dict[str, Any]:
+    """What ``tune`` has chosen.
+
+    Raises:
+        BundleError: it has not run.
+    """
+    if not CHOSEN.exists():
+        raise BundleError(f"{CHOSEN} is not there; run python -m study.second tune")
+    return json.loads(CHOSEN.read_text(encoding="utf-8"))
+
+
+def final_trials(arms: Iterable[tuple[str, str]] = ARMS) -> list[Trial]:
+    """The trainings of the final table, seed by seed: what is there is a whole table of fewer seeds."""
+    own = chosen_settings()["arms"]
+    named = [(f"{name} {kind}", name) for name, kind in arms]
+    return [Trial(arm, name, own[arm], seed) for seed in FINAL_SEEDS for arm, name in named]
+
+
+def final(run: Run) -> None:
+    """The final table's trainings: the primary arms first."""
+    rest = [arm for arm in ARMS if arm not in PRIMARY]
+    make_all(run, [*final_trials(PRIMARY), *final_trials(rest)], TEST)
+
+
+def factorial_trials() -> list[Trial]:
+    """Batch 64, 256, 1,024 by about 46, 184, 368 steps; settings as tuned at batch 256."""
+    own, made = chosen_settings()["arms"], []
+    epochs = {64: (1, 2, 4), 256: (2, 8, 16), 1_024: (9, 37, 74)}
+    for name, size, place in itertools.product(("infonce", "constant_offset", MARGIN), epochs, range(3)):
+        count = epochs[size][place]
+        # 2,944 photos are 46 batches of 64, 5,888 are 23 of 256; of 1,024 there are five an epoch
+        photos = 2_944 if (size, place) == (64, 0) else 5_888
+        shape = {"batch_size": size, "epochs": count, "validate_every": count, "photos": photos}
+        steps = photos // size * count
+        arm = f"{name} batch {size} steps {steps}"
+        made += [Trial(arm, name, {**own[f"{name} geoclip"], **shape}, seed) for seed in FACTORIAL_SEEDS]
+    return made
+
+
+def factorial(run: Run) -> None:
+    """Train the factorial."""
+    make_all(run, factorial_trials())
+    if ranks.rank() == 0:
+        on_validation(run, factorial_trials(), "factorial")
+
+
+def sharper_options() -> dict[str, list[Changes]]:
+    """What is tried of each sharper margin, around the settings of the margin."""
+    arms = chosen_settings()["arms"]
+    own, plain = arms[f"{MARGIN} geoclip"], arms["infonce geoclip"]
+    shapes: list[Changes] = [{"epochs": 2, "validate_every": 2}, {}, {"batch_size": 1_024}]
+    shares, looks, targets = (0.0, 0.25, 0.5, 1.0, 2.0), (0.0, 0.25, 0.5, 1.0, 2.0), (0.05, 0.1, 0.2, 0.4)
+    return {
+        "untied_margin": [{**own, "alpha": share * own["beta"]} for share in shares],
+        "residual_margin": [{**own, "alpha": kappa} for kappa in looks],
+        "kriging_targets": [{**own, "prior": share} for share in targets],
+        "annealed_margin": [{**own, **shape} for shape in shapes],
+        MARGIN: [{**own, **shape} for shape in shapes],
+        "infonce": [{**plain, **shape} for shape in shapes],
+    }
+
+
+def sharper_trials() -> list[Trial]:
+    """The trainings of the sharper margins, on validation."""
+    made = []
+    for name, some in sharper_options().items():
+        for number, changes in enumerate(some):
+            made += [Trial(f"{name} {number}", name, changes, seed) for seed in FACTORIAL_SEEDS]
+    return made
+
+
+def sharpen(run: Run) -> None:
+    """Train the sharper margins."""
+    make_all(run, sharper_trials())
+    if ranks.rank() == 0:
+        on_validation(run, sharper_trials(), "sharper")
+
+
+def comparison(world: str, errors: pd.DataFrame, cells: pd.Series) -> pd.DataFrame:
+    """The primary contrasts at the primary endpoints, with Holm's p values within the world.
+
+    Intervals over photos and seeds on ``test``, over cells and seeds on ``test_blocked``.
+    """
+    rows = []
+    for (ours, theirs), (split, metric) in itertools.product(CONTRASTS, ENDPOINTS):
+        some = errors[errors["strategy"].isin([ours, theirs]) & (errors["split"] == split)]
+        if some["strategy"].nunique() == 2:
+            clusters = cells if split == "test_blocked" else None
+            rows.append(intervals.compare(some, theirs, [metric], clusters=clusters))
+    table = pd.concat(rows, ignore_index=True).drop(columns="freedom")
+    table.insert(0, "world", world)
+    return table.assign(p_holm=intervals.holm(table["p_value"]))
+
+
+def levels(world: str, errors: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """Accuracy of every arm, mean over seeds, and the best that the gallery allows."""
+    means = evaluation.accuracy(errors).groupby(["split", "strategy"], sort=False).mean().reset_index()
+    seeds = errors.groupby(["split", "strategy"])["seed"].nunique().rename("seeds").reset_index()
+    ceiling = evaluation.bounds(run, _photos(run.manifest), TEST).query("strategy == 'ceiling'")
+    table = pd.concat([means.merge(seeds), ceiling], ignore_index=True).drop(columns="seed")
+    table.insert(0, "world", world)
+    return table.round(5)
+
+
+def whole_seeds(run: Run, arms: Iterable[tuple[str, str]]) -> list[Trial]:
+    """The trials of the final table whose seed is there for all of ``arms``."""
+    trials = final_trials(arms)
+    lacking = {trial.seed for trial in trials if not trial.path(run, TEST).exists()}
+    return [trial for trial in trials if trial.seed not in lacking]
+
+
+def tables() -> None:
+    """Tables of what has been trained so far, and the primary predictions, under ``KEPT``."""
+    compared, reached, kept = [], [], []
+    for world in ("final", "relief"):
+        run = open_world(world)
+        if not (trials := whole_seeds(run, PRIMARY)):
+            continue
+        errors, photos = predictions(run, trials, TEST), _photos(run.manifest)
+        cells = photos.set_index("id")["cell"]
+        imagery = WORLDS[world][0]
+        compared.append(comparison(imagery, errors, cells))
+        others = predictions(
+            run, [*trials, *whole_seeds(run, [arm for arm in ARMS if arm not in PRIMARY])], TEST
+        )
+        reached.append(levels(imagery, others, run))
+        name = errors["strategy"].str.split(" ", expand=True)
+        told = errors.assign(
+            world=imagery, strategy=name[0], frequencies=name[1], cell=errors["id"].map(cells)
+        )
+        kept.append(told[["world", "split", "cell", "id", "strategy", "frequencies", "seed", "error_km"]])
+    if not compared:
+        raise BundleError("no seed of the final table is there whole; run python -m study.second final")
+    evaluation.save_table(pd.concat(compared), KEPT / "second_primary.csv")
+    evaluation.save_table(pd.concat(reached), KEPT / "second_levels.csv")
+    whole = pd.concat(kept, ignore_index=True).astype(
+        {"error_km": "float32", "seed": "int16", "cell": "int32"}
+    )
+    categories = dict.fromkeys(["world", "split", "id", "strategy", "frequencies"], "category")
+    with writing(KEPT / "second_predictions.parquet") as aside:
+        whole.astype(categories).to_parquet(aside, index=False, compression="zstd")
+
+
+def on_validation(run: Run, trials: Sequence[Trial], name: str) -> pd.DataFrame:
+    """Accuracies on validation, one row an arm, and the temperature at the end; under ``KEPT``."""
+    errors = predictions(run, trials)
+    table = evaluation.accuracy(errors).groupby(["split", "strategy"], sort=False).mean(numeric_only=True)
+    warmth = errors.groupby(["split", "strategy"])["temperature"].mean()
+    made = table.join(warmth).drop(columns="seed").reset_index().round(5)
+    return evaluation.save_table(made, KEPT / f"second_{name}.csv")
+
+
+PARTS: dict[str, tuple[str, Callable[[Run], None]]] = {
+    "tune": ("tune", tune),
+    "factorial": ("tune", factorial),
+    "sharper": ("tune", sharpen),
+    "final": ("final", final),
+    "relief": ("relief", final),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: a part, and settings such as ``device=cpu``. Exit status 1 with a sentence."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] not in {*PARTS, "tables"}:
+        print(f"python -m study.second {'|'.join([*PARTS, 'tables'])} [SETTING…]", file=sys.stderr)
+        return 1
+    part, *overrides = given
+    ranks.start()
+    try:
+        if part == "tables":
+            tables()
+        else:
+            world, do = PARTS[part]
+            do(open_world(world, overrides))
+    except BundleError as error:
+        print(f"study.second: {error}", file=sys.stderr)
+        return 1
+    finally:
+        ranks.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""Statements about the second study: what it chooses, what it keeps, and that its tables follow from that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib.evaluate import intervals
+from lib.runs import Run
+from lib.train import training
+from study import second
+
+SIZES = {"train": 96, "validation": 30, "validation_blocked": 30, "test": 30, "test_blocked": 40}
+SMALL = ("training.batch_size=48", "training.epochs=1", "evaluation.gallery=train")
+
+
+@pytest.fixture
+def run(make_run: Callable[..., Run], narrow: None) -> Run:
+    made = make_run(*SMALL, sizes=SIZES)
+    photos = pd.read_parquet(made.manifest)
+    photos.assign(cell=np.arange(len(photos)) // 10).to_parquet(made.manifest, index=False)
+    return made
+
+
+def test_a_trial_is_trained_once_and_tells_each_photos_error(run: Run) -> None:
+    trials = [
+        second.Trial("margin", second.MARGIN, {"frequencies": kind}, 0) for kind in ("curve", "geoclip")
+    ]
+    for _ in range(2):
+        second.make_all(run, trials)
+    assert [report.split()[0] for report in run.reports] == ["made", "made", "reused", "reused"]
+    told = second.predictions(run, trials[:1])
+    assert set(told["split"]) == set(second.VALIDATION) and len(told) == 60
+    other = second.predictions(run, trials[1:])
+    assert not np.allclose(told["error_km"], other["error_km"])
+    assert 0.0 <= second.score(told) <= 1.0
+
+
+def test_a_trials_model_is_that_of_a_training(run: Run) -> None:
+    trial = second.Trial("margin", second.MARGIN, {"beta": 3.0}, 4)
+    second.make_all(run, [trial])
+    job = training.Job.variant(run, "same", second.MARGIN, 4, {"beta": 3.0})
+    training.make(job)
+    history = pd.read_csv(run.history("same", 4))
+    told = second.predictions(run, [trial]).query("split == 'validation'")["error_km"]
+    assert history["validation_acc_750km"].iloc[-1] == pytest.approx((told <= 750.0).mean())
+
+
+def test_the_strength_doubles_until_the_score_has_fallen_twice(run: Run) -> None:
+    search, seen = second.Search(run), []
+    heights = {2.0: 0.1, 4.0: 0.5, 8.0: 0.4, 16.0: 0.3, 32.0: 0.9, 64.0: 1.0}
+
+    def scores(phase: str, tries: list) -> list[float]:
+        seen.extend(changes["beta"] for _, _, changes in tries)
+        return [heights[changes["beta"]] for _, _, changes in tries]
+
+    search.scores = scores
+    chosen = {"infonce geoclip": {}, "semivariance_margin geoclip": {"beta": 1.0}}
+    second._choose_strength(search, chosen)
+    assert seen == [2.0, 4.0, 8.0, 16.0] and chosen["semivariance_margin geoclip"]["beta"] == 4.0
+    assert chosen["infonce geoclip"] == {}
+
+
+def test_every_arm_is_searched_alike(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(second, "CHOSEN", tmp_path / "second.json")
+    monkeypatch.setattr(second, "stopping_epochs", lambda run: 1)
+    monkeypatch.setattr(second, "make_all", lambda run, trials: None)
+    monkeypatch.setattr(second, "predictions", lambda run, trials: list(trials))
+    monkeypatch.setattr(second, "score", lambda trials: 0.5)
+    second.tune(run)
+    tries = pd.read_csv(run.table("tries"))
+    rates = tries[tries["phase"] == "rate"].groupby("arm").size()
+    assert len(rates) == len(second.ARMS) == 15 and set(rates) == {4}
+    assert set(tries[tries["phase"] == "temperature"].groupby("arm").size()) == {3}
+    chosen = second.chosen_settings()
+    assert chosen["arms"]["infonce geoclip"].keys() >= {"learning_rate", "temperature"}
+    assert chosen["arms"]["semivariance_margin hand_set"]["frequencies"] == chosen["triple"]
+    for trial in (*second.final_trials(), *second.factorial_trials(), *second.sharper_trials()):
+        run.settings.training.changed(trial.changes)
+
+
+def test_the_contrasts_are_paired_and_holm_counts_all_fifteen() -> None:
+    drawn = np.random.default_rng(0)
+    ids = {"test": [f"t{n}" for n in range(60)], "test_blocked": [f"b{n}" for n in range(60)]}
+    frames = [
+        pd.DataFrame({"id": ids[split], "split": split, "strategy": f"{name} {kind}", "seed": seed}
+                     | {"error_km": 400.0 * np.exp(drawn.normal(size=60))})
+        for name, kind in second.PRIMARY for split in ids for seed in range(3)
+    ]  # fmt: skip
+    cells = pd.Series(np.arange(120) // 10, [*ids["test"], *ids["test_blocked"]])
+    errors = pd.concat(frames)
+    found = second.comparison("here", errors, cells)
+    assert len(found) == 15 and found["p_holm"].max() <= 1.0
+    row = found.query("split == 'test_blocked' and metric == 'acc_750km' and baseline == 'infonce geoclip'")
+    some = errors[errors["split"] == "test_blocked"]
+    hits = (some["error_km"] <= 750.0).groupby([some["strategy"], some["seed"], some["id"].map(cells)]).mean()
+    both = hits["semivariance_margin geoclip"] - hits["infonce geoclip"]
+    (expected,) = intervals.means_of([both.unstack().to_numpy()])
+    assert (row["difference"].item(), row["ci_low"].item()) == pytest.approx((expected.value, expected.low))
+    assert found["p_holm"].to_numpy() == pytest.approx(intervals.holm(found["p_value"]))
+
+
+def test_a_part_that_is_none_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert second.main(["tunes"]) == 1
+    assert "tune|factorial|sharper|final|relief|tables" in capsys.readouterr().err
+
+
+class TestKept:
+    """The primary table follows from the predictions that are kept."""
+
+    FOLDER = second.KEPT
+
+    def test_every_interval_of_the_primary_table_is_that_of_the_predictions(self) -> None:
+        if not (self.FOLDER / "second_primary.csv").exists():
+            pytest.skip("the final table has not been computed yet")
+        told = pd.read_parquet(self.FOLDER / "second_predictions.parquet")
+        kept = pd.read_csv(self.FOLDER / "second_primary.csv")
+        for world, errors in told.groupby("world", observed=True):
+            strategy = errors["strategy"].astype(str) + " " + errors["frequencies"].astype(str)
+            plain = errors.astype({"id": str, "split": str}).assign(strategy=strategy)
+            cells = plain.drop_duplicates("id").set_index("id")["cell"]
+            again = second.comparison(str(world), plain, cells)
+            there = kept[kept["world"] == world].reset_index(drop=True)
+            pd.testing.assert_frame_equal(again, there, check_dtype=False, rtol=1e-4, atol=1e-6)
+
+    def test_chosen_settings_are_settings(self) -> None:
+        if second.CHOSEN.exists():
+            text = json.loads(second.CHOSEN.read_text(encoding="utf-8"))
+            assert set(text["arms"]) == {f"{name} {kind}" for name, kind in second.ARMS}
