@@ -17,6 +17,7 @@ from lib.method.errors import BundleError
 from lib.method.model import GeoCLIP
 from lib.method.negatives import REGISTRY, Pairs, Reweighting, Strategy
 from lib.runs import ArtefactError, Run
+from lib.settings import SettingsError
 from lib.train import curve, training
 from lib.train.training import TrainingData, train
 
@@ -191,7 +192,18 @@ class TestStrategies:
 
 
 class TestOptions:
-    @pytest.mark.parametrize("option", ["symmetric=true", "max_logit_scale=2", "photos=60", "range_km=300"])
+    @pytest.mark.parametrize(
+        "option",
+        [
+            "symmetric=true",
+            "max_logit_scale=2",
+            "photos=60",
+            "range_km=300",
+            "temperature=0.02",
+            "frequencies=curve",
+            "frequencies=1,4,16",
+        ],
+    )
     def test_each_changes_what_is_learned(self, make_run: Runs, option: str) -> None:
         runs = [make_run(*SHORT, "training.epochs=2", *more) for more in ([], [f"training.{option}"])]
         assert not same(*(trained(run, "semivariogram")[0] for run in runs))
@@ -211,6 +223,35 @@ class TestOptions:
             for more in (["training.max_logit_scale=3"], [])
         )
         assert 2.9 < capped <= 3.0 + 1e-6 < free
+
+    def test_a_fixed_temperature_stays(self, make_run: Runs) -> None:
+        geoclip, history = trained(make_run(*SHORT, "training.temperature=0.05"))
+        assert geoclip.logit_scale.exp().item() == pytest.approx(20.0)
+        assert history["temperature"].tolist() == pytest.approx([0.05] * len(history))
+
+    def test_infonce_reads_the_curve_only_where_its_frequencies_come_from_it(self, make_run: Runs) -> None:
+        run = make_run(*SHORT, "training.frequencies=curve", "training.strategies=infonce")
+        run.semivariogram.unlink()
+        with pytest.raises(BundleError, match="notebook 01|01_data_preparation"):
+            training.train_all(run, ["infonce"])
+
+    @pytest.mark.parametrize("wrong", ["frequencies=1,2", "frequencies=0,1,2", "frequencies=sigma"])
+    def test_impossible_frequencies_are_a_sentence(self, make_run: Runs, wrong: str) -> None:
+        with pytest.raises(SettingsError, match="frequencies"):
+            make_run(f"training.{wrong}")
+
+    def test_pretrained_encoders_keep_their_frequencies(self, make_run: Runs) -> None:
+        with pytest.raises(SettingsError, match="must be geoclip where location_encoder is geoclip"):
+            make_run("training.location_encoder=geoclip", "training.frequencies=curve")
+
+    def test_shuffled_puts_one_photo_in_the_stead_of_each(self, make_run: Runs) -> None:
+        data = training.TrainingData.read(make_run(), True)
+        first, again, other = (data.shuffled(seed, torch.device("cpu")).partner_deg for seed in (0, 0, 1))
+        assert torch.equal(first, again) and not torch.equal(first, other)
+        rows, places = data.train_rows, data.coordinates_deg.float()
+        assert torch.equal(first[rows].sort(0).values, places[rows].sort(0).values)
+        assert not torch.equal(first[rows], places[rows])
+        assert torch.equal(first[data.validation_rows], places[data.validation_rows])
 
     def test_fewer_photos_are_some_of_the_more_and_every_seed_has_the_same(self, make_run: Runs) -> None:
         rows = {
