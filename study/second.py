@@ -33,7 +33,7 @@ from lib.runs import Run, locks, ranks, write_json, writing
 from lib.runs.run import RESULTS
 from lib.settings import PROJECT
 from lib.train import curve, gallery, training
-from study import sharper  # noqa: F401  (registers its strategies)
+from study import sharper
 
 CHOSEN = PROJECT / "study" / "second.json"
 """What ``tune`` chose: epochs, triple of sigmas, and the settings of each arm."""
@@ -55,6 +55,11 @@ STRENGTHS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 TRIPLES = (
     [1, 4, 16], [2, 4, 8], [4, 8, 16], [2, 8, 32], [1, 8, 64], [4, 16, 64], [1, 16, 64], [8, 16, 32],
 )  # fmt: skip
+FIRST: dict[str, Changes] = {
+    "infonce": {}, "constant_offset": {"beta": 4.0}, MARGIN: {"beta": 4.0},
+    "distance_margin": {"beta": 4.0, "softness_km": 200.0}, "semivariogram": {"beta": 4.0, "alpha": 0.125},
+}  # fmt: skip
+"""Settings of a strategy before its own are chosen."""
 SEARCH_SEEDS, FACTORIAL_SEEDS, FINAL_SEEDS = (0, 1), (0, 1, 2), tuple(range(10, 20))
 WORLDS = {"tune": ("blue_marble", 101), "final": ("blue_marble", 102), "relief": ("shaded_relief", 103)}
 Changes = Mapping[str, Any]
@@ -156,21 +161,26 @@ def score(errors: pd.DataFrame) -> float:
 
 
 class Search:
-    """The choice of settings: every try is kept, with its score."""
+    """The choice of settings: every try is kept, with its score, and no try of ``kept`` is made again."""
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.tries = run, []
+    def __init__(self, run: Run, kept: Path) -> None:
+        self.run, self.kept = run, kept
+        self.tries = pd.read_csv(kept).to_dict("records") if kept.exists() else []
 
     def scores(self, phase: str, tries: Sequence[tuple[str, str, Changes]]) -> list[float]:
         """Score, mean over the search seeds, of each (arm, strategy, settings)."""
-        trials = [[Trial(*one, seed) for seed in SEARCH_SEEDS] for one in tries]
+        known = {_key(one["arm"], json.loads(one["settings"])): one["score"] for one in self.tries}
+        new = [one for one in tries if _key(one[0], one[2]) not in known]
+        trials = [[Trial(*one, seed) for seed in SEARCH_SEEDS] for one in new]
         make_all(self.run, itertools.chain(*trials))
-        found = [score(predictions(self.run, some)) for some in trials]
-        for (arm, _, changes), value in zip(tries, found, strict=True):
-            self.tries.append(
-                {"phase": phase, "arm": arm, "settings": json.dumps(dict(changes)), "score": value}
-            )
-        return found
+        for (arm, _, changes), some in zip(new, trials, strict=True):
+            value = known[_key(arm, changes)] = score(predictions(self.run, some))
+            told = {"phase": phase, "arm": arm, "settings": json.dumps(dict(changes)), "score": value}
+            self.tries.append(told | {"device": self.run.device.type})
+        if new and ranks.rank() == 0:
+            evaluation.save_table(pd.DataFrame(self.tries), self.kept)
+        ranks.wait()
+        return [known[_key(arm, changes)] for arm, _, changes in tries]
 
     def choose(
         self, phase: str, chosen: dict[str, Changes], options: Mapping[str, Sequence[Changes]]
@@ -187,24 +197,35 @@ class Search:
             chosen[arm] = {**chosen[arm], **some[int(np.argmax(of_arm))]}
 
 
+def _key(arm: str, changes: Changes) -> str:
+    """A try's name; that the temperature is learned need not be said."""
+    said = {name: value for name, value in changes.items() if value is not None}
+    return f"{arm} {json.dumps(said, sort_keys=True)}"
+
+
 def stopping_epochs(run: Run) -> int:
     """How long to train: by the accuracy of ``infonce`` within 200 km on validation, of two seeds."""
-    changes = {"epochs": EPOCHS[-1], "validate_every": 2}
-    jobs = [training.Job.variant(run, "stopping", "infonce", seed, changes) for seed in SEARCH_SEEDS]
-    with ranks.first_enters(locks.holding(run.folder)):
-        training.make_all(jobs)
+    kept = KEPT / "second_stopping.csv"
+    if not kept.exists():
+        changes = {"epochs": EPOCHS[-1], "validate_every": 2}
+        jobs = [training.Job.variant(run, "stopping", "infonce", seed, changes) for seed in SEARCH_SEEDS]
+        with ranks.first_enters(locks.holding(run.folder)):
+            training.make_all(jobs)
+            ranks.wait()
+        read = [pd.read_csv(run.history("stopping", seed)).assign(seed=seed) for seed in SEARCH_SEEDS]
+        if ranks.rank() == 0:
+            evaluation.save_table(pd.concat(read).dropna(subset=["validation_acc_200km"]), kept)
         ranks.wait()
-    read = [pd.read_csv(run.history("stopping", seed), index_col="epoch") for seed in SEARCH_SEEDS]
-    reached = sum(one["validation_acc_200km"] for one in read) / len(read)
-    print("infonce within 200 km, by epoch:", reached.dropna().round(4).to_dict())
+    reached = pd.read_csv(kept).groupby("epoch")["validation_acc_200km"].mean()
     levelled = (count for count in EPOCHS if reached[count] - reached[3 * count // 4] < LEAST_GAIN)
     return next(levelled, EPOCHS[-1])
 
 
 def tune(run: Run) -> None:
-    """Choose epochs, the triple of sigmas and each arm's settings; write them to ``CHOSEN``."""
+    """Choose epochs, the triple of sigmas and each arm's settings, the primary arms first; keep them all."""
+    kept = KEPT / "second_tries.csv"
     epochs = stopping_epochs(run)
-    basis, search = {"epochs": epochs, "validate_every": epochs}, Search(run)
+    basis, search = {"epochs": epochs, "validate_every": epochs}, Search(run, kept)
     tried = [{**basis, "frequencies": [float(s) for s in triple]} for triple in TRIPLES]
     both = [
         search.scores("triple", [(f"{name} hand_set", name, changes) for changes in tried])
@@ -212,21 +233,21 @@ def tune(run: Run) -> None:
     ]
     triple = tried[int(np.argmax(np.sum(both, 0)))]["frequencies"]
     frequencies = {"geoclip": "geoclip", "curve": "curve", "hand_set": triple}
-    chosen = {f"{name} {kind}": {**basis, "frequencies": frequencies[kind]} for name, kind in ARMS}
-    for arm in chosen:
-        chosen[arm] |= {} if arm.startswith("infonce") else {"beta": 4.0}
-        chosen[arm] |= {"alpha": 0.125} if arm.startswith("semivariogram") else {}
-        chosen[arm] |= {"softness_km": 200.0} if arm.startswith("distance_margin") else {}
-    search.choose("rate", chosen, {arm: [{"learning_rate": rate} for rate in RATES] for arm in chosen})
-    search.choose(
-        "temperature", chosen, {arm: [{"temperature": one} for one in TEMPERATURES] for arm in chosen}
-    )
-    lengths = [{"softness_km": length} for length in LENGTHS_KM]
-    search.choose("length", chosen, {arm: lengths for arm in chosen if arm.startswith("distance_margin")})
-    _choose_strength(search, chosen)
-    if ranks.rank() == 0:
-        write_json(CHOSEN, {"epochs": epochs, "triple": triple, "arms": chosen})
-        evaluation.save_table(pd.DataFrame(search.tries), run.table("tries"))
+    chosen: dict[str, Changes] = {}
+    for arms in (PRIMARY, [arm for arm in ARMS if arm not in PRIMARY]):
+        own = {
+            f"{name} {kind}": {**basis, "frequencies": frequencies[kind]} | FIRST[name] for name, kind in arms
+        }
+        search.choose("rate", own, {arm: [{"learning_rate": rate} for rate in RATES] for arm in own})
+        search.choose(
+            "temperature", own, {arm: [{"temperature": one} for one in TEMPERATURES] for arm in own}
+        )
+        lengths = [{"softness_km": length} for length in LENGTHS_KM]
+        search.choose("length", own, {arm: lengths for arm in own if arm.startswith("distance_margin")})
+        _choose_strength(search, own)
+        chosen |= own
+        if ranks.rank() == 0:
+            write_json(CHOSEN, {"epochs": epochs, "triple": triple, "arms": chosen})
 
 
 def _choose_strength(search: Search, chosen: dict[str, Changes]) -> None:
@@ -318,6 +339,7 @@ def sharper_trials() -> list[Trial]:
 
 def sharpen(run: Run) -> None:
     """Train the sharper margins."""
+    sharper.register()
     make_all(run, sharper_trials())
     if ranks.rank() == 0:
         on_validation(run, sharper_trials(), "sharper")

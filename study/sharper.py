@@ -1,6 +1,6 @@
 """Four sharper margins, each judged by a prediction of study/PLAN.md.
 
-They are strategies like those of :mod:`lib.method.negatives`, registered when this module is imported; what
+They are strategies like those of :mod:`lib.method.negatives`, registered only where they are trained; what
 does not help stays here.
 """
 
@@ -20,20 +20,17 @@ CLASSES = 16
 """Classes of distance in which ``residual_margin`` measures a standard deviation."""
 
 
-@strategy("untied_margin", "margin of its own height, lowered by the correlation", "beta", "alpha")
 def untied_margin(pairs: Pairs) -> Reweighting:
     """log w_ij = beta - alpha C(h_ij). ``semivariance_margin`` where alpha = beta. Ours."""
     return Reweighting(log_weight=pairs.beta - pairs.alpha * pairs.correlation)
 
 
-@strategy("annealed_margin", "semivariance_margin that grows over the first 30 % of the steps", "beta")
 def annealed_margin(pairs: Pairs) -> Reweighting:
     """log w_ij = min(1, t / 0.3) beta (1 - C(h_ij)), t the share of the steps that are done. Ours."""
     grown = min(1.0, pairs.progress / ANNEALED_SHARE)
     return Reweighting(log_weight=grown * pairs.beta * (1.0 - pairs.correlation))
 
 
-@strategy("residual_margin", "semivariance_margin, and more for look-alikes", "beta", "alpha")
 def residual_margin(pairs: Pairs) -> Reweighting:
     """log w_ij = (1 - C(h_ij)) (beta + alpha (r_ij - mean_j r_ij) / sd(h_ij)).
 
@@ -56,7 +53,6 @@ def residual_margin(pairs: Pairs) -> Reweighting:
     return Reweighting(log_weight=(1.0 - pairs.correlation) * (pairs.beta + pairs.alpha * looks))
 
 
-@strategy("kriging_targets", "semivariance_margin, targets shared by kriging weights", "beta", "prior")
 def kriging_targets(pairs: Pairs) -> Reweighting:
     """Target 1 - prior on the own place, ``prior`` on the others by their kriging weights for place i.
 
@@ -77,3 +73,19 @@ def kriging_targets(pairs: Pairs) -> Reweighting:
     own = 1.0 - shared.sum(1, keepdim=True)
     log_weight = semivariance_margin(pairs).log_weight
     return Reweighting(log_weight=log_weight, targets=torch.where(pairs.positive, own, shared))
+
+
+def register() -> None:
+    """Make the four known to :func:`lib.method.negatives.get`."""
+    strategy("untied_margin", "margin of its own height, lowered by the correlation", "beta", "alpha")(
+        untied_margin
+    )
+    strategy("annealed_margin", "semivariance_margin that grows over the first 30 % of the steps", "beta")(
+        annealed_margin
+    )
+    strategy("residual_margin", "semivariance_margin, and more for look-alikes", "beta", "alpha")(
+        residual_margin
+    )
+    strategy("kriging_targets", "semivariance_margin, targets shared by kriging weights", "beta", "prior")(
+        kriging_targets
+    )
