@@ -345,7 +345,7 @@ def sharpen(run: Run) -> None:
         on_validation(run, sharper_trials(), "sharper")
 
 
-def comparison(world: str, errors: pd.DataFrame, cells: pd.Series) -> pd.DataFrame:
+def comparison(world: str, errors: pd.DataFrame) -> pd.DataFrame:
     """The primary contrasts at the primary endpoints, with Holm's p values within the world.
 
     Intervals over photos and seeds on ``test``, over cells and seeds on ``test_blocked``.
@@ -354,8 +354,7 @@ def comparison(world: str, errors: pd.DataFrame, cells: pd.Series) -> pd.DataFra
     for (ours, theirs), (split, metric) in itertools.product(CONTRASTS, ENDPOINTS):
         some = errors[errors["strategy"].isin([ours, theirs]) & (errors["split"] == split)]
         if some["strategy"].nunique() == 2:
-            clusters = cells if split == "test_blocked" else None
-            rows.append(intervals.compare(some, theirs, [metric], clusters=clusters))
+            rows.append(intervals.compare(some, theirs, [metric]))
     table = pd.concat(rows, ignore_index=True).drop(columns="freedom")
     table.insert(0, "world", world)
     return table.assign(p_holm=intervals.holm(table["p_value"]))
@@ -385,18 +384,17 @@ def tables() -> None:
         run = open_world(world)
         if not (trials := whole_seeds(run, PRIMARY)):
             continue
-        errors, photos = predictions(run, trials, TEST), _photos(run.manifest)
-        cells = photos.set_index("id")["cell"]
+        cells = _photos(run.manifest).set_index("id")["cell"]
+        errors = predictions(run, trials, TEST)
+        errors["cell"] = errors["id"].map(cells)
         imagery = WORLDS[world][0]
-        compared.append(comparison(imagery, errors, cells))
+        compared.append(comparison(imagery, errors))
         others = predictions(
             run, [*trials, *whole_seeds(run, [arm for arm in ARMS if arm not in PRIMARY])], TEST
         )
         reached.append(levels(imagery, others, run))
         name = errors["strategy"].str.split(" ", expand=True)
-        told = errors.assign(
-            world=imagery, strategy=name[0], frequencies=name[1], cell=errors["id"].map(cells)
-        )
+        told = errors.assign(world=imagery, strategy=name[0], frequencies=name[1])
         kept.append(told[["world", "split", "cell", "id", "strategy", "frequencies", "seed", "error_km"]])
     if not compared:
         raise BundleError("no seed of the final table is there whole; run python -m study.second final")

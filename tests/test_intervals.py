@@ -232,18 +232,23 @@ class TestClusters:
         ]
         both = pd.concat(frames)
         (plain,) = compare(both, metrics=["acc_200km"]).itertuples()
-        (clustered,) = compare(both, metrics=["acc_200km"], clusters=cells).itertuples()
-        assert clustered.difference == pytest.approx(plain.difference)
+        held_out = both.assign(split="test_blocked", cell=both["id"].map(cells))
+        mean, median = compare(held_out, metrics=["acc_200km", "median_km"]).itertuples()
+        assert mean.difference == pytest.approx(plain.difference)
         hits = (
             (both["error_km"] <= 200).groupby([both["strategy"], both["seed"], both["id"].map(cells)]).mean()
         )
-        by_cell = (hits["other"] - hits["infonce"]).unstack().to_numpy()
-        (expected,) = means_of([by_cell])
-        assert (clustered.ci_low, clustered.ci_high) == pytest.approx((expected.low, expected.high))
-        assert clustered.error > 1.5 * plain.error
+        (expected,) = means_of([(hits["other"] - hits["infonce"]).unstack().to_numpy()])
+        assert (mean.ci_low, mean.ci_high) == pytest.approx((expected.low, expected.high))
+        assert mean.error > 1.5 * plain.error
+        (of_photos,) = compare(both, metrics=["median_km"]).itertuples()
+        assert median.ci_high - median.ci_low > 1.5 * (of_photos.ci_high - of_photos.ci_low)
+        level = levels(held_out).query("strategy == 'other' and metric == 'acc_200km'")
+        (own,) = means_of([hits["other"].unstack().to_numpy()])
+        assert level["ci_low"].item() == pytest.approx(own.low)
 
     def test_clusters_of_unequal_size_keep_the_mean(self) -> None:
-        values, cluster = np.arange(12.0).reshape(2, 6), pd.Series(list("aabbbc"))
+        values, cluster = np.arange(12.0).reshape(2, 6), np.array(list("aabbbc"))
         assert intervals.by_cluster(values, cluster).mean(1) == pytest.approx(values.mean(1))
 
 

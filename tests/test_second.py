@@ -95,7 +95,8 @@ def test_the_contrasts_are_paired_and_holm_counts_all_fifteen() -> None:
     ]  # fmt: skip
     cells = pd.Series(np.arange(120) // 10, [*ids["test"], *ids["test_blocked"]])
     errors = pd.concat(frames)
-    found = second.comparison("here", errors, cells)
+    errors["cell"] = errors["id"].map(cells)
+    found = second.comparison("here", errors)
     assert len(found) == 15 and found["p_holm"].max() <= 1.0
     row = found.query("split == 'test_blocked' and metric == 'acc_750km' and baseline == 'infonce geoclip'")
     some = errors[errors["split"] == "test_blocked"]
@@ -124,8 +125,7 @@ class TestKept:
         for world, errors in told.groupby("world", observed=True):
             strategy = errors["strategy"].astype(str) + " " + errors["frequencies"].astype(str)
             plain = errors.astype({"id": str, "split": str}).assign(strategy=strategy)
-            cells = plain.drop_duplicates("id").set_index("id")["cell"]
-            again = second.comparison(str(world), plain, cells)
+            again = second.comparison(str(world), plain)
             there = kept[kept["world"] == world].reset_index(drop=True)
             pd.testing.assert_frame_equal(again, there, check_dtype=False, rtol=1e-4, atol=1e-6)
 

@@ -62,7 +62,8 @@ def predict_all(
         among_ranks: the gallery is shared out among the ranks, all of which call this and get the same.
 
     Returns:
-        id, split, strategy, seed, latitude, longitude, predicted_latitude, predicted_longitude, error_km.
+        id, split, strategy, seed, latitude, longitude, predicted_latitude, predicted_longitude, error_km, and
+        cell where the manifest has it.
 
     Raises:
         ArtefactError: a strategy has not been trained yet.
@@ -91,6 +92,7 @@ def predictions_of(photos: pd.DataFrame, found: np.ndarray, strategy: str, seed:
     """Rows as :func:`predict_all` has them: of ``photos``, rows of the manifest, predicted at ``found`` [N,
     2] degrees."""
     truth = datasets.manifest.coordinates(photos)
+    cell = {"cell": photos["cell"].to_numpy()} if "cell" in photos else {}
     return pd.DataFrame(
         {
             "id": photos["id"].to_numpy(),
@@ -103,6 +105,7 @@ def predictions_of(photos: pd.DataFrame, found: np.ndarray, strategy: str, seed:
             "predicted_longitude": found[:, 1],
             "error_km": distance_km(truth, found),
         }
+        | cell
     )
 
 

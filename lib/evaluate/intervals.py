@@ -6,7 +6,8 @@ photo and a rest. The mean over both has the variance
     (MS_seeds + MS_photos - MS_rest) / (S N)
 
 of the two-way analysis of variance (mean squares MS), with Satterthwaite's degrees of freedom. Accuracies,
-mean error and GeoScore are such means. The median is not: it is bootstrapped over photos and seeds.
+mean error and GeoScore are such means. The median is not: it is bootstrapped over photos and seeds. In
+held-out cells the cell stands in the photo's place, because photos of one cell err together.
 
 With 3 to 5 seeds these intervals are wide and hold more often than they promise (97 to 100 % of the time for
 95 %): Student's t with S - 1 degrees of freedom has far tails, the more so when corrected for many
@@ -30,6 +31,8 @@ LEVEL = 0.95
 LEAST_PHOTOS = 20
 """A group of fewer photos has no interval: Student's t of a few zeros and ones promises too much."""
 BASELINE = "infonce"
+HELD_OUT = "_blocked"
+"""Ending of the name of a split whose photos lie in held-out cells, column ``cell``."""
 PUBLISHED = "geoclip_pretrained"
 """GeoCLIP as published, which is one model, whatever the seeds of the others."""
 
@@ -98,17 +101,22 @@ def mean_squares(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def median_of(
-    ours: np.ndarray, theirs: np.ndarray | None = None, resamples: int = 2_000, seed: int = 0
+    ours: np.ndarray,
+    theirs: np.ndarray | None = None,
+    resamples: int = 2_000,
+    seed: int = 0,
+    cluster: np.ndarray | None = None,
 ) -> Estimate:
     """Mean over seeds of the median of errors [S, N], less that of ``theirs``, with its bootstrap interval.
 
-    Seeds and photos are drawn anew, each with replacement, in every resample; both strategies see the same
-    draw. Only photos near a median decide where it falls: the others are drawn by the thousand, see
-    :class:`_Resampled`.
+    Seeds and photos, or whole clusters of photos, are drawn anew, each with replacement, in every resample;
+    both strategies see the same draw. Without clusters, only photos near a median decide where it falls: the
+    others are drawn by the thousand, see :class:`_Resampled`.
     """
     both = ours if theirs is None else np.concatenate((ours, theirs))
     seeds, generator = len(ours), np.random.default_rng(seed)
-    resampled, sign = _Resampled.of(both), np.repeat([1.0, -1.0], seeds)[: len(both)]
+    resampled = _Resampled.of(both) if cluster is None else _ResampledClusters.of(both, cluster)
+    sign = np.repeat([1.0, -1.0], seeds)[: len(both)]
 
     def value(medians: np.ndarray, some: np.ndarray) -> float:
         return float((sign * medians).reshape(-1, seeds)[:, some].mean(1).sum())
@@ -118,6 +126,29 @@ def median_of(
     ]
     low, high = np.quantile(drawn, [0.5 - LEVEL / 2.0, 0.5 + LEVEL / 2.0])
     return Estimate(value(np.median(both, 1), np.arange(seeds)), float(low), float(high))
+
+
+class _ResampledClusters(NamedTuple):
+    """Bootstrap resamples of the medians of errors [R, N], a cluster at a time.
+
+    Attributes:
+        errors: [R, N].
+        photos: of each cluster.
+    """
+
+    errors: np.ndarray
+    photos: list[np.ndarray]
+
+    @classmethod
+    def of(cls, errors: np.ndarray, cluster: np.ndarray) -> _ResampledClusters:
+        """What resamples of ``errors`` [R, N] by ``cluster`` [N] need."""
+        number, names = pd.factorize(cluster)
+        return cls(errors, [np.flatnonzero(number == one) for one in range(len(names))])
+
+    def medians(self, generator: np.random.Generator) -> np.ndarray:
+        """[R] medians of a resample of the clusters."""
+        drawn = generator.integers(len(self.photos), size=len(self.photos))
+        return np.median(self.errors[:, np.concatenate([self.photos[one] for one in drawn])], 1)
 
 
 class _Resampled(NamedTuple):
@@ -189,8 +220,21 @@ def aligned(predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([others, *copies], ignore_index=True)
 
 
-def _by_split(predictions: pd.DataFrame) -> Iterator[tuple[str, dict[str, np.ndarray], pd.Index]]:
-    """Each split, the errors [S, N] in kilometres of its strategies, and the ids of the N photos.
+class _Split(NamedTuple):
+    """A split: errors [S, N] in kilometres by strategy, ids of the N photos, their clusters or None."""
+
+    name: str
+    errors: dict[str, np.ndarray]
+    ids: pd.Index
+    cluster: np.ndarray | None
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """What was drawn on its own, of ``values`` [S, N]: clusters where there are any, else photos."""
+        return values if self.cluster is None else by_cluster(values, self.cluster)
+
+
+def _by_split(predictions: pd.DataFrame) -> Iterator[_Split]:
+    """Each split of ``predictions``; of one whose name ends in ``HELD_OUT`` the clusters are its cells.
 
     Raises:
         BundleError: strategies were evaluated on different photos or seeds.
@@ -207,7 +251,10 @@ def _by_split(predictions: pd.DataFrame) -> Iterator[tuple[str, dict[str, np.nda
                 raise BundleError(
                     f"{name} and {first} were not evaluated on the same photos and seeds of split {split}"
                 )
-        yield str(split), {name: errors.to_numpy() for name, errors in found.items()}, found[first].columns
+        ids, cluster = found[first].columns, None
+        if str(split).endswith(HELD_OUT) and "cell" in of_split and of_split["cell"].notna().all():
+            cluster = of_split.drop_duplicates("id").set_index("id")["cell"].loc[ids].to_numpy()
+        yield _Split(str(split), {name: errors.to_numpy() for name, errors in found.items()}, ids, cluster)
 
 
 def compare(
@@ -216,19 +263,19 @@ def compare(
     metrics: Sequence[str] = COLUMNS,
     *,
     groups: pd.Series | None = None,
-    clusters: pd.Series | None = None,
     resamples: int = 2_000,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Differences, strategy minus ``baseline``, paired photo by photo and seed by seed, with 95 % intervals.
+
+    Intervals are over photos and seeds. Of held-out cells they are over cells and seeds, since a cell is what
+    was drawn on its own; but not within ``groups``.
 
     Args:
         predictions: the columns of :func:`lib.evaluate.evaluation.predict_all`.
         metrics: names in ``COLUMNS``; with groups no median.
         groups: group of each photo, indexed by id, to compare within each; photos without a group are left
             out.
-        clusters: cluster of each photo, indexed by id: what was drawn on its own is a cluster, such as a
-            held-out cell, not a photo. Of means only, and not together with groups.
         resamples, seed: of the bootstrap of the median.
 
     Returns:
@@ -241,18 +288,18 @@ def compare(
             seeds.
     """
     rows = []
-    for split, errors, ids in _by_split(predictions):
+    for of_split in _by_split(predictions):
+        split, errors, ids = of_split[:3]
         if baseline not in errors:
             raise BundleError(f"{baseline} is not among the strategies of split {split}: {', '.join(errors)}")
         members, least = _members(ids, groups), 2 if groups is None else LEAST_PHOTOS
         for name, metric in itertools.product((name for name in errors if name != baseline), metrics):
             if metric == "median_km":
-                found = [median_of(errors[name], errors[baseline], resamples, seed)]
+                found = [median_of(errors[name], errors[baseline], resamples, seed, of_split.cluster)]
             else:
                 ours, theirs = (METRICS[metric](errors[one]).astype(float) for one in (name, baseline))
-                values = ours - theirs if clusters is None else by_cluster(ours - theirs, clusters.loc[ids])
-                parts = members.values() if clusters is None else [np.arange(values.shape[1])]
-                found = means_of([values[:, some] for some in parts], least)
+                parts = [(ours - theirs)[:, some] for some in members.values()]
+                found = means_of(parts if groups is not None else [of_split.spread(parts[0])], least)
             rows += [
                 (split, name, baseline, metric, group, *one, len(errors[name]), len(some))
                 for one, (group, some) in zip(found, members.items(), strict=True)
@@ -267,7 +314,7 @@ def compare(
     return table if groups is not None else table.drop(columns="group")
 
 
-def by_cluster(values: np.ndarray, cluster: pd.Series) -> np.ndarray:
+def by_cluster(values: np.ndarray, cluster: np.ndarray) -> np.ndarray:
     """Values [S, C] of C clusters, whose mean is that of ``values`` [S, N]: sums, over the mean cluster size.
 
     Args:
@@ -346,14 +393,17 @@ def levels(predictions: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> 
         split, strategy, metric, value, ci_low, ci_high, sd_of_seeds, seeds, n.
     """
     rows = []
-    for split, of_split, _ in _by_split(predictions):
-        for name, metric in itertools.product(of_split, [*COMPARED, "median_km"]):
-            errors = of_split[name]
+    for of_split in _by_split(predictions):
+        for name, metric in itertools.product(of_split.errors, [*COMPARED, "median_km"]):
+            split, errors = of_split.name, of_split.errors[name]
             if metric == "median_km":
-                by_seed, one = np.median(errors, 1), median_of(errors, None, resamples, seed)
+                by_seed, one = (
+                    np.median(errors, 1),
+                    median_of(errors, None, resamples, seed, of_split.cluster),
+                )
             else:
                 hits = METRICS[metric](errors).astype(float)
-                by_seed, (one,) = hits.mean(1), means_of([hits])
+                by_seed, (one,) = hits.mean(1), means_of([of_split.spread(hits)])
                 one = one._replace(low=max(0.0, one.low), high=min(1.0, one.high))
             spread = float(by_seed.std(ddof=1)) if len(errors) > 1 else np.nan
             rows.append((split, name, metric, *one[:3], spread, *errors.shape))

@@ -100,7 +100,7 @@ MAPS = {
 SPLITS = {
     ("blue_marble", "test"): "places drawn as the training photos\u2019 are",
     ("osv5m", "test"): "the official test split",
-    ("blue_marble", "test_blocked"): "in 10-degree cells held out whole",
+    ("blue_marble", "test_blocked"): "in cells held out whole",
 }
 """What a split of a data set is."""
 DATA = {
