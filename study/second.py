@@ -171,15 +171,18 @@ class Search:
         """Score, mean over the search seeds, of each (arm, strategy, settings)."""
         known = {_key(one["arm"], json.loads(one["settings"])): one["score"] for one in self.tries}
         new = [one for one in tries if _key(one[0], one[2]) not in known]
-        trials = [[Trial(*one, seed) for seed in SEARCH_SEEDS] for one in new]
-        make_all(self.run, itertools.chain(*trials))
-        for (arm, _, changes), some in zip(new, trials, strict=True):
-            value = known[_key(arm, changes)] = score(predictions(self.run, some))
-            told = {"phase": phase, "arm": arm, "settings": json.dumps(dict(changes)), "score": value}
-            self.tries.append(told | {"device": self.run.device.type})
-        if new and ranks.rank() == 0:
-            evaluation.save_table(pd.DataFrame(self.tries), self.kept)
-        ranks.wait()
+        for some in (
+            new[at : at + 4] for at in range(0, len(new), 4)
+        ):  # kept as they come, so that little is lost
+            trials = [[Trial(*one, seed) for seed in SEARCH_SEEDS] for one in some]
+            make_all(self.run, itertools.chain(*trials))
+            for (arm, _, changes), of_try in zip(some, trials, strict=True):
+                value = known[_key(arm, changes)] = score(predictions(self.run, of_try))
+                told = {"phase": phase, "arm": arm, "settings": json.dumps(dict(changes)), "score": value}
+                self.tries.append(told | {"device": self.run.device.type})
+            if ranks.rank() == 0:
+                evaluation.save_table(pd.DataFrame(self.tries), self.kept)
+            ranks.wait()
         return [known[_key(arm, changes)] for arm, _, changes in tries]
 
     def choose(
@@ -239,15 +242,22 @@ def tune(run: Run) -> None:
             f"{name} {kind}": {**basis, "frequencies": frequencies[kind]} | FIRST[name] for name, kind in arms
         }
         search.choose("rate", own, {arm: [{"learning_rate": rate} for rate in RATES] for arm in own})
-        search.choose(
-            "temperature", own, {arm: [{"temperature": one} for one in TEMPERATURES] for arm in own}
-        )
-        lengths = [{"softness_km": length} for length in LENGTHS_KM]
-        search.choose("length", own, {arm: lengths for arm in own if arm.startswith("distance_margin")})
-        _choose_strength(search, own)
-        chosen |= own
+        if arms is PRIMARY:
+            search.choose(
+                "temperature", own, {arm: [{"temperature": one} for one in TEMPERATURES] for arm in own}
+            )
+            lengths = [{"softness_km": length} for length in LENGTHS_KM]
+            search.choose("length", own, {arm: lengths for arm in own if arm.startswith("distance_margin")})
+            _choose_strength(search, own)
+        chosen |= {arm: {**settings, **_carried(arm, chosen)} for arm, settings in own.items()}
         if ranks.rank() == 0:
             write_json(CHOSEN, {"epochs": epochs, "triple": triple, "arms": chosen})
+
+
+def _carried(arm: str, chosen: Mapping[str, Changes]) -> Changes:
+    """Temperature, length and strength of an exploratory arm: those of its strategy with GeoCLIP's frequencies."""
+    model = chosen.get(f"{arm.split()[0]} geoclip", {})
+    return {name: model[name] for name in ("temperature", "softness_km", "beta") if name in model}
 
 
 def _choose_strength(search: Search, chosen: dict[str, Changes]) -> None:
