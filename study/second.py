@@ -255,7 +255,7 @@ def tune(run: Run) -> None:
 
 
 def _carried(arm: str, chosen: Mapping[str, Changes]) -> Changes:
-    """Temperature, length and strength of an exploratory arm: those of its strategy with GeoCLIP's frequencies."""
+    """What an exploratory arm takes over from its strategy with GeoCLIP's frequencies."""
     model = chosen.get(f"{arm.split()[0]} geoclip", {})
     return {name: model[name] for name in ("temperature", "softness_km", "beta") if name in model}
 
