@@ -248,6 +248,19 @@ class TestTimm:
 
 
 class TestEfficientNet:
+    def test_folding_changes_nothing_but_rounding(self) -> None:
+        from efficientnet_lite_pytorch import EfficientNet
+
+        network = backbones._with_statistics(EfficientNet.from_name("efficientnet-lite0", image_size=64), 64)
+        images = torch.randn(2, 3, 64, 64)
+        with torch.no_grad():
+            before = network.extract_features(images)
+            after = backbones._folded(network).extract_features(images)
+        assert before.std() > 0.01 and not any(
+            isinstance(one, torch.nn.BatchNorm2d) for one in network.modules()
+        )
+        torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
+
     def test_its_features_are_what_its_own_classifier_sees(self, network: backbones.Backbone) -> None:
         batch = torch.stack([network.preprocess(photo(seed)) for seed in range(2)])
         with torch.inference_mode():
