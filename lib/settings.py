@@ -176,7 +176,6 @@ class Training(_Group):
     sharpness: float = _entry(20.0, "soft_targets: power of the fitted correlation", gt=0)
     softness_km: float = _entry(100.0, "distance_soft, distance_margin: decay length, kilometres", gt=0)
     concentration: float = _entry(0.1, "hcl: strength of the emphasis on large logits", ge=0)
-    prior: float = _entry(0.002, "debiased: share of negatives that are positives in truth", ge=0, lt=1)
     symmetric: bool = _entry(False, "also the loss from places to photos, half each")
     frequencies: Annotated[Literal["geoclip", "curve"] | list[float], BeforeValidator(_names_or_list)] = (
         _entry("geoclip", "of the location encoder: GeoCLIP's, drawn from the curve, or three sigmas")

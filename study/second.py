@@ -331,7 +331,7 @@ def sharper_options() -> dict[str, list[Changes]]:
     return {
         "untied_margin": [{**own, "alpha": share * own["beta"]} for share in shares],
         "residual_margin": [{**own, "alpha": kappa} for kappa in looks],
-        "kriging_targets": [{**own, "prior": share} for share in targets],
+        "kriging_targets": [{**own, "alpha": share} for share in targets],
         "annealed_margin": [{**own, **shape} for shape in shapes],
         MARGIN: [{**own, **shape} for shape in shapes],
         "infonce": [{**plain, **shape} for shape in shapes],

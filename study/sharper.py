@@ -54,7 +54,7 @@ def residual_margin(pairs: Pairs) -> Reweighting:
 
 
 def kriging_targets(pairs: Pairs) -> Reweighting:
-    """Target 1 - prior on the own place, ``prior`` on the others by their kriging weights for place i.
+    """Target 1 - alpha on the own place, alpha on the others by their kriging weights for place i.
 
     Weights [(K + n I)^-1 k_i]+ of simple kriging with place i left out; K = partial sill C(h) among the
     places, k_i its column, n the nugget. With A = (K + n I)^-1 over all places they are -A_ij / A_ii
@@ -69,7 +69,7 @@ def kriging_targets(pairs: Pairs) -> Reweighting:
     weights = (-inverse / inverse.diagonal()[:, None])[: len(pairs.logits)].clamp(min=0.0).float()
     weights = weights.masked_fill(pairs.positive, 0.0)
     total = weights.sum(1, keepdim=True)
-    shared = torch.where(total > 0.0, pairs.prior * weights / total.clamp(min=1e-12), 0.0)
+    shared = torch.where(total > 0.0, pairs.alpha * weights / total.clamp(min=1e-12), 0.0)
     own = 1.0 - shared.sum(1, keepdim=True)
     log_weight = semivariance_margin(pairs).log_weight
     return Reweighting(log_weight=log_weight, targets=torch.where(pairs.positive, own, shared))
@@ -86,6 +86,6 @@ def register() -> None:
     strategy("residual_margin", "semivariance_margin, and more for look-alikes", "beta", "alpha")(
         residual_margin
     )
-    strategy("kriging_targets", "semivariance_margin, targets shared by kriging weights", "beta", "prior")(
+    strategy("kriging_targets", "semivariance_margin, targets shared by kriging weights", "beta", "alpha")(
         kriging_targets
     )

@@ -243,7 +243,7 @@ def weights_of(
                 {key: getattr(own, key) for key in negatives.PARAMETERS},
             )
         given = {"alpha": 0.0, "beta": 0.0} | values
-        seen = Pairs(torch.zeros(anchors, len(rows)), unit, places, fitted, **given, scale=1.0)
+        seen = Pairs(torch.zeros(anchors, len(rows)), unit, places, fitted, **given)
         made = strategy.reweight(seen)
         # a share of the target damps a negative
         effect = made.effect() if made.targets is None else -made.targets

@@ -21,7 +21,7 @@ from lib.method.negatives import REGISTRY, Pairs, Reweighting, get
 from lib.method.semivariogram import Curve
 
 ALPHA, BETA = 1.5, 2.5
-SHARPNESS, SOFTNESS_KM, CONCENTRATION, PRIOR = 3.0, 900.0, 0.4, 0.05
+SHARPNESS, SOFTNESS_KM, CONCENTRATION = 3.0, 900.0, 0.4
 PHOTOS, PLACES = 6, 11
 MODEL = fitted()
 NUGGET, PARTIAL_SILL, LENGTH, EXPONENT, RHO = 0.1, 0.85, 0.3, 0.8, 0.9
@@ -51,9 +51,7 @@ FORMULAS: dict[str, Formula] = {
     "false_only": lambda d, h: (1.0, -ALPHA * positive_part(gamma(h) - d) if h <= RHO else 0.0),
     "residual": lambda d, h: (1.0, BETA * positive_part(gamma(h) - d)),
     "decayed": lambda d, h: (1.0, BETA * positive_part(gamma(h) - d) * (1.0 - correlation(h))),
-    "signed_residual": lambda d, h: (1.0, BETA * (gamma(h) - d)),
     "similarity": lambda d, h: (1.0, BETA * (1.0 - d)),
-    "constant_gamma": lambda d, h: (1.0, BETA * positive_part(NUGGET + PARTIAL_SILL - d)),
     "semivariance_margin": lambda d, h: (1.0, BETA * (1.0 - correlation(h))),
     "constant_offset": lambda d, h: (1.0, BETA),
     "distance_margin": lambda d, h: (1.0, BETA * (1.0 - math.exp(-h * 6371.0088 / SOFTNESS_KM))),
@@ -63,7 +61,7 @@ TARGETS: dict[str, Callable[[float], float]] = {
     "distance_soft": lambda h: math.exp(-h * 6371.0088 / SOFTNESS_KM),
 }
 """Share of a place in the target, of its distance; the own place has 1."""
-OF_THEIR_OWN = {"hcl", "debiased", "shuffled"}
+OF_THEIR_OWN = {"hcl", "shuffled"}
 """Strategies whose weight is not a function of d and h alone; each has a class below."""
 
 
@@ -84,7 +82,7 @@ def batch(dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object) 
     values = {
         "logits": logits, "unit": unit, "place_deg": place_deg, "curve": Curve(MODEL), "alpha": ALPHA,
         "beta": BETA, "sharpness": SHARPNESS, "softness_km": SOFTNESS_KM, "concentration": CONCENTRATION,
-        "prior": PRIOR, "scale": 12.0, "partner_deg": place_deg.roll(4, 0),
+        "partner_deg": place_deg.roll(4, 0),
     }  # fmt: skip
     return Pairs(**(values | changes))
 
@@ -166,7 +164,6 @@ class TestIngredients:
             "similarity",
             "distance_soft",
             "hcl",
-            "debiased",
             "constant_offset",
             "distance_margin",
         }
@@ -270,30 +267,6 @@ class TestNoNegatives:
         assert (
             torch.isfinite(loss) and torch.isfinite(logits.grad).all() and logits.grad[1].abs().max() < 1e-6
         )
-
-
-class TestDebiased:
-    def test_the_equation_of_its_paper(self) -> None:
-        candidates, count = batch(), PLACES - 1
-        expected = 0.0
-        for i, row in enumerate(candidates.logits.tolist()):
-            negatives = sum(math.exp(z) for j, z in enumerate(row) if j != i)
-            estimate = max(
-                (negatives - PRIOR * count * math.exp(row[i])) / (1.0 - PRIOR), count * math.exp(-12.0)
-            )
-            expected -= math.log(math.exp(row[i]) / (math.exp(row[i]) + estimate)) / PHOTOS
-        assert contrastive_loss(
-            candidates.logits, get("debiased").reweight(candidates)
-        ).item() == pytest.approx(expected, rel=1e-5)
-
-    def test_prior_zero_is_infonce_and_large_logits_stay_finite(self) -> None:
-        plain = batch(prior=0.0)
-        found = contrastive_loss(plain.logits, get("debiased").reweight(plain))
-        assert torch.equal(found, F.cross_entropy(plain.logits, torch.arange(PHOTOS)))
-        logits = (200.0 * plain.logits).requires_grad_()
-        loss = contrastive_loss(logits, get("debiased").reweight(batch(scale=2_000.0)))
-        loss.backward()
-        assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
 
 
 class TestShuffled:
@@ -413,18 +386,9 @@ def test_weights_and_loss_never_leave_the_device(name: str) -> None:
     """On the device ``meta`` tensors have a shape and no values: what asks for a number fails."""
     with torch.device("meta"):
         logits = torch.empty(PHOTOS, PLACES, requires_grad=True)
-        unit, places, scale = torch.empty(PLACES, 8), torch.empty(PLACES, 2), torch.empty(())
-    seen = Pairs(
-        logits.detach(),
-        unit,
-        places,
-        Curve(MODEL).to("meta"),
-        ALPHA,
-        BETA,
-        prior=PRIOR,
-        scale=scale,
-        partner_deg=places,
-    )
+        unit, places = torch.empty(PLACES, 8), torch.empty(PLACES, 2)
+    curve = Curve(MODEL).to("meta")
+    seen = Pairs(logits.detach(), unit, places, curve, ALPHA, BETA, partner_deg=places)
     loss = contrastive_loss(logits, get(name).reweight(seen))
     loss.backward()
     assert loss.device.type == logits.grad.device.type == "meta" and loss.shape == ()
@@ -436,7 +400,7 @@ class TestModule:
     @staticmethod
     def made(name: str) -> SemivariogramLoss:
         values = {"alpha": ALPHA, "beta": BETA, "sharpness": SHARPNESS, "softness_km": SOFTNESS_KM,
-                  "concentration": CONCENTRATION, "prior": PRIOR, "range_km": None}  # fmt: skip
+                  "concentration": CONCENTRATION, "range_km": None}  # fmt: skip
         return SemivariogramLoss(MODEL, name, **{key: values[key] for key in get(name).parameters})
 
     @pytest.mark.parametrize("name", sorted(set(REGISTRY) - {"shuffled"}))
@@ -445,7 +409,7 @@ class TestModule:
         plain = batch()
         logits = plain.logits.to(dtype).requires_grad_()
         expected = contrastive_loss(logits.float(), get(name).reweight(batch(logits=logits.detach().float())))
-        found = self.made(name)(logits, plain.place_deg, 7.0 * plain.unit, scale=12.0)
+        found = self.made(name)(logits, plain.place_deg, 7.0 * plain.unit)
         assert found.item() == pytest.approx(expected.item(), rel=1e-5)
         found.backward()
         assert torch.isfinite(logits.grad).all() and logits.grad.dtype == dtype
@@ -477,9 +441,9 @@ class TestModule:
 
     def test_what_cannot_be_is_a_sentence(self) -> None:
         with pytest.raises(
-            BundleError, match=r"'semivariance_margin' does not read alpha, prior; it reads beta"
+            BundleError, match=r"'semivariance_margin' does not read alpha, sharpness; it reads beta"
         ):
-            SemivariogramLoss(MODEL, prior=0.1, alpha=2.0)
+            SemivariogramLoss(MODEL, sharpness=0.1, alpha=2.0)
         with pytest.raises(BundleError, match="'decayed' needs a fitted semivariogram"):
             SemivariogramLoss(None, "decayed")
         plain, loss = batch(), SemivariogramLoss(None, "infonce")

@@ -47,7 +47,7 @@ def candidates(rows: int, columns: int, scale: float, seed: int = 0, **changes: 
     logits = scale * (2.0 * torch.rand(rows, columns, generator=draw) - 1.0)
     values = {
         "logits": logits, "unit": unit, "place_deg": places, "curve": Curve(CURVE),
-        "alpha": 2.0, "beta": 2.0, "scale": scale, "partner_deg": places.roll(3, 0),
+        "alpha": 2.0, "beta": 2.0, "partner_deg": places.roll(3, 0),
     }  # fmt: skip
     return Pairs(**(values | changes))
 
@@ -66,13 +66,6 @@ def exact_loss(logits: torch.Tensor, reweighting: Reweighting) -> float:
         z = z * reweighting.factor.double().masked_fill(positive, 1.0)
     if reweighting.log_weight is not None:
         z = z + reweighting.log_weight.double().masked_fill(positive, 0.0)
-    if reweighting.prior:
-        largest, count = z.amax(1, keepdim=True), logits.shape[1] - 1
-        terms = (z - largest).exp()
-        own, others = terms.diagonal(), terms.masked_fill(positive, 0.0).sum(1)
-        corrected = (others - reweighting.prior * count * own) / (1.0 - reweighting.prior)
-        least = count * (reweighting.floor - largest.squeeze(1)).exp()
-        return float(((own + torch.maximum(corrected, least)).log() - (z - largest).diagonal()).mean())
     target = (
         torch.eye(*logits.shape, dtype=torch.float64)
         if reweighting.targets is None

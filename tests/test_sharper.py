@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_negatives import ALPHA, BETA, NUGGET, PARTIAL_SILL, PHOTOS, PLACES, PRIOR, batch, correlation, pairs
+from test_negatives import ALPHA, BETA, NUGGET, PARTIAL_SILL, PHOTOS, PLACES, batch, correlation, pairs
 
 from lib.method.loss import contrastive_loss
 from study import sharper
@@ -59,7 +59,7 @@ def test_kriging_targets_are_the_weights_of_leaving_one_out() -> None:
         others = [j for j in range(PLACES) if j != i]
         system = covariance[np.ix_(others, others)] + NUGGET * np.eye(PLACES - 1)
         weights = np.maximum(np.linalg.solve(system, covariance[others, i]), 0.0)
-        expected = PRIOR * weights / weights.sum() if weights.sum() > 0.0 else weights
+        expected = ALPHA * weights / weights.sum() if weights.sum() > 0.0 else weights
         assert found.targets[i, others].numpy() == pytest.approx(expected, abs=1e-3)
         assert found.targets[i, i].item() == pytest.approx(1.0 - expected.sum(), abs=1e-6)
     assert torch.equal(found.log_weight, sharper.semivariance_margin(candidates).log_weight)

@@ -179,11 +179,11 @@ class TestStrategies:
     def test_each_learns_something_else_than_infonce_and_says_what_it_did(
         self, make_run: Runs, name: str
     ) -> None:
-        run = make_run("training.epochs=1", "training.batch_size=96", "training.prior=0.1")
+        run = make_run("training.epochs=1", "training.batch_size=96")
         geoclip, history = trained(run, name)
         assert not same(geoclip, trained(run)[0])
         quantiles = history.filter(like="log_weight_q").iloc[-1]
-        if name in {"soft_targets", "distance_soft", "debiased"}:  # these weigh no negative
+        if name in {"soft_targets", "distance_soft"}:  # these weigh no negative
             assert len(quantiles) == 0
             return
         assert len(quantiles) == len(training.WEIGHT_QUANTILES)
@@ -212,7 +212,9 @@ class TestOptions:
         run = make_run(*SHORT)
         training.train_all(run, ["decayed"])
         training.make(
-            training.Job.variant(run, "decayed", "decayed", 0, {"alpha": 9.0, "range_km": 5.0, "prior": 0.3})
+            training.Job.variant(
+                run, "decayed", "decayed", 0, {"alpha": 9.0, "range_km": 5.0, "sharpness": 0.3}
+            )
         )
         training.make(training.Job.variant(run, "decayed", "decayed", 0, {"beta": 9.0}))
         assert [report.split()[0] for report in run.reports] == ["made", "reused", "made"]

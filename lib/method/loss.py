@@ -8,8 +8,6 @@ method.md, section 5.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,22 +49,19 @@ class SemivariogramLoss(nn.Module):
         self.settings = parameters
         self.curve = Curve(curve) if self.strategy.needs_curve else None
 
-    def forward(
-        self, logits: Tensor, coordinates_deg: Tensor, features: Tensor, scale: Tensor | float = math.inf
-    ) -> Tensor:
+    def forward(self, logits: Tensor, coordinates_deg: Tensor, features: Tensor) -> Tensor:
         """Mean loss of B photos against M >= B places, a scalar.
 
         Args:
             logits: z [B, M], any float type; photo i's own place in column i; -inf: no candidate.
             coordinates_deg: [M, 2] latitude and longitude, degrees.
             features: [M, D] frozen features of the photos taken there, of the same kind as the curve's.
-            scale: exp(s), the largest logit that there can be; only ``debiased`` reads it.
 
         Raises:
             BundleError: the shapes do not fit.
         """
         unit = F.normalize(features.detach().float(), dim=1)
-        return contrastive_loss(logits, self.reweighting(logits, coordinates_deg, unit, scale=scale))
+        return contrastive_loss(logits, self.reweighting(logits, coordinates_deg, unit))
 
     @torch.no_grad()
     def reweighting(
@@ -95,8 +90,6 @@ def contrastive_loss(logits: Tensor, reweighting: Reweighting) -> Tensor:
         logits = logits * reweighting.factor.detach().masked_fill(positive, 1.0)
     if reweighting.log_weight is not None:
         logits = logits + reweighting.log_weight.detach().masked_fill(positive, 0.0)
-    if reweighting.prior:
-        return _debiased_loss(logits, positive, reweighting)
     if reweighting.targets is None:
         return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
     no_candidate = logits.isinf()  # 0 times -inf is not a number
@@ -107,19 +100,3 @@ def contrastive_loss(logits: Tensor, reweighting: Reweighting) -> Tensor:
 
 def _at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _debiased_loss(logits: Tensor, positive: Tensor, reweighting: Reweighting) -> Tensor:
-    """Mean of -log( e^{z_ii} / (e^{z_ii} + N g) ).
-
-    N g = max( (sum_{j != i} e^{z_ij} - tau N e^{z_ii}) / (1 - tau), N e^floor ), tau: ``prior``. Every term
-    is divided by the row's largest: the loss stays the same, and e^z stays finite.
-    """
-    largest = logits.amax(1, keepdim=True).detach()
-    shifted = logits - largest
-    terms = shifted.exp()
-    count = (logits.isfinite() & ~positive).sum(1)
-    own, others = terms.diagonal(), terms.masked_fill(positive, 0.0).sum(1)
-    corrected = (others - reweighting.prior * count * own) / (1.0 - reweighting.prior)
-    least = count * (reweighting.floor - largest.squeeze(1)).exp()
-    return ((own + torch.maximum(corrected, least)).log() - shifted.diagonal()).mean()

@@ -39,8 +39,7 @@ class Pairs:
         curve: the fitted semivariogram.
         alpha, beta: damping of near look-alikes, emphasis on far ones.
         range_km: where far begins; None: the curve's range.
-        softness_km, sharpness, concentration, prior: see the strategies that read them.
-        scale: exp(s), which bounds every logit from both sides.
+        softness_km, sharpness, concentration: see the strategies that read them.
         progress: share of the training's steps that are done, 0..1.
         partner_deg: [M, 2] where the photos lie that ``shuffled`` puts in the places' stead.
 
@@ -57,8 +56,6 @@ class Pairs:
     softness_km: float = 100.0
     sharpness: float = 20.0
     concentration: float = 0.1
-    prior: float = 0.002
-    scale: Tensor | float = math.inf
     progress: float = 1.0
     partner_deg: Tensor | None = None
 
@@ -114,15 +111,11 @@ class Reweighting:
         log_weight: log w_ij, added to z_ij.
         factor: s_ij, multiplies z_ij.
         targets: shares >= 0 of the places in photo i's target, of any sum; None: its own place alone.
-        prior: tau, the share of negatives that are positives in truth; 0: none.
-        floor: least logit that there can be, where ``prior`` is used.
     """
 
     log_weight: Tensor | None = None
     factor: Tensor | None = None
     targets: Tensor | None = None
-    prior: float = 0.0
-    floor: Tensor | float = -math.inf
 
     def effect(self) -> Tensor | None:
         """[B, M] log-weight, or log of the factor, for plots of the weights; None where there are none."""
@@ -142,7 +135,7 @@ class Strategy:
 
 
 REGISTRY: dict[str, Strategy] = {}
-PARAMETERS = ("alpha", "beta", "range_km", "softness_km", "sharpness", "concentration", "prior")
+PARAMETERS = ("alpha", "beta", "range_km", "softness_km", "sharpness", "concentration")
 RENAMED = {"distance_gate": "semivariance_margin"}
 """Earlier name of a strategy -> its name."""
 
@@ -244,12 +237,6 @@ def semivariance_margin(pairs: Pairs) -> Reweighting:
     return Reweighting(log_weight=pairs.beta * (1.0 - pairs.correlation))
 
 
-@strategy("signed_residual", "look-alikes up, unlike ones down", "beta")
-def signed_residual(pairs: Pairs) -> Reweighting:
-    """log w_ij = beta r_ij, of either sign. Ours: ``residual`` without the cut at 0."""
-    return Reweighting(log_weight=pairs.beta * pairs.residual)
-
-
 @strategy("soft_targets", "targets spread over places by the fitted correlation", "sharpness")
 def soft_targets(pairs: Pairs) -> Reweighting:
     """Target share of place j: max(0, C(h_ij))^sharpness, 1 for photo i's own place. Ours."""
@@ -272,8 +259,7 @@ def distance_soft(pairs: Pairs) -> Reweighting:
 def hcl(pairs: Pairs) -> Reweighting:
     """w_ij = e^(concentration z_ij), scaled so that photo i's negatives have mean weight 1.
 
-    Source: Robinson et al. 2021, arXiv 2010.04592, without the correction for false negatives, which is
-    ``debiased``.
+    Source: Robinson et al. 2021, arXiv 2010.04592, without the correction for false negatives.
     """
     excluded = pairs.positive | pairs.logits.isneginf()  # 0 times infinity is no number
     log_weight = (pairs.concentration * pairs.logits).masked_fill(excluded, -math.inf)
@@ -282,26 +268,10 @@ def hcl(pairs: Pairs) -> Reweighting:
     return Reweighting(log_weight=log_weight - log_mean.masked_fill(count == 0, 0.0))
 
 
-@strategy("debiased", "a share of negatives counted as positives", "prior", needs_curve=False, kind="peer")
-def debiased(pairs: Pairs) -> Reweighting:
-    """The share ``prior`` of true positives is taken out of the negatives' sum, down to its floor.
-
-    Source: Chuang et al. 2020, arXiv 2007.00224.
-    """
-    return Reweighting(prior=pairs.prior, floor=-pairs.scale)
-
-
 @strategy("similarity", "look alone, no geography", "beta", needs_curve=False, kind="control")
 def similarity(pairs: Pairs) -> Reweighting:
     """log w_ij = beta u_i . u_j. Control: compare with it to see what the semivariogram adds."""
     return Reweighting(log_weight=pairs.beta * (1.0 - pairs.dissimilarity))
-
-
-@strategy("constant_gamma", "residual to the sill instead of the curve", "beta", kind="control")
-def constant_gamma(pairs: Pairs) -> Reweighting:
-    """log w_ij = beta max(0, sill - d_ij). Control: ``residual`` without the curve's rise."""
-    sill = pairs.curve.nugget + pairs.curve.partial_sill
-    return Reweighting(log_weight=pairs.beta * (sill - pairs.dissimilarity).clamp(min=0.0))
 
 
 @strategy("constant_offset", "all negatives up alike", "beta", needs_curve=False, kind="control")

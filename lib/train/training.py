@@ -522,7 +522,7 @@ def loss_of_batch(
         order = torch.arange(logits.shape[1], device=device)
         order[: len(rows)] = order[: len(rows)].roll(-own.start)
         logits, all_unit, all_places = logits[:, order], all_unit[order], all_places[order]
-    more = {"scale": model.logit_scale.detach().exp(), "progress": progress}
+    more = {"progress": progress}
     if data.partner_deg is not None:
         all_rows = torch.cat((numbers, queue.rows))
         more["partner_deg"] = data.partner_deg[all_rows[order] if own.start else all_rows]
