@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -352,16 +353,44 @@ def _execute_all(run: Run, chosen: Mapping[str, Path], profile: str, overrides: 
             records.write_text("")
             bar.write(f"{notebook.stem} …")
             started = time.perf_counter()
-            render(execute(notebook, run, profile, overrides))
+            with _told(bar, records):
+                render(execute(notebook, run, profile, overrides))
             seconds[notebook.stem] = round(time.perf_counter() - started, 1)
             bar.write(f"      {summary(records)}; {seconds[notebook.stem]:.0f} s")
     finish(run, dict(sorted(seconds.items())))
 
 
+@contextmanager
+def _told(bar: tqdm, records: Path) -> Iterator[None]:
+    """Every second the stage that is being made, and the time since the notebook began, beside ``bar``."""
+    started, ended = time.perf_counter(), threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(1.0):
+            begun = [one["stage"] for one in _noted(records) if one.get("became") == "begun"]
+            doing = f"{begun[-1]}, " if begun else ""
+            bar.set_postfix_str(f"{doing}{time.perf_counter() - started:.0f} s")
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        bar.set_postfix_str("")
+
+
+def _noted(records: Path) -> list[dict[str, str]]:
+    """What stages have noted so far; a line that is being written is left out."""
+    lines = records.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
 def summary(records: Path) -> str:
     """What became of the stages, in a few words, and a line for whatever else they noted: ``made 1
     (features), reused 1``."""
-    noted = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
+    noted = _noted(records)
     made, reused = (
         [one["stage"] for one in noted if one.get("became") == word] for word in ("made", "reused")
     )

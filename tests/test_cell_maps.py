@@ -77,13 +77,6 @@ class TestPage:
             assert grid["photos"] == rows["n"].tolist()
             assert len(grid["bounds"]) == 4 * len(rows)
 
-    def test_the_order_of_the_tables_rows_does_not_matter(
-        self, frame: pd.DataFrame, pages: dict[str, Path]
-    ) -> None:
-        shuffled = cell_gains(frame).sample(frac=1.0, random_state=0).assign(place=MARKUP)
-        data, known = data_of(gain_cell_map(shuffled)), data_of(pages["gain"])
-        assert data["views"] == known["views"] and data["grids"] == known["grids"]
-
     def test_it_opens_on_the_strategy_that_gains_in_most_cells(self, pages: dict[str, Path]) -> None:
         (choice,) = [one for one in data_of(pages["gain"])["choices"] if one["key"] == "strategy"]
         assert choice["options"][0][0] == "decayed"
@@ -151,13 +144,6 @@ class TestBrowser:
             assert visit.first_fact() == MARKUP
             visit.tab.keyboard.press("Escape")
             visit.tab.locator(".leaflet-popup").wait_for(state="detached")
-
-    def test_a_click_opens_a_cell_with_its_interval(self, browser: object, pages: dict[str, Path]) -> None:
-        with Visit(browser, pages["gain"]) as visit:
-            visit.tab.locator(".panel ol button").first.click()
-            visit.tab.wait_for_selector(".leaflet-popup dl")
-            said = visit.tab.locator(".leaflet-popup dl").text_content()
-            assert "95 % interval" in said and "verdictgains" in said
 
     @pytest.mark.parametrize("kind", ["gain", "error"])
     def test_on_a_phone_map_and_words_fit(self, browser: object, pages: dict[str, Path], kind: str) -> None:

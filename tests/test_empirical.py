@@ -87,13 +87,6 @@ class TestEstimate:
         assert np.allclose(coarse.gamma, wide.gamma, equal_nan=True, atol=1e-6)
         assert fine.coarsened(5).pairs.sum() == 60 * 59 // 2
 
-    def test_photos_of_one_place_and_antipodes_fall_into_the_first_and_the_last_lag(self) -> None:
-        coordinates = np.array([[20.0, 30.0], [20.0, 30.0], [-20.0, -150.0]])
-        found = estimate(unit_rows(np.eye(3)), coordinates, 0.001)
-        assert found.pairs[0] == 1
-        assert found.pairs[-1] == 2
-        assert found.gamma[0] == found.gamma[-1] == pytest.approx(1.0)
-
     def test_one_photo_and_lost_coordinates_and_features_are_refused(self) -> None:
         features, coordinates = small_world(5)
         with pytest.raises(BundleError, match="at least two photos; there are 1"):
@@ -167,18 +160,6 @@ class TestSampledEstimate:
         for part in samples[1]:
             assert 0.3 * 110_000 < part.pairs.sum() < 1.5 * 110_000
 
-    @pytest.mark.parametrize("width", [0.5, 4.0])
-    def test_a_lag_wider_than_the_near_zone_is_estimated_as_well(self, width: float) -> None:
-        features, coordinates = small_world(900)
-        whole = estimate(unit_rows(features), coordinates, width)
-        part = estimate(unit_rows(features), coordinates, width, max_pairs=20_000, sample_pairs=20_000)
-        assert np.allclose(part.gamma, whole.gamma, atol=6.0 * part.standard_error.max())
-
-    def test_all_photos_at_one_place_have_one_lag(self) -> None:
-        features, _ = small_world(40)
-        part = sampled(unit_rows(features), np.full((40, 2), 30.0), 0.01, pairs=100)
-        assert part.pairs[0] > 0 and part.pairs[1:].sum() == 0
-
 
 class TestBinning:
     """What numba compiles is what array operations give, in every direction and at every distance."""
@@ -191,19 +172,6 @@ class TestBinning:
         right[:, :10], right[:, 10:20], right[:, 20:30] = left[:, :10], -left[:, 10:20], left[:, 20:30] + 1e-7
         product = generator.uniform(-1, 1, (50, 70)).astype(np.float32)
         return product, *(points / np.linalg.norm(points, axis=0) for points in (left, right))
-
-    def test_distances_are_those_of_the_chord(self, tile: tuple) -> None:
-        _, left, right = tile
-        distance, lag = np.empty(70), np.empty(70, np.int32)
-        for i in range(50):
-            binning.distances(*left[:, i], right, 0.001, distance, lag)
-            expected = 2.0 * np.arctan2(
-                np.linalg.norm(left[:, i, None] - right, axis=0),
-                np.linalg.norm(left[:, i, None] + right, axis=0),
-            )
-            assert np.allclose(distance[expected < 3.14], expected[expected < 3.14], rtol=1e-11, atol=1e-14)
-            assert np.allclose(distance, expected, atol=6e-8)  # at the antipode: 0.4 m
-            assert np.array_equal(lag, np.floor(distance / 0.001))
 
     @pytest.mark.parametrize("ahead", [-30, 0, 20, 70, 1_000])
     def test_a_tile_adds_each_pair_once(self, tile: tuple, ahead: int) -> None:

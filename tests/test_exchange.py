@@ -1,7 +1,5 @@
 """What we export, the package geoclip loads, and it predicts the same."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -111,12 +109,3 @@ def test_another_width_of_features_is_refused_with_the_reason(tmp_path):
 def test_a_folder_without_a_finished_run_is_named(tmp_path, capsys):
     assert exchange.main([str(tmp_path), str(tmp_path / "out")]) == 1
     assert "provenance.json is not there" in capsys.readouterr().err
-
-
-def test_a_release_says_what_it_is(tmp_path):
-    exchange.export_location_encoder(trained(16), tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text()) == {
-        "model_type": "geoclip-location-encoder",
-        "format_version": 1,
-        "sigma": [1, 16, 256],
-    }

@@ -123,13 +123,6 @@ def predictions():
     return pd.DataFrame(rows, columns=maps.COLUMNS[:-1])
 
 
-@pytest.mark.parametrize(
-    ("order", "first"), [("most gained", "p0000"), ("most lost", "p0001"), ("as they come", "p0000")]
-)
-def test_the_order_says_which_photo_comes_first(order, first):
-    assert explore.errors_in_order(predictions(), "decayed", "infonce", order).index[0] == first
-
-
 def test_two_strategies_are_drawn_with_their_errors_and_lines_that_do_not_jump(run):
     figure = explore.two_strategies(run, predictions())
     world = figure.axes[-1]

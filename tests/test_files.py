@@ -77,15 +77,6 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(small_disk: Path, k
     target.unlink()
 
 
-@pytest.mark.parametrize("kind", ["text", "array"])
-def test_a_limit_on_the_size_of_files_is_one_sentence(tmp_path: Path, kind: str) -> None:
-    done = write(tmp_path / "file.bin", WRITERS[kind], "100000")
-    assert done.returncode == 1 and done.stderr.startswith(
-        f"{tmp_path / 'file.bin'}: cannot be written: files may not grow so large here"
-    )
-    assert list(tmp_path.iterdir()) == []
-
-
 def without_privilege() -> list[str]:
     """What a command begins with, for permissions to hold for it, root's too."""
     if os.geteuid():
@@ -106,17 +97,6 @@ def test_a_folder_without_permission_is_one_sentence(tmp_path: Path) -> None:
     )
 
 
-def test_a_read_only_file_system_is_one_sentence(small_disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    try:
-        done = write(small_disk / "new" / "file.txt", WRITERS["text"])
-    finally:
-        subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    assert done.returncode == 1 and done.stderr.endswith(
-        "file.txt: cannot be written: the file system is read-only; take another folder\n"
-    )
-
-
 def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with (
@@ -124,14 +104,6 @@ def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
         writing(tmp_path / "run" / "tables" / "a.csv"),
     ):
         pass
-
-
-def test_an_error_about_another_file_is_not_taken_for_one_of_writing(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), writing(tmp_path / "a"):
-        (tmp_path / "nowhere").read_text()
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(IsADirectoryError), writing(tmp_path / "a"):
-        (tmp_path / "folder").read_text()
 
 
 def test_file_and_folder_are_on_the_disk_before_anybody_is_told(

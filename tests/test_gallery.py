@@ -91,15 +91,6 @@ class TestRetrieval:
         for block in (1, 5, 100):
             assert torch.equal(gallery.retrieve(model, photos, embedded, block)[1], logits.argmax(1))
 
-    def test_similarities_are_float32_where_the_network_is_bfloat16(self, model: GeoCLIP) -> None:
-        """In bfloat16 cosines have three digits, and many places would be equally good."""
-        photos, places = torch.randn(30, 6), torch.nn.functional.normalize(torch.randn(200, 512), dim=1)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            embedded = model.embed_photos(photos)
-            found, rows = gallery.retrieve(model, photos, places)
-        best = (embedded @ places.T).max(1)
-        assert torch.equal(rows, best.indices) and torch.equal(found, best.values)
-
     def test_over_several_blocks_of_a_gallery_and_of_equals_the_first(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

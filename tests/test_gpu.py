@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import gpu
 from lib import pipeline
-from lib.data import datasets, features
+from lib.data import features
 from lib.method import empirical, negatives
 from lib.method.errors import BundleError
 from lib.method.loss import SemivariogramLoss
@@ -116,11 +116,6 @@ class TestSums:
         for name in empirical.SUMS:
             assert getattr(first, name).tobytes() == getattr(second, name).tobytes()
 
-    def test_rounding_to_quanta_stays_far_below_single_precision(self) -> None:
-        values = torch.rand(100_000, dtype=torch.float64) * 2.0
-        found = empirical.of_pairs(torch.zeros(100_000, dtype=torch.float64), values, 0.5)
-        assert abs(found.gamma[0] - values.mean().item()) < 1e-9
-
     def test_a_tile_of_the_largest_values_adds_up_exactly(self) -> None:
         assert 2**24 * 4 / empirical.QUANTUM <= 2**53
 
@@ -163,11 +158,6 @@ class TestCudaThatCannotBeUsed:
         with pytest.raises(BundleError, match=r"too old \(found version 12020\); .*CUDA 13.*docs/osv5m.md"):
             find_device("cuda")
 
-    def test_no_driver(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.refuse("Found no NVIDIA driver on your system. Please check", monkeypatch)
-        with pytest.raises(BundleError, match="Found no NVIDIA driver on your system; .*--device cpu"):
-            find_device("cuda")
-
     def test_a_build_for_processors_is_called_that(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.version, "cuda", None)
         with pytest.raises(BundleError, match="is a build for processors; leave that environment"):
@@ -181,12 +171,6 @@ class TestCudaThatCannotBeUsed:
         assert {find_device("auto").type for _ in range(3)} == {"cpu"}
         said = capsys.readouterr().out
         assert said.count("there is a card, but the processor is used: The NVIDIA driver") == 1
-
-    def test_auto_without_a_card_says_nothing(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        monkeypatch.setattr(machine_module, "SIGNS_OF_A_CARD", ())
-        assert find_device("auto").type == "cpu" and capsys.readouterr().out == ""
 
 
 @pytest.mark.usefixtures("no_memory")
@@ -247,13 +231,6 @@ def test_the_question_to_a_gpu_is_a_program_that_runs() -> None:
         assert said.returncode and "Error" in said.stderr.strip().splitlines()[-1]
 
 
-def test_workers_share_the_cores_among_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_module.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
-    assert machine_module.cores() == 16
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert machine_module.cores() == 2
-
-
 def test_photos_are_decoded_where_there_is_next_to_no_shared_memory(tmp_path: Path) -> None:
     """Two workers, one batch of 140 photos of 224 px: a container's 64 MB would not hold it as floats."""
     for number in range(140):
@@ -311,14 +288,3 @@ def test_a_check_that_fails_is_a_line_with_its_reason_and_the_others_go_on(
     assert gpu.main(["--small"]) == 1
     lines = capfd.readouterr().out.splitlines()
     assert lines[:3] == ["PASS first 1", "FAIL first ValueError: no such thing", "FAIL second 2"]
-
-
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells")
-def test_views_are_read_without_reading_ahead(make_run: Runs) -> None:
-    run = make_run("backbone.views=2")
-    np.save(run.views, np.zeros((96, 2, 16), dtype=np.float32))
-    frozen = features.read(run, datasets.read(run))
-    assert frozen.views.shape == (96, 2, 16)
-    maps = Path("/proc/self/smaps").read_text().split(str(run.views))[1]
-    flags = next(line for line in maps.splitlines() if line.startswith("VmFlags"))
-    assert " rr " in f"{flags} "

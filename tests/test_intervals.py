@@ -11,7 +11,6 @@ from scipy import stats
 
 from lib.evaluate import intervals
 from lib.evaluate.intervals import (
-    LEAST_PHOTOS,
     PUBLISHED,
     aligned,
     compare,
@@ -19,12 +18,11 @@ from lib.evaluate.intervals import (
     differences_for_reading,
     holm,
     levels,
-    mean_squares,
     means_of,
     median_of,
 )
 from lib.method.errors import BundleError
-from lib.train.metrics import COLUMNS, COMPARED, METRICS, summarise
+from lib.train.metrics import COLUMNS, COMPARED, summarise
 from study import sweeps as study
 
 
@@ -63,22 +61,6 @@ class TestMeans:
             held += one.low <= 0.0 <= one.high
         # wider where photos and seeds do not differ
         assert 0.93 <= held / 800 <= (0.985 if parts[1] else 1.0)
-
-    def test_mean_squares_are_those_of_a_double_loop(self) -> None:
-        values = effects(np.random.default_rng(0), 4, 30, 1.0, 2.0, 1.0)
-        grand = values.mean()
-        of_seeds = 30 * sum((row.mean() - grand) ** 2 for row in values) / 3
-        of_photos = 4 * sum((column.mean() - grand) ** 2 for column in values.T) / 29
-        rest = 0.0
-        for s in range(4):
-            for i in range(30):
-                rest += (values[s, i] - values[s].mean() - values[:, i].mean() + grand) ** 2 / (3 * 29)
-        assert mean_squares(values) == pytest.approx((of_seeds, of_photos, rest))
-        (found,) = means_of([values])
-        assert found.value == pytest.approx(grand)
-        assert found.error**2 == pytest.approx((of_seeds + of_photos - rest) / 120)
-        weights = of_seeds**2 / 3 + of_photos**2 / 29 + rest**2 / 87
-        assert found.freedom == pytest.approx((of_seeds + of_photos - rest) ** 2 / weights)
 
     def test_one_seed_is_a_t_test_over_photos(self) -> None:
         values = effects(np.random.default_rng(0), 1, 50, 0.0, 1.0, 0.0) + 0.2
@@ -140,10 +122,6 @@ class TestMedian:
         together = stats.ks_2samp(found[:, 0] - found[:, 1], plain[:, 0] - plain[:, 1])
         assert together.pvalue > 1e-3
 
-    def test_of_many_photos_few_are_drawn_one_by_one(self) -> None:
-        resampled = intervals._Resampled.of(lognormal(0, (3, 40_000)))
-        assert resampled.singles < 4_500 and resampled.sizes.sum() == 40_000 - resampled.singles
-
 
 class TestCompare:
     def test_the_difference_is_that_of_the_means_over_seeds_and_lies_in_its_interval(self) -> None:
@@ -175,12 +153,6 @@ class TestCompare:
             for row in compare(frame, metrics=COMPARED).itertuples():
                 assert (row.p_value < 0.05) == (row.ci_low > 0 or row.ci_high < 0)
 
-    def test_a_strategy_against_itself_differs_by_nothing(self) -> None:
-        one = predictions({"infonce": 0.5})
-        found = compare(pd.concat([one, one.assign(strategy="same")]), resamples=20).set_index("metric")
-        assert not found[["difference", "ci_low", "ci_high"]].to_numpy().any()
-        assert (found["p_value"].drop("median_km") == 1.0).all()
-
     def test_other_photos_or_seeds_or_no_baseline_are_refused(self) -> None:
         frame = predictions({"infonce": 0.5, "decayed": 0.5})
         for missing in ("id", "seed"):
@@ -202,19 +174,6 @@ class TestCompare:
         thrice = compare(pd.concat([ours, table(one.repeat(3, 0), "other")]), resamples=50)
         pd.testing.assert_frame_equal(once.drop(columns="strategy"), thrice.drop(columns="strategy"))
         assert aligned(table(one, PUBLISHED)).shape == (80, 5)
-
-    def test_groups_are_compared_each_by_itself(self) -> None:
-        ours, theirs = lognormal(1, (2, 80)), lognormal(0, (2, 80))
-        counts = [25, LEAST_PHOTOS, LEAST_PHOTOS - 1, 80 - 24 - 2 * LEAST_PHOTOS]
-        groups = pd.Series(np.repeat(["a", "b", "c", None], counts), index=[f"p{k:04d}" for k in range(80)])
-        frame = pd.concat([table(theirs, "infonce"), table(ours, "x")])
-        found = compare(frame, metrics=["acc_200km"], groups=groups).set_index("group")
-        assert found["n"].to_dict() == {"a": 25, "b": LEAST_PHOTOS, "c": LEAST_PHOTOS - 1}
-        of = METRICS["acc_200km"]
-        expected = (of(ours)[:, :25].astype(float) - of(theirs)[:, :25]).mean()
-        assert found.loc["a", "difference"] == pytest.approx(expected)
-        assert found["ci_low"].isna().to_dict() == {"a": False, "b": False, "c": True}
-        assert corrected(found.reset_index())["verdict"].iloc[2] == "too few photos"
 
 
 class TestClusters:
@@ -247,10 +206,6 @@ class TestClusters:
         (own,) = means_of([hits["other"].unstack().to_numpy()])
         assert level["ci_low"].item() == pytest.approx(own.low)
 
-    def test_clusters_of_unequal_size_keep_the_mean(self) -> None:
-        values, cluster = np.arange(12.0).reshape(2, 6), np.array(list("aabbbc"))
-        assert intervals.by_cluster(values, cluster).mean(1) == pytest.approx(values.mean(1))
-
 
 class TestCorrected:
     def table(self) -> pd.DataFrame:
@@ -265,17 +220,6 @@ class TestCorrected:
         assert holm(np.array([0.03, 0.01, np.nan, 0.02])) == pytest.approx(
             [0.04, 0.03, np.nan, 0.04], nan_ok=True
         )
-
-    def test_intervals_hold_all_at_once(self) -> None:
-        whole = corrected(self.table())
-        assert (whole["comparisons"] == 15).all()
-        for row in whole.itertuples():
-            width = row.error * stats.t.ppf(1.0 - 0.025 / 15, row.freedom) if row.error else 0.0
-            expected = max(-1, row.difference - width), min(1, row.difference + width)
-            assert (row.corrected_low, row.corrected_high) == pytest.approx(expected)
-            assert row.p_holm >= row.p_value
-        for _, rows in whole.groupby("split"):
-            assert rows["p_holm"].min() == pytest.approx(min(1.0, 15 * rows["p_value"].min()))
 
     def test_no_family_is_wrong_in_more_than_one_run_of_twenty(self) -> None:
         """Ten strategies like the baseline: at least one verdict in at most about 5 % of the worlds."""

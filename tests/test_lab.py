@@ -37,11 +37,6 @@ def test_lab_executes_nothing_and_opens_the_notebook_that_only_names(monkeypatch
     assert opened == ["05_error_at_granularity.ipynb"]
 
 
-def test_kernels_take_lib_from_this_checkout_whatever_the_environment_is_linked_to(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", f"/elsewhere{os.pathsep}{PROJECT}")
-    assert lab.python_path().split(os.pathsep) == [str(PROJECT), "/elsewhere"]
-
-
 class Server:
     """JupyterLab on notebook 03, under a careless user's configuration."""
 

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -106,19 +105,6 @@ def test_a_dead_owners_lock_is_taken_over_though_a_child_of_it_lives(
         )
 
 
-def test_one_that_ended_leaves_nothing_to_take_over(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    for _ in range(2):
-        with holding(tmp_path / "run"):
-            assert locks.owner(tmp_path / "run" / ".lock")["process"] == os.getpid()
-    assert capsys.readouterr().out == "" and locks.VARIABLE not in os.environ
-
-
-def test_it_is_given_back_when_what_it_was_held_for_fails(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), holding(tmp_path / "run"):
-        _ = 1 / 0
-    assert start(ASKER, tmp_path / "run").communicate(timeout=60)[0] == "held\n"
-
-
 def test_what_a_run_starts_belongs_to_it(tmp_path: Path) -> None:
     """The kernel of a notebook, which inherits the run's environment; also for runs inside its folder."""
     with holding(tmp_path / "run"), holding(tmp_path / "run" / "worlds" / "noise=1"):
@@ -147,12 +133,3 @@ def test_a_kernel_whose_run_has_died_is_a_run_of_its_own(tmp_path: Path, another
         patch.setenv(locks.VARIABLE, "of a run that is gone")
         with holding(tmp_path / "run"):
             pass
-
-
-def test_a_lock_that_is_held_only_for_a_moment_is_waited_for(tmp_path: Path, another: Callable) -> None:
-    process = another()
-    os.kill(process.pid, signal.SIGSTOP)
-    asker = start(ASKER, tmp_path / "run")
-    time.sleep(0.1)
-    process.kill()
-    assert asker.communicate(timeout=60)[0].endswith("held\n")

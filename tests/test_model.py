@@ -54,10 +54,6 @@ class TestLocationEncoder:
         assert rough.dtype == torch.float32
         assert F.cosine_similarity(exact, rough).min() > 0.999
 
-    def test_degrees_in_float64_are_taken_too(self, pretrained: GeoCLIP) -> None:
-        with torch.inference_mode():
-            assert torch.equal(pretrained.embed_places(PLACES.double()), pretrained.embed_places(PLACES))
-
 
 class TestEmbeddings:
     def test_both_are_unit_vectors_of_512(self, pretrained: GeoCLIP) -> None:

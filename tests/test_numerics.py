@@ -109,16 +109,6 @@ def test_every_strategy_is_finite_for_every_shape_and_scale(
     assert torch.isfinite(loss) and torch.isfinite(gradient).all() and loss > -1e-3 * max(1.0, scale)
 
 
-@pytest.mark.parametrize("name", REGISTRY)
-def test_all_photos_alike_at_one_place_is_no_division_by_nought(name: str) -> None:
-    unit = torch.zeros(5, 8)
-    unit[:, 0] = 1.0
-    here = torch.full((5, 2), 45.0)
-    seen = replace(candidates(5, 5, 14.0), unit=unit, place_deg=here)
-    loss, gradient = loss_and_gradient(torch.zeros(5, 5), negatives.get(name).reweight(seen))
-    assert torch.isfinite(loss) and torch.isfinite(gradient).all()
-
-
 @pytest.mark.parametrize("name", ["infonce", "decayed", "distance_soft", "soft_targets", "hcl"])
 def test_masked_candidates_take_no_part(name: str) -> None:
     """A photo that is still queued is no negative: -inf among the logits."""
@@ -130,14 +120,6 @@ def test_masked_candidates_take_no_part(name: str) -> None:
 
 
 coordinates = st.tuples(st.floats(-90, 90), st.floats(-180, 180))
-
-
-@given(coordinates)
-def test_the_antipode_is_half_a_great_circle_away(a: tuple[float, float]) -> None:
-    antipode = np.array([[-a[0], a[1] - 180.0 if a[1] > 0 else a[1] + 180.0]])
-    assert geodesy.distance_km(np.array([a]), antipode)[0] == pytest.approx(
-        math.pi * geodesy.EARTH_RADIUS_KM, abs=0.2
-    )
 
 
 @given(st.lists(coordinates, min_size=2, max_size=12))

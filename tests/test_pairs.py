@@ -52,11 +52,6 @@ class TestKinds:
         assert found["gamma"] == pytest.approx(gamma(distance_km), abs=1e-6)
         assert found["residual"] == pytest.approx(-above, abs=1e-6)
 
-    def test_the_input_is_left_alone(self) -> None:
-        frame = pd.DataFrame({"distance_km": [1.0], "dissimilarity": [0.5]})
-        classify(frame, CURVE)
-        assert list(frame.columns) == ["distance_km", "dissimilarity"]
-
 
 class TestSample:
     @pytest.fixture
@@ -92,12 +87,6 @@ class TestSample:
         every = (R * np.arccos(np.clip(cosine, -1, 1)))[~np.eye(96, dtype=bool)]
         assert (pairs["distance_km"] < 2_000.0).mean() > 1.3 * (every < 2_000.0).mean()
 
-    def test_it_is_seeded(self, make_run: Runs) -> None:
-        run = make_run()
-        one, two, other = (sample(run, CURVE, count=500, seed=seed) for seed in (1, 1, 2))
-        pd.testing.assert_frame_equal(one, two)
-        assert not one["distance_km"].equals(other["distance_km"])
-
 
 class TestExamples:
     def test_a_telling_pair_is_of_the_largest_residuals_and_uses_no_photo_again(self) -> None:
@@ -110,12 +99,6 @@ class TestExamples:
         assert chosen["residual"].item() >= frame["residual"].iloc[94]
         assert chosen["first"].item() != 99
         assert used == {99, chosen["first"].item(), chosen["second"].item()}
-
-    def test_where_every_photo_is_used_there_is_none(self) -> None:
-        frame = pd.DataFrame({"first": [1], "second": [2], "residual": [0.5]})
-        used = {2}
-        assert telling_pair(frame, used).empty
-        assert used == {2}
 
     def test_they_reach_from_near_to_far_and_show_no_photo_twice(self, make_run: Runs) -> None:
         frame = sample(make_run(sizes={"train": 400}), CURVE, count=40_000)

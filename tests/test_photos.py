@@ -1,7 +1,6 @@
 """Photos: upright, RGB, from folders and archives; what is broken raises something that callers know."""
 
 import io
-import os
 import zipfile
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib.data import photos
 from lib.data.photos import UNREADABLE, open_photo
 
 
@@ -28,23 +26,6 @@ def test_a_member_of_an_archive_is_the_same_photo_as_the_file(tmp_path: Path, pi
     inside, outside = open_photo(tmp_path, "00.zip/00/7.jpg"), open_photo(tmp_path, "7.jpg")
     assert inside.mode == "RGB" and inside.size == (32, 48)
     assert np.array_equal(inside, outside)
-
-
-def test_a_folder_whose_name_looks_like_an_archive_is_a_folder(tmp_path: Path, picture: Image.Image) -> None:
-    (tmp_path / "00.zip").mkdir()
-    picture.save(tmp_path / "00.zip" / "7.png")
-    assert open_photo(tmp_path, "00.zip/7.png").size == (32, 48)
-
-
-def test_an_archive_that_was_replaced_is_opened_anew(tmp_path: Path, picture: Image.Image) -> None:
-    for number, colour in enumerate([(255, 0, 0), (0, 255, 0)]):
-        buffer = io.BytesIO()
-        Image.new("RGB", (8, 8), colour).save(buffer, "PNG")
-        with zipfile.ZipFile(tmp_path / "new.zip", "w") as archive:
-            archive.writestr("x.png", buffer.getvalue())
-        os.utime(tmp_path / "new.zip", (number, number))
-        os.replace(tmp_path / "new.zip", tmp_path / "00.zip")
-        assert open_photo(tmp_path, "00.zip/x.png").getpixel((4, 4)) == colour
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -140,19 +121,3 @@ def test_what_is_broken_raises_what_callers_know_decoded_small_or_whole(
     path = broken(tmp_path, kind)
     with pytest.raises(UNREADABLE):
         open_photo(tmp_path, path, smallest_px)
-
-
-def test_a_member_that_claims_to_be_huge_is_not_unpacked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(photos, "MAX_MEMBER_BYTES", 1_000)
-    with zipfile.ZipFile(tmp_path / "00.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("bomb.png", bytes(100_000))
-    with pytest.raises(ValueError, match="claims to unpack to more than 1,000 bytes"):
-        open_photo(tmp_path, "00.zip/bomb.png")
-
-
-def test_without_exif_there_is_no_place(tmp_path: Path, picture: Image.Image) -> None:
-    picture.save(tmp_path / "plain.jpg")
-    assert np.isnan(photos.exif_coordinates(tmp_path, "plain.jpg")).all()
-    assert np.isnan(photos.exif_coordinates(tmp_path, "nowhere.jpg")).all()

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from miniatures import osv5m as miniature
-from PIL import Image
 
 from lib import pipeline, stages
 from lib.method.errors import BundleError
@@ -130,16 +129,6 @@ def test_every_link_of_the_index_leads_somewhere(smoke):
     assert not [link for link in links if not (folder / link).exists()]
 
 
-def test_figures_are_neither_empty_nor_tiny(smoke):
-    folder, _, _ = smoke
-    figures = sorted((folder / "figures").glob("*.png"))
-    assert len(figures) >= 14
-    for path in figures:
-        with Image.open(path) as image:
-            assert min(image.size) > 300
-            assert np.asarray(image.convert("L")).std() > 5, path.name
-
-
 def test_a_second_call_reuses_everything_and_says_so(smoke):
     _, command, _ = smoke
     done = run_pipeline([*command, "--only", "04,5"])
@@ -223,29 +212,12 @@ def test_a_failing_notebook_stops_the_run_with_its_name_cell_and_last_line(tmp_p
     )
 
 
-def test_what_a_kernel_logs_of_its_own_end_does_not_reach_the_terminal(tmp_path, monkeypatch, capfd):
-    busy = broken_notebook(tmp_path, "get_ipython().kernel.log.error('KeyboardInterrupt caught in kernel.')")
-    monkeypatch.setattr(pipeline, "notebooks", lambda: busy)
-    assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run"]) == 0
-    said = capfd.readouterr()
-    assert "caught in kernel" not in said.err + said.out
-    assert not list(pipeline.NOTEBOOKS.glob("kernel-ipc*")), "runs of one checkout would share these sockets"
-
-
 def test_a_kernel_that_dies_is_one_sentence(tmp_path, monkeypatch, capsys):
     dying = broken_notebook(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     monkeypatch.setattr(pipeline, "notebooks", lambda: dying)
     assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run"]) == 1
     said = capsys.readouterr().err
     assert "09_broken.ipynb: its kernel died" in said and "memory" in said and "Traceback" not in said
-
-
-def test_braces_in_a_path_are_part_of_it(tmp_path, monkeypatch):
-    (tmp_path / "a{b}").mkdir()
-    fine = broken_notebook(tmp_path / "a{b}", "1")
-    monkeypatch.setattr(pipeline, "notebooks", lambda: fine)
-    assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/r{{u}}n"]) == 0
-    assert (tmp_path / "r{u}n" / "notebooks" / "09_broken.ipynb").exists()
 
 
 def test_a_run_that_is_stopped_by_hand_says_so_without_a_traceback(tmp_path, monkeypatch, capsys):
@@ -255,15 +227,6 @@ def test_a_run_that_is_stopped_by_hand_says_so_without_a_traceback(tmp_path, mon
     monkeypatch.setattr(pipeline, "_execute_all", stopped)
     assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run"]) == 130
     assert "started again it goes on" in capsys.readouterr().err
-
-
-def test_what_obeys_a_terminal_in_an_error_does_not_reach_it(tmp_path, monkeypatch, capsys):
-    def refused(*_):
-        raise BundleError("a photo called \x1b[2J\nand a line more")
-
-    monkeypatch.setattr(pipeline, "_execute_all", refused)
-    assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run"]) == 1
-    assert "\x1b" not in (said := capsys.readouterr().err) and "\\x1b[2J\nand a line more" in said
 
 
 def test_a_stage_that_is_there_and_would_be_made_anew_is_named(make_run, monkeypatch):
@@ -362,25 +325,6 @@ def test_a_figure_beyond_its_tolerance_is_called_not_reproduced(reference):
     (missed,) = table[~table["reproduced"]].itertuples()
     assert (missed.strategy, missed.split, missed.figure) == ("thesis", "test", "acc_2500km")
     assert "NO" in report.format_comparison(table, sentence)
-
-
-def test_a_reference_from_before_a_setting_came_is_still_compared(reference):
-    """What had not been thought of was at its default; a setting that is gone since is named."""
-    run, kept = reference
-    known = json.loads((kept / "manifest.json").read_text())
-    del known["settings"]["backbone"]["views"], known["settings"]["evaluation"]["baselines"]
-    (kept / "manifest.json").write_text(json.dumps(known))
-    assert len(report.compare_with_reference(run)[0]) > 50
-    known["settings"]["backbone"]["forgotten"] = 1
-    (kept / "manifest.json").write_text(json.dumps(known))
-    assert "other settings" in report.compare_with_reference(run)[1]
-
-
-def test_a_run_with_other_settings_is_not_compared(reference):
-    run, _ = reference
-    other = Run.open("smoke", str(run.folder), ["training.epochs=3"])
-    table, sentence = report.compare_with_reference(other)
-    assert table.empty and "training.epochs" in sentence
 
 
 def test_of_a_progress_bar_an_executed_notebook_keeps_nothing_and_of_text_everything(tmp_path):

@@ -92,12 +92,6 @@ class TestPredict:
             assert rows["probability"].is_monotonic_decreasing and rows["rank"].tolist() == [1, 2, 3, 4]
             assert (rows["probability_within_200km"] >= rows["probability"] - 1e-12).all()
 
-    def test_with_no_distance_asked_the_likeliest_points_are_taken(self, predictor, photos):
-        found = predict.predict(predictor, photos[:1], top=7, apart_km=0.0)
-        assert np.allclose(found.table["probability"], found.mass["probability"][:7], rtol=1e-5)
-        two = replace(predictor, gallery_deg=predictor.gallery_deg[:2], embedded=predictor.embedded[:2])
-        assert len(predict.predict(two, photos[:1], top=5, apart_km=0.0).table) == 2  # there are no more
-
     def test_what_lies_within_200_km_is_summed(self, predictor, photos):
         near = np.array([[10.0, 10.0], [10.5, 10.0], [-40.0, 100.0]])  # 56 km, and half the Earth away
         three = replace(predictor, gallery_deg=near, embedded=predictor.embedded[:3])
@@ -123,10 +117,6 @@ class TestPredict:
         nothing = predict.predict(predictor, [photos[1]])
         assert nothing.table.empty and nothing.mass.empty and list(nothing.table) == predict.COLUMNS
 
-    def test_the_map_gets_nearly_all_of_the_probability(self, predictor, photos):
-        sums = predict.predict(predictor, photos).mass.groupby("photo")["probability"].sum()
-        assert (sums >= predict.MASS_SHARE - 1e-6).all() and (sums <= 1.0 + 1e-5).all()
-
     def test_what_makes_no_sense_is_refused(self, predictor, photos):
         with pytest.raises(BundleError, match="at least one candidate"):
             predict.predict(predictor, photos, top=0)
@@ -134,19 +124,6 @@ class TestPredict:
             predict.predict(predictor, photos, apart_km=-1.0)
         with pytest.raises(BundleError, match="named twice"):
             predict.predict(predictor, [photos[0]] * 2)
-
-    def test_examples_are_photos_of_the_evaluation_split_each_once(self, make_run, predictor, tmp_path):
-        run = make_run(f"dataset.root={tmp_path / 'data'}", "evaluation.splits=test_blocked")
-        manifest = pd.read_parquet(run.manifest).set_index("path")
-        for path in manifest.index:
-            (tmp_path / "data" / path).parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (8, 8), (90, 10, 10)).save(tmp_path / "data" / path)
-        table = predict.predict_examples(run, predictor, 4).table
-        rows = manifest.loc[table["photo"].unique()]
-        assert len(rows) == 4 and set(rows["split"]) == {"test_blocked"}
-        assert np.allclose(table.drop_duplicates("photo")[TRUTH], rows[PLACE])
-        manifest[manifest["split"] == "test_blocked"][:2].reset_index().to_parquet(run.manifest, index=False)
-        assert predict.predict_examples(run, predictor, 4).table["photo"].nunique() == 2
 
 
 def finish(run, **accuracies):
@@ -192,17 +169,6 @@ class TestWhichModel:
         found = load_predictor(str(finished.folder))
         assert "satellite windows of 256 km" in found.caution(Path(), photos)
         assert found.caution(PROJECT / finished.settings.dataset.root, ["windows/1.jpg"]) == ""
-
-    def test_without_a_run_the_sentence_lists_what_there_is(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(predictors, "RESULTS", tmp_path)
-        with pytest.raises(BundleError, match="--model is needed; finished runs .*: none; or take geoclip"):
-            predictors.find_run()
-        with pytest.raises(BundleError, match="--model nowhere: no such folder"):
-            predictors.find_run("nowhere")
-        for name, record in {"other": "manifest.json", "quick": "provenance.json"}.items():
-            (tmp_path / name).mkdir()
-            (tmp_path / name / record).touch()
-            assert predictors.find_run() == tmp_path / name
 
     def test_geoclip_as_published_predicts_as_the_package(self, tiny_clip, photos, tmp_path, monkeypatch):
         import geoclip
@@ -300,14 +266,6 @@ class TestMap:
         assert "<img src=x" not in page and "<b>&" not in page
         assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?:', page)
         assert all(os.path.basename(photo).split("<")[0] in page for photo in photos)
-
-    def test_a_table_without_its_columns_or_rows_is_named(self, found):
-        with pytest.raises(ValueError, match="lack the column 'rank'"):
-            candidate_map(found.table.drop(columns="rank"), found.mass, Path())
-        with pytest.raises(ValueError, match="have no rows"):
-            candidate_map(found.table[:0], found.mass, Path())
-        with pytest.raises(ValueError, match="has candidates but no mass"):
-            candidate_map(found.table, found.mass[:1], Path())
 
     @pytest.mark.parametrize("width", [1280, 390])
     def test_in_a_browser_without_a_network_it_draws_and_changes_photos(

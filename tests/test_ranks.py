@@ -72,11 +72,6 @@ def test_two_ranks_with_half_the_gallery_each_predict_what_one_does(both: list[P
         ).read_text()
 
 
-def test_a_gallery_of_fewer_places_than_ranks_is_searched(both: list[Path]) -> None:
-    one, two = (np.load(folder / "few_places.npy") for folder in both)
-    assert one.tolist() == two.tolist() == [0] * 24
-
-
 def test_one_rank_more_or_less_makes_no_training_anew(both: list[Path], tmp_path: Path) -> None:
     shutil.copytree(both[1], tmp_path / "run")
     done = work(tmp_path / "run", 1)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import Runs
 from test_locks import OWNER, start
 
@@ -125,12 +124,6 @@ def test_an_input_that_was_changed_behind_our_back_is_not_read(chain: Run, kind:
     } == receipt  # nothing was done
 
 
-def test_a_reader_beside_the_stages_does_not_read_what_is_damaged(chain: Run) -> None:
-    flip(chain.features, random.Random(2))  # noqa: S311
-    with pytest.raises(BundleError, match=r"features\.npy is damaged"):
-        features.read(chain, datasets.read(chain))
-
-
 def with_settings(run: Run, *overrides: str) -> Run:
     values = run.settings.model_dump(mode="json")
     for override in overrides:
@@ -185,19 +178,6 @@ def test_what_older_code_has_made_is_refused_as_an_input_and_made_again_by_its_o
     training.train_all(chain, ["infonce", "decayed"])
 
 
-def test_another_version_of_a_package_is_said(
-    chain: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    real = run_module.importlib.metadata.version
-    monkeypatch.setattr(
-        run_module.importlib.metadata, "version", lambda name: "99" if name == "torch" else real(name)
-    )
-    with pytest.raises(
-        BundleError, match=r'features\.npy was made with another package \(torch "2.*", now "99"\)'
-    ):
-        curve.fit_run(chain)
-
-
 @pytest.mark.parametrize("damage", [flip, halve, empty])
 def test_a_damaged_receipt_never_passes_for_a_whole_one(chain: Run, damage: Callable) -> None:
     """Whatever is read out of it, the tables stay what they are."""
@@ -230,28 +210,6 @@ def test_only_what_must_be_made_needs_the_lock(chain: Run) -> None:
         owner.wait()
 
 
-def write(folder: Path, plain: np.ndarray, views: np.ndarray) -> None:
-    features._save(folder / "0.views.npy", views)
-    features._save(folder / "0.npy", plain)
-    features._note(folder / "0.npy", {})
-
-
-class TestShards:
-    def test_a_damaged_shard_of_an_interrupted_extraction_is_named_and_made_again(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture
-    ) -> None:
-        plain, views = np.arange(12.0).reshape(3, 4), np.ones((2, 2, 4))
-        write(tmp_path, plain, views)
-        assert features._is_whole(tmp_path / "0.npy") and not features._is_whole(tmp_path / "1.npy")
-        for name in ("0.npy", "0.views.npy"):
-            flip(tmp_path / name, random.Random(3))  # noqa: S311
-            assert not features._is_whole(tmp_path / "0.npy")
-            assert f"{tmp_path / name} is damaged" in capsys.readouterr().out
-            write(tmp_path, plain, views)
-        (tmp_path / "0.json").write_text("{ half")
-        assert not features._is_whole(tmp_path / "0.npy")
-
-
 class TestNaNLoss:
     def test_it_stops_the_run_and_leaves_the_ids_of_its_batch(self, make_run: Runs) -> None:
         run = make_run("training.epochs=2", "training.batch_size=24", "backbone.centred=false")
@@ -271,13 +229,3 @@ class TestNaNLoss:
         assert datasets.read(run).iloc[found["rows"]]["id"].tolist() == found["ids"]
         assert found["features_not_finite"] == ["p0007"]
         assert not run.checkpoint("infonce", 0).exists() and not list(run.folder.glob("receipts/training*"))
-
-
-def test_deterministic_algorithms_are_on_while_a_stage_is_made_and_only_then(make_run: Runs) -> None:
-    seen = []
-    for setting in ("true", "false"):
-        run = make_run(f"deterministic={setting}")
-        run.produce(
-            "asked", make=lambda: seen.append(torch.are_deterministic_algorithms_enabled()), outputs=[]
-        )
-    assert seen == [True, False] and not torch.are_deterministic_algorithms_enabled()

@@ -3,14 +3,11 @@ can read it."""
 
 from __future__ import annotations
 
-import base64
-import io
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,7 +20,7 @@ from lib.data.sphere import uniform_on_sphere
 from lib.evaluate import evaluation, intervals, regions
 from lib.runs import Run
 from lib.settings import load
-from lib.show import pages, report
+from lib.show import report
 
 STRATEGIES = {
     "infonce": 0.5,
@@ -133,13 +130,6 @@ def test_whatever_is_called_like_markup_stays_text_and_no_script_could_run(page:
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in text
 
 
-def test_figures_are_in_the_page_and_not_empty(page: Path) -> None:
-    (picture,) = re.findall(r'src="data:image/webp;base64,([^"]+)"', page.read_text("utf-8"))
-    image = Image.open(io.BytesIO(base64.b64decode(picture)))
-    assert image.size == (report.PICTURE_PX, 225)
-    assert np.asarray(image.convert("L")).std() > 5
-
-
 def test_the_paper_stands_beside_with_a_warning_that_the_data_differ(page: Path) -> None:
     text = page.read_text("utf-8")
     assert "Two different data sets." in text and "52.1" in text
@@ -229,16 +219,6 @@ def test_an_interval_that_holds_zero_is_not_shown(low: float, high: float, verdi
     assert report.Row("decayed", 9, 9.0, low, high).verdict == verdict
 
 
-def test_what_gains_stands_before_a_larger_estimate_that_is_not_shown() -> None:
-    table = pd.DataFrame({"strategy": ["wide", "sure"], "difference": [0.08, 0.02], "ci_low": [-0.01, 0.01]})
-    table = table.assign(baseline="infonce", metric="acc_200km", n=9, split="test", ci_high=[0.17, 0.03])
-    assert [row.label for row in report.strategy_rows(table, "test")] == ["sure", "wide"]
-
-
-def test_points_have_a_true_minus_and_nought_has_no_sign() -> None:
-    assert [report.points(value) for value in (3.44, -0.5, -0.04, 0.0)] == ["+3.4", "−0.5", "0.0", "0.0"]
-
-
 def test_the_kept_reference_is_read_with_the_names_and_settings_of_today(tmp_path: Path) -> None:
     """Its files still say distance_gate, and have settings that are gone."""
     kept = report.REFERENCE / "quick"
@@ -249,16 +229,6 @@ def test_the_kept_reference_is_read_with_the_names_and_settings_of_today(tmp_pat
         (run.folder / name).write_text(text)
     table, _ = report.compare_with_reference(run)
     assert table["reproduced"].all() and "semivariance_margin" in set(table["strategy"])
-
-
-def test_a_chart_has_one_scale_that_holds_zero_and_every_interval() -> None:
-    numbers = {"a": (3.4, 2.2, 4.5), "b": (-1.8, -3.1, -0.7), "c": (9.0, np.nan, np.nan)}
-    drawn = report._chart("title", [report.Row(label, 9, *row) for label, row in numbers.items()])
-    gain, loss, few = drawn["rows"]
-    assert 0.0 <= loss["left"] < loss["dot"] < loss["right"] < drawn["zero"] < gain["left"] <= 100.0
-    assert few["dot"] is None
-    places, texts = zip(*drawn["ticks"], strict=True)
-    assert "0" in texts and (places[0], places[-1]) == (0.0, 100.0)
 
 
 class TestBrowser:
@@ -293,17 +263,3 @@ class TestBrowser:
         with Visit(browser, page, 390, 844, ready="h1") as visit:
             assert visit.width() <= 390
             assert visit.tab.locator(".answer .verdict").bounding_box()["y"] < 400
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_notebook_is_dark_where_the_screen_is(browser: object, tmp_path: Path, scheme: str) -> None:
-    cells = [nbformat.v4.new_markdown_cell("# A heading"), nbformat.v4.new_code_cell("x = 1")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "executed.ipynb")
-    with Visit(browser, pages.render(tmp_path / "executed.ipynb"), ready="h1", scheme=scheme) as visit:
-        ground, ink = visit.light("body", "backgroundColor"), visit.light("h1", "color")
-        code = visit.light(".jp-InputArea-editor", "backgroundColor")
-        assert (
-            ground < 60 and code < 80 and ink > 180
-            if scheme == "dark"
-            else ground > 240 and code > 230 and ink < 60
-        )

@@ -121,12 +121,6 @@ class TestProduce:
         assert stage(**changes) is True
         assert stage.output.read_text() == stage.source.read_text()
 
-    def test_another_output_is_made(self, stage: Stage) -> None:
-        stage()
-        with pytest.raises(ArtefactError, match=r"stage copy ended without .*more\.txt"):
-            stage(outputs=[stage.output, stage.run.folder / "more.txt"])
-        assert not stage.run.receipt("copy").exists()
-
     def test_a_failure_leaves_no_receipt_even_where_there_was_one(self, stage: Stage) -> None:
         stage()
 
@@ -152,13 +146,6 @@ class TestProduce:
 
 
 class TestWriting:
-    def test_the_file_appears_whole_from_one_beside_it_with_its_suffix(self, tmp_path: Path) -> None:
-        with runs.writing(tmp_path / "new" / "file.npz") as aside:
-            aside.write_text("whole")
-            assert (aside.suffix, aside.parent) == (".npz", tmp_path / "new")
-            assert not (tmp_path / "new" / "file.npz").exists()
-        assert [path.name for path in (tmp_path / "new").iterdir()] == ["file.npz"]
-
     def test_an_error_leaves_the_old_file_and_nothing_else(self, tmp_path: Path) -> None:
         (tmp_path / "file.txt").write_text("old")
         with pytest.raises(KeyError), runs.writing(tmp_path / "file.txt") as aside:
@@ -179,28 +166,11 @@ class TestGenerators:
 
 
 class TestRun:
-    def test_a_name_is_a_folder_of_results_and_a_path_is_itself(self, tmp_path: Path) -> None:
-        assert Run.open("smoke").folder == runs.RESULTS / "smoke"
-        assert Run.open("smoke", "mine").folder == runs.RESULTS / "mine"
-        assert Run.open("smoke", str(tmp_path / "mine")).folder == tmp_path / "mine"
-
-    def test_opening_writes_nothing(self, tmp_path: Path) -> None:
-        Run.open("smoke", str(tmp_path / "mine"))
-        assert not (tmp_path / "mine").exists()
-
     def test_what_is_missing_is_named_with_the_notebook_that_makes_it(self, make_run: Runs) -> None:
         run = make_run()
         assert run.require(run.manifest, "01") == run.manifest
         with pytest.raises(ArtefactError, match=r"predictions\.parquet is not there: run notebook 05_x"):
             run.require(run.predictions, "05_x")
-
-    def test_precision_is_what_was_asked_for(self, make_run: Runs) -> None:
-        run = make_run()
-        assert run.arithmetic("float32") == "cpu/float32"
-        assert run.arithmetic("auto") in {"cpu/float32", "cpu/bfloat16"}
-        for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-            with run.autocast(precision):
-                assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
 def test_provenance_names_every_output_with_its_checksum(make_run: Runs) -> None:

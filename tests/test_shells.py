@@ -49,10 +49,6 @@ class TestCandidates:
         points = unit_vectors(uniform_on_sphere(2_000, np.random.default_rng(0)))
         assert len(Candidates.within(points, 0.02)) < 0.01 * 2_000**2
 
-    def test_all_pairs_are_all_pairs(self) -> None:
-        candidates = Candidates.of_all(9)
-        assert len(as_set(*candidates.pairs(np.arange(len(candidates))))) == 36
-
 
 class TestShell:
     WIDTH = 0.02
@@ -93,10 +89,3 @@ class TestShell:
         chi_square = ((drawn[inside] - expected) ** 2 / expected).sum()
         freedom = inside.sum() - 1
         assert abs(chi_square - freedom) < 5.0 * math.sqrt(2.0 * freedom) + 1e-9
-
-    def test_a_sample_is_about_as_large_as_wanted_and_another_chunk_is_another_draw(self) -> None:
-        points = scattered(3_000, 5)
-        shell = Shell.of(points, self.WIDTH, range(4, 158), 200_000, seed=1)
-        parts = [shell.pairs(chunk) for chunk in range(shell.chunks)]
-        assert sum(len(left) for left, _, _ in parts) == pytest.approx(200_000, rel=0.15)
-        assert not np.array_equal(parts[0][0][:100], parts[1][0][:100])

@@ -9,18 +9,16 @@ import pandas as pd
 import pytest
 import torch
 from conftest import Runs
-from sklearn.metrics import average_precision_score
 
 from lib.data import manifest as manifests
 from lib.data.sampling import estimate
 from lib.method.geodesy import distance_km
 from lib.method.negatives import Pairs
-from lib.method.semivariogram import FittedSemivariogram, fit
+from lib.method.semivariogram import fit
 from lib.settings import Simulation
-from lib.train import curve
 from study import figures as study_figures
 from study import simulation
-from study.simulation import FALSE, HARD, SimulationError
+from study.simulation import FALSE, HARD
 
 SMALL = Simulation(
     train=600,
@@ -86,15 +84,6 @@ class TestWorld:
         places = manifests.coordinates(world.manifest).astype(np.float32)
         assert len(np.unique(places, axis=0)) == len(places)
 
-    def test_the_seed_decides(self) -> None:
-        again, other = simulation.make(SMALL), simulation.make(SMALL.model_copy(update={"seed": 1}))
-        assert np.array_equal(simulation.make(SMALL).features, again.features)
-        assert not np.array_equal(again.features, other.features)
-
-    def test_more_companions_than_photos_are_refused(self) -> None:
-        with pytest.raises(SimulationError, match="too few photos of their own"):
-            simulation.make(SMALL.model_copy(update={"twins": 0.49, "doubles": 0.49}))
-
 
 class TestOracle:
     def test_it_knows_every_pair_and_touches_no_other(self, make_run: Runs) -> None:
@@ -159,14 +148,6 @@ class TestStudy:
         figure = study_figures.precision_recall(curves, found)
         assert "oracle: 1.000" in [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
 
-    def test_average_precision_of_a_draw_is_scikit_learns_of_the_drawn_rows(self) -> None:
-        draw = np.random.default_rng(0)
-        truth, effect = draw.random((12, 30)) < 0.1, np.round(draw.random((12, 30)), 1)
-        anchors = draw.integers(12, size=12)
-        expected = average_precision_score(truth[anchors].ravel(), effect[anchors].ravel())
-        times = np.bincount(anchors, minlength=12)
-        assert simulation._Ranked.of(truth, effect).average_precision(times) == pytest.approx(expected)
-
     def test_strategies_and_oracles_are_trained_on_the_same_batches_and_reused(self, make_run: Runs) -> None:
         world, simulated = self.run(make_run)
         first = simulation.train_all(world, simulated, ["infonce", "oracle"])
@@ -178,22 +159,6 @@ class TestStudy:
         errors = first.pivot(index="id", columns="strategy", values="error_km")
         assert not np.allclose(errors["infonce"], errors["oracle"])
 
-    def test_a_known_curve_can_be_drawn_beside_its_estimate(self, make_run: Runs) -> None:
-        world, simulated = self.run(make_run)
-
-        lag = np.geomspace(10.0, 20_000.0, 50)
-        known = pd.DataFrame({"lag_km": lag, "gamma": world.gamma(lag / 6371.0088)})
-        table = curve.load_empirical(simulated.empirical).table()
-        figure = study_figures.known_curve(table, known, FittedSemivariogram.load(simulated.semivariogram))
-        assert len(figure.axes[0].lines) == 3
-
-
-def test_settings_of_a_world_are_bounded() -> None:
-    with pytest.raises(ValueError, match="twins"):
-        Simulation(twins=0.7)
-    with pytest.raises(ValueError, match="frozen"):
-        SMALL.twins = 0.1
-
 
 def test_ranks_deal_its_trainings_out_whole_even_where_others_share_out_each_batch(make_run: Runs) -> None:
     """Else one rank would gather with another's batch of another strategy."""
@@ -201,12 +166,3 @@ def test_ranks_deal_its_trainings_out_whole_even_where_others_share_out_each_bat
         simulation.make(SMALL), make_run("training.parallel=batches", "training.epochs=1")
     )
     assert simulated.settings.training.parallel == "trainings"
-
-
-@pytest.mark.usefixtures("narrow")
-def test_a_run_with_augmented_views_has_none_in_its_simulation(make_run: Runs) -> None:
-    world = simulation.make(SMALL)
-    simulated = simulation.as_run(
-        world, make_run("backbone.views=3", "backbone.centred=false", "training.epochs=1")
-    )
-    assert np.isfinite(simulation.train_all(world, simulated, ["infonce"])["error_km"]).all()

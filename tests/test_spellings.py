@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import unicodedata
 import zipfile
 from decimal import Decimal
 from pathlib import Path
@@ -21,8 +20,6 @@ from lib.method.errors import BundleError
 from lib.predict.predict import find_photos
 from lib.runs import Run
 from lib.settings import OSV5M, PROJECT, Folder, load
-
-PARIS = {"latitude": ((48.0, 51.0, 24.0), "N"), "longitude": ((2.0, 21.0, 7.0), "E")}
 
 
 def photo(path: Path, latitude: object = None, longitude: object = None, **references: object) -> Path:
@@ -140,12 +137,6 @@ class TestTable:
         kept, left_out = built(tmp_path, text, *names)
         assert sorted(kept["id"]) == ["0012", "12345678901234567", "NA", "null"] and left_out.empty
 
-    def test_both_forms_of_a_letter_are_one_name(self, tmp_path: Path) -> None:
-        name = "caf\u00e9.jpg"
-        text = f"path,lat,lon\n{name},1,2\n"
-        kept, _ = built(tmp_path, text, unicodedata.normalize("NFD", name))
-        assert kept["path"].tolist() == [unicodedata.normalize("NFD", name)]
-
     def test_types_of_parquet(self, tmp_path: Path) -> None:
         frame = pd.DataFrame(
             {
@@ -172,21 +163,12 @@ class TestTable:
         _, left_out = built(tmp_path, text.replace("b.jpg,95", "nobody,9"))
         assert left_out.set_index("id").at["nobody", "reason"].startswith("line 7: no such photo")
 
-    def test_text_is_not_called_swapped(self, tmp_path: Path) -> None:
-        with pytest.raises(BundleError, match=r"'north' is no number of degrees .*; write it as a decimal"):
-            built(tmp_path, "path,lat,lon\na.jpg,north,2\n")
-
     @pytest.mark.parametrize("cell", ["95", "95N", "95° 0' N"])
     def test_a_number_that_is_too_large_is_called_that_in_any_spelling(
         self, tmp_path: Path, cell: str
     ) -> None:
         with pytest.raises(BundleError, match=r"line 2: latitude .* is not within \+-90 degrees .* swapped"):
             built(tmp_path, f"path,lat,lon\na.jpg,{cell},2\n")
-
-    def test_numbers_are_not_read_cell_by_cell(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(degrees, "of_cell", None)
-        read = degrees.of_column(pd.Series([1, None, 91], dtype="Int64"), "latitude")
-        assert read.tolist() == pytest.approx([1.0, np.nan, np.inf], nan_ok=True)
 
     def test_longitudes_from_0_to_360_are_called_that(self, tmp_path: Path) -> None:
         with pytest.raises(BundleError, match=r"line 3: longitude '357\.6' .*; subtract 360 from longitudes"):
@@ -243,10 +225,6 @@ class TestTable:
             "line 3: is in line 2 already", "line 4 and line 6 differ in its place"
         ]  # fmt: skip
 
-    def test_a_row_that_is_silent_on_the_place_contradicts_nothing(self, tmp_path: Path) -> None:
-        rows = "name,lat,lon,split\na.jpg,,,train\nb.jpg,1,1,train\na.jpg,48,2,train\n"
-        assert places(tmp_path, rows) == [[48, 2], [1, 1]]
-
     @pytest.mark.parametrize("header", ["lat,latitude,lon", "Lat,lat,lon"])
     def test_two_columns_that_contradict_each_other_are_refused(self, tmp_path: Path, header: str) -> None:
         same = f"name,{header}\na.jpg,48.85,48.85,2.35\nb.jpg,4,,3\n"
@@ -256,17 +234,6 @@ class TestTable:
         with pytest.raises(BundleError, match=r"line 2: column lat\w* says (here|x) where another"):
             text = "here,48" if header.startswith("lat,") else "48,x"
             built(tmp_path, f"name,{header}\na.jpg,{text},2\nb.jpg,4,4,3\n")
-
-    def test_exiftools_unsigned_column_contradicts_nothing(self, tmp_path: Path) -> None:
-        head = "SourceFile,EXIF:GPSLatitude,EXIF:GPSLatitudeRef,Composite:GPSLatitude,GPSLongitude"
-        assert places(tmp_path, f"{head}\na.jpg,33.9,S,-33.9,18.4\nb.jpg,1,N,1,1\n")[0] == [-33.9, 18.4]
-        flipped = head.replace(",EXIF:GPSLatitudeRef", "")
-        with pytest.raises(BundleError, match="says -33.9 where another says latitude 33.9"):
-            built(tmp_path, f"{flipped}\na.jpg,33.9,-33.9,18.4\nb.jpg,1,1,1\n")
-
-    def test_places_at_zero_are_kept_and_counted(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-        assert places(tmp_path, "path,lat,lon\na.jpg,0,0\nb.jpg,0,4\n") == [[0, 0], [0, 4]]
-        assert "1 rows lie at exactly 0, 0; they are kept" in capsys.readouterr().out
 
     @pytest.mark.parametrize("content", ["", " ", "NA"])
     def test_continents_that_are_missing_come_from_the_coordinates(
@@ -299,23 +266,12 @@ class TestFormats:
         photos, not_read = find_photos([str(tmp_path / "photos")])
         assert len(photos) == 2 and len(not_read) == 2
 
-    def test_a_folder_of_them_alone_says_so(self, tmp_path: Path) -> None:
-        photo(tmp_path / "x.jpg").rename(tmp_path / "x.heic")
-        with pytest.raises(BundleError, match=r"no photos in it .*; 1 files like x\.heic: HEIC is not read"):
-            folder.build(Folder(root=tmp_path), tmp_path)
-
     @pytest.mark.parametrize(("scale", "expected"), [(1.0, 127), (255.0, 127)])
     def test_floats_become_the_right_grey(self, tmp_path: Path, scale: float, expected: int) -> None:
         values = np.full((4, 4), 0.5, np.float32) * scale
         values[0, 0] = scale
         Image.fromarray(values).save(tmp_path / "a.tif")
         assert abs(open_photo(tmp_path, "a.tif").getpixel((2, 2))[0] - expected) <= 1
-
-    @pytest.mark.parametrize("wrong", [-1.0, 4_000.0, np.nan])
-    def test_floats_of_no_known_scale_are_refused(self, tmp_path: Path, wrong: float) -> None:
-        Image.fromarray(np.full((4, 4), wrong, np.float32)).save(tmp_path / "a.tif")
-        with pytest.raises(ValueError, match="pixels are floats"):
-            open_photo(tmp_path, "a.tif")
 
 
 class TestOsv5m:
@@ -336,11 +292,6 @@ class TestOsv5m:
         self.set_up(tmp_path, 7)
         with pytest.raises(BundleError, match=r"no row of train\.csv has a photo in the chosen shards"):
             osv5m.build(self.settings(tmp_path), tmp_path)
-
-    @pytest.mark.filterwarnings("ignore:Duplicate name")
-    def test_a_member_of_an_archive_counts_once(self, tmp_path: Path) -> None:
-        self.set_up(tmp_path, 1)
-        assert osv5m._photos_of(tmp_path, "images/train/00") == ["images/train/00.zip/00/1.jpg"]
 
     @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"files": 3}'])
     def test_a_torn_record_of_downloads_is_one_sentence(self, tmp_path: Path, content: str) -> None:

@@ -11,9 +11,6 @@ from safetensors.numpy import load_file
 
 from lib import pipeline, stages
 from lib.method import geodesy
-from lib.runs import Run, ranks
-from lib.settings import load
-from lib.train import training
 
 
 @pytest.fixture
@@ -56,39 +53,10 @@ def test_a_stage_whose_input_is_made_anew_is_made_anew_too_and_no_other(chain, c
     assert looked_up(run, asked) == {"first": change == "second", "second": False}
 
 
-def snapshot(folder):
-    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
-
-
-def test_looking_up_writes_nothing_and_trains_nothing(make_run, monkeypatch):
-    run = make_run("training.strategies=infonce,decayed", "training.seeds=0,1", "study=null")
-    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained"))
-    before = snapshot(run.folder)
-    found = stages.look_up(run, ["01", "02", "03", "04", "05", "06"])
-    assert [(notebook, stage) for notebook, stage, _ in found] == [
-        ("01", "manifest"), ("01", "features"), ("01", "semivariogram"),
-        ("02", "training-infonce_seed0"), ("02", "training-infonce_seed1"),
-        ("04", "training-decayed_seed0"), ("04", "training-decayed_seed1"),
-        ("05", "evaluation"), ("05", "regions"),
-    ]  # fmt: skip
-    assert not any(is_reused for *_, is_reused in found)
-    assert snapshot(run.folder) == before
-
-
 def test_a_stage_that_two_notebooks_ask_for_stands_under_the_first_that_is_executed(make_run):
     run = make_run("training.strategies=infonce,decayed", "training.seeds=0", "study=null")
     assert ("02", "training-infonce_seed0", False) in stages.look_up(run, ["02", "04"])
     assert {("04", "training-infonce_seed0", False)} < set(stages.look_up(run, ["04"]))
-
-
-def test_a_run_of_which_nothing_is_there_is_made_whole(tmp_path):
-    found = stages.look_up(
-        Run(load("smoke", ("device=cpu",)), tmp_path / "run"), ["01", "02", "03", "04", "05"]
-    )
-    wanted = {"manifest", "features", "semivariogram", "training-infonce_seed0", "evaluation", "regions"}
-    assert wanted <= {stage for _, stage, _ in found}
-    assert not any(is_reused for *_, is_reused in found)
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_manifest_of_a_study_does_not_stop_the_look_at_its_repair(make_run):
@@ -153,19 +121,9 @@ def test_the_notebooks_find_what_several_processes_have_made(
     assert "NPROC=many: give the number of processes" in capsys.readouterr().err
 
 
-def test_alone_a_process_is_the_first_of_one() -> None:
-    assert (ranks.rank(), ranks.count(), ranks.said_by_first("x")) == (0, 1, "x")
-    ranks.wait()
-
-
 def test_a_mistake_ends_with_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     wrong = ["dataset=folder", f"dataset.root={tmp_path}/nowhere"]
     done = python("-m", "lib.stages", "smoke", tmp_path / "run", *wrong)
     assert done.returncode == 1 and "lib.stages, rank 0: " in done.stderr and "no such folder" in done.stderr
     assert not list((tmp_path / "run").glob("receipts/*"))
-
-
-def test_without_profile_and_folder_the_stages_say_how_they_are_called(capsys: pytest.CaptureFixture) -> None:
-    assert stages.main(["quick"]) == 1
-    assert "torchrun -m lib.stages quick results/quick" in capsys.readouterr().err

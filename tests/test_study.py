@@ -4,7 +4,6 @@ split left alone."""
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -78,15 +77,6 @@ class TestSearch:
         pd.testing.assert_frame_equal(pd.read_csv(run.table("search")), table)
         assert "*" in study.search_for_reading(table).loc["infonce"].sum()
 
-    def test_unequal_budgets_are_refused(self, make_run: Runs) -> None:
-        run = with_study(
-            make_run(*SHORT),
-            search={"infonce": [{"learning_rate": 1e-3}], "decayed": [{"beta": 1.0}, {"beta": 2.0}]},
-        )
-        with pytest.raises(StudyError, match="more settings than another"):
-            study.search(run)
-        assert not trained(run)
-
     def test_a_seed_of_the_final_table_is_refused(self, make_run: Runs) -> None:
         with pytest.raises(StudyError, match=r"share \[0\]"):
             study.search(with_study(make_run(*SHORT), search_seeds=[0, 100]))
@@ -145,11 +135,6 @@ class TestSweeps:
             all(report.startswith("reused") for report in run.reports[made:]) and len(run.reports) == 2 * made
         )
 
-    def test_without_the_baseline_there_is_nothing_to_compare_with(self, make_run: Runs) -> None:
-        run = with_study(make_run(*SHORT), epochs=[1], sweep_strategies=["decayed"])
-        with pytest.raises(StudyError, match="infonce"):
-            study.sweep(run, "length", study.length_variants(run))
-
 
 class TestWorlds:
     def test_noise_raises_the_nugget_and_nothing_else_changes(self, make_run: Runs) -> None:
@@ -202,44 +187,3 @@ class TestMake:
             training.train_all(run, ["similarity"]),
         )
         assert trained(run) == there
-
-    def test_an_unknown_part_names_the_known_ones(self, make_run: Runs) -> None:
-        with pytest.raises(StudyError, match="search, table, length"):
-            study.make(with_study(make_run(*SHORT)), "lenght")
-
-    def test_a_profile_without_a_study_says_so(self, make_run: Runs) -> None:
-        with pytest.raises(StudyError, match="profile study"):
-            study.search(make_run(*SHORT, "study=null"))
-
-
-@pytest.mark.usefixtures("narrow")
-def test_noisy_worlds_of_a_run_with_augmented_views_are_trained_on_the_plain_ones(make_run: Runs) -> None:
-    run = with_study(make_run(*SHORT, "backbone.views=2", "backbone.centred=false"), noises=[1.0])
-    ((_, _, world),) = study.worlds(run)
-    training.make(training.Job.of(world, "infonce", 0))
-    assert trained(world) == ["infonce_seed0"]
-
-
-def test_another_gallery_of_the_same_name_makes_the_sweeps_predictions_anew(
-    make_run: Runs, tmp_path: Path
-) -> None:
-    places = tmp_path / "places.csv"
-
-    def strangers(seed: int) -> set[tuple[float, ...]]:
-        given = np.random.default_rng(seed).uniform([-60, -170], [60, 170], (50, 2)).round(4)
-        pd.DataFrame(given, columns=["LAT", "LON"]).to_csv(places, index=False)
-        study.sweep(run, "queue", study.queue_variants(run))
-        predicted = pd.read_parquet(run.folder / "validation" / "infonce_seed0.parquet")[
-            ["predicted_latitude", "predicted_longitude"]
-        ]
-        return set(map(tuple, predicted.to_numpy().round(4))) - set(map(tuple, given))
-
-    run = with_study(make_run(*SHORT, f"evaluation.gallery={places}"), queue_sizes=[0])
-    assert strangers(0) == strangers(1) == set()
-
-
-def test_a_search_that_tries_an_option_too_has_a_best_of_the_family() -> None:
-    searched = pd.DataFrame(
-        {"strategy": ["decayed_refitted", "decayed", "residual"], "score": [0.9, 0.5, 0.4]}
-    )
-    assert study.best_of(searched, "family") == "decayed"

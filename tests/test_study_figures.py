@@ -8,7 +8,6 @@ import pytest
 from test_intervals import predictions
 
 from lib.evaluate.intervals import compare, corrected
-from lib.method.negatives import REGISTRY
 from lib.train.metrics import COMPARED
 from study import figures as study_figures
 
@@ -68,10 +67,6 @@ class TestForest:
         assert row["verdict"] == "gains" and dot.get_markerfacecolor() == dot.get_color()
         assert axis.lines[8].get_markerfacecolor() == "white"
 
-    def test_every_strategy_has_a_group(self) -> None:
-        assert {study_figures.kind_of(name) for name in REGISTRY} == {"family", "peer", "control"}
-        assert study_figures.kind_of("infonce_symmetric") == "variant"
-
 
 class TestHeatmap:
     def test_each_cell_says_its_gain_and_where_it_starts(self) -> None:
@@ -79,11 +74,6 @@ class TestHeatmap:
         texts = {text.get_text(): text for text in figure.axes[1].texts}
         assert "+2.2" in texts and "+0.3" in texts and list(texts).count("from 50.0 %") == 1
         assert texts["+2.2"].get_fontweight() == "bold" and texts["+0.3"].get_fontweight() == "normal"
-
-    def test_nothing_varied_says_so(self) -> None:
-        assert "nothing was varied" in words(
-            study_figures.gain_heatmap(pd.DataFrame(), "photos", "batch_size", ("decayed",))
-        )
 
 
 class TestAlong:

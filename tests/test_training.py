@@ -10,7 +10,6 @@ import torch
 from conftest import Runs, world
 from geoclip.model.location_encoder import LocationEncoder
 
-from lib.data.features import Features
 from lib.evaluate import evaluation
 from lib.method import model, negatives
 from lib.method.errors import BundleError
@@ -51,10 +50,6 @@ class Watch:
 
 
 class TestSeeds:
-    def test_another_seed_is_another_training(self, make_run: Runs) -> None:
-        one, other = (trained(make_run(*SHORT), "decayed", seed)[0] for seed in (0, 1))
-        assert not same(one, other)
-
     @pytest.mark.parametrize("queue", [0, 24])
     def test_strategies_with_the_same_seed_meet_the_same_batches(self, make_run: Runs, queue: int) -> None:
         run = make_run(*SHORT, f"training.queue_size={queue}")
@@ -118,29 +113,6 @@ class TestBatches:
         trained(make_run(*SHORT, "training.batch_noise_m=50000"), noisy.strategy)
         assert not torch.allclose(still.seen[0].logits, noisy.seen[0].logits)
 
-    def test_a_batch_larger_than_the_split_is_the_split(self, make_run: Runs) -> None:
-        watch = Watch()
-        trained(make_run("training.epochs=1", "training.batch_size=5000"), watch.strategy)
-        assert [len(one.logits) for one in watch.seen] == [96]
-
-
-class TestData:
-    """What a step reads of the features, and how often."""
-
-    def test_where_head_and_looks_see_the_plain_view_its_rows_are_read_once(
-        self, make_run: Runs, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        run = make_run(*SHORT)
-        data, read, rows = TrainingData.read(run, with_curve=False), [], Features.rows
-        monkeypatch.setattr(
-            Features, "rows", lambda self, *asked: read.append(len(asked[0])) or rows(self, *asked)
-        )
-        chosen = data.train_rows[[5, 3, 9, 1]]
-        batch = data.batch(1, chosen, slice(1, 3), run.device)
-        assert read == [4]
-        assert torch.equal(batch.seen, data.frozen.rows(chosen[1:3]))
-        assert torch.equal(data.frozen.directions(batch.features), data.frozen.unit(chosen))
-
 
 class TestQueue:
     def test_it_starts_empty_and_holds_the_latest_batches_places_and_features(self, make_run: Runs) -> None:
@@ -168,10 +140,6 @@ class TestQueue:
             same[:, : len(same)] = False
             assert torch.equal(hidden, same)
         assert np.isfinite(history["loss"]).all()
-
-    def test_it_changes_what_is_learned(self, make_run: Runs) -> None:
-        with_queue, without = make_run(*SHORT, "training.queue_size=24"), make_run(*SHORT)
-        assert not same(trained(with_queue)[0], trained(without)[0])
 
 
 class TestStrategies:
@@ -321,12 +289,6 @@ class TestErrors:
         )
         with pytest.raises(BundleError):
             trained(run)
-
-    def test_an_unknown_strategy_is_said_before_anything_is_trained(self, make_run: Runs) -> None:
-        run = make_run(*SHORT)
-        with pytest.raises(BundleError, match="'infonze' is unknown"):
-            training.train_all(run, ["infonce", "infonze"])
-        assert not run.checkpoint("infonce", 0).exists()
 
     def test_a_missing_curve_is_named_only_where_it_is_needed(self, make_run: Runs) -> None:
         run = make_run(*SHORT)

@@ -8,14 +8,12 @@ import gstools
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from conftest import Runs, fitted, world
 from test_semivariogram import LAG, measured, unit_rows
 
 from lib.data.sampling import estimate
-from lib.data.sphere import cell_of, uniform_on_sphere
+from lib.data.sphere import uniform_on_sphere
 from lib.method.empirical import EmpiricalSemivariogram
-from lib.method.errors import BundleError
 from lib.method.geodesy import pairwise_distance_rad, unit_vectors
 from lib.method.semivariogram import fit
 from lib.train import curve
@@ -78,19 +76,6 @@ class TestMerged:
             assert coarse.pairs[k] == fine.pairs[inside].sum()
             assert coarse.gamma_sum[k] == pytest.approx(fine.gamma_sum[inside].sum())
 
-    @pytest.mark.parametrize("weights", ["none", "pairs"])
-    def test_a_fit_to_them_is_the_fit_to_the_narrow_lags(self, weights: str) -> None:
-        lag = (np.arange(1_570) + 0.5) * 0.002
-        pairs = (2_000 * np.sin(lag) + 20).astype(int)
-        # Not of the model's shape, so that the weights of the lags decide where the curve lies.
-        gamma = 0.1 + 0.5 * (1.0 - np.exp(-lag / 0.1)) + 0.3 * (1.0 - np.exp(-lag / 0.8))
-        fine = measured(gamma, lag, pairs)
-        narrow = fit(fine, family="Exponential", weights=weights)
-        wide = variography.fit_merged(*variography.merged(fine, 120), family="Exponential", weights=weights)
-        for name in ("nugget", "partial_sill", "length_scale_rad"):
-            assert getattr(wide, name) == pytest.approx(getattr(narrow, name), rel=0.02), name
-        assert (wide.weights, wide.pairs) == (weights, narrow.pairs)
-
 
 class TestValidity:
     @pytest.mark.parametrize(
@@ -113,12 +98,6 @@ class TestValidity:
         expected = "yes" if min(coefficients) > -1e-9 else "no"
         assert variography.valid_on_sphere(family, "planar", exponent) == expected
         assert variography.valid_on_sphere(family, "sphere", exponent) == "yes"
-
-    def test_what_it_cannot_say_is_refused(self) -> None:
-        with pytest.raises(VariographyError, match="depends on its exponent"):
-            variography.valid_on_sphere("Stable", "planar")
-        with pytest.raises(VariographyError, match="no model Cubic"):
-            variography.valid_on_sphere("Cubic", "planar")
 
 
 class TestCandidates:
@@ -176,10 +155,6 @@ class TestCandidates:
         with pytest.raises(VariographyError, match="no candidate"):
             variography.choose(table.assign(valid_on_sphere="yes"))
 
-    def test_too_few_lags_are_named(self) -> None:
-        with pytest.raises(BundleError, match="lags are too few for 6 blocks"):
-            variography.candidates_table(measured(RISE[:10], LAG[:10]))
-
 
 class TestPlaceSums:
     @pytest.mark.parametrize("block", [1, 17, 60, 200])
@@ -230,26 +205,6 @@ class TestPlaceSums:
             )
             assert np.allclose(row, expected)
         assert np.allclose(variography._weighted(np.ones((1, 4)), total)[0], total.sum((0, 1)))
-
-    def test_groups_of_cells_keep_a_cell_together_and_random_ones_are_alike_in_size(self) -> None:
-        coordinates = uniform_on_sphere(500, np.random.default_rng(0))
-        cells, drawn = place_groups(coordinates, "cells", cell_deg=30.0), place_groups(coordinates, count=20)
-        assert len(set(zip(cells, cell_of(coordinates, 30.0), strict=True))) == cells.max() + 1
-        assert np.bincount(drawn).tolist() == [25] * 20
-        with pytest.raises(VariographyError, match="random and cells"):
-            place_groups(coordinates, "towns")
-        with pytest.raises(VariographyError, match="at least two groups"):
-            place_groups(coordinates, count=1)
-
-    def test_what_is_not_finite_is_named(self) -> None:
-        coordinates = uniform_on_sphere(20, np.random.default_rng(0))
-        groups = place_groups(coordinates, count=4)
-        broken = np.ones((20, 3), np.float32)
-        broken[7] = np.nan
-        with pytest.raises(VariographyError, match="feature is not finite"):
-            place_sums(lambda rows: torch.from_numpy(broken[rows]), coordinates, groups)
-        with pytest.raises(VariographyError, match="20 places and 3 groups"):
-            place_sums(lambda rows: torch.from_numpy(broken[rows]), coordinates, groups[:3])
 
 
 class TestBootstrap:
@@ -306,14 +261,6 @@ class TestBootstrap:
         assert variography.range_by_band(lag, upper, 1.0, np.array([29, 30, 30, 30])) == 0.3
         assert variography.range_by_band(lag, upper, 1.0, np.array([30, 30, 30, 30])) == 0.1
         assert variography.range_by_band(lag, upper, 3.0, np.array([30, 30, 30, 30])) == math.pi
-
-    def test_a_curve_that_does_not_rise_is_refused(self) -> None:
-        places = uniform_on_sphere(120, np.random.default_rng(1))
-        noise = np.random.default_rng(2).normal(size=(120, 8))
-        with pytest.raises(BundleError, match="do not rise"):
-            variography.bands(
-                place_sums(unit_rows(noise), places, place_groups(places, count=20), lag_edges(20, 0.05))
-            )
 
 
 class TestRun:

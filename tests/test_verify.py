@@ -73,11 +73,6 @@ def test_predictions_that_were_changed_contradict_every_table_of_theirs(finished
     assert set(faults(finished)) == {f"tables/{name}.csv" for name in ("accuracy", "comparison")}
 
 
-def test_predictions_that_cannot_be_read_are_a_fault_and_no_traceback(finished: Run) -> None:
-    finished.predictions.write_bytes(b"torn")
-    assert "no table can be derived" in faults(finished)["predictions.parquet"]
-
-
 def test_on_the_command_line(finished: Run, capsys: pytest.CaptureFixture) -> None:
     assert verify.main(["verify", str(finished.folder)]) == 0 and "0 faults" in capsys.readouterr().out
     finished.features.write_bytes(finished.features.read_bytes()[:-1])
@@ -119,27 +114,3 @@ def test_provenance_says_what_it_takes_to_build_the_run_again(finished: Run) -> 
         "training-infonce_seed0",
         "training-similarity_seed0",
     }
-
-
-def test_what_came_later_and_what_cannot_be_read_is_named(
-    finished: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (finished.folder / "tables" / "invented.csv").write_text("strategy\nours\n")
-    real = verify.checksum
-
-    def unreadable(path: Path) -> str:
-        if path == finished.predictions:
-            raise OSError(5, "Input/output error")
-        return real(path)
-
-    monkeypatch.setattr(verify, "checksum", unreadable)
-    found = faults(finished)
-    assert (
-        "came later" in found["tables/invented.csv"]
-        and "cannot be read: [Errno 5]" in found["predictions.parquet"]
-    )
-
-
-def test_stages_of_other_settings_than_the_manifest_names_are_faults(finished: Run) -> None:
-    write_json(finished.provenance, provenance(finished, {}) | {"outdated": ["training-infonce_seed0"]})
-    assert "other settings" in faults(finished)["training-infonce_seed0"]

@@ -305,6 +305,7 @@ class Run:
             with refusals_named(self.receipt(stage)):
                 self.receipt(stage).unlink(missing_ok=True)
         if writes or by == "all ranks":
+            record(stage=stage, became="begun")
             with deterministic(self):
                 make()
         if not writes:
