@@ -16,6 +16,7 @@ from miniatures import osv5m as miniature
 
 from lib import pipeline, stages
 from lib.method.errors import BundleError
+from lib.predict import exchange
 from lib.runs import Run
 from lib.settings import PROJECT
 from lib.show import pages, report
@@ -117,6 +118,16 @@ def test_the_provenance_names_what_it_takes_to_rebuild_the_run(smoke):
         "predictions.parquet",
         "maps/predictions.html",
     } <= set(manifest["outputs"])
+
+
+def test_an_exported_model_has_a_card(smoke, tmp_path, capsys):
+    folder, _, _ = smoke
+    assert exchange.main([str(folder), str(tmp_path), "--strategy", "semivariogram"]) == 1  # no CLIP features
+    card = (tmp_path / "location-encoder" / "README.md").read_text()
+    table = pd.read_csv(folder / "tables" / "accuracy.csv").query("strategy == 'semivariogram' and seed == 0")
+    assert "`blue_marble`" in card and "`semivariogram`, seed 0" in card and "Not for" in card
+    assert all(f"| {one.split} | {100 * one.acc_200km:.1f} |" in card for one in table.itertuples())
+    assert "takes 768 features" in capsys.readouterr().err
 
 
 def test_every_link_of_the_index_leads_somewhere(smoke):

@@ -81,6 +81,12 @@ def _write_release(folder: Path, kind: str, trained: GeoCLIP, weights: dict, con
     return folder
 
 
+def _write_card(folder: Path, text: str) -> None:
+    with writing(folder / "README.md") as aside:
+        aside.write_text(text, encoding="utf-8")
+    print(f"wrote {folder}")
+
+
 @dataclass(frozen=True)
 class Release:
     """A model on 768 raw features, its gallery [G, 2], and the CLIP checkpoint that makes the features."""
@@ -116,6 +122,32 @@ def read_geolocation(folder: Path) -> Release:
     return Release(trained.eval(), gallery.read_csv(folder / table), backbone, revision)
 
 
+def card(run: Run, strategy: str, seed: int) -> str:
+    """A model card in Markdown: what the model was trained on, how well it does, what it is not for."""
+    settings, counts = run.settings, datasets.read(run, ["split"])["split"].value_counts()
+    table = pd.read_csv(run.require(run.table("accuracy"), "05_error_at_granularity"))
+    of_model = table[(table["strategy"] == strategy) & (table["seed"] == seed)]
+    reached = [
+        f"| {one.split} | {100 * one.acc_200km:.1f} | {100 * one.acc_2500km:.1f} | {one.median_km:,.0f} |"
+        for one in of_model.itertuples()
+    ]
+    return "\n".join([
+        f"# Location model of run {run.name}",
+        "",
+        f"* Trained on {counts['train']:,} photos of the data set `{settings.dataset.name}`, on frozen",
+        f"  features of `{settings.backbone.name}`. The project's data/README.md names sources and licences.",
+        f"* Strategy `{strategy}`, seed {seed}, {settings.training.epochs} epochs. "
+        "Method: after arXiv 2509.21573 and GeoCLIP, arXiv 2309.16020.",
+        "* Not for photos of another kind than those: its answers there mean nothing. Not for finding or",
+        "  following people, and not where a wrong place does harm: it always answers, right or wrong.",
+        "",
+        "| split | % within 200 km | % within 2,500 km | median error, km |",
+        "| --- | --- | --- | --- |",
+        *reached,
+        "",
+    ])  # fmt: skip
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; exit status 1 with a sentence where something cannot be exported."""
     print_anywhere()
@@ -131,12 +163,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"strategy {strategy}, seed {options.seed}")
         path = run.require(run.checkpoint(strategy, options.seed), "04_regularized_training")
         trained = checkpoints.load(path)
-        print(f"wrote {export_location_encoder(trained, options.folder / 'location-encoder')}")
+        text = card(run, strategy, options.seed)
+        _write_card(export_location_encoder(trained, options.folder / "location-encoder"), text)
         settings = run.settings.backbone
         revision = settings.revision or backbones.find(settings).revision
         places = gallery.coordinates(run, datasets.read(run, datasets.manifest.PLACES))
         folder = options.folder / "geolocation"
-        print(f"wrote {export_geolocation(trained, places, folder, settings.name, revision)}")
+        _write_card(export_geolocation(trained, places, folder, settings.name, revision), text)
     except BundleError as error:
         print(f"lib.exchange: {error}", file=sys.stderr)
         return 1
