@@ -231,6 +231,30 @@ def test_the_kept_reference_is_read_with_the_names_and_settings_of_today(tmp_pat
     assert table["reproduced"].all() and "semivariance_margin" in set(table["strategy"])
 
 
+def test_a_run_that_differs_as_seeds_do_has_a_no_in_one_of_twenty_at_most(tmp_path: Path) -> None:
+    drawn = np.random.default_rng(0)
+    names = pd.MultiIndex.from_product(
+        [["test", "test_blocked"], ["infonce", "a", "b"], range(3)], names=["split", "strategy", "seed"]
+    )
+    by_seed, alarms = drawn.normal(size=(2, 1, 3, 1)), 0  # what strategies share
+    kept, run = tmp_path / "kept", Run(load("smoke", ["device=cpu"]), tmp_path / "run")
+    for folder in (kept, run.folder):
+        (folder / "tables").mkdir(parents=True)
+        (folder / "semivariogram.json").write_text('{"nugget": 0.2, "partial_sill": 0.5, "range_km": 900.0}')
+    for _ in range(40):
+        for folder in (kept, run.folder):
+            values = 0.5 + 0.01 * (by_seed + drawn.normal(size=(2, 3, 3, len(report.COLUMNS))))
+            table = pd.DataFrame(values.reshape(len(names), -1), names, report.COLUMNS).reset_index()
+            table.to_csv(folder / "tables" / "accuracy.csv", index=False)
+        found = report._beside(run, kept)
+        assert len(found) == 3 + 2 * (3 + 2) * len(report.COLUMNS)
+        alarms += not found["reproduced"].all()
+    assert alarms <= 5
+    table[report.COLUMNS] += 0.2
+    table.to_csv(run.table("accuracy"), index=False)
+    assert not report._beside(run, kept)["reproduced"].all()
+
+
 class TestBrowser:
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     def test_the_answer_is_on_the_first_screen(self, browser: object, page: Path, scheme: str) -> None:
