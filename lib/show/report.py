@@ -7,10 +7,8 @@ computes nothing.
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,16 +17,14 @@ import jinja2
 import numpy as np
 import pandas as pd
 from PIL import Image
-from pydantic import ValidationError
 from scipy import stats
 
 from lib.data.manifest import read_table
 from lib.evaluate.evaluation import CONTROL
 from lib.evaluate.intervals import LEAST_PHOTOS
-from lib.method.negatives import REGISTRY, RENAMED
+from lib.method.negatives import REGISTRY
 from lib.runs import RESULTS, ArtefactError, Run, writing
 from lib.runs.provenance import provenance_file
-from lib.settings import Settings
 from lib.show.world import encoded
 from lib.train.metrics import COLUMNS, COMPARED, HEADLINE
 from lib.train.training import best_strategy
@@ -41,10 +37,6 @@ VERDICTS = ("gains", "not shown", "loses", "too few photos")
 
 REFERENCE = RESULTS / "reference"
 """Tables, figures and provenance of a run of ours, kept in git."""
-SETTINGS_GONE = {"queue_embeddings": "renewed", "sampling": "random", "refit_every": 0, "trace_curve": False}
-"""Settings of training that an earlier version had, with the values that stand for what every training does
-now."""
-
 OF_CURVE = {"nugget": 0.005, "partial_sill": 0.005, "range_km": 0.02}
 """How far the curve may lie from the reference's, which no seed decides: absolute for cosine distances, a
 share of the reference for kilometres."""
@@ -135,30 +127,13 @@ def compare_with_reference(run: Run) -> tuple[pd.DataFrame, str]:
     )
 
 
-def _kept(path: Path) -> io.StringIO:
-    """The text of a kept file, with the strategies' earlier names replaced by those of today."""
-    text = path.read_text()
-    for old, new in RENAMED.items():
-        text = re.sub(rf"\b{old}\b", new, text)
-    return io.StringIO(text)
-
-
 def _differing_settings(run: Run, folder: Path) -> list[str]:
     """Names of the settings, but for places of files and devices, in which ``run`` and reference differ."""
-    kept, here = json.load(_kept(provenance_file(folder)))["settings"], run.settings.model_dump(mode="json")
-    then, now = (pd.json_normalize(settings).iloc[0].to_dict() for settings in (_complete(kept), here))
+    kept = json.loads(provenance_file(folder).read_text(encoding="utf-8"))["settings"]
+    here = run.settings.model_dump(mode="json")
+    then, now = (pd.json_normalize(settings).iloc[0].to_dict() for settings in (kept, here))
     ignored = {"device", "deterministic", "dataset.root", "backbone.workers"}
     return [name for name in sorted({*then, *now} - ignored) if then.get(name) != now.get(name)]
-
-
-def _complete(settings: dict[str, Any]) -> dict[str, Any]:
-    """``settings`` of an earlier version as they are written today: what came later is at its default."""
-    gone = SETTINGS_GONE.items()
-    training = {key: value for key, value in settings["training"].items() if (key, value) not in gone}
-    try:
-        return Settings.model_validate(settings | {"training": training}).model_dump(mode="json")
-    except ValidationError:  # a setting is unknown today: it is named as differing
-        return settings
 
 
 def _beside(run: Run, folder: Path) -> pd.DataFrame:
@@ -174,8 +149,8 @@ def _beside(run: Run, folder: Path) -> pd.DataFrame:
     tolerance = curve["figure"].map(OF_CURVE)
     curve["tolerance"] = tolerance * curve["reference"].where(curve["figure"] == "range_km", 1.0)
 
-    keys, texts = ["split", "strategy", "seed"], (_kept(folder / "tables" / "accuracy.csv"),)
-    tables = [pd.read_csv(one).set_index(keys)[COLUMNS] for one in (*texts, run.table("accuracy"))]
+    keys, paths = ["split", "strategy", "seed"], (folder / "tables" / "accuracy.csv", run.table("accuracy"))
+    tables = [pd.read_csv(path).set_index(keys)[COLUMNS] for path in paths]
     found = []
     for split in tables[0].index.unique("split"):
         then, now = (
