@@ -17,6 +17,7 @@ import pandas as pd
 
 from lib import runs, settings
 from lib.method import negatives
+from lib.method.geodesy import EARTH_RADIUS_KM
 from lib.show import report
 from lib.show.report import points
 from lib.train.metrics import COMPARED_KM as RADII
@@ -285,9 +286,40 @@ def the_study() -> str:
     return table([*head[:1], "kind", *head[1:]], rows)
 
 
+def the_curve() -> str:
+    """The parameters of the kept curve of ``quick`` by their names in either field."""
+    fit = json.loads((KEPT / "quick" / "semivariogram.json").read_text(encoding="utf-8"))
+    families = "Exponential, Gaussian (RBF), Matern, Stable, …"
+    length = f"{fit['length_scale_rad']:.4f} rad, {fit['length_scale_rad'] * EARTH_RADIUS_KM:,.0f} km"
+    rows = [
+        ("noise variance", "**nugget** $n$", f"{fit['nugget']:.3f}"),
+        ("signal variance", "**partial sill** $c$", f"{fit['partial_sill']:.3f}"),
+        ("total variance", "**sill** $n + c$", f"{fit['nugget'] + fit['partial_sill']:.3f}"),
+        ("length scale", "**length scale** $\\ell$", length),
+        ("kernel family", f"**family**: {families}", f"{fit['family']}, exponent {fit['exponent']:.3f}"),
+        ('"far enough to be independent"', "**range** $\\rho$", f"{fit['range_km']:,.0f} km, by its slope"),
+    ]
+    return table(("machine learning", "geostatistics", "here, `semivariogram.json` of `quick`"), rows)
+
+
+def where_time_goes() -> str:
+    """Seconds of the kept ``quick`` by what they were spent on."""
+    written = json.loads((KEPT / "quick" / "provenance.json").read_text(encoding="utf-8"))
+    stages, whole = dict(written["seconds_by_stage"]), sum(written["seconds_by_notebook"].values())
+    trainings = {name: seconds for name, seconds in stages.items() if name.startswith("training-")}
+    told = {"manifest": "places and windows", "features": "features", "semivariogram": "the curve"}
+    rows = [(text, stages[name]) for name, text in told.items()]
+    rows.append((f"{len(trainings)} trainings", sum(trainings.values())))
+    rest = sum(seconds for name, seconds in stages.items() if name not in {*told, *trainings})
+    rows.append(("evaluation, regions", rest))
+    rows.append(("starting notebooks, figures, maps, pages", whole - sum(seconds for _, seconds in rows)))
+    told_of = [(text, f"{seconds:.0f} s") for text, seconds in [*rows, ("**all**", whole)]]
+    return table(("what", "time"), told_of)
+
+
 def filled(page: Path) -> str:
     """The text of ``page``, each table between its marks made anew."""
-    makers = (first_screen, all_radii, all_differences, the_study)
+    makers = (first_screen, all_radii, all_differences, the_study, the_curve, where_time_goes)
     by_name = {maker.__name__: maker for maker in makers}
     mark = re.compile(r"(<!-- table (\w+), made by docs/generate.py -->\n).*?(\n<!-- end -->)", re.DOTALL)
     text = page.read_text(encoding="utf-8")
@@ -300,7 +332,8 @@ def pages() -> dict[Path, str]:
     made = {}
     for make in makers:
         made[HERE / "reference" / f"{make.__name__.removesuffix('_page')}.md"] = HEAD + make()
-    with_tables = (PROJECT / "README.md", HERE / "results.md", HERE / "study.md")
+    names = ("results", "study", "semivariograms", "running")
+    with_tables = (PROJECT / "README.md", *(HERE / f"{name}.md" for name in names))
     return made | {page: filled(page) for page in with_tables}
 
 
