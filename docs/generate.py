@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -235,6 +236,17 @@ def first_screen() -> str:
     return table(head, rows)
 
 
+def expect() -> str:
+    """How long a first run takes, and a number to expect of it."""
+    written = json.loads((KEPT / "quick" / "provenance.json").read_text(encoding="utf-8"))
+    minutes = math.ceil(sum(written["seconds_by_notebook"].values()) / 60)
+    share = accuracies().loc[("test", "infonce"), "acc_200km"]
+    return (
+        f"The first run takes {minutes} minutes on two CPU cores, after 5 for the environment (7 GB).\n"
+        f"Expect {share} % of the random test photos within 200 km for plain GeoCLIP (`infonce`)."
+    )
+
+
 def by_radius(*more: str) -> list[str]:
     """The head of a table with a column a radius."""
     return ["", *(f"{radius:,} km" for radius in RADII), *more]
@@ -286,6 +298,16 @@ def the_study() -> str:
     return table([*head[:1], "kind", *head[1:]], rows)
 
 
+def second_search() -> str:
+    """The second study's search: of each arm the best score among its learning rates, on validation."""
+    tries = pd.read_csv(KEPT / "study" / "second_tries.csv").query("phase == 'rate'")
+    best = tries.groupby("arm", sort=False)["score"].max().mul(100)
+    kinds = {"geoclip": "GeoCLIP's", "curve": "from the curve", "hand_set": "set by hand"}
+    names = dict.fromkeys(arm.split()[0] for arm in best.index)
+    rows = [(f"`{name}`", *(points(best[f"{name} {kind}"], sign=False) for kind in kinds)) for name in names]
+    return table(("strategy, with frequencies", *kinds.values()), rows)
+
+
 def the_curve() -> str:
     """The parameters of the kept curve of ``quick`` by their names in either field."""
     fit = json.loads((KEPT / "quick" / "semivariogram.json").read_text(encoding="utf-8"))
@@ -319,7 +341,8 @@ def where_time_goes() -> str:
 
 def filled(page: Path) -> str:
     """The text of ``page``, each table between its marks made anew."""
-    makers = (first_screen, all_radii, all_differences, the_study, the_curve, where_time_goes)
+    makers = (first_screen, expect, all_radii, all_differences, the_study)
+    makers += (second_search, the_curve, where_time_goes)
     by_name = {maker.__name__: maker for maker in makers}
     mark = re.compile(r"(<!-- table (\w+), made by docs/generate.py -->\n).*?(\n<!-- end -->)", re.DOTALL)
     text = page.read_text(encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import html.parser
+import json
 import re
 import subprocess
 import sys
@@ -54,6 +55,10 @@ FORBIDDEN_CALLS = {
     "tarfile.open",
     "shutil.unpack_archive",
 }
+
+OPENED = re.compile(
+    r"0\.0\.0\.0|\bip['\"]?\s*[=:]\s*['\"]?\*|(token|password)['\"]?\s*[=:]\s*(''|\"\"|\s-)|allow_remote_access['\"]?\s*[=:]\s*[Tt]rue"
+)
 
 
 def trees() -> list[tuple[str, ast.AST]]:
@@ -296,3 +301,40 @@ def test_every_package_of_the_lock_file_has_checksums_and_none_names_where_it_is
     entries = re.split(r"\n(?=[A-Za-z0-9])", text.partition("\n\n")[2] or text)
     for entry in (one for one in entries if "==" in one.splitlines()[0] and not one.startswith("#")):
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry.splitlines()[0]
+
+
+def test_notebooks_ask_no_shell_by_magic() -> None:
+    for path in NOTEBOOKS:
+        for cell in nbformat.read(path, as_version=4).cells:
+            lines = cell.source.splitlines() if cell.cell_type == "code" else []
+            assert not [line for line in lines if re.match(r"\s*(!|%%?(bash|sh|system|sx|script))", line)], (
+                path.name
+            )
+
+
+def test_a_run_writes_down_no_variable_of_its_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "of-the-environment-and-secret")
+    assert "of-the-environment-and-secret" not in json.dumps(
+        runs.provenance(Run.open("smoke", str(tmp_path / "run")), {}), default=str
+    )
+
+
+def test_jupyter_is_never_opened_to_a_network_nor_without_a_token() -> None:
+    """Its own defaults are loopback and a token; nothing here may change them. The pipeline's kernels have no
+    port at all."""
+    careless = [
+        "c.ServerApp.ip = '*'",
+        "jupyter lab --ip=0.0.0.0",
+        "--ServerApp.token=''",
+        "c.ServerApp.allow_remote_access = True",
+    ]
+    assert all(map(OPENED.search, careless))
+    for path in tracked():
+        if (
+            path.suffix in {".py", ".sh", ".md", ".ipynb", ".yaml", ".yml", ".toml", ""}
+            and "tests" not in path.parts
+        ):
+            assert not OPENED.search(path.read_text(encoding="utf-8", errors="replace")), path
+    assert '"transport": "ipc"' in (PROJECT / "lib" / "pipeline.py").read_text()
