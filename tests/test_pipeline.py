@@ -339,6 +339,11 @@ def test_a_figure_beyond_its_tolerance_is_called_not_reproduced(reference):
     assert "NO" in report.format_comparison(table, sentence)
 
 
+def test_a_run_with_other_settings_is_not_compared_and_ends_well(reference, capsys):
+    pipeline._say_comparison(Run.open("smoke", str(reference[0].folder), ["training.epochs=9"]))
+    assert "Not compared with the reference run: other settings (training.epochs)" in capsys.readouterr().out
+
+
 def test_of_a_progress_bar_an_executed_notebook_keeps_nothing_and_of_text_everything(tmp_path):
     cell = nbformat.v4.new_code_cell("train()", id="cell")
     said = [

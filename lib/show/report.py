@@ -32,7 +32,8 @@ from lib.train.training import best_strategy
 BASELINE = "infonce"
 PAPERS_OWN = "semivariogram"
 """The strategy that puts the paper's two definitions, of false and of hard negatives, to work."""
-HELD_OUT = "test_blocked"
+HELD_OUT, HELD_OUT_KM = "test_blocked", 750
+"""Split of the held-out cells, and the radius that is told of it: with a buffer nothing nearer is reached."""
 VERDICTS = ("gains", "not shown", "loses", "too few photos")
 
 REFERENCE = RESULTS / "reference"
@@ -115,10 +116,7 @@ def compare_with_reference(run: Run) -> tuple[pd.DataFrame, str]:
     if not provenance_file(folder).is_file():
         return empty, f"No reference run is kept for profile {run.settings.profile}."
     if differing := _differing_settings(run, folder):
-        return (
-            pd.DataFrame(),
-            f"Not compared with the reference run: other settings ({', '.join(differing)}).",
-        )
+        return empty, f"Not compared with the reference run: other settings ({', '.join(differing)})."
     table = _beside(run, folder)
     good = int(table["reproduced"].sum())
     return (
@@ -352,11 +350,13 @@ def first_screen(
     split = comparison["split"].iloc[0]
     strategies = strategy_rows(comparison, split)
     by_label = {row.label: row for row in strategies}
-    held_out = strategy_rows(comparison, HELD_OUT) if split != HELD_OUT else []
+    far = f"acc_{HELD_OUT_KM}km"
+    held_out = strategy_rows(comparison, HELD_OUT, far) if split != HELD_OUT else []
     screen |= {
         "split": split,
         "strategies": strategies,
         "found": by_label.get(lead),
+        "held_out_km": HELD_OUT_KM,
         "held_out": {row.label: row for row in held_out}.get(lead),
         "own": by_label.get(PAPERS_OWN),
         "control": by_label.get(CONTROL),
@@ -373,10 +373,10 @@ def first_screen(
     return screen
 
 
-def strategy_rows(comparison: pd.DataFrame, split: str) -> list[Row]:
-    """Each strategy against the baseline within 200 km on ``split``: what gains first, the larger first."""
+def strategy_rows(comparison: pd.DataFrame, split: str, metric: str = HEADLINE) -> list[Row]:
+    """Each strategy against the baseline by ``metric`` on ``split``: what gains first, the larger first."""
     against = comparison[(comparison["split"] == split) & (comparison["baseline"] == BASELINE)]
-    rows = _rows(against[against["metric"] == HEADLINE], "strategy")
+    rows = _rows(against[against["metric"] == metric], "strategy")
     return sorted(rows, key=lambda row: (VERDICTS.index(row.verdict), -row.difference))
 
 
