@@ -68,7 +68,6 @@ class BlueMarble(_Group):
     name: Literal["blue_marble"] = "blue_marble"
     root: Path = _entry(Path("data/blue_marble"), "where the windows are written")
     imagery: Literal["blue_marble", "shaded_relief"] = _entry("blue_marble", "which of the package's mosaics")
-    design: Literal["uniform", "photo_places"] = _entry("uniform", "on land, or near GeoCLIP's gallery")
     train: int = _entry(12_000, "training places", ge=2)
     validation: int = _entry(2_000, "validation places", ge=1)
     test: int = _entry(2_000, "test places, drawn as the training places are", ge=1)
@@ -90,8 +89,6 @@ class BlueMarble(_Group):
     def _cells_are_small_or_large(self) -> BlueMarble:
         if self.blocked_cell_km is None and (self.validation_blocked or self.buffer_km):
             raise ValueError("validation_blocked and buffer_km need blocked_cell_km")
-        if self.blocked_cell_km is not None and self.design != "uniform":
-            raise ValueError("blocked_cell_km needs design=uniform")
         return self
 
 
@@ -176,12 +173,10 @@ class Training(_Group):
     sharpness: float = _entry(20.0, "soft_targets: power of the fitted correlation", gt=0)
     softness_km: float = _entry(100.0, "distance_soft, distance_margin: decay length, kilometres", gt=0)
     concentration: float = _entry(0.1, "hcl: strength of the emphasis on large logits", ge=0)
-    symmetric: bool = _entry(False, "also the loss from places to photos, half each")
     frequencies: Annotated[Literal["geoclip", "curve"] | list[float], BeforeValidator(_names_or_list)] = (
         _entry("geoclip", "of the location encoder: GeoCLIP's, drawn from the curve, or three sigmas")
     )
     temperature: float | None = _entry(None, "fixed temperature 1 / exp(s); null: learned", gt=0, le=1)
-    max_logit_scale: float | None = _entry(None, "cap of exp(s); null: none (GeoCLIP)", gt=1)
     photos: Count | None = _entry(None, "this many training photos, drawn at random; null: all")
     batch_noise_m: float = _entry(150.0, "position noise on the batch, metres", ge=0)
     queue_noise_m: float = _entry(1_000.0, "position noise on the queue, metres", ge=0)

@@ -67,13 +67,6 @@ class TestPlaces:
             share = [((part[:, 0] >= low) & (part[:, 0] < high)).mean() for part in (many, land)]
             assert share[0] == pytest.approx(share[1], rel=0.06)
 
-    def test_the_clustered_design_stays_near_photo_places(self) -> None:
-        clustered = draw_places(SETTINGS.model_copy(update={"design": "photo_places", "train": 100}))
-        coordinates = clustered[["latitude", "longitude"]].to_numpy()
-        _, distance = sphere.nearest(coordinates, blue_marble.photo_places())
-        assert np.quantile(distance, 0.9) < 100.0
-        assert places.is_land(coordinates).all()
-
     def test_small_cells_are_full_and_far_from_all_other_places(self) -> None:
         settings = SETTINGS.model_copy(
             update={"blocked_cell_km": 300.0, "blocked_photos": 20, "buffer_km": 362.0}

@@ -70,7 +70,7 @@ def test_a_step_has_all_it_needs_on_the_card_and_waits_for_nothing(
     name: str, with_features: bool, fake: FakeTensorMode, make_run: Runs
 ) -> None:
     """Forward only: torch goes no way back without a real GPU. benchmarks/gpu.py counts the waits of both."""
-    settings = make_run("training.batch_size=8", "training.symmetric=true").settings
+    settings = make_run("training.batch_size=8").settings
     run = SimpleNamespace(settings=settings, autocast=lambda _: torch.autocast("cpu", enabled=False))
     with CARD:
         model = GeoCLIP(8)

@@ -82,10 +82,7 @@ def test_one_rank_more_or_less_makes_no_training_anew(both: list[Path], tmp_path
 
 @pytest.mark.parametrize(
     ("setting", "sentence"),
-    [
-        ("training.batch_size=33", "a batch of 33 cannot be shared out among 2 processes"),
-        ("training.symmetric=true", "training.symmetric needs all photos of a batch in one process"),
-    ],
+    [("training.batch_size=33", "a batch of 33 cannot be shared out among 2 processes")],
 )
 def test_what_cannot_be_shared_out_is_refused(
     both: list[Path], tmp_path: Path, setting: str, sentence: str

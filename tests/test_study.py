@@ -49,7 +49,7 @@ class TestVariant:
         run = with_study(make_run(*SHORT, "training.beta=4"), search={"decayed": [{"beta": 4.0}]})
         (one,) = study.search_variants(run)
         assert one.label(run) == "decayed,beta=4.0"
-        chosen = run.settings.training.changed({"variants": {"decayed": {"beta": 4.0, "symmetric": True}}})
+        chosen = run.settings.training.changed({"variants": {"decayed": {"beta": 4.0, "photos": 90}}})
         after = replace(run, settings=run.settings.model_copy(update={"training": chosen}))
         assert one.job(after, 100).run.settings.training == one.job(run, 100).run.settings.training
 

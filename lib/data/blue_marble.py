@@ -40,9 +40,6 @@ from lib.settings import BlueMarble
 JPEG_QUALITY = 95
 SUMS = "checksums.txt"
 """SHA-256 of every window, beside them; as ``sha256sum`` writes it, from the root folder."""
-PHOTO_PLACE_SPREAD_M = 50_000.0
-"""How far, in metres a direction, a place of the design ``photo_places`` lies from a photo place of GeoCLIP's
-gallery."""
 
 
 def obtain(settings: BlueMarble, root: Path) -> None:
@@ -180,18 +177,12 @@ def _places_in(
 def _draw(settings: BlueMarble, generator: np.random.Generator, count: int) -> np.ndarray:
     """About ``count`` places on land within the latitude limit, [n, 2]."""
     limit = settings.max_abs_latitude_deg
-    if settings.design == "uniform":
-        drawn = sphere.uniform_on_sphere(count, generator, limit)
-    else:
-        gallery = photo_places()
-        chosen = gallery[generator.integers(len(gallery), size=count)]
-        offset_km = generator.normal(0.0, PHOTO_PLACE_SPREAD_M / 1_000.0, (2, count))
-        drawn = sphere.destination(chosen, *offset_km)
+    drawn = sphere.uniform_on_sphere(count, generator, limit)
     return drawn[places.is_land(drawn) & (np.abs(drawn[:, 0]) < limit)]
 
 
 def _held_out_cells(settings: BlueMarble, generator: np.random.Generator) -> np.ndarray:
-    """Cells that are held out whole: ``blocked_share`` of those in which the design puts a place."""
+    """Cells that are held out whole: ``blocked_share`` of those with land."""
     cells = np.unique(sphere.cell_of(_draw(settings, generator, 50_000), settings.blocked_cell_deg))
     count = min(len(cells) - 1, max(1, round(settings.blocked_share * len(cells))))
     return generator.choice(cells, count, replace=False)

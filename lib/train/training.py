@@ -356,7 +356,6 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            _cap_temperature(model, settings)
             rate = schedule.get_last_lr()[0]
             schedule.step()
             losses.append(loss.detach())
@@ -421,10 +420,6 @@ def _shared_encoder(model: GeoCLIP, settings: Training, batch_size: int) -> Dist
             f"a batch of {batch_size} cannot be shared out among {ranks.count()} processes; "
             "set training.batch_size to a multiple"
         )
-    if settings.symmetric:
-        raise BundleError(
-            "training.symmetric needs all photos of a batch in one process; set training.parallel=trainings"
-        )
     return DistributedDataParallel(model, broadcast_buffers=False)
 
 
@@ -467,12 +462,6 @@ def _frequencies(model: GeoCLIP, data: TrainingData, settings: Training, seed: i
         most = frequencies.nyquist(data.coordinates_deg[data.train_rows].numpy())
         return frequencies.from_curve(data.curve, sum(map(len, own)), most, draw)
     return frequencies.hand_set(settings.frequencies, len(own[0]), draw)
-
-
-@torch.no_grad()
-def _cap_temperature(model: GeoCLIP, settings: Training) -> None:
-    if settings.max_logit_scale is not None:
-        model.logit_scale.clamp_(max=math.log(settings.max_logit_scale))
 
 
 def _optimizer(
@@ -528,13 +517,7 @@ def loss_of_batch(
         more["partner_deg"] = data.partner_deg[all_rows[order] if own.start else all_rows]
     reweighting = loss_of.reweighting(logits, all_places, all_unit, **more)
     queue.push(numbers, places, unit)
-    loss = contrastive_loss(logits, reweighting)
-    if settings.symmetric:
-        turned = logits[:, : len(rows)].T
-        more |= {"partner_deg": more["partner_deg"][: len(rows)]} if "partner_deg" in more else {}
-        backward = contrastive_loss(turned, loss_of.reweighting(turned, places, unit, **more))
-        loss = (loss + backward) / 2
-    return loss, reweighting.effect()
+    return contrastive_loss(logits, reweighting), reweighting.effect()
 
 
 @torch.inference_mode()
