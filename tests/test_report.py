@@ -203,7 +203,18 @@ def test_the_answer_tells_each_difference_with_its_interval_and_verdict(page: Pa
     assert re.search(rf"{own}.*, not shown\. {control}", said)
     assert "Of the 3 strategies that use the curve 1 gain and 0 lose." in said
     assert "It gains in &lt;img src=x onerror=alert(1)&gt;. " in said
-    assert re.search(r"On cells held out whole: \+.*, a gain\.", said)
+    assert re.search(r"On cells held out whole, within 750 km: \+.*, a gain\.", said)
+
+
+def test_a_gain_that_held_out_cells_do_not_show_is_told_in_the_first_line(run: Run, tmp_path: Path) -> None:
+    other = Run(run.settings, tmp_path / "run")
+    shutil.copytree(run.folder, other.folder)
+    table = pd.read_csv(other.table("comparison")).query("split == 'test'")
+    held_out = table.assign(split="test_blocked", ci_low=-1.0)
+    evaluation.save_table(pd.concat([table, held_out]), other.table("comparison"))
+    html, ipynb = NOTEBOOK
+    page = report.write_index(other, provenance(other), [{"title": "one", "html": html, "ipynb": ipynb}])
+    assert "which gains on photos near the training photos, and not on held-out cells" in answer(page)
 
 
 @pytest.mark.parametrize(
