@@ -25,7 +25,7 @@ ACCURACY = ["strategy", "seed", "split", "n", "acc_1km", "acc_25km", "acc_200km"
 ACCURACY += ["median_km", "mean_km", "geoscore"]
 COMPARISON = ["split", "strategy", "baseline", "metric", "difference", "ci_low", "ci_high", "seeds", "n"]
 PREDICTIONS = ["id", "split", "strategy", "seed", "latitude", "longitude"]
-PREDICTIONS += ["predicted_latitude", "predicted_longitude", "error_km"]
+PREDICTIONS += ["predicted_latitude", "predicted_longitude", "error_km", "cell"]
 FIT = {"family", "nugget", "partial_sill", "length_scale_rad", "exponent", "range_rad", "range_km", "pairs"}
 FIT |= {"backbone", "photos"}
 
