@@ -67,6 +67,15 @@ class TestEstimate:
         for name in ("distance_sum_rad", "gamma_sum", "square_sum"):
             assert np.allclose(getattr(parts, name), getattr(whole, name), atol=1e-4)
 
+    def test_several_threads_give_the_bits_of_one(self) -> None:
+        x, places = small_world(1_500)
+        alone = estimate(unit_rows(x), places, 0.05)
+        before = torch.get_num_threads()
+        torch.set_num_threads(3)
+        together = estimate(unit_rows(x), places, 0.05)
+        torch.set_num_threads(before)
+        assert (alone.gamma_sum == together.gamma_sum).all() and (alone.pairs == together.pairs).all()
+
     def test_sums_of_machines_add_up_and_other_lags_do_not(self) -> None:
         features, coordinates = small_world()
         north, south = coordinates[:, 0] >= 0.0, coordinates[:, 0] < 0.0

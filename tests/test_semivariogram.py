@@ -20,7 +20,7 @@ from sklearn.metrics.pairwise import haversine_distances
 
 from lib.data.sampling import estimate
 from lib.data.sphere import uniform_on_sphere
-from lib.method import semivariogram
+from lib.method import fitting, semivariogram
 from lib.method.empirical import EmpiricalSemivariogram
 from lib.method.errors import BundleError
 from lib.method.geodesy import EARTH_RADIUS_KM, unit_vectors
@@ -319,10 +319,10 @@ class TestWhereLooksHardlyDependOnThePlace:
     def test_an_exponent_that_the_lags_do_not_tell_is_left_out(self) -> None:
         lag = (np.arange(400) + 0.5) * 0.005
         noisy = 0.95 + 0.05 * (1.0 - np.exp(-lag / 0.03)) + np.random.default_rng(0).normal(0, 0.01, 400)
-        family, model = semivariogram._fit_by_search(lag, noisy, np.full(400, 50), "Stable", "planar")
+        family, model = fitting.by_search(fitting.Lags(lag, noisy, np.full(400, 50)), "Stable", "planar")
         assert family == "Exponential" and model.len_scale == pytest.approx(0.03, rel=0.6)
         clear = 0.2 + 0.8 * (1.0 - np.exp(-((lag / 0.3) ** 1.6)))
-        family, model = semivariogram._fit_by_search(lag, clear, np.full(400, 50), "Stable", "planar")
+        family, model = fitting.by_search(fitting.Lags(lag, clear, np.full(400, 50)), "Stable", "planar")
         assert family == "Stable" and model.alpha == pytest.approx(1.6, abs=0.01)
         assert (model.nugget, model.var) == pytest.approx((0.2, 0.8), abs=1e-3)
 

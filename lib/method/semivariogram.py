@@ -21,10 +21,11 @@ import gstools
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import optimize
 
+from lib.method import fitting
 from lib.method.empirical import EmpiricalSemivariogram, exact
 from lib.method.errors import BundleError
+from lib.method.fitting import SHAPE_PARAMETERS
 from lib.method.geodesy import EARTH_RADIUS_KM
 
 SLOPE_LIMIT_PER_RAD = 1e-2
@@ -34,26 +35,8 @@ SLOPE_STEP_RAD = 0.01
 SILL_SHARE = 0.95
 """The rule ``sill95``: the range is where gamma has gained this share of the partial sill."""
 
-NO_RISE = (
-    "the lag means do not rise with distance, so no semivariogram can be fitted: near places look no more "
-    "alike than far ones; check coordinates, features and lag width"
-)
-SHAPE_PARAMETERS = {"Stable": "alpha", "Matern": "nu", "Rational": "alpha"}
-"""GSTools' name of the shape parameter of the families that have one; called exponent here."""
-SHAPES = {
-    "Stable": (0.3, 0.5, 0.7, 1.0, 1.4, 2.0),
-    "Matern": (0.2, 0.35, 0.5, 1.0, 2.0),
-    "Rational": (0.5, 1.0, 2.0, 5.0),
-}
-"""Exponents that a search begins with; it stays between the first and the last."""
-LEAST_R2 = 0.5
-"""An unweighted fit that explains less of the lag means' variance follows lags of a handful of pairs."""
 MOST_PHOTOS = 20_000
 """Photos that :func:`fit_semivariogram` takes at most: their 200 million pairs."""
-
-
-class NoRise(BundleError):
-    """The lag means do not rise with distance: there is nothing to fit."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +88,11 @@ class FittedSemivariogram:
         """The GSTools covariance model with these parameters."""
         shape = {SHAPE_PARAMETERS[self.family]: self.exponent} if self.family in SHAPE_PARAMETERS else {}
         scale = {"var": self.partial_sill, "len_scale": self.length_scale_rad, "nugget": self.nugget}
-        return _covariance_model(self.family, self.metric, **scale, **shape)
+        return fitting.covariance_model(self.family, self.metric, **scale, **shape)
 
     def gamma(self, distance_rad: np.ndarray) -> np.ndarray:
         """gamma(h), any shape; the nugget at h = 0."""
-        return _evaluate(self.model(), distance_rad)
+        return fitting.evaluate(self.model(), distance_rad)
 
     def correlation(self, distance_rad: np.ndarray) -> np.ndarray:
         """C(h) = 1 - (gamma(h) - nugget) / partial_sill, any shape; 1 at h = 0."""
@@ -142,16 +125,6 @@ class FittedSemivariogram:
                 f"exponent {numbers}); run notebook 01"
             )
         return fitted
-
-
-def _covariance_model(family: str, metric: str, **parameters: float) -> gstools.CovModel:
-    place = {"latlon": True} if metric == "sphere" else {"dim": 2}
-    return getattr(gstools, family)(**place, **parameters)
-
-
-def _evaluate(model: gstools.CovModel, distance_rad: np.ndarray) -> np.ndarray:
-    distance = np.maximum(np.asarray(distance_rad, dtype=np.float64), 1e-12)
-    return model.vario_yadrenko(distance) if model.latlon else model.variogram(distance)
 
 
 def fit_semivariogram(
@@ -215,20 +188,18 @@ def fit(
     Source: author code, ``Stable(dim=2)`` on radians, unweighted, with GSTools' robust loss; plain squares
     and the rest are ours (method.md, section 4).
     """
-    given = {"family": family, "metric": metric, "weights": weights, "range_rule": range_rule}
-    for name, value in given.items():
-        if value not in CHOICES[name]:
-            raise BundleError(f"{name}={value!r} is unknown; take one of {', '.join(CHOICES[name])}")
+    _check_choices(family=family, metric=metric, weights=weights, range_rule=range_rule)
     used = (empirical.pairs > 0) & (empirical.lag_rad <= max_lag_rad)
-    lag, gamma, pairs = empirical.lag_rad[used], empirical.gamma[used], empirical.pairs[used]
-    if len(lag) < 5:
-        mend = "narrow" if len(lag) >= 0.8 * (used.nonzero()[0].max(initial=0) + 1) else "widen"
-        raise BundleError(f"{len(lag)} lags with pairs are too few; {mend} semivariogram.lag_width_rad")
-    model = _fit_by_gstools(lag, gamma, pairs, family, metric, weights, start, LEAST_R2 if fallback else None)
+    lags = fitting.Lags(empirical.lag_rad[used], empirical.gamma[used], empirical.pairs[used])
+    if (count := int(used.sum())) < 5:
+        mend = "narrow" if count >= 0.8 * (used.nonzero()[0].max(initial=0) + 1) else "widen"
+        raise BundleError(f"{count} lags with pairs are too few; {mend} semivariogram.lag_width_rad")
+    least_r2 = fitting.LEAST_R2 if fallback else None
+    model = fitting.by_gstools(lags, family, metric, weights, start and start.model(), least_r2)
     if model is None and not fallback:
-        raise NoRise(NO_RISE)
+        raise fitting.NoRise(fitting.NO_RISE)
     if model is None:
-        weights, (family, model) = "pairs", _fit_by_search(lag, gamma, pairs, family, metric)
+        weights, (family, model) = "pairs", fitting.by_search(lags, family, metric)
     range_rad = RANGE_RULES[range_rule](model)
     return FittedSemivariogram(
         family=family,
@@ -241,10 +212,16 @@ def fit(
         range_km=float(range_rad * EARTH_RADIUS_KM),
         range_rule=range_rule,
         weights=weights,
-        r2=_r2(lag, gamma, model),
+        r2=fitting.r2(lags, model),
         pairs=int(empirical.pairs.sum()),
         **({"backbone": "", "centred": False, "photos": 0} | about),
     )
+
+
+def _check_choices(**given: str) -> None:
+    for name, value in given.items():
+        if value not in CHOICES[name]:
+            raise BundleError(f"{name}={value!r} is unknown; take one of {', '.join(CHOICES[name])}")
 
 
 def flat(empirical: EmpiricalSemivariogram, **about: str | bool | int) -> FittedSemivariogram:
@@ -267,106 +244,6 @@ def flat(empirical: EmpiricalSemivariogram, **about: str | bool | int) -> Fitted
     return FittedSemivariogram("Exponential", "planar", **scale, **shape, **how, **about)
 
 
-def _fit_by_gstools(
-    lag: np.ndarray,
-    gamma: np.ndarray,
-    pairs: np.ndarray,
-    family: str,
-    metric: str,
-    weights: str,
-    start: FittedSemivariogram | None,
-    least_r2: float | None,
-) -> gstools.CovModel | None:
-    """The model that GSTools' own search arrives at; None where it does not, or does not rise, or explains
-    less than ``least_r2`` of unweighted lags."""
-    model = _covariance_model(family, metric) if start is None else start.model()
-    options = {"loss": "linear", "init_guess": "default" if start is None else "current"}
-    root = None if weights == "none" else np.sqrt(pairs)
-    try:
-        model.fit_variogram(lag, gamma, nugget=True, weights=root, **options)
-    except (RuntimeError, ValueError):
-        return None
-    if weights == "none" and least_r2 is not None and _r2(lag, gamma, model) < least_r2:
-        return None
-    return model if _rises(lag, gamma, np.ones(len(lag)) if weights == "none" else pairs, model) else None
-
-
-def _r2(lag: np.ndarray, gamma: np.ndarray, model: gstools.CovModel) -> float:
-    """Share of the lag means' variance that ``model`` explains."""
-    return float(1.0 - np.mean((gamma - _evaluate(model, lag)) ** 2) / max(np.var(gamma), 1e-300))
-
-
-def _fit_by_search(
-    lag: np.ndarray, gamma: np.ndarray, pairs: np.ndarray, family: str, metric: str
-) -> tuple[str, gstools.CovModel]:
-    """Family and model of least squares, lags weighted by their pairs, over shapes and length scales.
-
-    For a given shape and length scale the curve is linear in nugget and partial sill, which are solved for
-    within their bounds (variable projection, Golub and Pereyra 1973). Where the lag means do not tell the
-    exponent, by Schwarz' criterion, the exponential family takes its place.
-
-    Raises:
-        NoRise: the lag means do not rise with distance.
-    """
-    simple = None
-    best = _least_squares(lag, gamma, pairs, family, metric, SHAPES.get(family, (None,)))
-    if family in {"Stable", "Matern"}:
-        simple = _least_squares(lag, gamma, pairs, "Exponential", metric, (None,))
-    told = math.log(len(lag)) / len(lag)
-    if simple is not None and math.log(max(simple[0], 1e-300) / max(best[0], 1e-300)) < told:
-        family, best = "Exponential", simple
-    if not _rises(lag, gamma, pairs, best[1]):
-        near = np.arange(len(lag)) < max(1, len(lag) // 10)
-        shown = [np.average(gamma[some], weights=pairs[some]) for some in (near, ~near)]
-        raise NoRise(
-            f"{NO_RISE} (dissimilarity {shown[0]:.3f} below {lag[near][-1] * EARTH_RADIUS_KM:,.0f} km, "
-            f"{shown[1]:.3f} beyond)"
-        )
-    return family, best[1]
-
-
-def _least_squares(
-    lag: np.ndarray, gamma: np.ndarray, pairs: np.ndarray, family: str, metric: str, shapes: tuple
-) -> tuple[float, gstools.CovModel]:
-    """Weighted sum of squares and model, the least over a grid that is then refined."""
-    root = np.sqrt(pairs / pairs.sum())
-
-    def solved(log_length: float, shape: float | None) -> tuple[float, dict[str, float]]:
-        given = {"len_scale": math.exp(log_length)}
-        given |= {} if shape is None else {SHAPE_PARAMETERS[family]: shape}
-        rise = _evaluate(_covariance_model(family, metric, var=1.0, nugget=0.0, **given), lag)
-        design = np.stack((np.ones_like(rise), rise), 1) * root[:, None]
-        (nugget, partial_sill), residual = optimize.nnls(design, gamma * root)
-        return residual**2, given | {"nugget": nugget, "var": partial_sill}
-
-    shortest = lag[lag > 0.0].min(initial=math.pi)  # a first lag may be of 0 m
-    ends = math.log(min(shortest, 0.5) / 2.0), math.log(math.pi)
-    grid = [(length, shape) for length in np.linspace(*ends, 24) for shape in shapes]
-    first = min(grid, key=lambda one: solved(*one)[0])
-    free, bounds = [first[0]], [ends]
-    if first[1] is not None:
-        free, bounds = [*free, first[1]], [*bounds, (min(shapes), max(shapes))]
-    found = optimize.minimize(
-        lambda values: solved(values[0], values[1] if len(values) > 1 else None)[0],
-        free,
-        method="Nelder-Mead",
-        bounds=bounds,
-        options={"maxiter": 200, "xatol": 1e-4, "fatol": 1e-14},
-    )
-    squares, parameters = solved(found.x[0], found.x[1] if len(found.x) > 1 else None)
-    return squares, _covariance_model(family, metric, **parameters)
-
-
-def _rises(lag: np.ndarray, gamma: np.ndarray, weights: np.ndarray, model: gstools.CovModel) -> bool:
-    """Whether the curve beats a constant by Schwarz' criterion, with 4 to spare."""
-    constant = np.average(gamma, weights=weights)
-    around_constant = np.sum(weights * (gamma - constant) ** 2)
-    around_curve = np.sum(weights * (gamma - _evaluate(model, lag)) ** 2)
-    if model.var < 1e-9 or around_constant <= 1e-18 * len(lag):
-        return False
-    return len(lag) * math.log(around_constant / max(around_curve, 1e-300)) > 3.0 * math.log(len(lag)) + 4.0
-
-
 def range_by_slope(model: gstools.CovModel) -> float:
     """First h, radians, at which d gamma / dh < 1e-2 per radian, in steps of 0.01; pi where there is none.
 
@@ -374,7 +251,7 @@ def range_by_slope(model: gstools.CovModel) -> float:
     Gaussian starts flat.
     """
     grid = np.arange(SLOPE_STEP_RAD, math.pi + SLOPE_STEP_RAD, SLOPE_STEP_RAD)
-    slope = np.diff(_evaluate(model, grid)) / SLOPE_STEP_RAD
+    slope = np.diff(fitting.evaluate(model, grid)) / SLOPE_STEP_RAD
     flat = np.flatnonzero((slope < SLOPE_LIMIT_PER_RAD) & (np.arange(len(slope)) >= slope.argmax()))
     return float(grid[flat[0]]) if len(flat) else math.pi
 
@@ -382,7 +259,7 @@ def range_by_slope(model: gstools.CovModel) -> float:
 def range_by_sill(model: gstools.CovModel) -> float:
     """First h, radians, at which gamma has gained 95 % of the partial sill; pi where there is none."""
     grid = np.arange(1, round(math.pi / 1e-3)) * 1e-3
-    reached = np.flatnonzero(_evaluate(model, grid) >= model.nugget + SILL_SHARE * model.var)
+    reached = np.flatnonzero(fitting.evaluate(model, grid) >= model.nugget + SILL_SHARE * model.var)
     return float(grid[reached[0]]) if len(reached) else math.pi
 
 

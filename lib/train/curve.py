@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lib.data import datasets, features, sampling
-from lib.method import semivariogram
+from lib.method import fitting, semivariogram
 from lib.method.empirical import EmpiricalSemivariogram
 from lib.method.errors import BundleError
 from lib.method.geodesy import rad_to_km
@@ -54,7 +54,7 @@ def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
         given = settings.model_dump(include={"family", "metric", "weights", "range_rule", "max_lag_rad"})
         try:
             fitted = semivariogram.fit(empirical, **given, **about)
-        except semivariogram.NoRise as error:
+        except fitting.NoRise as error:
             fitted = semivariogram.flat(empirical, **about)
             note(f"{error}; strategies that need the curve are left out")
         with writing(run.semivariogram) as aside:

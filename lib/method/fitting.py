@@ -1,0 +1,146 @@
+"""A GSTools model fitted to lag means by least squares: GSTools' own search, and ours where it fails."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import gstools
+import numpy as np
+from scipy import optimize
+
+from lib.method.errors import BundleError
+from lib.method.geodesy import EARTH_RADIUS_KM
+
+NO_RISE = (
+    "the lag means do not rise with distance, so no semivariogram can be fitted: near places look no more "
+    "alike than far ones; check coordinates, features and lag width"
+)
+SHAPE_PARAMETERS = {"Stable": "alpha", "Matern": "nu", "Rational": "alpha"}
+"""GSTools' name of the shape parameter of the families that have one; called exponent here."""
+SHAPES = {
+    "Stable": (0.3, 0.5, 0.7, 1.0, 1.4, 2.0),
+    "Matern": (0.2, 0.35, 0.5, 1.0, 2.0),
+    "Rational": (0.5, 1.0, 2.0, 5.0),
+}
+"""Exponents that a search begins with; it stays between the first and the last."""
+LEAST_R2 = 0.5
+"""An unweighted fit that explains less of the lag means' variance follows lags of a handful of pairs."""
+
+
+class NoRise(BundleError):
+    """The lag means do not rise with distance: there is nothing to fit."""
+
+
+class Lags(NamedTuple):
+    """Lags of a semivariogram, [K] each: distance in radians, mean dissimilarity, number of pairs."""
+
+    lag: np.ndarray
+    gamma: np.ndarray
+    pairs: np.ndarray
+
+
+def covariance_model(family: str, metric: str, **parameters: float) -> gstools.CovModel:
+    """The GSTools model of a family; ``metric`` planar or sphere."""
+    place = {"latlon": True} if metric == "sphere" else {"dim": 2}
+    return getattr(gstools, family)(**place, **parameters)
+
+
+def evaluate(model: gstools.CovModel, distance_rad: np.ndarray) -> np.ndarray:
+    """gamma(h), any shape; the nugget at h = 0."""
+    distance = np.maximum(np.asarray(distance_rad, dtype=np.float64), 1e-12)
+    return model.vario_yadrenko(distance) if model.latlon else model.variogram(distance)
+
+
+def by_gstools(
+    lags: Lags, family: str, metric: str, weights: str, start: gstools.CovModel | None, least_r2: float | None
+) -> gstools.CovModel | None:
+    """The model that GSTools' own search arrives at; None where it does not, or does not rise, or explains
+    less than ``least_r2`` of unweighted lags."""
+    lag, gamma, pairs = lags
+    model = covariance_model(family, metric) if start is None else start
+    options = {"loss": "linear", "init_guess": "default" if start is None else "current"}
+    root = None if weights == "none" else np.sqrt(pairs)
+    try:
+        model.fit_variogram(lag, gamma, nugget=True, weights=root, **options)
+    except (RuntimeError, ValueError):
+        return None
+    if weights == "none" and least_r2 is not None and r2(lags, model) < least_r2:
+        return None
+    counted = lags._replace(pairs=np.ones(len(lag))) if weights == "none" else lags
+    return model if _rises(counted, model) else None
+
+
+def r2(lags: Lags, model: gstools.CovModel) -> float:
+    """Share of the lag means' variance that ``model`` explains."""
+    squares = np.mean((lags.gamma - evaluate(model, lags.lag)) ** 2)
+    return float(1.0 - squares / max(np.var(lags.gamma), 1e-300))
+
+
+def by_search(lags: Lags, family: str, metric: str) -> tuple[str, gstools.CovModel]:
+    """Family and model of least squares, lags weighted by their pairs, over shapes and length scales.
+
+    For a given shape and length scale the curve is linear in nugget and partial sill, which are solved for
+    within their bounds (variable projection, Golub and Pereyra 1973). Where the lag means do not tell the
+    exponent, by Schwarz' criterion, the exponential family takes its place.
+
+    Raises:
+        NoRise: the lag means do not rise with distance.
+    """
+    lag, gamma, pairs = lags
+    simple, best = None, _least_squares(lags, family, metric, SHAPES.get(family, (None,)))
+    if family in {"Stable", "Matern"}:
+        simple = _least_squares(lags, "Exponential", metric, (None,))
+    told = math.log(len(lag)) / len(lag)
+    if simple is not None and math.log(max(simple[0], 1e-300) / max(best[0], 1e-300)) < told:
+        family, best = "Exponential", simple
+    if not _rises(lags, best[1]):
+        near = np.arange(len(lag)) < max(1, len(lag) // 10)
+        shown = [np.average(gamma[some], weights=pairs[some]) for some in (near, ~near)]
+        raise NoRise(
+            f"{NO_RISE} (dissimilarity {shown[0]:.3f} below {lag[near][-1] * EARTH_RADIUS_KM:,.0f} km, "
+            f"{shown[1]:.3f} beyond)"
+        )
+    return family, best[1]
+
+
+def _least_squares(lags: Lags, family: str, metric: str, shapes: tuple) -> tuple[float, gstools.CovModel]:
+    """Weighted sum of squares and model, the least over a grid that is then refined."""
+    lag, gamma, pairs = lags
+    root = np.sqrt(pairs / pairs.sum())
+
+    def solved(log_length: float, shape: float | None) -> tuple[float, dict[str, float]]:
+        given = {"len_scale": math.exp(log_length)}
+        given |= {} if shape is None else {SHAPE_PARAMETERS[family]: shape}
+        rise = evaluate(covariance_model(family, metric, var=1.0, nugget=0.0, **given), lag)
+        design = np.stack((np.ones_like(rise), rise), 1) * root[:, None]
+        (nugget, partial_sill), residual = optimize.nnls(design, gamma * root)
+        return residual**2, given | {"nugget": nugget, "var": partial_sill}
+
+    shortest = lag[lag > 0.0].min(initial=math.pi)  # a first lag may be of 0 m
+    ends = math.log(min(shortest, 0.5) / 2.0), math.log(math.pi)
+    grid = [(length, shape) for length in np.linspace(*ends, 24) for shape in shapes]
+    first = min(grid, key=lambda one: solved(*one)[0])
+    free, bounds = [first[0]], [ends]
+    if first[1] is not None:
+        free, bounds = [*free, first[1]], [*bounds, (min(shapes), max(shapes))]
+    found = optimize.minimize(
+        lambda values: solved(values[0], values[1] if len(values) > 1 else None)[0],
+        free,
+        method="Nelder-Mead",
+        bounds=bounds,
+        options={"maxiter": 200, "xatol": 1e-4, "fatol": 1e-14},
+    )
+    squares, parameters = solved(found.x[0], found.x[1] if len(found.x) > 1 else None)
+    return squares, covariance_model(family, metric, **parameters)
+
+
+def _rises(lags: Lags, model: gstools.CovModel) -> bool:
+    """Whether the curve beats a constant by Schwarz' criterion, with 4 to spare; lags count by ``pairs``."""
+    lag, gamma, weights = lags
+    constant = np.average(gamma, weights=weights)
+    around_constant = np.sum(weights * (gamma - constant) ** 2)
+    around_curve = np.sum(weights * (gamma - evaluate(model, lag)) ** 2)
+    if model.var < 1e-9 or around_constant <= 1e-18 * len(lag):
+        return False
+    return len(lag) * math.log(around_constant / max(around_curve, 1e-300)) > 3.0 * math.log(len(lag)) + 4.0
