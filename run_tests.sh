@@ -4,4 +4,4 @@ set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
 . ./setup_environment.sh
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # two processes share the tests, a file at a time
-exec "$PYTHON" -m pytest -n 2 --dist loadfile "$@"
+exec "$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

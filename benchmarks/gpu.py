@@ -180,7 +180,7 @@ def trainings(bench: Bench) -> Lines:
     for strict in (True, False):
         changes = ("training.batch_size=256", "training.queue_size=512", f"deterministic={strict}")
         run = bench.run(*changes, "training.epochs=2")
-        data, hashes = photos_of(bench.size(1_280, 8_448), torch.device("cpu")), []
+        data, hashes = photos_of(bench.size(512, 8_448), torch.device("cpu")), []
         for order in (TIMED[:2], TIMED[1::-1]):
             made = {}
             for name in order:
@@ -294,7 +294,7 @@ def photos(bench: Bench) -> Lines:
 
 def steps(bench: Bench) -> Lines:
     """Milliseconds and waits a step: batch 512, full queue of 4,096, features on the card or on the host."""
-    data = photos_of(bench.size(1_280, 51_456), bench.device)
+    data = photos_of(bench.size(512, 51_456), bench.device)
     on_host = replace(data, frozen=replace(data.frozen, on_card=None))
     places = {"card": data, "host": on_host} if bench.device.type == "cuda" else {"host": on_host}
     for name in TIMED:

@@ -586,12 +586,16 @@ class Findings:
 TABLES = {"models": "semivariogram_models", "intervals": "semivariogram_intervals"}
 
 
-def examine(run: Run, resamples: int = 500) -> Findings:
+def examine(run: Run, resamples: int | None = None) -> Findings:
     """Families and bands of the training split's features, made once or reused.
+
+    Args:
+        resamples: of the bands; None: ``evaluation.bootstrap``.
 
     Raises:
         BundleError, VariographyError: too few photos for one of the questions.
     """
+    resamples = resamples or run.settings.evaluation.bootstrap
     settings, kept = run.settings.semivariogram, run.folder / "semivariogram" / "bands.npz"
     used = {"model": settings.model_dump(), "centred": run.settings.backbone.centred, "resamples": resamples}
 

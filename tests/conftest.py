@@ -56,8 +56,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "thorough: takes over a minute; runs with --thorough only")
 
 
+LONG = ("test_pipeline", "test_tracks", "test_gpu", "test_stages", "test_kills", "test_ranks")
+"""Files that take minutes: they come first, so that in the end no process waits for the other."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip them without the option, and say so."""
+    """Long files first; skip what is thorough without the option, and say so."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
     for item in items if not config.getoption("--thorough") else []:
         if item.get_closest_marker("thorough"):
             item.add_marker(pytest.mark.skip(reason="takes over a minute; ./run_tests.sh --thorough runs it"))

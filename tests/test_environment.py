@@ -29,6 +29,7 @@ TOOLS = [
     "readlink", "rm",
     "sed", "sleep", "tail", "timeout",
 ]  # fmt: skip
+PYTEST = "-m pytest -n 2 --dist loadfile --no-loadscope-reorder"
 PINS = "# a comment\nnumpy==2.4.6\nPyYAML==6.0.3  # named otherwise in its own metadata\n\ntorch==2.14.1\n"
 
 BASE_PYTHON = """#!/bin/sh
@@ -367,7 +368,7 @@ def test_an_interrupted_set_up_is_begun_again(checkout, how):
 def test_run_scripts_work_through_links_and_from_any_folder(made, tmp_path):
     (tmp_path / "link").symlink_to("check out/run_tests.sh")
     code, out, _ = made.run(str(tmp_path / "link"), "-k", "two words", cwd=tmp_path)
-    assert (code, out) == (0, f"for  in {made.root}: -m pytest -k two words\n")
+    assert (code, out) == (0, f"for  in {made.root}: {PYTEST} -k two words\n")
 
 
 def test_help_names_every_option_and_sets_nothing_up(checkout):
@@ -395,7 +396,7 @@ def test_continuous_integration_goes_on_where_debian_gives_nothing(made):
     made.stub("apt-get", '#!/bin/sh\necho "apt-get $1" >>"$CALLS"; exit 100\n')
     made.stub("id", "#!/bin/sh\necho 0\n")
     code, out, error = made.run("./.ci/run", CI="true")
-    assert (code, out) == (0, f"for  in {made.root}: -m pytest\n")
+    assert (code, out) == (0, f"for  in {made.root}: {PYTEST}\n")
     assert "ci: chromium could not be installed; going on without it" in error
     assert set(made.calls()) <= {"venv", "apt-get"}
 

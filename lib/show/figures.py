@@ -88,6 +88,7 @@ def save(figure: Figure, path: Path) -> Figure:
     for target, undated in ((path, "Software"), (path.with_suffix(".pdf"), "CreationDate")):
         with writing(target) as aside:
             figure.savefig(aside, metadata={undated: None})
+        figure.set_layout_engine("none")  # found once; to find it again takes as long as to draw
     return figure
 
 
