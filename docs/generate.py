@@ -233,7 +233,7 @@ def first_screen() -> str:
             gained = interval(found.loc[(split, name, f"acc_{radius}")]) if known else ""
             cells += [values.loc[(split, name), f"acc_{radius}"], gained]
         rows.append([label(name), *cells])
-    gain = "− `infonce`"
+    gain = "difference"
     head = ["", "random, 200 km", gain, "held out, 750 km", gain, "held out, 2,500 km", gain]
     return table(head, rows)
 

@@ -248,6 +248,34 @@ def _annotate_fit(axis: Axes, fitted: FittedSemivariogram, is_log: bool) -> None
 
 
 @_styled
+def margin(empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram, beta: float) -> Figure:
+    """Left how different photos look, by distance; right what ``semivariance_margin`` makes of it."""
+    figure, axes = _figure(1, 2, (10, 3.5))
+    left, right = axes[0]
+    means, grid = empirical.table().query("pairs >= 30"), np.geomspace(5.0, np.pi * EARTH_RADIUS_KM, 400)
+    left.plot(means["lag_km"], means["gamma"], ".", ms=2.6, color=PALETTE[1], label="measured: mean of a lag")
+    left.plot(grid, fitted.gamma(grid / EARTH_RADIUS_KM), color=INK, label="fitted semivariogram")
+    left.set(ylabel="dissimilarity of two photos", xlabel="distance between them, km", ylim=(0.0, None))
+    left.set_title("how different two photos look")
+    name = "semivariance_margin"
+    asked, colour = beta * (1.0 - fitted.correlation(grid / EARTH_RADIUS_KM)), STRATEGY_COLOURS[name]
+    right.plot(grid, asked, color=colour, label=name)
+    right.axhline(0.0, color=STRATEGY_COLOURS["infonce"], label="infonce, GeoCLIP’s own loss: none")
+    for km in (50.0, 500.0, 5_000.0):
+        there = float(np.interp(km, grid, asked))
+        right.plot(km, there, "o", color=colour)
+        look = {"textcoords": "offset points", "va": "top", "fontsize": 8.5}
+        right.annotate(f"{km:,.0f} km off:\nby {there:.1f}", (km, there), (5, -5), **look)
+    right.set(ylabel="margin, logits", xlabel="distance of the wrong place from the right one, km")
+    right.set_title("by how much a wrong place must lose")
+    for axis in (left, right):
+        axis.set(xscale="log")
+        axis.xaxis.set_major_formatter(KILOMETRES)
+        axis.legend(loc="lower right" if axis is left else "upper left")
+    return figure
+
+
+@_styled
 def pair_cloud(pairs: pd.DataFrame, fitted: FittedSemivariogram) -> Figure:
     """Every sampled pair, distance against dissimilarity; the fitted curve, the three kinds of negative."""
     figure, axes = _figure(1, 1, (8.6, 4.6))

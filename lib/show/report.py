@@ -46,6 +46,7 @@ not reproduced."""
 OF_REFERENCE = ["split", "strategy", "figure", "reference", "here", "tolerance", "reproduced"]
 FIGURES = {
     "semivariogram": "The empirical semivariogram of the frozen features and the fitted model.",
+    "margin": "How different photos look by distance, and by how much a wrong place must lose for it.",
     "pairs": "What the curve calls false negatives and hard negatives.",
     "differences": "Paired differences to infonce, with 95 % intervals over photos and seeds.",
     "ablations": "Every strategy, peer and control against infonce, corrected for the number of comparisons.",
