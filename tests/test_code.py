@@ -64,45 +64,40 @@ def before(tree: Path) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("file", "old", "new", "changed"),
-    [
-        (
-            "lib/method/negatives.py",
-            "pairs.look_alike * (1.0 - pairs.correlation)",
-            "pairs.look_alike",
-            {"decayed"},
-        ),
-        ("lib/method/negatives.py", None, STRATEGY, set()),
-        ("lib/data/backbones.py", None, BACKBONE, set()),
-        ("lib/data/photos.py", "def open_photo(", "def renamed(): ...\n\n\ndef open_photo(", set()),
-        (
-            "lib/method/model.py",
-            "INITIAL_TEMPERATURE = 0.07",
-            "INITIAL_TEMPERATURE = 0.08",
-            {"training", "evaluation"},
-        ),
-        ("lib/runs/run.py", "RESULTS = ", "MORE = 1\nRESULTS = ", set()),
-        (
-            "lib/method/loss.py",
-            "    logits = _at_least_float32(logits)\n",
-            "    # why\n    logits = _at_least_float32(logits)\n",
-            set(),
-        ),
-    ],
-    ids=["strategy", "new strategy", "new backbone", "new function", "constant", "run", "comment"],
-)
-def test_a_change_makes_exactly_what_reaches_it_anew(
-    tree: Path, before: dict[str, str], file: str, old: str | None, new: str, changed: set[str]
-) -> None:
-    path = tree / file
-    content = path.read_text()
-    assert old is None or old in content
-    path.write_text(content + new if old is None else content.replace(old, new))
+CHANGES: dict[str, tuple[list[tuple[str, str | None, str]], set[str]]] = {
+    "strategy": (
+        [("lib/method/negatives.py", "look_alike * (1.0 - pairs.correlation)", "look_alike")], {"decayed"}
+    ),
+    "constant": (
+        [("lib/method/model.py", "INITIAL_TEMPERATURE = 0.07", "INITIAL_TEMPERATURE = 0.08")],
+        {"training", "evaluation"},
+    ),
+    "what nothing depends on": (
+        [
+            ("lib/method/negatives.py", None, STRATEGY), ("lib/data/backbones.py", None, BACKBONE),
+            ("lib/data/photos.py", "def open_photo(", "def renamed(): ...\n\n\ndef open_photo("),
+            ("lib/runs/run.py", "RESULTS = ", "MORE = 1\nRESULTS = "),
+            ("lib/method/loss.py", "\n    logits = _at_least", "\n    # why\n    logits = _at_least"),
+        ],
+        set(),
+    ),
+}  # fmt: skip
+"""Edits of files, old text (None: at the end) and new; and whose digests change."""
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_change_makes_exactly_what_reaches_it_anew(tree: Path, before: dict[str, str], kind: str) -> None:
+    edits, changed = CHANGES[kind]
+    kept = {tree / file: (tree / file).read_text() for file, *_ in edits}
+    for file, old, new in edits:
+        content = kept[tree / file]
+        assert old is None or old in content
+        (tree / file).write_text(content + new if old is None else content.replace(old, new))
     try:
         after = digests(tree)
     finally:
-        path.write_text(content)
+        for path, content in kept.items():
+            path.write_text(content)
     assert {name for name in NAMES if after[name] != before[name]} == changed
 
 
