@@ -92,6 +92,9 @@ DATA = {
     "folder": "a folder of photos",
 }
 """What a reader calls a data set."""
+PAPER = {"GeoCLIP": ["19.8", "50.1", "–"], "GeoCLIP with the semivariogram": ["21.5", "52.1", "72.1"]}
+PAPER_METRICS = ("acc_25km", "acc_200km", "acc_750km")
+"""Percent of the photos of OSV5M's test split within 25, 200 and 750 km. Source: arXiv 2509.21573."""
 PICTURE_PX = 1_800
 """Width of a figure on the page: sharp on a dense screen, a fifth of the PNG's bytes."""
 
@@ -233,6 +236,7 @@ def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, 
         "provenance_file": run.provenance.name,
         "settings": provenance["settings"],
         "data": DATA.get(dataset, dataset),
+        "paper": beside_the_paper(intervals),
         "reference": reference.to_dict("records"),
         "reference_sentence": sentence,
     }
@@ -446,3 +450,17 @@ def difference_tables(table: pd.DataFrame, by: list[str], row: str, column: str)
             {"key": key, "columns": frame[column].unique(), "rows": rows, "comparisons": comparisons}
         )
     return entries
+
+
+def beside_the_paper(intervals: pd.DataFrame) -> list[dict[str, Any]]:
+    """Percent of the photos by the paper's table and by the same two strategies of this run; may be empty."""
+    if intervals.empty:
+        return []
+    split = intervals["split"].iloc[0]
+    rows = [{"source": "paper, OSV5M", "strategy": name, "cells": cells} for name, cells in PAPER.items()]
+    for name in (BASELINE, PAPERS_OWN):
+        found = intervals[(intervals["split"] == split) & (intervals["strategy"] == name)].set_index("metric")
+        if len(found):
+            cells = [_amount(metric, found.loc[metric, "value"]) for metric in PAPER_METRICS]
+            rows.append({"source": f"this run, {split}", "strategy": name, "cells": cells})
+    return rows
