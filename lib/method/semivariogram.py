@@ -55,6 +55,7 @@ class FittedSemivariogram:
         backbone, centred, photos, pairs: what it was fitted to.
         rises: False where looks do not depend on distance: the curve is flat (:func:`flat`), and no strategy
             should read it.
+        intervals: of 95 %, of ``nugget`` (its share of the sill) and ``range_km``, where the rise is faint.
     """
 
     family: str
@@ -73,6 +74,7 @@ class FittedSemivariogram:
     photos: int
     pairs: int
     rises: bool = True
+    intervals: dict[str, list[float]] | None = None
 
     @property
     def sill(self) -> float:
@@ -110,9 +112,7 @@ class FittedSemivariogram:
             BundleError: the file is none, or its numbers cannot be a curve's.
         """
         try:
-            written = json.loads(Path(path).read_text(encoding="utf-8"))
-            written.pop("intervals", None)  # earlier runs have it
-            fitted = cls(**written)
+            fitted = cls(**json.loads(Path(path).read_text(encoding="utf-8")))
             scales = (fitted.partial_sill, fitted.length_scale_rad)
             numbers = (fitted.nugget, *scales, fitted.range_rad, fitted.exponent or 0.0)
             is_curve = all(map(math.isfinite, numbers)) and fitted.nugget >= 0 and min(scales) > 0

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.cluster.vq import kmeans2
+from scipy.stats import t as student_t
 
 from lib.data import datasets, features, sampling
 from lib.method import fitting, semivariogram
 from lib.method.empirical import EmpiricalSemivariogram
 from lib.method.errors import BundleError
-from lib.method.geodesy import rad_to_km
+from lib.method.geodesy import rad_to_km, unit_vectors
 from lib.method.semivariogram import RANGE_RULES, FittedSemivariogram
 from lib.runs import Run, note, ranks, writing
 from lib.runs.files import READING_ERRORS, one_line
+
+INTERVAL_PHOTOS = 2_000
+"""Photos at most from which the intervals of a faint curve come."""
 
 
 def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
@@ -54,6 +60,9 @@ def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
         given = settings.model_dump(include={"family", "metric", "weights", "range_rule", "max_lag_rad"})
         try:
             fitted = semivariogram.fit(empirical, **given, **about)
+            if fitted.weights != settings.weights:
+                among = (settings.lag_width_rad, settings.max_lag_rad)
+                fitted = intervals(fitted, lambda chosen: frozen.unit(rows[chosen]), places, *among)
         except fitting.NoRise as error:
             fitted = semivariogram.flat(empirical, **about)
             note(f"{error}; strategies that need the curve are left out")
@@ -76,6 +85,46 @@ def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
     return load_empirical(sums), FittedSemivariogram.load(run.semivariogram)
 
 
+def intervals(
+    fitted: FittedSemivariogram,
+    unit_rows: sampling.UnitRows,
+    places_deg: np.ndarray,
+    lag_width_rad: float,
+    max_lag_rad: float = math.pi,
+) -> FittedSemivariogram:
+    """``fitted`` with intervals of 95 % of its nugget's share of the sill and of its range.
+
+    Ten regions of places are left out in turn (delete-a-group jackknife, Kott 2001, with Student's t), of
+    ``INTERVAL_PHOTOS`` photos at most. Regions, because photos taken near each other err together. They are
+    rather short: of 95 simulated exponential fields that were fitted by the stable family they held the
+    nugget in 83 and the range in 78, before a step of the slope rule was added on either side of the range.
+    Without intervals where no curve can be fitted to what is left.
+    """
+    chosen = np.sort(np.random.default_rng(0).permutation(len(places_deg))[:INTERVAL_PHOTOS])
+    _, region = kmeans2(unit_vectors(places_deg[chosen]), 10, minit="++", rng=0)
+    how = {"family": fitted.family, "metric": fitted.metric, "range_rule": fitted.range_rule}
+    readings = []
+    try:
+        for left_out in np.unique(region):
+            kept = chosen[region != left_out]
+            sums = sampling.estimate(
+                lambda rows, kept=kept: unit_rows(kept[rows]), places_deg[kept], lag_width_rad
+            )
+            found = semivariogram.fit(sums, **how, max_lag_rad=max_lag_rad)
+            readings.append((found.nugget / found.sill, np.log(found.range_km)))
+    except BundleError:
+        return fitted
+    count = len(readings)
+    half = student_t.ppf(0.975, count - 1) * np.sqrt(count - 1) * np.std(readings, axis=0)
+    low, high = np.array([fitted.nugget / fitted.sill, np.log(fitted.range_km)]) + np.array([-half, half])
+    step_km = np.array([-1.0, 1.0]) * rad_to_km(semivariogram.SLOPE_STEP_RAD)
+    bounds = {
+        "nugget": [max(0.0, low[0]), min(1.0, high[0])],
+        "range_km": [*(np.exp([low[1], high[1]]) + step_km)],
+    }
+    return replace(fitted, intervals=bounds)
+
+
 def sentence(empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram) -> str:
     """The curve in one sentence."""
     table = empirical.table()
@@ -85,6 +134,11 @@ def sentence(empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram) -> 
     measured = f"dissimilarity {at[0]:.2f} at {near:,.3g} km, {at[1]:.2f} at {far:,.4g} km"
     if not fitted.rises:
         return f"looks do not depend on distance here: {measured}"
+    if fitted.intervals is not None:
+        (low, high), (short, long) = fitted.intervals["nugget"], fitted.intervals["range_km"]
+        measured += (
+            f"; nugget's share of the sill {low:.2f} to {high:.2f}, range {short:,.0f} to {long:,.0f} km"
+        )
     return (
         f"nugget {fitted.nugget:.2f} of a sill of {fitted.sill:.2f}; {measured}; "
         f"the fit explains {100 * fitted.r2:.0f} % of the lag means' variance"
