@@ -128,7 +128,7 @@ Dataset = Annotated[BlueMarble | Folder | OSV5M, Field(discriminator="name")]
 class Backbone(_Group):
     """The frozen image encoder f and how its features are stored."""
 
-    name: str = _entry("efficientnet-lite0", "registered, a checkpoint of the hub, or a folder")
+    name: str = _entry("efficientnet-lite0", "registered, timm/NAME, a checkpoint of the hub, or a folder")
     revision: str | None = _entry(None, "commit of the hub's checkpoint; null: the registered one")
     image_px: int | None = _entry(None, "side of the input; null: the backbone's own", ge=32, le=1_024)
     batch_size: int = _entry(64, "photos a forward pass", ge=1)

@@ -68,6 +68,7 @@ class TestEachModule:
 
 LAZY = [
     "transformers",
+    "timm",
     "torchvision",
     "sklearn",
     "huggingface_hub",

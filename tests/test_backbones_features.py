@@ -182,6 +182,41 @@ def test_a_checkpoint_of_an_unknown_family_lists_the_known_ones(tmp_path: Path) 
         build(Backbone(name=str(tmp_path)), CPU)
 
 
+@pytest.fixture(scope="module")
+def timm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of timm with random weights, as timm itself saves one for the hub."""
+    import timm
+    from timm.models import save_for_hf
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("timm")
+    save_for_hf(timm.create_model("test_vit", num_classes=7), folder, safe_serialization=True)
+    return folder
+
+
+class TestTimm:
+    def test_features_are_timms_own_pooled_ones(self, timm_folder: Path) -> None:
+        import timm
+        from timm.data import create_transform, resolve_model_data_config
+
+        backbone = build(Backbone(name=str(timm_folder)), CPU)
+        whole = timm.create_model(f"local-dir:{timm_folder}", pretrained=True).eval()
+        pixels = torch.stack([backbone.preprocess(photo(seed)) for seed in range(2)])
+        own = create_transform(**resolve_model_data_config(whole))
+        batch = torch.stack([own(photo(seed)) for seed in range(2)])
+        assert pixels.dtype == torch.uint8 and torch.allclose(backbone.normalise(pixels), batch, atol=1e-5)
+        with torch.inference_mode():
+            expected = whole.forward_head(whole.forward_features(batch), pre_logits=True)
+            found = backbone.encode(pixels)
+            assert torch.allclose(whole.get_classifier()(found), whole(batch), atol=1e-5)
+        assert found.shape == (2, backbone.dimension)
+        assert torch.allclose(found, expected, atol=1e-5)
+
+    def test_an_unknown_model_is_found_before_anything_is_computed_and_close_names_are_told(self) -> None:
+        with pytest.raises(BundleError, match="no such model; close names: .*resnet50"):
+            backbones.find(Backbone(name="timm/resnett50"))
+
+
 class TestEfficientNet:
     def test_folding_changes_nothing_but_rounding(self) -> None:
         from efficientnet_lite_pytorch import EfficientNet

@@ -341,13 +341,10 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
         ragged_official,
         r"train\.csv: cannot be read as CSV .*saw 3\); download it anew",
     ),
-    "table with words": (
-        lambda desk: desk.built("path,lat,lon\na.jpg,1,east\n"),
-        "data row 1: longitude 'east'",
-    ),
+    "table with words": (lambda desk: desk.built("path,lat,lon\na.jpg,1,east\n"), "line 2: longitude 'east'"),
     "table names a photo twice": (
         lambda desk: desk.prepared("path,lat,lon\na.jpg,1,2\na.jpg,3,4\n"),
-        "no photo has one place; mend the rows",
+        r"no photo has one place \(a\.jpg: line 2 and line 3 differ in its place\)",
     ),
     # features
     "features of other photos": (

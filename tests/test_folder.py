@@ -1,4 +1,4 @@
-"""A folder of photos: tables of every style, EXIF, and what is wrong with them said with row and mend."""
+"""A folder of photos: tables of every style, EXIF, and what is wrong with them said with line and mend."""
 
 import os
 from pathlib import Path
@@ -113,7 +113,7 @@ def test_a_row_without_photo_and_a_photo_without_row_are_left_out_and_listed(roo
     photos, left_out = built(root, "id,lat,lon\none,1,2\nnobody,3,4\n")
     assert photos["path"].tolist() == ["a/one.jpg"]
     reasons = left_out.set_index("id")["reason"]
-    assert reasons["nobody"] == "data row 2: no such photo, or several of that name"
+    assert reasons["nobody"] == "line 3: no such photo, or several of that name"
     assert (reasons.drop("nobody") == "no row in the table").all() and len(reasons) == 5
 
 
@@ -173,11 +173,11 @@ def test_without_splits_a_seeded_cut_is_made(tmp_path):
     [
         (
             "id,lat,lon\none,1,2\ntwo,103.8,1.3\n",
-            r"table.csv: data row 2: latitude '103.8' is no number within \+-90 degrees .*swapped",
+            r"table.csv: line 3: latitude '103.8' is not within \+-90 degrees .*swapped",
         ),
-        ("id,lat,lon\none,1,200\n", r"data row 1: longitude '200' is no number within \+-180"),
-        ("id,lat,lon\none,north,2\n", "data row 1: latitude 'north'"),
-        ("id,lat,lon\none,inf,2\n", "data row 1: latitude 'inf'"),
+        ("id,lat,lon\none,1,200\n", r"line 2: longitude '200' is not within \+-180"),
+        ("id,lat,lon\none,north,2\n", "line 2: latitude 'north'"),
+        ("id,lat,lon\none,inf,2\n", "line 2: latitude 'inf'"),
         ("id,lat\none,1\n", "no column names longitudes"),
         ("title,lat,lon\none,1,2\n", "no column names the photos; it has title, lat, lon"),
         ("id,lat,lon\nx,1,2\n", "none of its 1 rows names a photo"),
@@ -185,7 +185,7 @@ def test_without_splits_a_seeded_cut_is_made(tmp_path):
         (b"\xff\xfe\x00i\x00d", "cannot be read as a table"),
     ],
 )
-def test_what_is_wrong_with_a_table_is_said_with_file_row_and_mend(root, text, sentence):
+def test_what_is_wrong_with_a_table_is_said_with_file_line_and_mend(root, text, sentence):
     with pytest.raises(BundleError, match=sentence):
         built(root, text)
 
@@ -229,9 +229,9 @@ def test_real_street_level_photos_become_a_manifest_with_their_countries(tmp_pat
 
 def test_north_america_is_no_missing_value(tmp_path: Path) -> None:
     (tmp_path / "places.csv").write_text("photo,lat,lon,Continent,country\na.jpg,1,NA,NA,NA\nb.jpg,3,4,,DE\n")
-    table = folder._read_table(tmp_path / "places.csv")
+    table = folder._read_table(tmp_path / "places.csv").frame
     (tmp_path / "commas.csv").write_text("photo,lat,lon,country\na.jpg,1,2,NA,\nb.jpg,3,4,DE,\n")
-    assert folder._read_table(tmp_path / "commas.csv")["country"].tolist() == ["NA", "DE"], (
+    assert folder._read_table(tmp_path / "commas.csv").frame["country"].tolist() == ["NA", "DE"], (
         "lines that end in a comma"
     )
     assert table["Continent"].tolist()[0] == table["country"].tolist()[0] == "NA"

@@ -2,15 +2,16 @@
 
 A backbone turns a PIL image into pixels of its size (``preprocess``) and a batch of those into features
 (``encode``). Pixels stay bytes until they are on the device that encodes them, a quarter of what floats
-take. ``build`` loads one by the name in the settings: a registered one, or a checkpoint of the Hugging Face
-hub or of a local folder whose family is known (``FAMILIES``). An unknown name is an error that lists what
-there is. Weights are read from safetensors, and a checkpoint that lacks weights is refused, never filled at
-random.
+take. ``build`` loads one by the name in the settings: a registered one, ``timm/NAME`` for any model of timm,
+or a checkpoint of the Hugging Face hub or of a local folder whose family is known (``FAMILIES``). An unknown
+name is an error that lists what there is. Weights are read from safetensors, and a checkpoint that lacks
+weights is refused, never filled at random.
 """
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
 import io
 import json
@@ -102,14 +103,18 @@ def find(settings: BackboneSettings) -> Entry:
     name = settings.name
     if name in REGISTRY:
         return REGISTRY[name]
+    if name.startswith("timm/"):
+        _check_timm_name(name)
+        return Entry("a model of timm", load_timm)
     if (folder := folder_of(settings)) is not None:
-        _config_of(folder)
-        return Entry("a checkpoint folder", load_transformers)
+        is_timm = "architecture" in _config_of(folder)
+        return Entry("a checkpoint folder", load_timm if is_timm else load_transformers)
     if "/" in name:
         return Entry("a checkpoint of the hub", load_transformers)
     raise BundleError(
-        f"backbone {name!r} is unknown; registered: {', '.join(REGISTRY)}; or a checkpoint of a known "
-        f"family ({', '.join(FAMILIES)}) as owner/name on the hub or as a folder"
+        f"backbone {name!r} is unknown; registered: {', '.join(REGISTRY)}; or timm/NAME, or a checkpoint of "
+        "a known family "
+        f"({', '.join(FAMILIES)}) as owner/name on the hub or as a folder"
     )
 
 
@@ -351,9 +356,61 @@ def _family(name: str, model_type: str) -> Family:
     kind = model_type.removesuffix("_vision_model")
     if kind not in FAMILIES:
         raise BundleError(
-            f"backbone {name!r} is a {model_type!r} checkpoint; known families: {', '.join(FAMILIES)}"
+            f"backbone {name!r} is a {model_type!r} checkpoint; known families: {', '.join(FAMILIES)} (and "
+            "timm/NAME)"
         )
     return FAMILIES[kind]
+
+
+def load_timm(name: str, settings: BackboneSettings) -> Backbone:
+    """A model of timm: ``timm/NAME`` from the hub, or a folder that timm has saved; pooled features before
+    its classifier.
+
+    Raises:
+        BundleError: the weights cannot be had here, or ``image_px`` does not fit the model.
+    """
+    import timm
+    from timm.data import create_transform, resolve_model_data_config
+    from torchvision.transforms.functional import pil_to_tensor
+
+    at = f"@{settings.revision}" if settings.revision else ""
+    source = f"hf-hub:{name}{at}" if name.startswith("timm/") else f"local-dir:{folder_of(settings)}"
+    try:
+        network = timm.create_model(source, pretrained=True, num_classes=0)
+    except (OSError, RuntimeError, ValueError, AttributeError) as error:
+        raise BundleError(
+            f"backbone {name!r}: timm cannot load it now ({one_line(error)}); download it first or name its "
+            "folder"
+        ) from error
+    network = network.to(memory_format=torch.channels_last)
+    config = resolve_model_data_config(network)
+    if settings.image_px:
+        config["input_size"] = (3, settings.image_px, settings.image_px)
+    crop = create_transform(**config).transforms[:-2]  # after them: to floats, and their normalisation
+
+    def preprocess(image: Image.Image) -> torch.Tensor:
+        for step in crop:
+            image = step(image)
+        return pil_to_tensor(image)
+
+    try:
+        with torch.inference_mode():
+            dimension = network.eval()(torch.zeros(1, *config["input_size"])).shape[1]
+    except (AssertionError, RuntimeError) as error:
+        raise BundleError(
+            f"backbone {name!r}: backbone.image_px={settings.image_px} does not fit it ({one_line(error)})"
+        ) from error
+    mean, deviation = ([255.0 * value for value in config[name]] for name in ("mean", "std"))
+    return Backbone(name, dimension, preprocess, mean, deviation, network.forward, network)
+
+
+def _check_timm_name(name: str) -> None:
+    import timm
+
+    known = name.removeprefix("timm/")
+    if not timm.is_model(known.partition(".")[0]):
+        close = difflib.get_close_matches(known, timm.list_models(pretrained=True), n=3, cutoff=0.3)
+        raise BundleError(f"backbone {name!r}: timm has no such model; close names: {', '.join(close)}")
 
 
 CLIP_VIT_LARGE = "openai/clip-vit-large-patch14"

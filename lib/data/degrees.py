@@ -1,6 +1,10 @@
-"""Degrees of latitude and longitude: decimal in tables, degrees, minutes and seconds in EXIF."""
+"""Degrees of latitude and longitude as people and programs write them: in EXIF and in the cells of tables."""
 
 from __future__ import annotations
+
+import re
+from decimal import Decimal
+from numbers import Real
 
 import numpy as np
 import pandas as pd
@@ -10,21 +14,62 @@ HEMISPHERES = {
     "latitude": {"n": 1.0, "north": 1.0, "s": -1.0, "south": -1.0},
     "longitude": {"e": 1.0, "east": 1.0, "w": -1.0, "west": -1.0},
 }
-NOTHING = {"", "na", "n/a", "nan", "<na>", "null", "none", "-"}
+NOTHING = {"", "na", "n/a", "nan", "null", "none", "-", "--", r"\n"}
 """What stands in a cell, in lower case, where there is no number."""
+_NUMBER = r"(?:\d+(?:[.,]\d*)?|[.,]\d+)"
+_WRITTEN = re.compile(
+    rf"""(?P<before>[a-z]*)\s*
+    (?P<sign>[-+\u2212]?)\s*(?P<degrees>{_NUMBER}(?:e[-+]?\d+)?)\s*
+    (?:(?:°|º|˚|deg(?:rees?)?\.?|d|:|\s)\s*
+       (?:(?P<minutes>{_NUMBER})\s*(?:'|′|’|m(?:in)?\.?|:|\s|(?=[a-z])|$)\s*
+          (?:(?P<seconds>{_NUMBER})\s*(?:''|"|″|”|s(?:ec)?\.?(?=\s|$)|(?=[a-z])|\s|$)\s*)?)?)?
+    (?P<after>[a-z]*)""",
+    re.VERBOSE,
+)
+"""Such as -33.9, 33.9S, S 33,9, 48.85°, 48°51'24"N, 48 deg 51' 24.00" N, 48:51:24."""
 
 
-def of_column(values: pd.Series) -> pd.Series:
-    """A column of decimal degrees as float64: NaN where a cell is empty, infinite where it is no number.
+def of_column(values: pd.Series, name: str, references: pd.Series | None = None) -> pd.Series:
+    """A column as float64: degrees; NaN where a cell holds nothing, infinite where it makes no sense.
 
     Args:
-        values: numbers, or text with a decimal point or comma.
+        values: cells of any kind: numbers, decimals, text with degree signs or letters of the hemisphere.
+        name: latitude or longitude.
+        references: hemispheres of a column beside it, such as exiftool's GPSLatitudeRef.
     """
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
-        return pd.Series(values.to_numpy(np.float64, na_value=np.nan), values.index)
-    text = values.astype(object).where(values.notna(), "").astype(str).str.strip().str.lower()
-    numbers = pd.to_numeric(text.str.replace(",", "."), errors="coerce").astype("float64")
-    return numbers.where(numbers.notna() | text.isin(NOTHING), np.inf)
+        numbers = pd.Series(values.to_numpy(np.float64, na_value=np.nan), values.index)
+    else:
+        cells = values.astype(object)
+        numbers = pd.Series([of_cell(cell, name) for cell in cells], values.index, dtype="float64")
+    if references is not None:
+        signs = np.array([hemisphere(one, name) for one in references.astype(object)])
+        numbers = numbers.where(~((signs > 0) & (numbers < 0)), np.inf)  # the two contradict each other
+        numbers = numbers.where(~(signs < 0), -numbers.abs())
+    return numbers.where(numbers.isna() | (numbers.abs() <= LIMITS[name]), np.inf)
+
+
+def of_cell(cell: object, name: str) -> float:
+    """One cell of :func:`of_column`; its limit is not checked."""
+    if isinstance(cell, Real | Decimal) and not isinstance(cell, bool | np.bool_):
+        return float(cell)
+    if cell is None or cell is pd.NA or cell is pd.NaT:
+        return np.nan
+    if not isinstance(cell, str):
+        return np.inf
+    text = cell.strip().lower()
+    return np.nan if text in NOTHING else _of_text(text, name)
+
+
+def _of_text(text: str, name: str) -> float:
+    found = _WRITTEN.fullmatch(text)
+    if found is None or (found["before"] and found["after"]):
+        return np.inf
+    degrees, minutes, seconds = (
+        float((found[part] or "0").replace(",", ".")) for part in ("degrees", "minutes", "seconds")
+    )
+    letter = found["before"] or found["after"]
+    return signed((degrees, minutes, seconds), found["sign"] in {"-", "\u2212"}, letter or None, name)
 
 
 def signed(parts: tuple[float, ...], is_negative: bool, written: object, name: str) -> float:

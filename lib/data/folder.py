@@ -1,10 +1,10 @@
 """A folder of photos: with a table of coordinates, with GPS in the photos' EXIF, or both.
 
-The table is a CSV (comma, semicolon, tab or bar, with or without a byte-order mark) or a parquet file, its
-coordinates signed decimal degrees. Its columns may have the names of MP-16, IM2GPS3k, YFCC4k, Global
-Streetscapes, OSV5M and exiftool. A photo is found by its path below the root, its file name, or its file name
-without the ending. Where the table has no coordinates for a photo, EXIF is asked. What cannot be used is left
-out and listed with the reason; what is wrong stops with the row and the mend.
+The table is a CSV (any of the usual delimiters, with or without a byte-order mark) or a parquet file. Its
+columns may have any of the usual names, in any case: those of MP-16, IM2GPS3k, YFCC4k, Global Streetscapes
+and OSV5M among them. A photo is found by its path below the root, its file name, or its file name without the
+ending. Where the table has no coordinates for a photo, EXIF is asked. What cannot be used is left out and
+listed with the reason; what is wrong stops with the line and the mend.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import os
 import re
 import unicodedata
 from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -30,17 +32,33 @@ from lib.runs import note, progress
 from lib.runs.files import READING_ERRORS, one_line
 from lib.settings import PROJECT, Folder
 
+PARQUET = "parquet"
+NO_TABLES = {
+    b"PK\x03\x04": "an Excel workbook or another archive", b"\xd0\xcf\x11\xe0": "an Excel workbook",
+    b"SQLite format 3": "a GeoPackage or another SQLite file", b"{": "JSON", b"[": "JSON",
+    b"<": "KML, GPX or another page of markup", b"\x03": "a dBASE file", b"PAR1": PARQUET,
+    b"%PDF": "a PDF", b"\x1f\x8b": "compressed by gzip",
+}  # fmt: skip
+"""How files that are no tables begin."""
 COLUMN_NAMES = {
-    "latitude": ("latitude", "lat", "gpslatitude", "gtlat", "decimallatitude"),
-    "longitude": ("longitude", "lon", "lng", "long", "gpslongitude", "gtlon", "decimallongitude"),
+    "latitude": (
+        "latitude", "lat", "gpslatitude", "gpslat", "gtlat", "decimallatitude", "latitudedecimal",
+        "declat", "latdd", "latdec", "latdeg", "latitudedeg", "geolatitude", "geolat", "pointy", "ycoord",
+    ),
+    "longitude": (
+        "longitude", "lon", "lng", "long", "gpslongitude", "gpslon", "gpslng", "gtlon", "decimallongitude",
+        "longitudedecimal", "declon", "declong", "londd", "longdd", "londec", "longdec", "londeg",
+        "longdeg", "longitudedeg", "geolongitude", "geolon", "geolng", "pointx", "xcoord",
+    ),
     "photo": (
-        "path", "file", "filename", "filepath", "sourcefile", "image", "imagepath", "imgpath", "img", "imgid",
-        "imageid", "photo", "photoid", "id", "uuid", "key", "name",
+        "path", "file", "filename", "filepath", "sourcefile", "image", "imagepath", "imagefile",
+        "imagename", "imgpath", "img", "imgname", "imgid", "imageid", "photo", "photopath", "photoid",
+        "picture", "id", "key", "name",
     ),
     "id": ("id", "imgid", "imageid", "uuid"),
     "split": ("split", "subset"),
 }  # fmt: skip
-"""Our name -> the names that it goes by, as :func:`_plain` has them."""
+"""Our name -> the names that photo, GIS and biodiversity tools use, as :func:`_plain` has them."""
 SPLIT_NAMES = {"training": "train", "val": "validation", "valid": "validation"}
 
 
@@ -80,8 +98,7 @@ def build(settings: Folder, root: Path) -> Built:
             {"id": list(sizes), "path": list(sizes), "latitude": np.nan, "longitude": np.nan}
         )
     else:
-        source = PROJECT / settings.csv
-        photos = _match(_read_table(source), source, list(sizes), left_out)
+        photos = _match(_read_table(PROJECT / settings.csv), list(sizes), left_out)
     photos = _with_splits(_with_exif(photos, root, left_out), settings)
     photos = photos.assign(bytes=photos["path"].map(sizes).to_numpy())
     return Built(photos, pd.DataFrame(left_out, columns=["id", "path", "reason"]))
@@ -103,90 +120,173 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _read_table(path: Path) -> pd.DataFrame:
-    """The table at ``path`` under our names; coordinates as numbers, checked; everything else as it is."""
+@dataclass
+class _Table:
+    """A table under our column names, its file, and what :func:`_head` says of a CSV (parquet: None)."""
+
+    frame: pd.DataFrame
+    path: Path
+    head: tuple[int, str] | None
+
+    def row(self, number: int) -> str:
+        """How a message calls the row ``number``, counted from 0."""
+        return f"row {number + 1}" if self.head is None else f"line {self._lines[number]}"
+
+    @cached_property
+    def _lines(self) -> list[int]:
+        return _lines(self.path, *self.head)
+
+
+def _read_table(path: Path) -> _Table:
+    """The table at ``path``; coordinates as numbers, checked; everything else as it is."""
     if not path.is_file():
         raise BundleError(
             f"{path}: no such table; set dataset.csv to a CSV or parquet file, or to null for EXIF"
         )
+    head = None
     try:
+        _refuse_other_formats(path)
         if path.suffix.lower() == ".parquet":
             table = read_parquet(path)
         else:
-            plain = {"encoding": "utf-8-sig", "dtype": str, "keep_default_na": False, "na_values": [""]}
-            table = read_csv(path, sep=_delimiter(path), **plain)
+            before, delimiter = head = _head(path)
+            table = read_csv(
+                path, sep=delimiter, skiprows=before, encoding="utf-8-sig", dtype=str,
+                keep_default_na=False, na_values=[""],
+            )  # fmt: skip
     except READING_ERRORS as error:
         sentence = f"cannot be read as a table ({one_line(error)}); save it as UTF-8 CSV or parquet"
         raise BundleError(f"{path}: {sentence}") from error
-    frame = _renamed(table, path)
+    frame, references = _renamed(table, path)
+    read = _Table(frame, path, head)
     for name in LIMITS:
-        frame[name] = _degrees(frame[name], name, path)
+        frame[name] = _degrees(read, name, references[name])
+        _refuse_contradictions(read, name, table)
     if nowhere := int((frame[list(LIMITS)] == 0.0).all(axis=1).sum()):
         note(f"{path}: {nowhere:,} rows lie at exactly 0, 0; they are kept: drop them if that is no place")
-    return frame
+    return read
 
 
-def _row(number: int) -> str:
-    """How a message calls the row ``number``, counted from 0."""
-    return f"data row {number + 1}"
+def _refuse_other_formats(path: Path) -> None:
+    """Say what a table is that is no CSV or parquet, whatever its name.
+
+    Raises:
+        BundleError: it is one of ``NO_TABLES``.
+    """
+    with path.open("rb") as file:
+        begin = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+    parquet = path.suffix.lower() == ".parquet"
+    for first, kind in NO_TABLES.items():
+        if begin.startswith(first) and not (parquet and kind == PARQUET):
+            mend = "name it .parquet" if kind == PARQUET else "export it as CSV: path, latitude, longitude"
+            raise BundleError(f"{path}: is {kind}, no CSV; {mend}")
 
 
-def _delimiter(path: Path) -> str:
+def _head(path: Path) -> tuple[int, str]:
+    """How many lines stand before the header (Excel's ``sep=;``, comments), and the delimiter."""
+    before, delimiter = 0, None
     with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            return csv.Sniffer().sniff(file.readline(), delimiters=",;\t|").delimiter
-        except csv.Error:
-            return ","
+        for line in file:
+            if before == 0 and (said := line.strip().strip('"').lower()).startswith("sep="):
+                delimiter = said[4:5] or ","
+            elif line.strip() and not line.startswith("#"):
+                break
+            before += 1
+        else:
+            line = ""
+    try:
+        return before, delimiter or csv.Sniffer().sniff(line, delimiters=",;\t|").delimiter
+    except csv.Error:
+        return before, ","
+
+
+def _lines(path: Path, before: int, delimiter: str) -> list[int]:
+    """The line, from 1, in which each row of a CSV begins: blank lines are no rows, a row may have many."""
+    found = []
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for _ in range(before):
+            file.readline()
+        reader = csv.reader(file, delimiter=delimiter)
+        begins = before + 1
+        for cells in reader:
+            if cells:
+                found.append(begins)
+            begins = before + reader.line_num + 1
+    return found[1:]
 
 
 def _plain(name: object) -> str:
-    """A column's name in small letters and digits, without its group: ``EXIF:GPSLatitude``."""
-    return re.sub(r"[^a-z0-9]", "", str(name).rpartition(":")[2].lower())
+    """A column's name in small letters and digits, without group and unit: ``EXIF:GPSLatitude (deg)``."""
+    text = re.sub(r"[(\[].*?[)\]]", "", str(name)).strip(" .:").lower()
+    return re.sub(r"[^a-z0-9]", "", re.split(r"[:./]", text)[-1])
 
 
-def _renamed(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """``table`` with the columns photo, id, latitude, longitude, split under these names, where it has them.
-
-    Raises:
-        BundleError: photos or coordinates are in no column, coordinates are in two, or have no signs.
-    """
+def _renamed(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, dict[str, pd.Series | None]]:
+    """``table`` with the columns photo, id, latitude, longitude, split under these names, where it has them;
+    and the columns of hemispheres."""
     plain = {_plain(name): name for name in reversed(table.columns)}
-    found = {ours: [plain[name] for name in names if name in plain] for ours, names in COLUMN_NAMES.items()}
+    found = {
+        ours: next((plain[name] for name in names if name in plain), None)
+        for ours, names in COLUMN_NAMES.items()
+    }
     there = one_line(", ".join(map(str, table)))
     for ours, what in (("photo", "the photos"), ("latitude", "latitudes"), ("longitude", "longitudes")):
-        if not found[ours]:
+        if found[ours] is None:
             known = ", ".join(COLUMN_NAMES[ours][:6])
             raise BundleError(
                 f"{path}: no column names {what}; it has {there}; call it one of {known}"
                 + ("" if ours == "photo" else ", and leave it empty where EXIF knows the place")
             )
-    for ours in LIMITS:
-        if len(found[ours]) > 1:
-            raise BundleError(f"{path}: {' and '.join(found[ours])} are both {ours}s; drop one column")
-        sign = plain.get(f"{_plain(found[ours][0])}ref")
-        if sign is not None and table[sign].astype(str).str.contains(r"^\s*[SsWw]").any():
-            mend = f"write signed decimal degrees into {found[ours][0]} and drop {sign}"
-            raise BundleError(f"{path}: column {sign} tells the hemisphere; {mend}")
-    chosen = pd.DataFrame({ours: table[names[0]] for ours, names in found.items() if names})
-    used = {names[0] for names in found.values() if names} | {*COLUMN_NAMES, "path"}
-    return pd.concat([chosen, table[[name for name in table if name not in used]]], axis=1)
+    chosen = pd.DataFrame({ours: table[name] for ours, name in found.items() if name is not None})
+    references = {name: table.get(plain.get(f"{_plain(found[name])}ref", "")) for name in LIMITS}
+    rest = [name for name in table if name not in found.values() and str(name) not in {*COLUMN_NAMES, "path"}]
+    return pd.concat([chosen, table[rest]], axis=1), references
 
 
-def _degrees(given: pd.Series, name: str, path: Path) -> pd.Series:
+def _degrees(table: _Table, name: str, references: pd.Series | None) -> pd.Series:
     """The column ``name`` (latitude or longitude) as numbers, NaN where it is empty."""
-    values, limit = degrees.of_column(given), LIMITS[name]
-    if (wrong := (values.abs() > limit).to_numpy()).any():
-        row = int(np.flatnonzero(wrong)[0])
-        number, mend = values.iloc[row], "mend or drop the row"
-        if np.isinf(number):
-            mend = "write a decimal number, such as -33.86"
+    given = table.frame[name]
+    values = degrees.of_column(given, name, references)
+    wrong = np.isinf(values).to_numpy()
+    if wrong.any():
+        row, limit = int(np.flatnonzero(wrong)[0]), LIMITS[name]
+        number = degrees.of_cell(given.iloc[row], name)
+        if abs(number) <= limit:
+            said, mend = f"contradicts its hemisphere, {references.iloc[row]}", "drop the sign or the column"
+        elif np.isinf(number):
+            said, mend = "is no number of degrees", "write it as a decimal number, such as -33.86"
         elif name == "latitude" and abs(number) <= LIMITS["longitude"]:
-            mend = "latitude and longitude look swapped"
+            said, mend = f"is not within +-{limit:g} degrees", "latitude and longitude look swapped"
         elif name == "longitude" and limit < number <= 2 * limit:
-            mend = "subtract 360 from longitudes above 180"
-        said = f"{name} {one_line(repr(given.iloc[row]))} is no number within +-{limit:g} degrees"
-        raise BundleError(f"{path}: {_row(row)}: {said} ({int(wrong.sum())} such rows); {mend}")
+            said, mend = f"is not within +-{limit:g} degrees", "subtract 360 from longitudes above 180"
+        else:
+            said, mend = f"is not within +-{limit:g} degrees", "mend or drop the row"
+        shown = one_line(repr(given.iloc[row]))
+        raise BundleError(
+            f"{table.path}: {table.row(row)}: {name} {shown} {said} ({int(wrong.sum())} such rows); {mend}"
+        )
     return values
+
+
+def _refuse_contradictions(table: _Table, name: str, given: pd.DataFrame) -> None:
+    """Stop where two columns of ``given`` are latitudes, or longitudes, and are not the same; one may be
+    without its sign, as exiftool writes it.
+
+    Raises:
+        BundleError: they are not.
+    """
+    columns = [one for one in given if _plain(one) in COLUMN_NAMES[name]]
+    ours = table.frame[name].to_numpy(dtype=float)
+    for column in columns if len(columns) > 1 else ():
+        other = degrees.of_column(given[column], name, None).to_numpy(dtype=float)
+        apart = np.minimum(np.abs(ours - other), np.abs(np.abs(ours) - other)) > 1e-3
+        if apart.any():
+            row = int(apart.argmax())
+            shown = one_line(f"column {column} says {given[column].iloc[row]}")
+            raise BundleError(
+                f"{table.path}: {table.row(row)}: {shown} where another says {name} {ours[row]:.6g} "
+                f"({int(apart.sum())} such rows); drop one of the columns"
+            )
 
 
 def _as_text(values: pd.Series) -> pd.Series:
@@ -201,9 +301,10 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _match(frame: pd.DataFrame, source: Path, files: list[str], left_out: list[tuple]) -> pd.DataFrame:
-    """Rows of ``frame`` with the path of their photo; rows without photo and photos without row go to
+def _match(table: _Table, files: list[str], left_out: list[tuple]) -> pd.DataFrame:
+    """Rows of ``table`` with the path of their photo; rows without photo and photos without row go to
     ``left_out``."""
+    frame, source = table.frame, table.path
     wanted = _as_text(frame["photo"]).str.strip().str.replace("\\", "/", regex=False).str.removeprefix("./")
     paths = wanted.map(_names_of(files))
     if not paths.notna().any():
@@ -216,31 +317,36 @@ def _match(frame: pd.DataFrame, source: Path, files: list[str], left_out: list[t
         name = wanted.iloc[number]
         ending = PurePosixPath(name).suffix.lower()
         why = not_read(ending) if ending in NOT_READ else "no such photo, or several of that name"
-        left_out.append((name, "", f"{_row(number)}: {why}"))
+        left_out.append((name, "", f"{table.row(number)}: {why}"))
     left_out += [(name, name, "no row in the table") for name in sorted(set(files) - set(paths.dropna()))]
     frame = frame.assign(path=paths)[paths.notna()].drop(columns="photo")
-    frame = _once_each(frame, source, left_out)
+    frame = _once_each(frame, table, left_out)
     frame["id"] = _as_text(frame["id"]) if "id" in frame else frame["path"]
     return frame
 
 
-def _once_each(frame: pd.DataFrame, source: Path, left_out: list[tuple]) -> pd.DataFrame:
-    """``frame`` with one row a photo, and its place from whichever row has one; with two places it is left
+def _once_each(frame: pd.DataFrame, table: _Table, left_out: list[tuple]) -> pd.DataFrame:
+    """``frame`` with one row a photo: rows that agree, or are silent, count once; with two places it is left
     out.
 
     Raises:
-        BundleError: no photo has one place.
+        BundleError: none has one place.
     """
-    places = frame.groupby("path")[list(LIMITS)]
-    differs = frame["path"].map((places.nunique() > 1).any(axis=1))
-    again = frame.duplicated("path")
-    frame[list(LIMITS)] = places.transform("first")
-    for wrong, why in ((again & ~differs, "is in the table already"), (differs & ~again, "has two places")):
-        left_out += [(path, path, f"{_row(row)}: {why}") for row, path in frame.loc[wrong, "path"].items()]
-    once = frame[~differs & ~again]
+    again, differs = frame.duplicated("path", keep=False), []
+    if not again.any():
+        return frame
+    for path, rows in frame[again].groupby("path"):
+        first, *others = map(table.row, rows.index)
+        if (rows[list(LIMITS)].nunique() > 1).any():
+            differs.append((path, path, f"{first} and {others[0]} differ in its place"))
+        else:
+            left_out += [(path, path, f"{other}: is in {first} already") for other in others]
+    left_out += differs
+    frame[list(LIMITS)] = frame.groupby("path")[list(LIMITS)].transform("first")
+    once = frame[~frame["path"].isin([path for path, *_ in differs])].drop_duplicates("path")
     if once.empty:
-        raise BundleError(f"{source}: no photo has one place; mend the rows that contradict each other")
-    return once.copy()
+        raise BundleError(f"{table.path}: no photo has one place ({differs[0][0]}: {differs[0][2]})")
+    return once
 
 
 def _names_of(files: list[str]) -> dict[str, str]:

