@@ -32,7 +32,7 @@ from benchmarks.reweighting import CURVE
 from benchmarks.semivariogram import world
 from lib import settings
 from lib.data import backbones, binning, features, sampling
-from lib.evaluate import evaluation, intervals
+from lib.evaluate import evaluation
 from lib.method import empirical, negatives
 from lib.method.loss import SemivariogramLoss
 from lib.runs import Run, find_device, generator, machine
@@ -400,9 +400,10 @@ def tables(bench: Bench) -> Lines:
         for name in ("infonce", "semivariogram", "decayed", "similarity")
         for seed in range(3)
     ]
-    predictions, made = pd.concat(frames), []
+    predictions, of = pd.concat(frames), bench.run("evaluation.bootstrap=2000").settings.evaluation
+    made = []
     seconds = bench.seconds(
-        lambda: made.extend((evaluation.accuracy(predictions), intervals.compare(predictions)))
+        lambda: made.extend((evaluation.accuracy(predictions), evaluation.comparison(predictions, of)))
     )
     enough = len(made[0]) == 12 and set(COLUMNS) <= set(made[0])
     yield "evaluation", enough and seconds < 60, f"tables of {count:,} photos in {seconds:.1f} s"

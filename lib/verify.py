@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lib.evaluate import evaluation, intervals
+from lib.evaluate import evaluation
 from lib.method.errors import BundleError
 from lib.runs import Run, is_output
 from lib.runs.files import READING_ERRORS, checksum, one_line
@@ -46,12 +46,11 @@ def checksums(folder: Path, written: dict) -> Iterator[str]:
 
 def derived(run: Run) -> Iterator[str]:
     """Faults: tables of the run that do not follow from its predictions."""
-    drawn = run.settings.evaluation
     try:
         predictions = pd.read_parquet(run.predictions)
         tables = {
             "accuracy": evaluation.accuracy(predictions),
-            "comparison": intervals.compare(predictions, resamples=drawn.bootstrap, seed=drawn.seed),
+            "comparison": evaluation.comparison(predictions, run.settings.evaluation),
         }
     except READING_ERRORS as error:
         yield (

