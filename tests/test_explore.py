@@ -36,6 +36,12 @@ def empirical(run):
     return sampling.estimate(lambda chosen: frozen.unit(rows[chosen]), places, 0.05)
 
 
+@pytest.fixture(autouse=True)
+def unwatched(monkeypatch):
+    """Nobody looks, whatever other tests of this process have imported."""
+    monkeypatch.setenv(explore.PICTURES_ONLY, "1")
+
+
 @pytest.fixture
 def watched(monkeypatch):
     """Somebody looks: controls are made; they are given back by the picture's function."""
