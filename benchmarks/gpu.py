@@ -151,7 +151,7 @@ def strategies(bench: Bench) -> Lines:
             yield "strategies-float32", None, "needs a GPU"
             continue
         off = {}
-        for name in names:
+        for name in names[:: bench.size(5, 1)]:  # a processor without bfloat16 takes seconds for each
             loss, gradient = one_step(bench, name, bench.device.type, precision)
             wanted, reference = expected[name]
             of_loss = abs(loss - wanted) / abs(wanted)
@@ -160,7 +160,7 @@ def strategies(bench: Bench) -> Lines:
         yield (
             f"strategies-{precision}",
             off[worst] < bound,
-            f"{len(names)} strategies, loss and gradient off by {off[worst]:.1e} at most ({worst})",
+            f"{len(off)} strategies, loss and gradient off by {off[worst]:.1e} at most ({worst})",
         )
     differing = []
     for name in names:
