@@ -2,7 +2,7 @@
 
 * ``tune``: how long to train, hand-set frequencies, and each arm's settings, on validation splits;
 * ``factorial``: batch sizes by steps, on validation;
-* ``sharper``: the four sharper margins, on validation;
+* ``sharper``: the four sharper margins, on validation; ``sharpest``: the best of each on Blue Marble's tests;
 * ``final`` and ``relief``: the final tables on Blue Marble and shaded relief, with the settings of ``tune``;
 * ``tables``: tables of everything that is there, under results/reference/study.
 
@@ -52,6 +52,8 @@ CONTRASTS = (
 EPOCHS, LEAST_GAIN = (8, 16, 24, 32), 0.003
 RATES, TEMPERATURES, LENGTHS_KM = (2.5e-4, 5e-4, 1e-3, 2e-3), (None, 0.05, 0.1), (50.0, 200.0, 800.0, 3_200.0)
 STRENGTHS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+PLAIN_SHAPE = 1
+"""Which of the shapes that sharper margins are tried in is that of the final table."""
 TRIPLES = (
     [1, 4, 16], [2, 4, 8], [4, 8, 16], [2, 8, 32], [1, 8, 64], [4, 16, 64], [1, 16, 64], [8, 16, 32],
 )  # fmt: skip
@@ -171,9 +173,8 @@ class Search:
         """Score, mean over the search seeds, of each (arm, strategy, settings)."""
         known = {_key(one["arm"], json.loads(one["settings"])): one["score"] for one in self.tries}
         new = [one for one in tries if _key(one[0], one[2]) not in known]
-        for some in (
-            new[at : at + 4] for at in range(0, len(new), 4)
-        ):  # kept as they come, so that little is lost
+        at_once = max(1, ranks.count() // len(SEARCH_SEEDS))  # kept as they come, so that little is lost
+        for some in (new[at : at + at_once] for at in range(0, len(new), at_once)):
             trials = [[Trial(*one, seed) for seed in SEARCH_SEEDS] for one in some]
             make_all(self.run, itertools.chain(*trials))
             for (arm, _, changes), of_try in zip(some, trials, strict=True):
@@ -316,10 +317,17 @@ def factorial_trials() -> list[Trial]:
 
 
 def factorial(run: Run) -> None:
-    """Train the factorial."""
-    make_all(run, factorial_trials())
-    if ranks.rank() == 0:
-        on_validation(run, factorial_trials(), "factorial")
+    """Train the factorial; the differences from ``infonce`` within each batch size and number of steps."""
+    trials = factorial_trials()
+    make_all(run, trials)
+    if ranks.rank() > 0:
+        return
+    on_validation(run, trials, "factorial")
+    errors, compared = predictions(run, trials), []
+    parts = errors["strategy"].str.split(" ", n=1, expand=True)
+    for shape, some in errors.assign(strategy=parts[0]).groupby(parts[1], sort=False):
+        compared.append(intervals.compare(some, metrics=["acc_200km", "acc_750km"]).assign(shape=shape))
+    evaluation.save_table(pd.concat(compared), KEPT / "second_factorial_differences.csv")
 
 
 def sharper_options() -> dict[str, list[Changes]]:
@@ -338,6 +346,26 @@ def sharper_options() -> dict[str, list[Changes]]:
     }
 
 
+def sharpest(told: pd.DataFrame) -> list[Trial]:
+    """The final table's trainings of each sharper margin, with what did best on validation.
+
+    Args:
+        told: ``second_sharper.csv``. A setting that is the plain margin does not count.
+    """
+    reached = {split: frame.set_index("strategy") for split, frame in told.groupby("split")}
+    scores = reached["validation"]["acc_200km"] + reached["validation_blocked"]["acc_750km"]
+    options, made = sharper_options(), []
+    own = options[MARGIN][PLAIN_SHAPE]
+    for name in ("untied_margin", "residual_margin", "kriging_targets", "annealed_margin"):
+        plain = {"untied_margin": own["beta"], "residual_margin": 0.0}.get(name, "none")
+        some = {f"{name} {number}": changes for number, changes in enumerate(options[name])}
+        if name == "annealed_margin":
+            some = {f"{name} {PLAIN_SHAPE}": options[name][PLAIN_SHAPE]}
+        best = max((arm for arm in some if some[arm].get("alpha") != plain), key=scores.get)
+        made += [Trial(name, name, some[best], seed) for seed in FINAL_SEEDS]
+    return made
+
+
 def sharper_trials() -> list[Trial]:
     """The trainings of the sharper margins, on validation."""
     made = []
@@ -353,6 +381,20 @@ def sharpen(run: Run) -> None:
     make_all(run, sharper_trials())
     if ranks.rank() == 0:
         on_validation(run, sharper_trials(), "sharper")
+
+
+def sharpest_on_test(run: Run) -> None:
+    """Train what did best of each sharper margin; its differences from the margin, on Blue Marble's tests."""
+    sharper.register()
+    trials = sharpest(pd.read_csv(KEPT / "second_sharper.csv"))
+    make_all(run, trials, TEST)
+    if ranks.rank() > 0:
+        return
+    plain = [one for one in final_trials([(MARGIN, "geoclip")]) if one.path(run, TEST).exists()]
+    errors = predictions(run, [*trials, *plain], TEST)
+    errors["cell"] = errors["id"].map(_photos(run.manifest).set_index("id")["cell"])
+    asked = ["acc_25km", "acc_200km", "acc_750km", "acc_2500km"]
+    evaluation.save_table(intervals.compare(errors, f"{MARGIN} geoclip", asked), KEPT / "second_sharpest.csv")
 
 
 def comparison(world: str, errors: pd.DataFrame) -> pd.DataFrame:
@@ -431,6 +473,7 @@ PARTS: dict[str, tuple[str, Callable[[Run], None]]] = {
     "tune": ("tune", tune),
     "factorial": ("tune", factorial),
     "sharper": ("tune", sharpen),
+    "sharpest": ("final", sharpest_on_test),
     "final": ("final", final),
     "relief": ("relief", final),
 }
