@@ -245,7 +245,8 @@ def expect() -> str:
     share = accuracies().loc[("test", "infonce"), "acc_200km"]
     return (
         f"The first run takes {minutes} minutes on two CPU cores, after 5 for the environment (7 GB).\n"
-        f"Expect {share} % of the random test photos within 200 km for plain GeoCLIP (`infonce`)."
+        f"Expect {share} % of the random test photos within 200 km for `infonce`: our model, trained with\n"
+        "GeoCLIP's own loss on satellite windows."
     )
 
 

@@ -133,3 +133,22 @@ class TestKept:
         if second.CHOSEN.exists():
             text = json.loads(second.CHOSEN.read_text(encoding="utf-8"))
             assert set(text["arms"]) == {f"{name} {kind}" for name, kind in second.ARMS}
+
+
+def test_what_did_best_of_each_sharper_margin_is_judged_and_a_plain_margin_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arms = {f"{name} geoclip": {"beta": 8.0} for name in second.STRATEGIES}
+    monkeypatch.setattr(second, "chosen_settings", lambda: {"arms": arms})
+    best = {"untied_margin 3", "residual_margin 0", "kriging_targets 2", "annealed_margin 2"}
+    told = pd.DataFrame(
+        {"split": split, "strategy": f"{name} {number}"}
+        | {"acc_200km": 0.5 + 0.1 * (f"{name} {number}" in best) + 0.001 * number, "acc_750km": 0.2}
+        for name, some in second.sharper_options().items()
+        for number, _ in enumerate(some)
+        for split in second.VALIDATION
+    )
+    found = {trial.strategy: trial.changes for trial in second.sharpest(told)}
+    assert found["untied_margin"]["alpha"] == 16.0  # twice beta, the best but beta itself
+    assert found["residual_margin"]["alpha"] == 2.0 and found["kriging_targets"]["alpha"] == 0.2
+    assert found["annealed_margin"] == {"beta": 8.0}  # as long and as large as the final table's

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -382,9 +383,12 @@ def strategy_rows(comparison: pd.DataFrame, split: str, metric: str = HEADLINE) 
 
 
 def points(value: float, sign: bool = True) -> str:
-    """Percentage points with one decimal and a true minus; with ``sign`` also a plus; 0 has no sign."""
-    value = round(value, 6)
-    text = f"{value:+.1f}" if sign else f"{value:.1f}"
+    """Percentage points with one decimal and a true minus; with ``sign`` also a plus; 0 has no sign.
+
+    Halves are rounded away from zero: counts of photos over a round number fall on them often.
+    """
+    rounded = Decimal(f"{value:.6f}").quantize(Decimal("0.1"), ROUND_HALF_UP)
+    text = f"{rounded:+}" if sign else str(rounded)
     return "0.0" if float(text) == 0.0 else text.replace("-", "\u2212")
 
 
