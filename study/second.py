@@ -49,6 +49,13 @@ CONTRASTS = (
     *((f"{MARGIN} geoclip", f"{name} geoclip") for name in STRATEGIES if name != MARGIN),
     (f"{MARGIN} curve", f"{MARGIN} geoclip"),
 )
+EXPLORATORY = (
+    *((f"{name} curve", f"{name} geoclip") for name in STRATEGIES if name != MARGIN),
+    *((f"{name} hand_set", f"{name} curve") for name in ("infonce", MARGIN)),
+    *((f"{MARGIN} {kind}", f"infonce {kind}") for kind in ("curve", "hand_set")),
+    *((f"{MARGIN} {kind}", f"distance_margin {kind}") for kind in ("curve", "hand_set")),
+    ("distance_margin geoclip", "infonce geoclip"),
+)
 EPOCHS, LEAST_GAIN = (8, 16, 24, 32), 0.003
 RATES, TEMPERATURES, LENGTHS_KM = (2.5e-4, 5e-4, 1e-3, 2e-3), (None, 0.05, 0.1), (50.0, 200.0, 800.0, 3_200.0)
 STRENGTHS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
@@ -397,13 +404,15 @@ def sharpest_on_test(run: Run) -> None:
     evaluation.save_table(intervals.compare(errors, f"{MARGIN} geoclip", asked), KEPT / "second_sharpest.csv")
 
 
-def comparison(world: str, errors: pd.DataFrame) -> pd.DataFrame:
-    """The primary contrasts at the primary endpoints, with Holm's p values within the world.
+def comparison(
+    world: str, errors: pd.DataFrame, contrasts: Iterable[tuple[str, str]] = CONTRASTS
+) -> pd.DataFrame:
+    """The primary contrasts, or others, at the primary endpoints, with Holm's p values within the world.
 
     Intervals over photos and seeds on ``test``, over cells and seeds on ``test_blocked``.
     """
     rows = []
-    for (ours, theirs), (split, metric) in itertools.product(CONTRASTS, ENDPOINTS):
+    for (ours, theirs), (split, metric) in itertools.product(contrasts, ENDPOINTS):
         some = errors[errors["strategy"].isin([ours, theirs]) & (errors["split"] == split)]
         if some["strategy"].nunique() == 2:
             rows.append(intervals.compare(some, theirs, [metric]))
@@ -431,7 +440,7 @@ def whole_seeds(run: Run, arms: Iterable[tuple[str, str]]) -> list[Trial]:
 
 def tables() -> None:
     """Tables of what has been trained so far, and the primary predictions, under ``KEPT``."""
-    compared, reached, kept = [], [], []
+    compared, explored, reached, kept = [], [], [], []
     for world in ("final", "relief"):
         run = open_world(world)
         if not (trials := whole_seeds(run, PRIMARY)):
@@ -445,6 +454,10 @@ def tables() -> None:
             run, [*trials, *whole_seeds(run, [arm for arm in ARMS if arm not in PRIMARY])], TEST
         )
         reached.append(levels(imagery, others, run))
+        others["cell"] = others["id"].map(cells)
+        if set(itertools.chain(*EXPLORATORY)) <= set(others["strategy"]):
+            told = comparison(imagery, others, EXPLORATORY)
+            explored.append(told.drop(columns=["p_value", "p_holm"]))  # neither planned nor corrected
         name = errors["strategy"].str.split(" ", expand=True)
         told = errors.assign(world=imagery, strategy=name[0], frequencies=name[1])
         kept.append(told[["world", "split", "cell", "id", "strategy", "frequencies", "seed", "error_km"]])
@@ -452,6 +465,8 @@ def tables() -> None:
         raise BundleError("no seed of the final table is there whole; run python -m study.second final")
     evaluation.save_table(pd.concat(compared), KEPT / "second_primary.csv")
     evaluation.save_table(pd.concat(reached), KEPT / "second_levels.csv")
+    if explored:
+        evaluation.save_table(pd.concat(explored), KEPT / "second_exploratory.csv")
     whole = pd.concat(kept, ignore_index=True).astype(
         {"error_km": "float32", "seed": "int16", "cell": "int32"}
     )
