@@ -301,14 +301,94 @@ def the_study() -> str:
     return table([*head[:1], "kind", *head[1:]], rows)
 
 
-def second_search() -> str:
-    """The second study's search: of each arm the best score among its learning rates, on validation."""
-    tries = pd.read_csv(KEPT / "study" / "second_tries.csv").query("phase == 'rate'")
-    best = tries.groupby("arm", sort=False)["score"].max().mul(100)
-    kinds = {"geoclip": "GeoCLIP's", "curve": "from the curve", "hand_set": "set by hand"}
-    names = dict.fromkeys(arm.split()[0] for arm in best.index)
-    rows = [(f"`{name}`", *(points(best[f"{name} {kind}"], sign=False) for kind in kinds)) for name in names]
-    return table(("strategy, with frequencies", *kinds.values()), rows)
+ENDPOINTS = {("test", 200): "random, 200 km", ("test_blocked", 750): "held out, 750 km"}
+ENDPOINTS |= {("test_blocked", 2_500): "held out, 2,500 km"}
+WORLDS = {"blue_marble": "Blue Marble", "shaded_relief": "shaded relief"}
+WHOSE = {"geoclip": "GeoCLIP's", "curve": "the curve's", "hand_set": "hand-set"}
+
+
+def second(name: str) -> pd.DataFrame:
+    """A table of the second study."""
+    return pd.read_csv(KEPT / "study" / f"second_{name}.csv")
+
+
+def of_arm(arm: str) -> str:
+    """A strategy and whose frequencies it has."""
+    name, kind = arm.split()
+    return f"`{name}`" if kind == "geoclip" else f"`{name}`, {WHOSE[kind]}"
+
+
+def second_contrasts(name: str) -> str:
+    """Paired differences at the primary endpoints; bold where Holm's test leaves them, where it was made."""
+    found, rows = second(name), []
+    for world, title in WORLDS.items():
+        rows.append((f"**{title}**", *[""] * len(ENDPOINTS)))
+        for (ours, theirs), one in found[found["world"] == world].groupby(
+            ["strategy", "baseline"], sort=False
+        ):
+            told = one.set_index(["split", "metric"])
+            cells = [told.loc[(split, f"acc_{radius}km")] for split, radius in ENDPOINTS]
+            texts = [
+                f"**{interval(cell)}**" if cell.get("p_holm", 1.0) < 0.05 else interval(cell)
+                for cell in cells
+            ]
+            rows.append((f"{of_arm(ours)} − {of_arm(theirs)}", *texts))
+    return table(("", *ENDPOINTS.values()), rows)
+
+
+def second_primary() -> str:
+    """The primary contrasts."""
+    return second_contrasts("primary")
+
+
+def second_exploratory() -> str:
+    """Contrasts that were not planned."""
+    return second_contrasts("exploratory")
+
+
+def second_levels() -> str:
+    """Accuracies of all arms in both worlds, and the ceiling."""
+    found = second("levels")
+    head = [
+        "strategy",
+        "frequencies",
+        *(f"{title}: {text}" for title in WORLDS.values() for text in ENDPOINTS.values()),
+    ]
+    told = found.set_index(["world", "split", "strategy"])
+    names, rows = dict.fromkeys(arm.split()[0] for arm in found["strategy"]), []
+    arms = [(name, kind) for name in names if name != "ceiling" for kind in WHOSE]
+    for name, kind in [*arms, ("ceiling", "")]:
+        values = [
+            points(100 * told.loc[(world, split, f"{name} {kind}".strip()), f"acc_{radius}km"], sign=False)
+            for world in WORLDS
+            for split, radius in ENDPOINTS
+        ]
+        rows.append((label(name), WHOSE.get(kind, ""), *values))
+    return table(head, rows)
+
+
+def second_sharpest() -> str:
+    """The sharper margins less the margin, on Blue Marble's tests."""
+    found, rows = second("sharpest"), []
+    for name, one in found.groupby("strategy", sort=False):
+        told = one.set_index(["split", "metric"])
+        asked = (("test", 25), ("test", 200), ("test", 750), ("test", 2_500))
+        cells = [told.loc[(split, f"acc_{radius}km")] for split, radius in (*asked, *list(ENDPOINTS)[1:])]
+        rows.append((f"`{name}`", *map(interval, cells)))
+    radii = [f"random, {radius} km" for radius in ("25", "200", "750", "2,500")]
+    return table(("", *radii, *list(ENDPOINTS.values())[1:]), rows)
+
+
+def second_factorial() -> str:
+    """Differences to ``infonce`` within 200 km on validation, by batch and steps."""
+    found, rows = second("factorial_differences"), []
+    chosen = found[(found["split"] == "validation") & (found["metric"] == "acc_200km")]
+    for shape, one in chosen.groupby("shape", sort=False):
+        _, batch, _, steps = shape.split()
+        told = one.set_index("strategy")
+        cells = (interval(told.loc[name]) for name in ("constant_offset", "semivariance_margin"))
+        rows.append((f"{int(batch):,}", steps, *cells))
+    return table(("batch", "steps", "`constant_offset`", "`semivariance_margin`"), rows)
 
 
 def the_curve() -> str:
@@ -345,7 +425,8 @@ def where_time_goes() -> str:
 def filled(page: Path) -> str:
     """The text of ``page``, each table between its marks made anew."""
     makers = (first_screen, expect, all_radii, all_differences, the_study)
-    makers += (second_search, the_curve, where_time_goes)
+    makers += (second_primary, second_exploratory, second_levels, second_sharpest, second_factorial)
+    makers += (the_curve, where_time_goes)
     by_name = {maker.__name__: maker for maker in makers}
     mark = re.compile(r"(<!-- table (\w+), made by docs/generate.py -->\n).*?(\n<!-- end -->)", re.DOTALL)
     text = page.read_text(encoding="utf-8")
@@ -358,7 +439,7 @@ def pages() -> dict[Path, str]:
     made = {}
     for make in makers:
         made[HERE / "reference" / f"{make.__name__.removesuffix('_page')}.md"] = HEAD + make()
-    names = ("results", "study", "second-study", "semivariograms", "running")
+    names = ("results", "study", "second-study", "second-study-more", "semivariograms", "running")
     with_tables = (PROJECT / "README.md", *(HERE / f"{name}.md" for name in names))
     return made | {page: filled(page) for page in with_tables}
 

@@ -32,8 +32,9 @@ from lib.method.errors import BundleError
 from lib.runs import Run, locks, ranks, write_json, writing
 from lib.runs.run import RESULTS
 from lib.settings import PROJECT
+from lib.show import figures
 from lib.train import curve, gallery, training
-from study import sharper
+from study import second_figures, sharper
 
 CHOSEN = PROJECT / "study" / "second.json"
 """What ``tune`` chose: epochs, triple of sigmas, and the settings of each arm."""
@@ -465,6 +466,9 @@ def tables() -> None:
         raise BundleError("no seed of the final table is there whole; run python -m study.second final")
     evaluation.save_table(pd.concat(compared), KEPT / "second_primary.csv")
     evaluation.save_table(pd.concat(reached), KEPT / "second_levels.csv")
+    figures.save(second_figures.contrasts(pd.concat(compared)), KEPT / "figures" / "second_primary.png")
+    if (told := KEPT / "second_factorial_differences.csv").exists():
+        figures.save(second_figures.by_steps(pd.read_csv(told)), KEPT / "figures" / "second_steps.png")
     if explored:
         evaluation.save_table(pd.concat(explored), KEPT / "second_exploratory.csv")
     whole = pd.concat(kept, ignore_index=True).astype(
