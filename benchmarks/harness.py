@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import pandas as pd
 import torch
 
 from lib.runs import write_json
+from lib.runs.machine import machine as of_run
 from lib.settings import PROJECT
 
 FOLDER = PROJECT / "results" / "benchmarks"
@@ -179,16 +179,8 @@ def _resident() -> int | None:
 
 
 def machine() -> dict[str, Any]:
-    """Cores, processor and accelerator."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        processor = platform.processor() or platform.machine()
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "processor": processor,
-        "accelerator": accelerator,
+    """Processor, cores, accelerator and threads."""
+    known = of_run()
+    return {name: known[name] for name in ("cores", "processor", "accelerator")} | {
+        "threads": torch.get_num_threads()
     }

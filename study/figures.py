@@ -19,10 +19,10 @@ from lib.show.figures import (
     METRIC_LABELS,
     MUTED,
     PALETTE,
-    STRATEGY_COLOURS,
     _figure,
     _note,
     _styled,
+    colour_of,
 )
 
 KIND_LABELS = {
@@ -222,7 +222,7 @@ def along(
         upper, lower = axes[:, column]
         for name, marker in zip(names, itertools.cycle(MARKERS), strict=False):
             rows = table[(table["strategy"] == name) & (table["metric"] == metric)].sort_values(x)
-            colour = STRATEGY_COLOURS.get(name, MUTED)
+            colour = colour_of(name)
             upper.plot(rows[x], 100 * rows["accuracy"], marker=marker, ms=4, color=colour, label=name)
             if name != "infonce":
                 error = 100 * np.stack(
@@ -273,9 +273,7 @@ def precision_recall(curves: pd.DataFrame, found: pd.DataFrame) -> Figure:
         )
         for number, row in enumerate(rows.itertuples()):
             line = curves[(curves["strategy"] == row.strategy) & (curves["kind"] == kind)]
-            colour = ORACLE_STYLES.get(
-                row.strategy, STRATEGY_COLOURS.get(row.strategy, PALETTE[number % len(PALETTE)])
-            )
+            colour = ORACLE_STYLES.get(row.strategy, colour_of(row.strategy))
             dash = ("-", "--", "-.", ":")[number % 4]
             axis.plot(
                 line["recall"],

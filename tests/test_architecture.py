@@ -110,5 +110,6 @@ def test_what_the_notebooks_import_loads_no_slow_package_before_it_is_needed():
             if line.startswith(("from lib", "from study", "import "))
         }
     assert len(lines) > 10
+    lines |= {"from lib.method import model; model.GeoCLIP(4)"}
     loaded = loaded_after("\n".join(sorted(lines)))
     assert "torch" in loaded and not loaded.intersection(LAZY)

@@ -108,13 +108,14 @@ def test_a_dead_owners_lock_is_taken_over_though_a_child_of_it_lives(
 def test_what_a_run_starts_belongs_to_it(tmp_path: Path) -> None:
     """The kernel of a notebook, which inherits the run's environment; also for runs inside its folder."""
     with holding(tmp_path / "run"), holding(tmp_path / "run" / "worlds" / "noise=1"):
-        for folder in (tmp_path / "run", tmp_path / "run" / "worlds" / "noise=2"):
-            inside, outside = (
-                start(ASKER, folder, **{locks.VARIABLE: os.environ[locks.VARIABLE]}),
-                start(ASKER, tmp_path / "run"),
-            )
-            assert inside.communicate(timeout=60)[0] == "held\n"
-            assert "another run writes here" in outside.communicate(timeout=60)[1]
+        own = {locks.VARIABLE: os.environ[locks.VARIABLE]}
+        outside, *inside = (
+            start(ASKER, tmp_path / "run"),
+            start(ASKER, tmp_path / "run", **own),
+            start(ASKER, tmp_path / "run" / "worlds" / "noise=2", **own),
+        )
+        assert [one.communicate(timeout=60)[0] for one in inside] == ["held\n"] * 2
+        assert "another run writes here" in outside.communicate(timeout=60)[1]
 
 
 def test_ranks_that_torchrun_has_started_are_one_run(tmp_path: Path, another: Callable) -> None:

@@ -19,6 +19,7 @@ from lib.predict import exchange
 from lib.runs import Run
 from lib.settings import PROJECT
 from lib.show import pages, report
+from lib.train import training
 
 ACCURACY = ["strategy", "seed", "split", "n", "acc_1km", "acc_25km", "acc_200km", "acc_750km", "acc_2500km"]
 ACCURACY += ["median_km", "mean_km", "geoscore"]
@@ -178,14 +179,16 @@ def test_executed_notebooks_name_no_folder_of_the_machine(smoke):
         assert str(PROJECT) not in content and sys.prefix not in content, path.name
 
 
-def test_reused_or_not_the_run_and_its_copy_agree_bit_by_bit(smoke, tmp_path):
-    """Trainings depend on settings, code and inputs only: one made again gives the same bytes."""
-    folder, command, _ = smoke
-    before = (folder / "checkpoints" / "decayed_seed0.safetensors").read_bytes()
-    (folder / "checkpoints" / "decayed_seed0.safetensors").unlink()
-    done = run_pipeline([*command, "--only", "04"])
-    assert "made 1 (training-decayed_seed0), reused 11" in done.stdout, done.stderr[-3_000:]
-    assert (folder / "checkpoints" / "decayed_seed0.safetensors").read_bytes() == before
+def test_a_training_that_is_made_again_gives_the_same_bytes(smoke):
+    """They depend on settings, code and inputs only, not on the process."""
+    run = Run.finished(smoke[0])
+    before = run.checkpoint("decayed", 0).read_bytes()
+    run.checkpoint("decayed", 0).unlink()
+    training.train_all(run, ["decayed"])
+    assert [line.split()[:2] for line in run.reports] == [
+        ["made", "training-decayed_seed0"], ["reused", "training-decayed_seed1"]
+    ]  # fmt: skip
+    assert run.checkpoint("decayed", 0).read_bytes() == before
 
 
 def broken_notebook(

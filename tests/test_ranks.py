@@ -10,6 +10,12 @@ import pytest
 from conftest import fitted, python, world
 from safetensors.numpy import load_file
 
+from lib.method.errors import BundleError
+from lib.method.model import GeoCLIP
+from lib.runs import ranks
+from lib.settings import load
+from lib.train import training
+
 SETTINGS = [
     "device=cpu", "training.precision=float32", "backbone.precision=float32", "training.batch_size=32",
     "training.seeds=0", "training.queue_size=40", "training.epochs=3",
@@ -80,13 +86,8 @@ def test_one_rank_more_or_less_makes_no_training_anew(both: list[Path], tmp_path
     )
 
 
-@pytest.mark.parametrize(
-    ("setting", "sentence"),
-    [("training.batch_size=33", "a batch of 33 cannot be shared out among 2 processes")],
-)
-def test_what_cannot_be_shared_out_is_refused(
-    both: list[Path], tmp_path: Path, setting: str, sentence: str
-) -> None:
-    shutil.copytree(both[0], tmp_path / "run")
-    done = work(tmp_path / "run", 2, setting)
-    assert done.returncode != 0 and sentence in done.stderr
+def test_a_batch_that_cannot_be_shared_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    shared = load("smoke", SETTINGS).training
+    with pytest.raises(BundleError, match="a batch of 33 cannot be shared out among 2 processes"):
+        training._shared_encoder(GeoCLIP(4), shared, 33)

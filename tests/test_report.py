@@ -185,7 +185,7 @@ def test_osv5m_is_compared_without_that_warning(rewrite: Callable) -> None:
     [
         ("semivariogram", "Not shown: validation chose semivariogram, which is not shown to gain"),
         ("similarity", "Not by the semivariogram: validation chose similarity"),
-        ("infonce", "No: validation chose infonce, GeoCLIP as it is"),
+        ("infonce", "No: validation chose infonce, GeoCLIP’s own loss"),
     ],
 )
 def test_what_validation_chose_leads_and_not_the_best_of_the_test_split(
@@ -295,3 +295,5 @@ class TestBrowser:
         with Visit(browser, page, 390, 844, ready="h1") as visit:
             assert visit.width() <= 390
             assert visit.tab.locator(".answer .verdict").bounding_box()["y"] < 400
+            visit.tab.evaluate("document.querySelectorAll('p').forEach((one) => one.append('a'.repeat(90)))")
+            assert visit.width() <= 390, "a long name of a setting"

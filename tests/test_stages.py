@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from lib import pipeline, stages
 from lib.method import geodesy
+from lib.runs import Run
 
 
 @pytest.fixture
@@ -91,10 +92,14 @@ def test_two_processes_make_what_one_makes_and_each_file_once(tmp_path: Path) ->
     ]
     for name, value in weights[0].items():
         np.testing.assert_allclose(value, weights[1][name], rtol=1e-4, atol=1e-5, err_msg=name)
-    again = program(two, 2)
-    assert again.returncode == 0 and "made    " not in again.stdout, again.stdout
-    receipts = {path.stem for path in (two / "run" / "receipts").glob("*.json")}
-    assert receipts == {"manifest", "features", "semivariogram", "evaluation", *trainings}
+    again = Run.open("smoke", f"{two}/run", [f"dataset.root={two / 'photos'}", *SMALL])
+    found = {stage: is_reused for _, stage, is_reused in stages.look_up(again, ["01", "02", "04", "05"])}
+    assert found == dict.fromkeys([*receipts_of(two), "regions"], True) | {"regions": False}
+    assert receipts_of(two) == {"manifest", "features", "semivariogram", "evaluation", *trainings}
+
+
+def receipts_of(folder: Path) -> set[str]:
+    return {path.stem for path in (folder / "run" / "receipts").glob("*.json")}
 
 
 def test_the_notebooks_find_what_several_processes_have_made(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 import warnings
 from functools import lru_cache
+from importlib.util import find_spec
 from types import ModuleType
 
 import torch
@@ -20,10 +22,14 @@ SCRATCH, PRETRAINED = "scratch", "geoclip"
 
 @lru_cache(maxsize=1)
 def geoclip_locations() -> ModuleType:
-    """The module ``geoclip.model.location_encoder``; imported late, as it brings transformers along."""
+    """The module ``location_encoder`` of the package ``geoclip``, alone: the package as a whole imports
+    transformers, which takes seconds."""
+    package = ModuleType("geoclip_model")
+    package.__path__ = [f"{folder}/model" for folder in find_spec("geoclip").submodule_search_locations]
+    sys.modules[package.__name__] = package
     with warnings.catch_warnings():  # it scripts three functions in a way that torch calls outdated
         warnings.simplefilter("ignore", FutureWarning)
-        return importlib.import_module("geoclip.model.location_encoder")
+        return importlib.import_module("geoclip_model.location_encoder")
 
 
 def fourier_features(places: Tensor, frequencies: Tensor) -> Tensor:

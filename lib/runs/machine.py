@@ -182,7 +182,7 @@ def has_native_bfloat16(device: torch.device) -> bool:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory, accelerator, operating system and Python of this machine."""
+    """Processor with its vector instructions, cores, memory, accelerator, operating system and Python."""
     processor = platform.processor() or platform.machine()
     if (cpuinfo := Path("/proc/cpuinfo")).exists():
         names = [
@@ -190,7 +190,7 @@ def machine() -> dict[str, Any]:
         ]
         processor = names[0] if names else processor
     return {
-        "processor": processor,
+        "processor": f"{processor}, {torch.backends.cpu.get_cpu_capability()}",
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "accelerator": gpu().get("name") if torch.cuda.is_available() else None,

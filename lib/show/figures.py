@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from zlib import crc32
 
 import matplotlib as mpl
 import matplotlib.ticker
@@ -30,6 +31,7 @@ STRATEGY_COLOURS = {
     "false_only": PALETTE[4], "residual": PALETTE[9], "thesis": PALETTE[5], "geoclip_pretrained": "#6a3d9a",
     "semivariance_margin": PALETTE[3], "constant_offset": PALETTE[5], "hard_only": "#a16207",
     "distance_soft": PALETTE[4], "soft_targets": PALETTE[6], "hcl": PALETTE[8],
+    "margin_frequencies": "#00796b",
 }  # fmt: skip
 SPLIT_COLOURS = {"train": "#9aa5b1", "validation": PALETTE[1], "test": PALETTE[0], "test_blocked": PALETTE[3]}
 KIND_COLOURS = {
@@ -48,6 +50,13 @@ STYLE = {
     "legend.fontsize": 8.5, "legend.frameon": False, "axes.grid": True, "grid.color": "#e5e7eb",
     "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.7,
 }  # fmt: skip
+
+
+def colour_of(strategy: str) -> str:
+    """A strategy's colour, the same in every figure; one that is not listed takes one by its name."""
+    return STRATEGY_COLOURS.get(strategy, PALETTE[crc32(strategy.encode()) % len(PALETTE)])
+
+
 _styled = mpl.rc_context(STYLE)
 """Decorator: draw under ``STYLE`` and leave matplotlib's settings as they were."""
 
@@ -186,7 +195,7 @@ def training_curves(histories: pd.DataFrame, radii: Sequence[int] = (25, 100, 20
         factor = 1.0 if column == "loss" else 100.0
         for strategy, frame in histories.dropna(subset=[column]).groupby("strategy", sort=False):
             mean, low, high = (frame.groupby("epoch")[column].agg(["mean", "min", "max"]) * factor).T.values
-            epochs, colour = np.unique(frame["epoch"]), STRATEGY_COLOURS.get(strategy, MUTED)
+            epochs, colour = np.unique(frame["epoch"]), colour_of(strategy)
             axis.fill_between(epochs, low, high, color=colour, alpha=0.18, lw=0)
             axis.plot(epochs, mean, color=colour, label=strategy, marker="o", ms=3)
         axis.set(xlabel="epoch", title=title, ylabel="" if column == "loss" else "photos, %")
@@ -344,7 +353,7 @@ def weights_over_training(histories: pd.DataFrame) -> Figure:
         axis.set_axis_off()
     for axis, name in zip(axes.ravel(), names, strict=False):
         frame = weighted[weighted["strategy"] == name].groupby("epoch").mean(numeric_only=True)
-        colour = STRATEGY_COLOURS.get(name, MUTED)
+        colour = colour_of(name)
         for outer, alpha in (("01", 0.15), ("05", 0.25), ("25", 0.4)):
             low, high = frame[f"log_weight_q{outer}"], frame[f"log_weight_q{100 - int(outer):02d}"]
             axis.fill_between(frame.index, low, high, color=colour, alpha=alpha, lw=0)
@@ -355,7 +364,7 @@ def weights_over_training(histories: pd.DataFrame) -> Figure:
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
     for axis in axes[:, 0]:
-        axis.set_ylabel("log weight (thesis: log factor)")
+        axis.set_ylabel("log weight" + " (thesis: log factor)" * ("thesis" in names))
     return figure
 
 
@@ -369,7 +378,7 @@ def error_distribution(predictions: pd.DataFrame) -> Figure:
             axis.axvline(radius, color=MUTED, lw=0.7, ls=":")
             axis.text(radius, 1.005, f" {name}", **look)
         for name, errors in rows.groupby("strategy", sort=False)["error_km"]:
-            axis.ecdf(np.maximum(errors, 0.5), label=name, color=STRATEGY_COLOURS.get(name, MUTED), lw=1.1)
+            axis.ecdf(np.maximum(errors, 0.5), label=name, color=colour_of(name), lw=1.1)
         axis.set(xscale="log", xlim=(0.8, 20_100), ylim=(0, 1), xlabel="great-circle error, km")
         axis.xaxis.set_major_formatter(KILOMETRES)
         axis.set_title(f"split {split}\n", pad=22)
@@ -394,7 +403,7 @@ def forest(comparison: pd.DataFrame, baseline: str = "infonce") -> Figure:
             rows = of_split[of_split["strategy"] == name].set_index("metric").loc[list(FOREST)]
             middle, low, high = (100 * rows[column] for column in ("difference", "ci_low", "ci_high"))
             y, error = ticks - step * (order - (len(names) - 1) / 2), np.stack((middle - low, high - middle))
-            look = {"fmt": "o", "ms": 4, "lw": 1.4, "color": STRATEGY_COLOURS.get(name, MUTED)}
+            look = {"fmt": "o", "ms": 4, "lw": 1.4, "color": colour_of(name)}
             axis.errorbar(middle, y, xerr=error, label=name, **look)
         axis.set(title=f"split {split}", xlabel=f"difference to {baseline}, percentage points")
         axis.set_yticks(ticks, labels=[METRIC_LABELS[metric] for metric in FOREST])
@@ -415,10 +424,7 @@ def by_group(table: pd.DataFrame, name: str) -> Figure:
             y = np.array([groups.index(group) for group in frame[name]]) + 0.16 * (
                 (len(names) - 1) / 2 - order
             )
-            look = {
-                "color": STRATEGY_COLOURS.get(strategy, MUTED),
-                "alpha": np.where(frame["n"] >= 30, 0.95, 0.3),
-            }
+            look = {"color": colour_of(strategy), "alpha": np.where(frame["n"] >= 30, 0.95, 0.3)}
             axis.scatter(100 * frame["acc_200km"], y, s=22, label=strategy, **look)
         beside = {"transform": axis.get_yaxis_transform(), "fontsize": 8, "color": MUTED, "va": "center"}
         for group, count in of_split.groupby(name)["n"].first().items():
