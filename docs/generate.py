@@ -219,14 +219,14 @@ def label(name: str) -> str:
 
 
 def first_screen() -> str:
-    """The table of README: three strategies, both splits, differences to ``infonce`` with intervals."""
+    """The table of README: the strategies of ``quick``, both splits, differences to ``infonce``."""
     values = accuracies()
     found = (
         kept("quick", "comparison").query("baseline == 'infonce'").set_index(["split", "strategy", "metric"])
     )
     asked = [("test", "200km"), ("test_blocked", "750km"), ("test_blocked", "2500km")]
     rows = []
-    for name in ("infonce", "semivariogram", "semivariance_margin"):
+    for name in settings.load("quick").training.strategies:
         cells = []
         for split, radius in asked:
             known = (split, name, f"acc_{radius}") in found.index
@@ -242,11 +242,11 @@ def expect() -> str:
     """How long a first run takes, and a number to expect of it."""
     written = json.loads((KEPT / "quick" / "provenance.json").read_text(encoding="utf-8"))
     minutes = math.ceil((sum(written["seconds_by_notebook"].values()) + STARTING_S) / 60)
-    share = accuracies().loc[("test", "infonce"), "acc_200km"]
+    share = accuracies().loc["test", "acc_200km"]
     return (
-        f"The first run takes {minutes} minutes on two CPU cores, after 5 for the environment (7 GB).\n"
-        f"Expect {share} % of the random test photos within 200 km for `infonce`: our model, trained with\n"
-        "GeoCLIP's own loss on satellite windows."
+        f"The first run takes {minutes} minutes on two recent CPU cores, up to twice that on older ones, and\n"
+        f"before it 2 to 5 for the environment (7 GB). Expect, within 200 km, {share['infonce']} % of the random test\n"
+        f"photos for `infonce`, GeoCLIP's own loss, and {share['margin_frequencies']} % for `margin_frequencies`."
     )
 
 
