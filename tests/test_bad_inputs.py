@@ -360,7 +360,7 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
         "holds int64, not float16 or float32",
     ),
     "features of no bytes": (lambda desk: desk.features(b""), "not an array of features"),
-    "features not finite": (nan_features, "a feature is not finite; extract"),
+    "features not finite": (nan_features, "a feature is not finite; look for NaN, or extract"),
     # the gallery
     "gallery with NaN": (
         lambda desk: desk.gallery("LAT,LON\n1,2\nnan,3\n"),
@@ -392,7 +392,7 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
         lambda _: sampling.estimate(
             lambda rows: torch.ones(len(rows), 2), np.array([[1.0, np.nan], [1.0, 2.0]])
         ),
-        "coordinate is not finite",
+        "row 0 from 0: 1, nan is no latitude and longitude in degrees",
     ),
     "curve's file torn": (
         damaged_run_file(

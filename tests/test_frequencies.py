@@ -79,7 +79,7 @@ def test_the_encoder_gets_them_in_order_and_a_state_keeps_them() -> None:
     drawn = frequencies.hand_set([1.0, 4.0, 16.0], 256, seeded())
     assert [round(part.std().item()) for part in drawn.chunk(3)] == [1, 4, 16]
     model = GeoCLIP(8)
-    frequencies.set_in(model, drawn)
+    frequencies.set_in(model.location_encoder, drawn)
     assert torch.equal(model.location_encoder.LocEnc1.capsule[0].b, drawn[256:512])
     again = GeoCLIP(8)
     again.load_state_dict(model.state_dict())

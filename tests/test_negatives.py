@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from conftest import fitted
 
+from lib.method import negatives
 from lib.method.errors import BundleError
 from lib.method.loss import SemivariogramLoss, contrastive_loss
-from lib.method.negatives import REGISTRY, Pairs, Reweighting, get
+from lib.method.negatives import REGISTRY, Pairs, Reweighting, get, infonce, strategy
 from lib.method.semivariogram import Curve
 
 ALPHA, BETA = 1.5, 2.5
@@ -372,7 +373,7 @@ class TestModule:
         assert loss.to("meta").curve.values.device.type == "meta"
 
     def test_the_margin_is_infonce_plus_the_risk_of_a_wrong_place(self) -> None:
-        """L = InfoNCE + log sum_j p_ij e^(a_ij), a = beta (1 - C): the identity of method.md, section 8."""
+        """L = InfoNCE + log sum_j p_ij e^(a_ij), a = beta (1 - C): an identity of the softmax."""
         plain = batch(torch.float64)
         a = BETA * (1.0 - plain.correlation.double()).masked_fill(plain.positive, 0.0)
         risk = (torch.softmax(plain.logits, 1) * a.exp()).sum(1).log().mean()
@@ -395,6 +396,48 @@ class TestModule:
             (plain.logits.T, plain.place_deg[:PHOTOS], plain.unit[:PHOTOS]),
             (plain.logits, plain.place_deg[:PHOTOS], plain.unit),
             (plain.logits, plain.place_deg, plain.unit[1:]),
+            (plain.logits, plain.unit, plain.place_deg),  # exchanged
+            (plain.logits, plain.place_deg[:, 0], plain.unit),
+            (plain.logits, plain.place_deg, plain.unit[:, 0]),
+            (plain.logits[0], plain.place_deg, plain.unit),
         ):
             with pytest.raises(BundleError, match=r"\[B, M >= B\].*do not fit: \["):
                 loss(*wrong)
+        lost = plain.place_deg.clone()
+        lost[3, 1] = math.nan
+        for wrong, said in (
+            (lost, "row 3 from 0: .*, nan is no latitude"),
+            (torch.full_like(lost, 120.0), "row 0 from 0: 120, 120 is no latitude and longitude in degrees"),
+            (plain.place_deg.deg2rad(), "they are radians, not degrees"),
+        ):
+            with pytest.raises(BundleError, match=said):
+                loss(plain.logits, wrong, plain.unit)
+        for wrong in ("8", math.nan, math.inf):
+            with pytest.raises(BundleError, match=f"beta={wrong!r} is no number"):
+                SemivariogramLoss(MODEL, beta=wrong)
+        with pytest.raises(BundleError, match="fitted semivariogram, not a str; call fit_semivariogram"):
+            SemivariogramLoss("curve.json")
+        for wrong in (None, infonce):
+            with pytest.raises(BundleError, match=r"is unknown; registered: infonce"):
+                SemivariogramLoss(MODEL, wrong)
+
+    def test_a_strategy_of_ones_own_is_registered_from_anywhere_and_held_to_the_rules(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(negatives, "REGISTRY", dict(REGISTRY))
+        for name, setting, said in (
+            ("new", "cap", "no setting cap"),
+            ("infonce", "beta", "is a strategy 'infonce'"),
+        ):
+            with pytest.raises(BundleError, match=said):
+                strategy(name, "of a test", setting)(lambda pairs: Reweighting())
+        for _ in range(2):  # a notebook's cell is executed more than once
+            strategy("new", "of a test", "beta")(
+                lambda pairs: Reweighting(pairs.beta * pairs.correlation[:, 0])
+            )
+        plain = batch()
+        for given in ("new", get("new")):
+            with pytest.raises(
+                BundleError, match=rf"answered with \[{PHOTOS}\] for logits \[{PHOTOS}, {PLACES}\]"
+            ):
+                SemivariogramLoss(MODEL, given, beta=1.0)(plain.logits, plain.place_deg, plain.unit)

@@ -379,6 +379,18 @@ class TestInOneCall:
         ):
             fit_semivariogram(np.ones((5, 3)), np.zeros((4, 2)))
 
+    def test_an_unknown_option_a_lag_of_no_width_and_radians_are_refused(self) -> None:
+        manifest, features = world({"train": 50})
+        places = manifest[["latitude", "longitude"]].to_numpy(copy=True)
+        for wrong, said in (
+            ({"famly": "Stable"}, "no option famly; it has family"),
+            ({"lag_width_rad": 0.0}, "wider than 0"),
+        ):
+            with pytest.raises(BundleError, match=said):
+                fit_semivariogram(features, places, **wrong)
+        with pytest.raises(BundleError, match="they are radians, not degrees; use rad2deg"):
+            fit_semivariogram(features, np.deg2rad(places), 0.05)
+
     @pytest.mark.parametrize(
         ("wrong", "known"),
         [({"family": "Stabel"}, "Stable"), ({"metric": "spherical"}, "sphere"),

@@ -156,8 +156,7 @@ def jitter(
     Each part has its own ``sigmas_m``, metres in each direction of the tangent plane. The noise is drawn on
     the processor and travels at once.
 
-    Source: GeoCLIP adds the noise in degrees, without cos(latitude); here metres are metres (method.md,
-    section 2).
+    Source: GeoCLIP adds the noise in degrees, without cos(latitude); here metres are metres.
     """
     coordinates_deg, noise_km = torch.cat(tuple(parts)), []
     if not any(sigmas_m):

@@ -9,9 +9,9 @@ import math
 
 import torch
 
-from lib.method.errors import BundleError
-from lib.method.geodesy import EARTH_RADIUS_KM, chord_to_rad, unit_vectors
-from lib.method.negatives import Pairs, Reweighting, semivariance_margin, strategy
+from .errors import BundleError
+from .geodesy import EARTH_RADIUS_KM, chord_to_rad, unit_vectors
+from .negatives import Pairs, Reweighting, semivariance_margin, strategy
 
 
 @strategy("distance_soft", "targets spread by distance alone", "softness_km", needs_curve=False, kind="peer")

@@ -4,7 +4,7 @@
 
 Convention: gamma, not 2 gamma. With unit features u the cosine distance d_ij = 1 - u_i . u_j equals half of
 ||u_i - u_j||^2, so this is Matheron's classical semivariogram of the feature field, summed over its
-dimensions (method.md, section 3). Lags are in radians; an empty lag is NaN, not 0.
+dimensions (docs/semivariograms.md). Lags are in radians; an empty lag is NaN, not 0.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lib.method.errors import BundleError
-from lib.method.geodesy import chord_to_rad, rad_to_km, unit_vectors
+from .errors import BundleError
+from .geodesy import check_degrees, chord_to_rad, rad_to_km, unit_vectors
 
 BLOCKS_AT_A_TIME = 8
 """Blocks of photos that are held while the others pass by them one at a time."""
@@ -97,6 +97,8 @@ class EmpiricalSemivariogram:
 
 def lag_count(width_rad: float) -> int:
     """Number of lags of ``width_rad`` from 0 to pi."""
+    if not width_rad > 0.0:
+        raise BundleError(f"lag_width_rad={width_rad}: a lag is wider than 0 radians")
     return max(1, math.ceil(math.pi / width_rad - 1e-9))
 
 
@@ -201,7 +203,7 @@ def exact(
     Raises:
         BundleError: fewer than two photos, or a coordinate or feature that is not finite.
 
-    Source: equation of method.md, section 3; the author code builds N x N matrices and masks them lag by lag.
+    Source: Matheron 1962; the author code builds N x N matrices and masks them lag by lag.
     """
     points, device = points_of(coordinates_deg), torch.device(device)
     block = block or (512 if device.type == "cpu" else 4_096)
@@ -219,13 +221,12 @@ def points_of(coordinates_deg: np.ndarray) -> np.ndarray:
     """Unit vectors [N, 3] of two places or more."""
     if len(coordinates_deg) < 2:
         raise BundleError(f"a semivariogram needs at least two photos; there are {len(coordinates_deg)}")
-    if not np.isfinite(coordinates_deg).all():
-        raise BundleError("a coordinate is not finite; check the manifest")
+    check_degrees(coordinates_deg)
     return unit_vectors(coordinates_deg)
 
 
 def finite_rows(rows: torch.Tensor) -> torch.Tensor:
     """``rows``, if every number of theirs is finite."""
     if not torch.isfinite(rows).all():
-        raise BundleError("a feature is not finite; extract the features again (notebook 01, --fresh)")
+        raise BundleError("a feature is not finite; look for NaN, or extract the features again (--fresh)")
     return rows

@@ -9,8 +9,8 @@ import gstools
 import numpy as np
 from scipy import optimize
 
-from lib.method.errors import BundleError
-from lib.method.geodesy import EARTH_RADIUS_KM
+from .errors import BundleError
+from .geodesy import EARTH_RADIUS_KM
 
 NO_RISE = (
     "the lag means do not rise with distance, so no semivariogram can be fitted: near places look no more "

@@ -7,7 +7,7 @@ is the isotropic a-stable law:
     E cos(2 pi B . x) = exp(-(|x| / l)^a)
 
 Exponential and Gaussian are a = 1 and 2. Draws beyond the Nyquist frequency of the training places are drawn
-again: places tell nothing about them. Source: Rahimi and Recht 2007; Kanter 1975; method.md, section 8.
+again: places tell nothing about them. Source: Rahimi and Recht 2007; Kanter 1975.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from scipy.spatial import KDTree
 
-from lib.method.errors import BundleError
-from lib.method.geodesy import unit_vectors
-from lib.method.model import GeoCLIP
-from lib.method.semivariogram import FittedSemivariogram
+from .errors import BundleError
+from .geodesy import unit_vectors
+from .semivariogram import FittedSemivariogram
 
 UNITS_PER_RAD = 66.50336 / 180.0
 """Length of a radian in GeoCLIP's projection (Equal Earth, scaled), as the mean over the sphere's area."""
@@ -88,13 +87,12 @@ def hand_set(sigmas: Sequence[float], count: int, generator: torch.Generator) ->
 
 
 @torch.no_grad()
-def set_in(model: GeoCLIP, frequencies: torch.Tensor) -> None:
-    """Give the capsules of ``model``'s location encoder these ``frequencies`` [F, 2], in order."""
-    for own, part in zip(of_capsules(model), frequencies.chunk(model.location_encoder.n), strict=True):
+def set_in(encoder: torch.nn.Module, frequencies: torch.Tensor) -> None:
+    """Give the capsules of geoclip's location ``encoder`` these ``frequencies`` [F, 2], in order."""
+    for own, part in zip(of_capsules(encoder), frequencies.chunk(encoder.n), strict=True):
         own.copy_(part)
 
 
-def of_capsules(model: GeoCLIP) -> list[torch.Tensor]:
-    """The frequencies of each capsule of the location encoder, [256, 2] each in GeoCLIP's own."""
-    encoder = model.location_encoder
+def of_capsules(encoder: torch.nn.Module) -> list[torch.Tensor]:
+    """The frequencies of each capsule of a location encoder, [256, 2] each in GeoCLIP's own."""
     return [getattr(encoder, f"LocEnc{number}").capsule[0].b for number in range(encoder.n)]

@@ -6,10 +6,13 @@ Distances are great circles on a sphere of mean radius.
 
 from __future__ import annotations
 
+import math
 from typing import TypeVar
 
 import numpy as np
 import torch
+
+from .errors import BundleError
 
 EARTH_RADIUS_KM = 6371.0088
 """Mean radius R1 of the WGS84 ellipsoid, in kilometres (Moritz, 2000)."""
@@ -45,6 +48,25 @@ def chord_to_rad(squared_chord: Array) -> Array:
     """Great-circle angle, radians, 0..pi, of a ``squared_chord``, 0..4, of the unit sphere."""
     xp = torch if isinstance(squared_chord, torch.Tensor) else np
     return 2.0 * xp.arcsin(xp.sqrt(xp.clip(squared_chord, 0.0, 4.0)) / 2.0)
+
+
+def check_degrees(coordinates_deg: np.ndarray) -> None:
+    """Nothing, where ``coordinates_deg`` [N, 2] are latitudes and longitudes in degrees.
+
+    Raises:
+        BundleError: a row is none, or all are radians: so near to 0, 0 lies no land.
+    """
+    places = np.asarray(coordinates_deg, dtype=np.float64)
+    if (wrong := ~(np.abs(places) <= [90.0, 360.0]).all(-1)).any():
+        row = int(wrong.argmax())
+        found = ", ".join(f"{value:g}" for value in places[row])
+        raise BundleError(
+            f"coordinates, row {row} from 0: {found} is no latitude and longitude in degrees, in this order"
+        )
+    if places.any() and (np.abs(places) <= [math.pi / 2.0, math.pi]).all():
+        raise BundleError(
+            "all coordinates lie in the sea around 0, 0: they are radians, not degrees; use rad2deg"
+        )
 
 
 def pairwise_distance_rad(a_deg: Array, b_deg: Array) -> Array:

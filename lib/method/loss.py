@@ -3,18 +3,21 @@
     L_i = -log( e^{z_ii} / (e^{z_ii} + sum_{j != i} w_ij e^{s_ij z_ij}) ),   averaged over the batch
 
 With all weights 1 this is InfoNCE, GeoCLIP's loss. Gradient flows through the logits z only. Source:
-method.md, section 5.
+docs/strategies.md.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.method.errors import BundleError
-from lib.method.negatives import Pairs, Reweighting, Strategy, get
-from lib.method.semivariogram import Curve, FittedSemivariogram
+from .errors import BundleError
+from .geodesy import check_degrees
+from .negatives import Pairs, Reweighting, Strategy, get
+from .semivariogram import Curve, FittedSemivariogram
 
 
 class SemivariogramLoss(nn.Module):
@@ -23,13 +26,14 @@ class SemivariogramLoss(nn.Module):
     Args:
         curve: from :func:`lib.method.semivariogram.fit_semivariogram`; None for a strategy that reads none.
         strategy: a name or a strategy of :mod:`lib.method.negatives`.
-        parameters: those that the strategy reads, such as ``beta=8.0``.
+        parameters: those that the strategy reads, such as ``beta=8.0``; else the defaults of
+            :class:`~lib.method.negatives.Pairs`.
 
     Raises:
         BundleError: the strategy is unknown, needs a curve, or does not read one of ``parameters``.
 
-    The curve is held as buffers, so ``.to(device)`` moves it. A call takes a few float32 and one float64 [B,
-    M].
+    The curve is held as buffers, so ``.to(device)`` moves it. A call makes a few float32 matrices [B, M] and
+    one of float64.
     """
 
     def __init__(
@@ -39,13 +43,19 @@ class SemivariogramLoss(nn.Module):
         **parameters: float | None,
     ) -> None:
         super().__init__()
-        self.strategy = get(strategy) if isinstance(strategy, str) else strategy
+        self.strategy = get(strategy)
         name, read = self.strategy.name, self.strategy.parameters
         if unread := sorted(set(parameters) - set(read)):
             reads = ", ".join(read) or "none"
             raise BundleError(f"strategy {name!r} does not read {', '.join(unread)}; it reads {reads}")
-        if self.strategy.needs_curve and curve is None:
-            raise BundleError(f"strategy {name!r} needs a fitted semivariogram; call fit_semivariogram first")
+        for key, value in parameters.items():
+            if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+                raise BundleError(f"{key}={value!r} is no number")
+        if self.strategy.needs_curve and not isinstance(curve, FittedSemivariogram):
+            given = "" if curve is None else f", not a {type(curve).__name__}"
+            raise BundleError(
+                f"strategy {name!r} needs a fitted semivariogram{given}; call fit_semivariogram first"
+            )
         self.settings = parameters
         self.curve = Curve(curve) if self.strategy.needs_curve else None
 
@@ -58,17 +68,22 @@ class SemivariogramLoss(nn.Module):
             features: [M, D] frozen features of the photos taken there, of the same kind as the curve's.
 
         Raises:
-            BundleError: the shapes do not fit.
+            BundleError: the shapes do not fit; on the processor also: a coordinate is none in degrees.
         """
-        unit = F.normalize(features.detach().float(), dim=1)
-        return contrastive_loss(logits, self.reweighting(logits, coordinates_deg, unit))
+        unit = F.normalize(features.detach().float(), dim=-1)
+        weights = self.reweighting(logits, coordinates_deg, unit)
+        if coordinates_deg.device.type == "cpu":  # a GPU would have to be waited for
+            check_degrees(coordinates_deg.detach().double().numpy())
+        return contrastive_loss(logits, weights)
 
     @torch.no_grad()
     def reweighting(
         self, logits: Tensor, coordinates_deg: Tensor, unit: Tensor, **more: object
     ) -> Reweighting:
         """What the strategy does to these pairs; as in :meth:`forward`, but ``unit`` [M, D] has length 1."""
-        if logits.shape[1] < len(logits) or not logits.shape[1] == len(coordinates_deg) == len(unit):
+        count = logits.shape[-1]
+        fit = logits.ndim == unit.ndim == 2 and count == len(unit) and coordinates_deg.shape == (count, 2)
+        if not fit or count < len(logits):
             shapes = ", ".join(str(list(one.shape)) for one in (logits, coordinates_deg, unit))
             raise BundleError(f"logits [B, M >= B], coordinates [M, 2], features [M, D] do not fit: {shapes}")
         with torch.autocast(logits.device.type, enabled=False):
@@ -85,6 +100,9 @@ def contrastive_loss(logits: Tensor, reweighting: Reweighting) -> Tensor:
         reweighting: taken without gradient. Of positives only their share in ``targets`` counts.
     """
     logits = _at_least_float32(logits)
+    for given in (reweighting.factor, reweighting.log_weight, reweighting.targets):
+        if given is not None and given.shape != logits.shape:
+            raise BundleError(f"a strategy answered with {list(given.shape)} for logits {list(logits.shape)}")
     positive = torch.eye(*logits.shape, dtype=torch.bool, device=logits.device)
     if reweighting.factor is not None:
         logits = logits * reweighting.factor.detach().masked_fill(positive, 1.0)

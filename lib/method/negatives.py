@@ -8,8 +8,7 @@ in :mod:`lib.method.controls`.
 
 d is a dissimilarity (0: the same look). The residual r_ij = gamma(h_ij) - d_ij is positive where two photos
 look MORE alike than their distance leads one to expect. A kind is ``family`` (of the semivariogram), ``peer``
-(weights without it) or ``control`` (some of it left out). Source: method.md, sections
-5 and 8.
+(weights without it) or ``control`` (some of it left out). Sources: docs/strategies.md.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lib.method.errors import BundleError
-from lib.method.geodesy import EARTH_RADIUS_KM, chord_to_rad, unit_vectors
-from lib.method.semivariogram import Curve
+from .errors import BundleError
+from .geodesy import EARTH_RADIUS_KM, chord_to_rad, unit_vectors
+from .semivariogram import Curve
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,11 @@ class Pairs:
         unit: u [M, D] unit features of the photos taken at the places.
         place_deg: [M, 2] latitude and longitude, degrees.
         curve: the fitted semivariogram.
-        alpha, beta: damping of near look-alikes, emphasis on far ones.
+        alpha, beta: damping of near look-alikes; emphasis on far ones, or height of a margin.
         range_km: where far begins; None: the curve's range.
         softness_km, sharpness, concentration: see the strategies that read them.
         progress: share of the training's steps that are done, 0..1.
-        partner_deg: [M, 2] where the photos lie that ``shuffled`` puts in the places' stead.
+        partner_deg: [M, 2] places of the photos that ``shuffled`` puts in the others' stead.
 
     Matrices are made when a strategy asks for them, float32 [B, M] each: ``infonce`` costs nothing.
     """
@@ -147,22 +146,32 @@ def strategy(
     needs_curve: bool = True,
     kind: Literal["family", "peer", "control"] = "family",
 ) -> Callable:
-    """Decorator: register a function of :class:`Pairs` that reads the settings ``parameters``."""
+    """Decorator: register a function of :class:`Pairs` that reads the settings ``parameters``.
+
+    Raises:
+        BundleError: there is no such setting, or another module has registered ``name``.
+    """
+    if unknown := sorted(set(parameters) - set(PARAMETERS)):
+        raise BundleError(
+            f"strategy {name!r}: no setting {', '.join(unknown)}; there are {', '.join(PARAMETERS)}"
+        )
 
     def register(reweight: Callable[[Pairs], Reweighting]) -> Callable[[Pairs], Reweighting]:
+        if name in REGISTRY and REGISTRY[name].reweight.__module__ != reweight.__module__:
+            raise BundleError(f"there is a strategy {name!r} already; give yours a name of its own")
         REGISTRY[name] = Strategy(name, description, reweight, needs_curve, parameters, kind)
         return reweight
 
     return register
 
 
-def get(name: str) -> Strategy:
-    """The strategy registered under ``name``, or under the name that has replaced it.
+def get(name: str | Strategy) -> Strategy:
+    """The strategy registered under ``name``, or under the name that has replaced it; a strategy as it is.
 
     Raises:
         BundleError: there is none; the message lists those that there are.
     """
-    found = REGISTRY.get(RENAMED.get(name, name))
+    found = name if isinstance(name, Strategy) else REGISTRY.get(RENAMED.get(name, name))
     if found is None:
         raise BundleError(f"strategy {name!r} is unknown; registered: {', '.join(REGISTRY)}")
     return found
@@ -231,8 +240,7 @@ def semivariance_margin(pairs: Pairs) -> Reweighting:
     """log w_ij = beta (1 - C(h_ij)) = beta (gamma(h_ij) - nugget) / partial sill.
 
     A softmax-margin (Gimpel and Smith 2010) whose cost is the normalised semivariance: the more different a
-    wrong place is expected to look, the more it must lose by. The photos themselves are not looked at. Ours
-    (method.md, section 8).
+    wrong place is expected to look, the more it must lose by. The photos themselves are not looked at. Ours.
     """
     return Reweighting(log_weight=pairs.beta * (1.0 - pairs.correlation))
 

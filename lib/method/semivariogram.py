@@ -6,7 +6,8 @@
 k is the correlation function of a GSTools family, scaled as GSTools does. For the stable family, the
 default and that of the author code (the first author's thesis repository), k(x) = exp(-x^exponent). On
 ``sphere`` the chord 2 sin(h / 2) takes the place of h. At h = 0 both are limits from above: gamma is the
-nugget and C is 1, since two photos of one place are not one photo. Source: method.md, sections 3 and 4.
+nugget and C is 1, since two photos of one place are not one photo. Source: Matheron 1962; GSTools; the
+author code.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from lib.method import fitting
-from lib.method.empirical import EmpiricalSemivariogram, exact
-from lib.method.errors import BundleError
-from lib.method.fitting import SHAPE_PARAMETERS
-from lib.method.geodesy import EARTH_RADIUS_KM
+from . import fitting
+from .empirical import EmpiricalSemivariogram, exact
+from .errors import BundleError
+from .fitting import SHAPE_PARAMETERS
+from .geodesy import EARTH_RADIUS_KM
 
 SLOPE_LIMIT_PER_RAD = 1e-2
 """The range is where d gamma / dh falls below this, per radian (author code)."""
@@ -151,6 +152,10 @@ def fit_semivariogram(
     if coordinates.shape != (count, 2) or features.ndim != 2:
         shapes = f"{list(features.shape)} and {list(coordinates.shape)}"
         raise BundleError(f"features must be [N, D] and coordinates [N, 2]; they are {shapes}")
+    if unknown := sorted(set(options) - {*CHOICES, "max_lag_rad", "start", "fallback"}):
+        raise BundleError(
+            f"fit_semivariogram has no option {', '.join(unknown)}; it has {', '.join(CHOICES)}"
+        )
     chosen = np.sort(np.random.default_rng(0).permutation(count)[:MOST_PHOTOS])
     unit = F.normalize(features[torch.from_numpy(chosen)].float(), dim=1)
     places = coordinates.double().numpy()[chosen]
@@ -186,14 +191,16 @@ def fit(
         BundleError: fewer than 5 lags; as NoRise: the means do not rise with distance.
 
     Source: author code, ``Stable(dim=2)`` on radians, unweighted, with GSTools' robust loss; plain squares
-    and the rest are ours (method.md, section 4).
+    and the rest are ours.
     """
     _check_choices(family=family, metric=metric, weights=weights, range_rule=range_rule)
     used = (empirical.pairs > 0) & (empirical.lag_rad <= max_lag_rad)
     lags = fitting.Lags(empirical.lag_rad[used], empirical.gamma[used], empirical.pairs[used])
     if (count := int(used.sum())) < 5:
         mend = "narrow" if count >= 0.8 * (used.nonzero()[0].max(initial=0) + 1) else "widen"
-        raise BundleError(f"{count} lags with pairs are too few; {mend} semivariogram.lag_width_rad")
+        raise BundleError(
+            f"{count} lags with pairs are too few; {mend} lag_width_rad, or take photos at more places"
+        )
     least_r2 = fitting.LEAST_R2 if fallback else None
     model = fitting.by_gstools(lags, family, metric, weights, start and start.model(), least_r2)
     if model is None and not fallback:
@@ -247,7 +254,7 @@ def flat(empirical: EmpiricalSemivariogram, **about: str | bool | int) -> Fitted
 def range_by_slope(model: gstools.CovModel) -> float:
     """First h, radians, at which d gamma / dh < 1e-2 per radian, in steps of 0.01; pi where there is none.
 
-    Source: author code (method.md, section 4). Ours: counted from where the curve is steepest, since a
+    Source: author code. Ours: counted from where the curve is steepest, since a
     Gaussian starts flat.
     """
     grid = np.arange(SLOPE_STEP_RAD, math.pi + SLOPE_STEP_RAD, SLOPE_STEP_RAD)
@@ -296,7 +303,7 @@ class Curve(torch.nn.Module):
     def gamma(self, distance_rad: torch.Tensor) -> torch.Tensor:
         """gamma(h), float32, of distances 0..pi of any shape."""
         position = distance_rad.float().sqrt().mul_((self.NODES - 1) / math.sqrt(math.pi))
-        lower = position.long().clamp_(max=self.NODES - 1)
+        lower = position.long().clamp_(0, self.NODES - 1)  # 0: of no number
         return torch.addcmul(self.values[lower], self.rise[lower], position.frac_())
 
     def correlation_of(self, gamma: torch.Tensor) -> torch.Tensor:

@@ -335,7 +335,7 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
     data = replace(data, frozen=data.frozen.near(device))
     model = checkpoints.initialise(seed, data.frozen.mean, data.scale, settings)
     if settings.frequencies != "geoclip":
-        frequencies.set_in(model, _frequencies(model, data, settings, seed))
+        frequencies.set_in(model.location_encoder, _frequencies(model, data, settings, seed))
     model = model.to(device)
     data = data.shuffled(seed, device) if strategy.name == "shuffled" else data
     queue = Queue.empty(settings.queue_size, data.frozen.dimension, device)
@@ -457,7 +457,7 @@ def batches(rows: np.ndarray, size: int, order: torch.Generator) -> Iterator[np.
 
 def _frequencies(model: GeoCLIP, data: TrainingData, settings: Training, seed: int) -> torch.Tensor:
     """Other frequencies than GeoCLIP's for the location encoder, [F, 2]."""
-    draw, own = generator(seed, "frequencies"), frequencies.of_capsules(model)
+    draw, own = generator(seed, "frequencies"), frequencies.of_capsules(model.location_encoder)
     if settings.frequencies == "curve":
         most = frequencies.nyquist(data.coordinates_deg[data.train_rows].numpy())
         return frequencies.from_curve(data.curve, sum(map(len, own)), most, draw)
