@@ -227,19 +227,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return lab.start(next(iter(chosen.values())))
         check_before_computing(run)
         with locks.holding(run.folder), refusals_named(run.folder), _environment(run):
-            for path in sorted(run.folder.rglob("*")) if options.fresh else ():
-                if path.name in {"receipts", "features"} and path.is_dir():
-                    shutil.rmtree(path)
+            if options.fresh:
+                forget(run.folder)
             if (count := os.environ.get("NPROC") or "1") != "1":
                 make_in_parallel(run, profile, overrides, count)
             _execute_all(run, chosen, profile, overrides)
-    except BundleError as error:
+    except (BundleError, OSError) as error:
         print("run_all.sh: " + "\n".join(map(printable, str(error).split("\n"))), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nrun_all.sh: stopped; started again it goes on where it was", file=sys.stderr)
         return 130
     return 0
+
+
+def forget(folder: Path) -> None:
+    """Remove receipts and features of the run in ``folder`` and of its worlds, if there is a run."""
+    own = [folder, folder / "simulation", *folder.glob("worlds/*")]
+    for one in own if any(folder.glob("receipts/*.json")) else ():
+        for name in ("receipts", "features"):
+            shutil.rmtree(one / name, ignore_errors=True)
 
 
 def _of_the_caller(path: str) -> str:
@@ -261,8 +268,6 @@ def refuse_what_would_be_ignored(options: argparse.Namespace) -> None:
         )
     if options.only and not (options.list or options.lab) and os.environ.get("NPROC", "1") not in {"", "1"}:
         raise BundleError("NPROC makes all stages before the notebooks; leave out --only, or NPROC")
-    if options.run in {".", ".."}:
-        raise BundleError(f"--run {options.run}: give the folder a name of its own")
 
 
 @contextmanager

@@ -8,7 +8,6 @@ A profile is a YAML file of ``notebooks/profiles/``. It names what differs from 
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,7 +42,7 @@ def _names_or_list(value: Any) -> Any:
 
 
 _LIST = BeforeValidator(_as_list)
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1)]
 Seeds = Annotated[list[Seed], _LIST, Field(min_length=1)]
 Names = Annotated[list[str], _LIST, Field(min_length=1)]
@@ -54,7 +53,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 def _entry(default: Any, meaning: str | None = None, **bounds: float) -> Any:
@@ -80,7 +79,7 @@ class BlueMarble(_Group):
     )
     blocked_photos: int = _entry(50, "held-out places in each small cell", ge=1)
     buffer_km: float = _entry(0.0, "no other place is as near to a held-out one, km", ge=0, le=2_000)
-    seed: int = _entry(20_250_921, "seed of places and splits")
+    seed: Seed = _entry(20_250_921, "seed of places and splits")
     max_abs_latitude_deg: float = _entry(72.0, "no places beyond, degrees", gt=0, le=85)
     window_km: float = _entry(256.0, "side of a window, kilometres", gt=0, le=4_000)
     window_px: int = _entry(128, "side of a window, pixels", ge=16, le=1_024)
@@ -102,7 +101,7 @@ class OSV5M(_Group):
     train_shards: Count | Literal["all"] = _entry("all", "training zips to use, of 98")
     test_shards: Count | Literal["all"] = _entry("all", "test zips to use, of 5")
     validation: int = _entry(10_000, "photos cut from the training split for validation", ge=1)
-    seed: int = _entry(20_250_921, "seed of the validation cut")
+    seed: Seed = _entry(20_250_921, "seed of the validation cut")
 
 
 class Folder(_Group):
@@ -113,7 +112,7 @@ class Folder(_Group):
     csv: Path | None = _entry(None, "CSV or parquet with file names and coordinates; null: EXIF")
     test_share: float = _entry(0.2, "share for testing, where the table has no split", gt=0, lt=1)
     validation_share: float = _entry(0.1, "share for validation, likewise", gt=0, lt=1)
-    seed: int = _entry(20_250_921, "seed of the cut")
+    seed: Seed = _entry(20_250_921, "seed of the cut")
 
     @model_validator(mode="after")
     def _some_left(self) -> Folder:
@@ -146,12 +145,12 @@ class Semivariogram(_Group):
     family: Literal["Stable", "Exponential", "Gaussian", "Spherical", "Matern", "Rational"] = "Stable"
     metric: Literal["planar", "sphere"] = _entry("planar", "on radians (author code), or GSTools latlon=True")
     weights: Literal["none", "pairs"] = _entry("none", "of the lags: none, or their pairs")
-    lag_width_rad: float = _entry(0.001, "width of a lag, radians (0.001: 6.37 km)", gt=0, le=0.5)
+    lag_width_rad: float = _entry(0.001, "width of a lag, radians (0.001: 6.37 km)", ge=1e-5, le=0.5)
     max_lag_rad: float = _entry(3.141592653589793, "longest lag, radians", gt=0, le=3.141592653589794)
     range_rule: Literal["slope", "sill95"] = _entry("slope", "d gamma/dh < 0.01 per rad, or 95 % of the sill")
     max_pairs: int = _entry(200_000_000, "all pairs up to here, a stratified sample beyond", ge=100)
     sample_pairs: int = _entry(20_000_000, "pairs of that sample", ge=100)
-    seed: int = _entry(0, "seed of the sample of pairs")
+    seed: Seed = _entry(0, "seed of the sample of pairs")
 
 
 class Training(_Group):
@@ -209,6 +208,11 @@ class Training(_Group):
                 first = error.errors()[0]
                 place = ("training", "variants", name, *first["loc"])
                 raise ValueError(_problem(first | {"loc": place})) from None
+        for name in (*self.strategies, *self.variants):
+            if not re.fullmatch(r"\w[\w.,+=-]*", name):
+                raise ValueError(
+                    f"training: {name!r} would be a file's name; take letters, digits, _ . , + = -"
+                )
         for name in ("strategies", "seeds"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
@@ -231,7 +235,7 @@ class Evaluation(_Group):
     baselines: Annotated[list[Literal["geoclip_pretrained"]], _LIST] = _entry([], "GeoCLIP as published")
     shown: AnyNames = _entry([], "strategies in the figures and maps of notebooks 04 and 05; empty: all")
     bootstrap: int = _entry(2_000, "bootstrap resamples of a confidence interval", ge=100)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Simulation(_Group):
@@ -289,12 +293,14 @@ class Settings(_Group):
     @model_validator(mode="before")
     @classmethod
     def _with_names_of_today(cls, values: Any) -> Any:
-        for old, new in RENAMED.items():
-            text = json.dumps(values, default=str)
-            if re.search(rf"\b{old}\b", text):
+        if not isinstance(values, dict):
+            return values
+        there = {name: values[name] for name in ("training", "evaluation", "study") if name in values}
+        groups = _renamed(there)
+        for old, new in RENAMED.items() if groups != there else ():
+            if re.search(rf"\b{old}\b", str(there)):
                 print(f"note: strategy {old} is now called {new}")
-                values = json.loads(re.sub(rf"\b{old}\b", new, text))
-        return values
+        return values | groups
 
     @model_validator(mode="after")
     def _raw_features_for_the_published_head(self) -> Settings:
@@ -324,8 +330,16 @@ def load(profile: str | Path = "quick", overrides: Sequence[str] = ()) -> Settin
     """
     path = _profile_path(profile)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = _Loader(path.read_text(encoding="utf-8")).get_single_data() or {}
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:
         raise SettingsError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise SettingsError(f"{path}: must hold groups such as `training:`, not a {type(values).__name__}")
@@ -367,6 +381,29 @@ def _drop_own_values(values: dict[str, Any], overrides: Sequence[str]) -> None:
         for own in variants.values() if group == "training" else ():
             if isinstance(own, dict):
                 own.pop(name, None)
+
+
+def _renamed(value: Any) -> Any:
+    """``value`` with the strategies in it, alone or in a list, under their names of today."""
+    if isinstance(value, dict):
+        return {_renamed(name): _renamed(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_renamed(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    names = [part.strip() for part in value.split(",")]
+    return ",".join(RENAMED.get(name, name) for name in names) if {*names} & {*RENAMED} else value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key stands twice: the second would silently replace the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """As YAML has it, but for keys that stand twice."""
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {twice[0]!r} stands twice below it")
+        return super().construct_mapping(node, deep)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = Run.open(profile, folder, overrides)
         with ranks.first_enters(locks.holding(run.folder)):
             make(run)
-    except BundleError as error:
+    except (BundleError, OSError) as error:
         print(f"lib.stages, rank {ranks.rank()}: {error}", file=sys.stderr)
         return 1
     finally:

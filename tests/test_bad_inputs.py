@@ -263,6 +263,8 @@ def nan_features(desk: Desk) -> object:
 
 
 POLES = np.array([[90.0, 0.0], [-90.0, 0.0], [90.0, 120.0], [89.9999999, -180.0]])
+JPEG_2000_OF_EXABYTES = bytes.fromhex("0000000C6A5020200D0A870A")
+JPEG_2000_OF_EXABYTES += struct.pack(">I4sQ", 1, b"jp2h", 2**62) + b"x" * 40
 MERIDIAN = np.array([[10.0, 180.0], [10.0, -180.0], [-10.0, 179.9999999], [20.0, -179.9999999]])
 
 CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
@@ -320,6 +322,14 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
         lambda desk: "DecompressionBomb" in desk.left_out("x.png", png_that_claims(60_000, 60_000)),
         "",
     ),
+    "image that is a strip": (
+        lambda desk: "1 x 30,000 pixels are a strip" in desk.left_out("x.jpg", jpeg((1, 30_000))),
+        "",
+    ),
+    "image with a box beyond all memory": (
+        lambda desk: "MemoryError" in desk.left_out("x.jpg", JPEG_2000_OF_EXABYTES),
+        "",
+    ),
     "image animated": (animated, ""),
     "image CMYK": (lambda desk: saved(desk, Image.new("CMYK", (8, 8)), "ink.jpg").mode == "RGB", ""),
     "image of 16 bits": (sixteen_bits, ""),
@@ -364,11 +374,11 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
     # the gallery
     "gallery with NaN": (
         lambda desk: desk.gallery("LAT,LON\n1,2\nnan,3\n"),
-        r"places\.csv: row 3 is no coordinate; mend or drop it",
+        r"places\.csv: line 3 is no coordinate; mend or drop it",
     ),
     "gallery beyond the poles": (
         lambda desk: desk.gallery("LAT,LON\n1,2\n-90.5,2\n"),
-        "row 3 is no coordinate",
+        "line 3 is no coordinate",
     ),
     "gallery without rows": (lambda desk: desk.gallery("LAT,LON\n"), "it has no rows"),
     "gallery that is not there": (

@@ -55,9 +55,10 @@ class TestCoordinates:
     @pytest.mark.parametrize(
         ("text", "words"),
         [
-            ("LAT,LON\n1,2\n3,east\n", "row 3 is no coordinate"),
-            ("LAT,LON\n91,2\n", "row 2 is no coordinate"),
-            ("LAT,LON\n1,2\n1,\n", "row 3 is no coordinate"),
+            ("LAT,LON\n1,2\n3,east\n", "line 3 is no coordinate"),
+            ("\nLAT,LON\n\n1,2\n  \n3,east\n", "line 6 is no coordinate"),
+            ("LAT,LON\n91,2\n", "line 2 is no coordinate"),
+            ("LAT,LON\n1,2\n1,\n", "line 3 is no coordinate"),
             ("LAT,LON\n", "it has no rows"),
             ("lat,lon\n1,2\n", "not a gallery, a CSV with columns LAT and LON"),
             ("", "not a gallery"),

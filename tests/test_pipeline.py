@@ -260,6 +260,12 @@ def test_fresh_forgets_receipts_and_features_of_worlds_too_and_leaves_photos(tmp
         (tmp_path / "run" / name).write_text("there")
     assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run", "--fresh"]) == 0
     assert [name for name in kept + gone if (tmp_path / "run" / name).exists()] == kept
+    own = ["receipts/a.jpg", "features/b.jpg"]  # of somebody who named a folder that is no run
+    for name in own:
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_text("there")
+    assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/mine", "--fresh"]) == 0
+    assert all((tmp_path / "mine" / name).exists() for name in own)
 
 
 def test_a_notebook_with_other_parameters_is_refused(tmp_path):
@@ -279,6 +285,10 @@ def test_a_notebook_with_other_parameters_is_refused(tmp_path):
         (["--lab", "--set", "training.epochs=3"], "first code cell"),
         (["--lab", "--profile", "smoke"], "first code cell"),
         (["--run", ".."], "a name of its own"),
+        (["--run", "."], "a name of its own"),
+        (["--run", f"{PROJECT}/results/", "--list"], "a name of its own"),
+        (["--run", "reference"], "a name of its own"),
+        (["--run", "/"], "a name of its own"),
         (["--set", "training.strategies=infonce,residul"], "registered: infonce"),
         (["--set", "training.strategies=decayed"], "needs infonce"),
         (["--set", "backbone=resnet"], "registered: efficientnet-lite0"),

@@ -233,14 +233,24 @@ class TestCommand:
             ("PHOTO --gallery moon", "gallery='moon' is unknown"),
             ("PHOTO --csv /", "is a folder; name a file"),
             ("PHOTO --csv FOLDER/x --map FOLDER/sub/../x", "cannot be both the table and the map"),
+            ("PHOTO --csv PHOTO", "is there, and no .csv file: it is not overwritten"),
+            ("PHOTO --map MANIFEST", "is there, and no .html file: it is not overwritten"),
+            ("PHOTO --csv TABLE", "is a run's own: it is not overwritten"),
+            ("PHOTO --model " + 300 * "a", "name too long"),
         ],
     )
     def test_a_mistake_is_answered_with_one_sentence(
         self, finished, photos, tmp_path, arguments, sentence, capsys
     ):
         words = arguments.replace("FOLDER", str(tmp_path)).split()
-        given = [photos[0] if word == "PHOTO" else word for word in words]
-        assert predict.main([*given, "--model", str(finished.folder)]) == 1
+        own = {"PHOTO": photos[0], "MANIFEST": str(finished.manifest), "TABLE": str(finished.table("a"))}
+        finished.table("a").parent.mkdir(exist_ok=True)
+        finished.receipt("a").parent.mkdir(exist_ok=True)
+        finished.table("a").write_text("kept")
+        before = {name: Path(path).read_bytes() for name, path in own.items()}
+        given = [own.get(word, word) for word in words]
+        assert predict.main(["--model", str(finished.folder), *given]) == 1
+        assert before == {name: Path(path).read_bytes() for name, path in own.items()}
         said = capsys.readouterr().err
         assert said.startswith("lib.predict: ") or "left out" in said
         assert sentence in said and "Traceback" not in said

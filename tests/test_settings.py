@@ -69,6 +69,10 @@ class TestOverrides:
         training = load("smoke", texts).training
         assert training.strategies == ["infonce", "semivariance_margin"]
         assert training.own("semivariance_margin")[1].beta == 3.0
+        assert (
+            load("smoke", ["dataset.root=/data/distance_gate/photos"]).dataset.root.parts[2]
+            == "distance_gate"
+        )
         note = "note: strategy distance_gate is now called semivariance_margin"
         assert capsys.readouterr().out.splitlines() == [note]
 
@@ -103,6 +107,14 @@ class TestErrors:
             ("dataset=imagenet", ["dataset", "blue_marble", "osv5m"]),
             ("device=tpu", ["device", "'cuda'"]),
             ("training.epochs", ["group.key=value"]),
+            ("training.beta=inf", ["training.beta", "finite"]),
+            ("evaluation.lattice_km=inf", ["finite"]),
+            ("training.frequencies=nan,1,2", ["training.frequencies", "finite"]),
+            ("dataset.seed=-1", ["dataset.seed", "greater than or equal to 0"]),
+            ("evaluation.seed=-1", ["evaluation.seed", "greater than or equal to 0"]),
+            ("training.seeds=18446744073709551616", ["training.seeds.0", "less than 2147483648"]),
+            ("semivariogram.lag_width_rad=1e-12", ["lag_width_rad", "greater than or equal to 0.00001"]),
+            ("training.strategies=infonce,../x", ["'../x' would be a file's name"]),
         ],
     )
     def test_the_message_names_the_key_and_what_would_be_right(self, override: str, words: list[str]) -> None:
@@ -115,7 +127,12 @@ class TestErrors:
         with pytest.raises(SettingsError, match=r"'fast' is unknown; there are .*quick.*smoke"):
             load("fast")
 
-    @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "just text", "a: b: c"])
+    @pytest.mark.parametrize(
+        "text",
+        ["a: [1", "- 1\n- 2\n", "just text", "a: b: c", "training: {epochs: 3}\ntraining: {beta: 2}",
+         "2024-13-45", "2024-01-01: 1", "a: !!int abc", "a: !!timestamp foo", "a: !!bool x", "[" * 3_000,
+         "training: {variants: {../../x: {beta: 2}}}"],
+    )  # fmt: skip
     def test_what_is_no_mapping_of_groups_is_refused(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "odd.yaml").write_text(text)
         with pytest.raises(SettingsError, match=r"odd\.yaml"):

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet as pq
 
 from lib.data import datasets, degrees, folder, osv5m
 from lib.data.photos import GPS_IFD, exif_coordinates, open_photo
@@ -179,7 +181,7 @@ class TestTable:
         [
             ("a.jpg", 'Unnamed: 0,"path","lat ", lon \n0,a.jpg,1,2\n'),
             ("a b.jpg", "path\tlat\tlon\na b.jpg\t1\t2\n"),
-            ("d/a.jpg", "path|lat|lon\nd\\a.jpg|1|2\n"), ("a.jpg", "path,lat,lon,lat\na.jpg,1,2,9\n"),
+            ("d/a.jpg", "path|lat|lon\nd\\a.jpg|1|2\n"), ("a.jpg", "path,lat,lon,lat\na.jpg,1,2,1\n"),
             ("a.jpg", "\ufeffpath,lat,lon\r\na.jpg,1,2\r\n"),
             ("a.jpg", 'path,lat,lon\n"a.jpg","1,0","2,0"\n'),
             ("a.jpg", "path;lat;lon\na.jpg;1° N;2° E\n"), ("a.JPG", "path,lat,lon\na.JPG,+1,+2.0\n"),
@@ -195,6 +197,16 @@ class TestTable:
             ("key,computed_geometry\na,POINT (2 1)\n", "it has key, computed_geometry"),
             ("path,lat,lon\na.jpg,4885.66,2\n", "is not within"),
             ("path,lat,lon\na.jpg,1,2,3,4\nb.jpg,1,2,3,4\n", "more fields than its header"),
+            ("path,lat,lon,lat\na.jpg,1,2,9\n", r"column lat\.1 says 9 where another says latitude 1"),
+            ("path,lat,lon,path\na.jpg,1,2,b.jpg\n", "two columns 'path' differ"),
+            ("path,lat,lon,split,split\na.jpg,1,2,train,test\n", "two columns 'split' differ"),
+            ("path,lat,lon\na.jpg,48.8566 2.3522,2\n", "line 2: latitude '48.8566 2.3522' is no number"),
+            ("path,lat,lon\na.jpg,48 51.5 24,2\n", "is no number of degrees"),
+            ("path,lat,lat_ref,lon\na.jpg,33.9,Sud,18\n", r"no known hemisphere .* \(Sud\).*write N or S"),
+            ("path,lat,lon,lon_ref\na.jpg,33.9,18,\n", "no known hemisphere beside it .*write E or W"),
+            ("path,lat,lon\n   \na.jpg,99,2\n", "line 3: latitude '99'"),
+            ("path,lat,lon,split\n\na.jpg,1,2,train\nb.jpg,1,2,tset\n", "csv: line 4: split is none of.*'tset'"),
+            ("path,id,lat,lon\na.jpg,7,1,2\nb.jpg,7,1,2\n", r"table.csv: line 3: id is used twice \('7'"),
         ],
     )  # fmt: skip
     def test_what_cannot_be_meant_is_refused(self, tmp_path: Path, text: str, sentence: str) -> None:
@@ -215,6 +227,39 @@ class TestTable:
         (tmp_path / "table.csv").write_bytes(begin)
         with pytest.raises(BundleError, match=sentence):
             folder.build(Folder(root=tmp_path, csv=tmp_path / "table.csv"), tmp_path)
+
+    def test_what_parquet_alone_can_hold_is_text_or_a_sentence(self, tmp_path: Path) -> None:
+        rows = {"path": ["a.jpg", "b.jpg"], "lat": [48.8, -33.9], "lon": [2.3, 18.4]}
+        for country in (pd.Categorical(["FR", None]), [1.0, None], [["FR"], None]):
+            frame = datasets._with_places(built(tmp_path, pd.DataFrame(rows | {"country": country}))[0])
+            datasets.manifest.write(frame, tmp_path / "manifest.parquet")
+            assert frame["country"].iloc[1] == "ZA"
+        twice = pa.table([rows["path"], rows["lat"], rows["lon"], rows["lat"]], ["path", "lat", "lon", "lat"])
+        pq.write_table(twice, tmp_path / "twice.parquet")
+        with pytest.raises(BundleError, match="twice.parquet: .*it has two columns 'lat'"):
+            folder.build(
+                Folder(root=tmp_path / "photos", csv=tmp_path / "twice.parquet"), tmp_path / "photos"
+            )
+
+    def test_a_table_in_the_runs_own_folder_or_a_folder_as_a_table_is_refused(self, tmp_path: Path) -> None:
+        photo(tmp_path / "photos" / "a.jpg")
+        table = tmp_path / "run" / "tables" / "left_out.csv"
+        table.parent.mkdir(parents=True)
+        table.write_text("path,lat,lon\na.jpg,1,2\n")
+        for csv, sentence in (
+            (table, "lies in the folder that the run writes to"),
+            (tmp_path, "no such table"),
+            ("", "no such table"),
+        ):
+            run = Run(
+                load(
+                    "smoke", ["dataset=folder", f"dataset.root={tmp_path / 'photos'}", f"dataset.csv={csv}"]
+                ),
+                tmp_path / "run",
+            )
+            with pytest.raises(BundleError, match=sentence):
+                datasets.prepare(run)
+        assert table.read_text().startswith("path,lat,lon")
 
     def test_a_photo_in_two_rows_counts_once_and_with_two_places_not_at_all(self, tmp_path: Path) -> None:
         rows = "name,lat,lon\na.jpg,48,2\na.jpg,48,2\nb.jpg,1,1\nc.jpg,4,3\nb.jpg,1,9\n"
@@ -250,6 +295,22 @@ class TestTable:
             "a.jpg": content if content == "NA" else expected,
             "b.jpg": "Africa",
         }
+
+
+class TestFolder:
+    def test_links_are_followed_once_and_what_leads_nowhere_is_listed(self, tmp_path: Path) -> None:
+        root, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+        photo(root / "a.jpg"), photo(elsewhere / "b.jfif"), photo(elsewhere / "c.gif")
+        (root / "linked").symlink_to(elsewhere)
+        (elsewhere / "back").symlink_to(root)
+        (root / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
+        left_out: list[tuple] = []
+        found = [path.relative_to(root).as_posix() for path in sorted(folder.files_below(root, left_out))]
+        assert found == ["a.jpg", "linked/b.jfif", "linked/c.gif"]
+        assert left_out == [("lost.jpg", "lost.jpg", "is a link that leads nowhere")]
+        assert sorted(folder.photo_sizes(root)) == ["a.jpg", "linked/b.jfif"]
+        photos, (others, *_) = find_photos([str(root)])
+        assert len(photos) == 2 and others.endswith("c.gif")
 
 
 class TestFormats:

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from lib.data import blue_marble, folder, manifest, osv5m, places
+from lib.method.errors import BundleError
 from lib.runs import Run, note, ranks, writing
 from lib.runs.files import READING_ERRORS, refusals_named
 from lib.settings import PROJECT, BlueMarble
@@ -69,9 +70,11 @@ def stage_of(run: Run) -> dict[str, Any]:
     :meth:`lib.runs.Run.produce`."""
     settings, root = run.settings.dataset, root_of(run)
     files = [PROJECT / path for path in (getattr(settings, "csv", None),) if path]
+    if own := [path for path in files if path.resolve().is_relative_to(run.folder.resolve())]:
+        raise BundleError(f"{own[0]}: lies in the folder that the run writes to; move the table elsewhere")
     listing = MODULES[settings.name].listing(settings, root)
     return {
-        "inputs": [path for path in files if path.exists()],
+        "inputs": [path for path in files if path.is_file()],
         "outputs": [run.manifest, run.table("not_matched")],
         "settings": json.loads(settings.model_dump_json(exclude={"download"})) | {"photos": listing},
         "code": [manifest.check, _with_places, MODULES[settings.name].build],
@@ -85,6 +88,8 @@ def _with_places(photos: pd.DataFrame) -> pd.DataFrame:
     A column that the table has is filled row by row; towns are added where it has no continents.
     """
     given = [name for name in ("country", "continent") if name in photos]
+    texts = {name: photos[name].astype(object).where(photos[name].notna(), None) for name in given}
+    photos = photos.assign(**{name: text.map(str, na_action="ignore") for name, text in texts.items()})
     lacking = photos[given].isna() | (photos[given].astype(str).apply(lambda cells: cells.str.strip()) == "")
     if "continent" in photos and not lacking.to_numpy().any():
         return photos

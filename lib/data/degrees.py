@@ -44,7 +44,8 @@ def of_column(values: pd.Series, name: str, references: pd.Series | None = None)
         numbers = pd.Series([of_cell(cell, name) for cell in cells], values.index, dtype="float64")
     if references is not None:
         signs = np.array([hemisphere(one, name) for one in references.astype(object)])
-        numbers = numbers.where(~((signs > 0) & (numbers < 0)), np.inf)  # the two contradict each other
+        unsaid = np.isnan(signs) & (numbers > 0)  # without a sign nobody knows which hemisphere
+        numbers = numbers.where(~((signs > 0) & (numbers < 0)) & ~unsaid, np.inf)  # or the two contradict
         numbers = numbers.where(~(signs < 0), -numbers.abs())
     return numbers.where(numbers.isna() | (numbers.abs() <= LIMITS[name]), np.inf)
 
@@ -68,6 +69,8 @@ def _of_text(text: str, name: str) -> float:
     degrees, minutes, seconds = (
         float((found[part] or "0").replace(",", ".")) for part in ("degrees", "minutes", "seconds")
     )
+    if (found["minutes"] and degrees % 1.0) or (found["seconds"] and minutes % 1.0):
+        return np.inf  # two numbers in one cell, not degrees and minutes
     letter = found["before"] or found["after"]
     return signed((degrees, minutes, seconds), found["sign"] in {"-", "\u2212"}, letter or None, name)
 

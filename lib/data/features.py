@@ -142,7 +142,7 @@ def extract(run: Run) -> Path:
 
 def _remove_shards(run: Run, but: Path | None = None) -> None:
     for stale in run.features.parent.glob("shards-*"):
-        if stale != but:
+        if stale != but and stale.is_dir():
             shutil.rmtree(stale)
 
 

@@ -16,6 +16,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -79,12 +80,14 @@ def build(settings: Folder, root: Path) -> Built:
     """
     if not root.is_dir():
         raise BundleError(f"{root}: no such folder; set dataset.root to the folder that holds the photos")
-    sizes, left_out = photo_sizes(root), []
+    left_out: list[tuple] = []
+    files = sorted(files_below(root, left_out))
+    sizes = _sizes(files, root)
     for name in [name for name in sizes if not _is_text(name)]:
         del sizes[name]
         shown = os.fsencode(name).decode("utf-8", "backslashreplace")
         left_out.append((shown, shown, "its name is not UTF-8: rename it"))
-    others = sorted(path for path in root.rglob("*") if path.suffix.lower() in NOT_READ and path.is_file())
+    others = [path for path in files if path.suffix.lower() in NOT_READ]
     for path in others:
         name = path.relative_to(root).as_posix()
         left_out.append((name, name, not_read(path.suffix.lower())))
@@ -107,8 +110,39 @@ def build(settings: Folder, root: Path) -> Built:
 def photo_sizes(root: Path) -> dict[str, int]:
     """Path below ``root`` and size in bytes of every photo, in order of the paths: by these a changed folder
     is noticed."""
-    files = (path for path in root.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
-    return {path.relative_to(root).as_posix(): path.stat().st_size for path in sorted(files)}
+    return _sizes(sorted(files_below(root)), root)
+
+
+def _sizes(files: list[Path], root: Path) -> dict[str, int]:
+    photos = (path for path in files if path.suffix.lower() in ENDINGS)
+    return {path.relative_to(root).as_posix(): path.stat().st_size for path in photos}
+
+
+def files_below(root: Path, left_out: list[tuple] | None = None) -> Iterator[Path]:
+    """Every file at any depth, links followed, each folder once; ``left_out`` gets what cannot be opened."""
+    lost, seen = [] if left_out is None else left_out, set()
+
+    def lose(path: Path, why: str) -> None:
+        name = path.relative_to(root).as_posix()
+        lost.append((name, name, why))
+
+    for folder, inside, names in os.walk(
+        root, onerror=lambda error: lose(Path(error.filename), f"the folder is closed: {error.strerror}"),
+        followlinks=True,
+    ):  # fmt: skip
+        inside[:] = sorted(
+            name for name in inside if not (path := Path(folder, name)).is_symlink() or path.is_dir()
+        )
+        real = os.path.realpath(folder)
+        if real in seen:
+            inside.clear()
+            continue
+        seen.add(real)
+        for path in (Path(folder, name) for name in names):
+            if path.is_file():
+                yield path
+            elif path.suffix.lower() in ENDINGS:
+                lose(path, "is a link that leads nowhere")
 
 
 def _is_text(name: str) -> bool:
@@ -134,7 +168,7 @@ class _Table:
 
     @cached_property
     def _lines(self) -> list[int]:
-        return _lines(self.path, *self.head)
+        return lines_of_rows(self.path, *self.head)
 
 
 def _read_table(path: Path) -> _Table:
@@ -200,7 +234,7 @@ def _head(path: Path) -> tuple[int, str]:
         return before, ","
 
 
-def _lines(path: Path, before: int, delimiter: str) -> list[int]:
+def lines_of_rows(path: Path, before: int, delimiter: str) -> list[int]:
     """The line, from 1, in which each row of a CSV begins: blank lines are no rows, a row may have many."""
     found = []
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -209,7 +243,7 @@ def _lines(path: Path, before: int, delimiter: str) -> list[int]:
         reader = csv.reader(file, delimiter=delimiter)
         begins = before + 1
         for cells in reader:
-            if cells:
+            if len(cells) > 1 or "".join(cells).strip():
                 found.append(begins)
             begins = before + reader.line_num + 1
     return found[1:]
@@ -217,7 +251,7 @@ def _lines(path: Path, before: int, delimiter: str) -> list[int]:
 
 def _plain(name: object) -> str:
     """A column's name in small letters and digits, without group and unit: ``EXIF:GPSLatitude (deg)``."""
-    text = re.sub(r"[(\[].*?[)\]]", "", str(name)).strip(" .:").lower()
+    text = re.sub(r"[(\[].*?[)\]]|\.\d+$", "", str(name)).strip(" .:").lower()  # .1: pandas' second of a name
     return re.sub(r"[^a-z0-9]", "", re.split(r"[:./]", text)[-1])
 
 
@@ -237,6 +271,10 @@ def _renamed(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, dict[str, p
                 f"{path}: no column names {what}; it has {there}; call it one of {known}"
                 + ("" if ours == "photo" else ", and leave it empty where EXIF knows the place")
             )
+    for name in {found["photo"], found["split"], found["id"]} - {None}:
+        twins = [one for one in table if one != name and str(one).rpartition(".")[0] == str(name)]
+        if twins and not table[twins[0]].equals(table[name]):
+            raise BundleError(f"{path}: two columns {name!r} differ; drop or rename one")
     chosen = pd.DataFrame({ours: table[name] for ours, name in found.items() if name is not None})
     references = {name: table.get(plain.get(f"{_plain(found[name])}ref", "")) for name in LIMITS}
     rest = [name for name in table if name not in found.values() and str(name) not in {*COLUMN_NAMES, "path"}]
@@ -251,7 +289,14 @@ def _degrees(table: _Table, name: str, references: pd.Series | None) -> pd.Serie
     if wrong.any():
         row, limit = int(np.flatnonzero(wrong)[0]), LIMITS[name]
         number = degrees.of_cell(given.iloc[row], name)
-        if abs(number) <= limit:
+        unsaid = references is not None and np.isnan(degrees.hemisphere(references.iloc[row], name))
+        if abs(number) <= limit and unsaid:
+            letters = "N or S" if name == "latitude" else "E or W"
+            said, mend = (
+                f"has no known hemisphere beside it ({references.iloc[row]})",
+                f"write {letters} there",
+            )
+        elif abs(number) <= limit:
             said, mend = f"contradicts its hemisphere, {references.iloc[row]}", "drop the sign or the column"
         elif np.isinf(number):
             said, mend = "is no number of degrees", "write it as a decimal number, such as -33.86"
@@ -322,7 +367,22 @@ def _match(table: _Table, files: list[str], left_out: list[tuple]) -> pd.DataFra
     frame = frame.assign(path=paths)[paths.notna()].drop(columns="photo")
     frame = _once_each(frame, table, left_out)
     frame["id"] = _as_text(frame["id"]) if "id" in frame else frame["path"]
+    _refuse_rows(table, frame["id"].duplicated(), frame["id"], "id is used twice")
+    if "split" in frame:
+        frame["split"] = frame["split"].astype(str).str.strip().str.lower().replace(SPLIT_NAMES)
+        wrong = ~frame["split"].isin(["train", "validation"]) & ~frame["split"].str.startswith("test")
+        _refuse_rows(table, wrong, frame["split"], "split is none of train, validation, test…")
     return frame
+
+
+def _refuse_rows(table: _Table, wrong: pd.Series, shown: pd.Series, sentence: str) -> None:
+    """Raise a BundleError that names the line of the first row that is ``wrong``."""
+    if wrong.any():
+        first, many = wrong.idxmax(), f"{int(wrong.sum())} such rows"
+        value = one_line(repr(shown[first]))
+        raise BundleError(
+            f"{table.path}: {table.row(first)}: {sentence} ({value}; {many}); mend or drop them"
+        )
 
 
 def _once_each(frame: pd.DataFrame, table: _Table, left_out: list[tuple]) -> pd.DataFrame:
@@ -385,7 +445,7 @@ def _with_exif(photos: pd.DataFrame, root: Path, left_out: list[tuple]) -> pd.Da
 def _with_splits(photos: pd.DataFrame, settings: Folder) -> pd.DataFrame:
     """``photos`` with a split each: the table's under our names, or a seeded random cut."""
     if "split" in photos:
-        return photos.assign(split=photos["split"].astype(str).str.strip().str.lower().replace(SPLIT_NAMES))
+        return photos
     order = np.random.default_rng(settings.seed).permutation(len(photos))
     test, validation = (
         round(settings.test_share * len(photos)),

@@ -82,7 +82,7 @@ def _refuse(source: str, manifest: pd.DataFrame, wrong: pd.Series, sentence: str
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         entry = manifest.iloc[row]
-        shown = {name: entry[name] for name in ("id", *PLACES) if name in entry}
+        shown = {name: str(entry[name]) for name in ("id", *PLACES) if name in entry}
         raise BundleError(
             f"{source}: row {row + 1}: {sentence} ({shown}; {int(wrong.sum())} such rows); mend or drop them"
         )
@@ -92,7 +92,13 @@ def write(manifest: pd.DataFrame, path: Path) -> None:
     """Check ``manifest`` and write it to ``path`` (parquet), whole or not at all."""
     check(manifest, str(path))
     with writing(path) as aside:
-        manifest.reset_index(drop=True).to_parquet(aside, index=False)
+        try:
+            manifest.reset_index(drop=True).to_parquet(aside, index=False)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            said = (
+                f"a column of the photos' table cannot be kept ({one_line(error)}); drop it, or make it text"
+            )
+            raise BundleError(f"{path}: {said}") from error
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -102,6 +108,8 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pd.DataFra
     """
     with parquet.ParquetFile(path) as file:
         known = file.schema_arrow.names
+        if twice := [name for name in dict.fromkeys(known) if known.count(name) > 1]:
+            raise ValueError(f"it has two columns {twice[0]!r}")
         table = file.read(columns=None if columns is None else [name for name in columns if name in known])
     table.validate(full=True)
     return table.to_pandas()

@@ -20,9 +20,9 @@ from PIL import Image
 
 from lib.data import degrees
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+ENDINGS = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw")
-NOT_READ = {".heic": "HEIC", ".heif": "HEIF", ".avif": "AVIF", ".jxl": "JPEG XL"} | {
+NOT_READ = {".heic": "HEIC", ".heif": "HEIF", ".avif": "AVIF", ".jxl": "JPEG XL", ".gif": "GIF"} | {
     ending: f"{ending[1:].upper()} (a camera's raw data)" for ending in RAW
 }
 """Endings of photos in formats that are not read -> the format's name."""
@@ -36,11 +36,13 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 """What undoes each of EXIF's orientations but the first."""
+MOST_STRETCHED = 100
+"""Longest side of a photo, in shortest sides."""
 MAX_MEMBER_BYTES = 256 * 2**20
 """A member of an archive that claims to be larger is no photo."""
 UNREADABLE = (
     OSError, SyntaxError, ValueError, KeyError, TypeError, OverflowError, RuntimeError, EOFError,
-    struct.error,
+    struct.error, MemoryError,
     zipfile.BadZipFile, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 """What opening a photo raises where the photo is missing or broken."""
@@ -64,6 +66,8 @@ def open_photo(root: Path, path: str, smallest_px: int | None = None) -> Image.I
     if (written := Path(path).suffix.lower()) in NOT_READ:
         raise ValueError(not_read(written))
     with Image.open(_source(root, path)) as image:
+        if max(image.size) > MOST_STRETCHED * min(image.size):  # its shorter side would be scaled up
+            raise ValueError(f"{image.width:,} x {image.height:,} pixels are a strip, not a photo")
         if smallest_px:
             image.draft("RGB", (smallest_px, smallest_px))
         image.load()

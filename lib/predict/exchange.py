@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         places = gallery.coordinates(run, datasets.read(run, datasets.manifest.PLACES))
         folder = options.folder / "geolocation"
         _write_card(export_geolocation(trained, places, folder, settings.name, revision), text)
-    except BundleError as error:
+    except (BundleError, OSError) as error:
         print(f"lib.exchange: {error}", file=sys.stderr)
         return 1
     return 0

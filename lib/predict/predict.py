@@ -19,6 +19,7 @@ import torch
 
 from lib.data import datasets, features, places
 from lib.data.features import Photos
+from lib.data.folder import files_below
 from lib.data.photos import ENDINGS, NOT_READ, exif_coordinates, not_read
 from lib.evaluate.evaluation import splits_of
 from lib.method.errors import BundleError
@@ -200,7 +201,7 @@ def find_photos(named: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         if not Path(name).is_dir():
             photos.append(name)
             continue
-        files = sorted(path for path in Path(name).rglob("*") if path.is_file())
+        files = sorted(files_below(Path(name)))
         inside = [str(path) for path in files if path.suffix.lower() in ENDINGS]
         others = {str(path): path.suffix.lower() for path in files if path.suffix.lower() in NOT_READ}
         left_out |= {path: not_read(ending) for path, ending in others.items()}
@@ -233,9 +234,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_anywhere()
     options = parse(arguments)
     try:
-        for path in filter(None, (options.map, options.csv)):
-            if path.is_dir():
+        for path, ending in ((options.map, ".html"), (options.csv, ".csv")):
+            if path and path.is_dir():
                 raise BundleError(f"{path} is a folder; name a file to write")
+            if path and path.exists() and path.suffix.lower() != ending:
+                raise BundleError(
+                    f"{path} is there, and no {ending} file: it is not overwritten; name another"
+                )
+            if path and (path.parent.resolve().parent / "receipts").is_dir() and path.exists():
+                raise BundleError(f"{path} is a run's own: it is not overwritten; name another")
         if options.csv and options.map and options.csv.resolve() == options.map.resolve():
             raise BundleError(f"{options.csv} cannot be both the table and the map; name two files")
         photos, left_out = find_photos(options.photos)
@@ -250,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if found.table.empty:
             raise BundleError("no photo could be read")
         _report(found, predictor, photos, options)
-    except BundleError as error:
+    except (BundleError, OSError) as error:
         print(f"lib.predict: {printable(str(error))}", file=sys.stderr)
         return 1
     if left_out:

@@ -40,6 +40,7 @@ MENDS = {
     errno.ENOTDIR: "a part of its path is a file, not a folder; take another folder",
     errno.EEXIST: "there is a file where its folder should be; remove that file or take another folder",
     errno.EISDIR: "there is a folder of that name; remove it or take another name",
+    errno.ELOOP: "its links lead in a circle; remove them",
     errno.ENAMETOOLONG: "its name is too long for the file system; take a shorter one",
 }
 """What a file system answers, and what a user can do about it."""
@@ -100,7 +101,7 @@ def writing(path: Path, durable: bool = True) -> Iterator[Path]:
     Raises:
         BundleError: the disk is full, the folder read-only or closed to this user.
     """
-    path = path.resolve() if path.is_symlink() else path  # the link stays one
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path  # the link stays one
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise BundleError(f"{path}: is no file but a device or the like; name a file to write")
     aside = _aside(path)
@@ -192,9 +193,16 @@ def _lives(process: int) -> bool:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256, hexadecimal, of a file; read once a process for each size, time of change and inode."""
-    status = path.stat()
-    return _checksum(path, status.st_size, status.st_mtime_ns, status.st_ino)
+    """SHA-256, hexadecimal, of a file; read once a process for each size, time of change and inode.
+
+    Raises:
+        BundleError: it is a folder, or closed to this user.
+    """
+    try:
+        status = path.stat()
+        return _checksum(path, status.st_size, status.st_mtime_ns, status.st_ino)
+    except (IsADirectoryError, PermissionError) as error:
+        raise BundleError(f"{path}: cannot be read: {MENDS[error.errno]}") from error
 
 
 @lru_cache(maxsize=4096)

@@ -33,6 +33,8 @@ from lib.runs.provenance import provenance_file, read_provenance
 from lib.settings import PROJECT, Settings
 
 RESULTS = PROJECT / "results"
+REFERENCE = RESULTS / "reference"
+"""Tables, figures and provenance of runs of ours, kept in git."""
 DECISIVE_PACKAGES = (
     "torch", "torchvision", "transformers", "numpy", "pandas", "scipy", "scikit-learn", "gstools", "numba",
     "geoclip",
@@ -65,11 +67,14 @@ class Run:
         overridden.
 
         Raises:
-            SettingsError: see :func:`lib.settings.load`.
+            BundleError: see :func:`lib.settings.load`; or the folder is not the run's alone.
         """
         loaded = settings_module.load(profile, overrides)
         name = name or loaded.profile
-        return cls(loaded, Path(name).resolve() if os.sep in name else RESULTS / name)
+        folder = Path(os.path.abspath(name if os.sep in name else RESULTS / name))
+        if {folder, folder.resolve()} & {RESULTS, REFERENCE, PROJECT, *PROJECT.parents}:
+            raise BundleError(f"run {name!r}: {folder} holds more than one run; give it a name of its own")
+        return cls(loaded, folder)
 
     @classmethod
     def finished(cls, folder: Path) -> Run:

@@ -24,8 +24,9 @@ from lib.data.manifest import read_table
 from lib.evaluate.evaluation import CONTROL
 from lib.evaluate.intervals import LEAST_PHOTOS
 from lib.method.negatives import REGISTRY
-from lib.runs import RESULTS, ArtefactError, Run, writing
+from lib.runs import ArtefactError, Run, writing
 from lib.runs.provenance import provenance_file
+from lib.runs.run import REFERENCE
 from lib.show.world import encoded
 from lib.train.metrics import COLUMNS, COMPARED, HEADLINE
 from lib.train.training import best_strategy
@@ -37,8 +38,6 @@ HELD_OUT, HELD_OUT_KM = "test_blocked", 750
 """Split of the held-out cells, and the radius that is told of it: with a buffer nothing nearer is reached."""
 VERDICTS = ("gains", "not shown", "loses", "too few photos")
 
-REFERENCE = RESULTS / "reference"
-"""Tables, figures and provenance of a run of ours, kept in git."""
 OF_CURVE = {"nugget": 0.005, "partial_sill": 0.005, "range_km": 0.02}
 """How far the curve may lie from the reference's, which no seed decides: absolute for cosine distances, a
 share of the reference for kilometres."""

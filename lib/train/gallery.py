@@ -11,6 +11,7 @@ import torch
 from lib.data import datasets, places, sphere
 from lib.data.blue_marble import photo_places
 from lib.data.features import Features
+from lib.data.folder import lines_of_rows
 from lib.method.errors import BundleError
 from lib.method.model import EMBEDDING, GeoCLIP
 from lib.runs import Run, ranks
@@ -85,8 +86,8 @@ def read_csv(path: Path) -> np.ndarray:
         raise BundleError(f"{said} ({one_line(error)})") from error
     wrong = ~np.isfinite(table).all(1) | (np.abs(table) > [90.0, 180.0]).any(1)
     if wrong.any() or len(table) == 0:
-        row = int(np.flatnonzero(wrong)[0]) + 2 if wrong.any() else 0
-        where = f"row {row} is no coordinate" if row else "it has no rows"
+        lines = lines_of_rows(path, 0, ",") if wrong.any() else []
+        where = f"line {lines[wrong.argmax()]} is no coordinate" if lines else "it has no rows"
         raise BundleError(f"{path}: {where}; mend or drop it")
     return table
 
