@@ -205,7 +205,7 @@ class TestTable:
             ("path,lat,lat_ref,lon\na.jpg,33.9,Sud,18\n", r"no known hemisphere .* \(Sud\).*write N or S"),
             ("path,lat,lon,lon_ref\na.jpg,33.9,18,\n", "no known hemisphere beside it .*write E or W"),
             ("path,lat,lon\n   \na.jpg,99,2\n", "line 3: latitude '99'"),
-            ("path,lat,lon,split\n\na.jpg,1,2,train\nb.jpg,1,2,tset\n", "csv: line 4: split is none of.*'tset'"),
+            ("path,lat,lon,split\n\na.jpg,1,2,train\nb.jpg,1,2,tset\n", "csv: line 4: split is none.*'tset'"),
             ("path,id,lat,lon\na.jpg,7,1,2\nb.jpg,7,1,2\n", r"table.csv: line 3: id is used twice \('7'"),
         ],
     )  # fmt: skip

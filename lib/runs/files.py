@@ -40,7 +40,6 @@ MENDS = {
     errno.ENOTDIR: "a part of its path is a file, not a folder; take another folder",
     errno.EEXIST: "there is a file where its folder should be; remove that file or take another folder",
     errno.EISDIR: "there is a folder of that name; remove it or take another name",
-    errno.ELOOP: "its links lead in a circle; remove them",
     errno.ENAMETOOLONG: "its name is too long for the file system; take a shorter one",
 }
 """What a file system answers, and what a user can do about it."""
