@@ -251,13 +251,13 @@ class TestHistory:
 class TestErrors:
     def test_an_infinite_rate_stops_at_the_second_step(self, make_run: Runs) -> None:
         with pytest.raises(BundleError, match=r"epoch 1, step \d.*lower training\.learning_rate"):
-            trained(make_run(*SHORT, "training.learning_rate=inf", "training.schedule=constant"))
+            trained(make_run(*SHORT, "training.learning_rate=1e300", "training.schedule=constant"))
 
     def test_weights_that_the_last_step_lost_are_not_returned(self, make_run: Runs) -> None:
         run = make_run(
             "training.epochs=1",
             "training.batch_size=96",
-            "training.learning_rate=inf",
+            "training.learning_rate=1e300",
             "training.schedule=constant",
         )
         with pytest.raises(BundleError):
