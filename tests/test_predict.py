@@ -236,6 +236,7 @@ class TestCommand:
             ("PHOTO --csv PHOTO", "is there, and no .csv file: it is not overwritten"),
             ("PHOTO --map MANIFEST", "is there, and no .html file: it is not overwritten"),
             ("PHOTO --csv TABLE", "is a run's own: it is not overwritten"),
+            ("PHOTO --map INDEX", "is a run's own: it is not overwritten"),
             ("PHOTO --model " + 300 * "a", "name too long"),
         ],
     )
@@ -246,7 +247,9 @@ class TestCommand:
         own = {"PHOTO": photos[0], "MANIFEST": str(finished.manifest), "TABLE": str(finished.table("a"))}
         finished.table("a").parent.mkdir(exist_ok=True)
         finished.receipt("a").parent.mkdir(exist_ok=True)
-        finished.table("a").write_text("kept")
+        own |= {"INDEX": str(finished.folder / "index.html")}
+        for name in ("TABLE", "INDEX"):
+            Path(own[name]).write_text("kept")
         before = {name: Path(path).read_bytes() for name, path in own.items()}
         given = [own.get(word, word) for word in words]
         assert predict.main(["--model", str(finished.folder), *given]) == 1
