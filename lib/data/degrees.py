@@ -44,7 +44,9 @@ def of_column(values: pd.Series, name: str, references: pd.Series | None = None)
         numbers = pd.Series([of_cell(cell, name) for cell in cells], values.index, dtype="float64")
     if references is not None:
         signs = np.array([hemisphere(one, name) for one in references.astype(object)])
-        unsaid = np.isnan(signs) & (numbers > 0)  # without a sign nobody knows which hemisphere
+        said = references.notna() & (references.astype(str).str.strip() != "")
+        is_unsigned = said.any() and not (numbers < 0).any()
+        unsaid = np.isnan(signs) & (numbers > 0) & (said | is_unsigned)  # nobody knows which hemisphere
         numbers = numbers.where(~((signs > 0) & (numbers < 0)) & ~unsaid, np.inf)  # or the two contradict
         numbers = numbers.where(~(signs < 0), -numbers.abs())
     return numbers.where(numbers.isna() | (numbers.abs() <= LIMITS[name]), np.inf)
