@@ -315,7 +315,7 @@ def second(name: str) -> pd.DataFrame:
 def of_arm(arm: str) -> str:
     """A strategy and whose frequencies it has."""
     name, kind = arm.split()
-    return f"`{name}`" if kind == "geoclip" else f"`{name}`, {WHOSE[kind]}"
+    return f"`{name}`" if kind == "geoclip" else f"`{name}`, {WHOSE[kind]} frequencies"
 
 
 def second_contrasts(name: str) -> str:

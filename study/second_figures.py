@@ -30,7 +30,7 @@ def contrasts(table: pd.DataFrame) -> Figure:
         table: ``second_primary.csv``.
     """
     named = table.assign(contrast=table["strategy"] + " − " + table["baseline"])
-    named["contrast"] = named["contrast"].str.replace(" geoclip", "").str.replace(" curve", ", the curve's")
+    named["contrast"] = named["contrast"].str.replace(" geoclip", "").str.replace(" curve", ",\nthe curve's frequencies")
     first = named[(named["world"] == next(iter(WORLDS))) & (named["metric"] == "acc_200km")]
     order = first.sort_values("difference", ascending=False)["contrast"].tolist()
     figure, axes = _figure(1, len(PANELS), (11.0, 3.2), sharex=True, sharey=True)
