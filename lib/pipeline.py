@@ -175,7 +175,7 @@ def finish(run: Run, seconds: Mapping[str, float]) -> None:
         print(f"outdated: {stage} was not made with these settings, inputs and code; run all notebooks")
     if run.table("accuracy").exists():
         _say_comparison(run)
-    print(f"open {index}")
+    print(f"to open in a browser: {index}")
 
 
 def outdated(run: Run) -> list[str]:

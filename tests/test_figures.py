@@ -5,9 +5,12 @@ from pathlib import Path
 import matplotlib as mpl
 import pandas as pd
 import pytest
+import torch
+from conftest import fitted, world
 from matplotlib.figure import Figure
 from PIL import Image
 
+from lib.method.empirical import exact
 from lib.show import figures
 
 
@@ -55,3 +58,28 @@ def test_a_handful_of_training_photos_is_drawn_as_far_as_it_goes(tmp_path: Path)
     manifest = pd.DataFrame({"path": [f"{number}.png" for number in range(3)], **places})
     figure = figures.photo_grid(manifest, tmp_path)
     assert sum(bool(axis.images) for axis in figure.axes) == 3 and len(figure.axes) == 18
+
+
+@pytest.mark.parametrize("photos", [40, 400])
+def test_lags_of_few_photos_are_drawn_and_of_many_those_of_thirty_pairs(photos: int) -> None:
+    manifest, features = world({"train": photos})
+    unit = torch.nn.functional.normalize(torch.from_numpy(features), dim=1)
+    empirical = exact(lambda rows: unit[rows], manifest[["latitude", "longitude"]].to_numpy(), 0.01)
+    (means, *_), table = figures.semivariogram(empirical, fitted()).axes[1].lines, empirical.table()
+    expected = len(table) if photos == 40 else (table["pairs"] >= 30).sum()
+    assert len(means.get_xdata()) == expected > 100
+
+
+def test_groups_of_held_out_cells_are_told_within_750_km_and_tiny_ones_not_at_all() -> None:
+    rows = [
+        (split, name, photos) for split in ("test", "test_blocked") for name, photos in (("A", 40), ("B", 4))
+    ]
+    table = pd.DataFrame(rows, columns=["split", "continent", "n"])
+    table = table.assign(strategy="infonce", acc_200km=0.1, acc_750km=0.5)
+    near, far = figures.by_group(table, "continent").axes
+    assert [axis.get_xlabel()[:20] for axis in (near, far)] == [
+        "photos within 200 km",
+        "photos within 750 km",
+    ]
+    assert [axis.collections[0].get_offsets()[0, 0] for axis in (near, far)] == [10.0, 50.0]
+    assert [label.get_text() for label in near.get_yticklabels()] == ["A"]

@@ -78,7 +78,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     trained = "training.strategies=infonce,semivariogram,semivariance_margin,similarity"
     made = Run(load("smoke", [trained]), tmp_path_factory.mktemp("results") / "run")
     frame = predictions()
-    photos = pd.DataFrame({"id": frame["id"].unique()}).assign(continent=MARKUP, country="BR")
+    photos = pd.DataFrame({"id": frame["id"].unique()}).assign(
+        continent=MARKUP, country="BR", split="validation"
+    )
     made.folder.mkdir()
     frame.to_parquet(made.predictions)
     photos.to_parquet(made.manifest)
@@ -199,11 +201,23 @@ def test_the_answer_tells_each_difference_with_its_interval_and_verdict(page: Pa
     assert said.startswith("Yes: validation chose semivariance_margin, which gains")
     interval = r"by \+\d+\.\d points \(95 % interval \+.* to \+.*\), a gain\."
     assert re.search(rf"semivariance_margin changes .* {interval}", said)
-    own, control = "The paper’s own strategy, semivariogram: ", "The control without geography, similarity: "
+    own, control = (
+        "By the paper’s two definitions, semivariogram: ",
+        "The control without geography, similarity: ",
+    )
     assert re.search(rf"{own}.*, not shown\. {control}", said)
     assert "Of the 3 strategies that use the curve 1 gain and 0 lose." in said
     assert "It gains in &lt;img src=x onerror=alert(1)&gt;. " in said
     assert re.search(r"On cells held out whole, within 750 km: \+.*, a gain\.", said)
+
+
+def test_eight_validation_photos_choose_nothing(run: Run, tmp_path: Path) -> None:
+    other = Run(run.settings, tmp_path / "run")
+    shutil.copytree(run.folder, other.folder)
+    photos = pd.read_parquet(run.manifest)
+    photos.assign(split=["validation"] * 8 + ["test"] * (len(photos) - 8)).to_parquet(other.manifest)
+    said = answer(report.write_index(other, provenance(other), []))
+    assert said.startswith("Undecided: 8 validation photos are too few to choose a strategy by")
 
 
 def test_a_gain_that_held_out_cells_do_not_show_is_told_in_the_first_line(run: Run, tmp_path: Path) -> None:

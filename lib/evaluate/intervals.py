@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from typing import NamedTuple
 
 import numpy as np
@@ -420,13 +421,25 @@ def differences_for_reading(
     equivalent.
     """
     chosen, prefix = table[table["metric"].isin(COMPARED)], "corrected" if "verdict" in table else "ci"
-    points = 100.0 * chosen[["difference", f"{prefix}_low", f"{prefix}_high"]]
+    numbers = 100.0 * chosen[["difference", f"{prefix}_low", f"{prefix}_high"]]
     marks = chosen.get("verdict", pd.Series("", chosen.index)).map(
         {"gains": " ▲", "loses": " ▼", "equivalent": " ="}
     )
-    rows = zip(points.to_numpy(), marks.fillna(""), strict=True)
-    text = [f"{value:+.1f} [{low:+.1f}, {high:+.1f}]{mark}" for (value, low, high), mark in rows]
+    rows = zip(numbers.to_numpy(), marks.fillna(""), strict=True)
+    text = ["{} [{}, {}]{}".format(*map(points, one), mark) for one, mark in rows]
     return in_order(chosen.assign(text=text), ["split", *by])
+
+
+def points(value: float, sign: bool = True) -> str:
+    """Percentage points with one decimal and a true minus; with ``sign`` also a plus; 0 has no sign.
+
+    Halves are rounded away from zero: counts of photos over a round number fall on them often.
+    """
+    if not np.isfinite(value):
+        return str(value)
+    rounded = Decimal(f"{value:.6f}").quantize(Decimal("0.1"), ROUND_HALF_UP)
+    text = f"{rounded:+}" if sign else str(rounded)
+    return "0.0" if float(text) == 0.0 else text.replace("-", "\u2212")
 
 
 def in_order(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:

@@ -137,7 +137,7 @@ def curve_figure(
     seen["log_weight"] = log_weights(seen, Curve(drawn), strategy, alpha, beta)
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    means = empirical.table().query("pairs >= 30")
+    means = figures._shown_lags(empirical)
     left.plot(means["lag_km"], means["gamma"], ".", ms=2.6, color=PALETTE[1], label="mean of the lag")
     grid = np.geomspace(5.0, np.pi * EARTH_RADIUS_KM, 300)
     left.plot(grid, drawn.gamma(grid / EARTH_RADIUS_KM), color=INK, label="curve by hand")

@@ -18,6 +18,7 @@ from lib.data import places
 from lib.data.photos import open_photo
 from lib.data.sphere import EARTH_AREA_KM2
 from lib.evaluate import pairs as pair_kinds
+from lib.evaluate.intervals import HELD_OUT
 from lib.method.empirical import EmpiricalSemivariogram
 from lib.method.geodesy import EARTH_RADIUS_KM
 from lib.method.semivariogram import FittedSemivariogram
@@ -88,7 +89,9 @@ def _by_split(
 
 
 def _legend_below(figure: Figure, axis: Axes) -> None:
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=8)
+    legend = figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=8)
+    for handle in legend.legend_handles:
+        handle.set_alpha(1.0)  # a row of few photos is pale
 
 
 @_styled
@@ -216,7 +219,7 @@ def semivariogram(empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram
     for column, (sums, is_log) in enumerate([(coarse, False), (empirical, True)]):
         upper, lower = axes[:, column]
         lag_km, mean, variance, pairs = (
-            sums.table().query("pairs >= 30")[["lag_km", "gamma", "variance", "pairs"]].to_numpy().T
+            _shown_lags(sums)[["lag_km", "gamma", "variance", "pairs"]].to_numpy().T
         )
         band = {"color": "#cbd5e1", "alpha": 0.5, "lw": 0, "label": "±1 standard deviation of the pairs"}
         upper.fill_between(lag_km, mean - np.sqrt(variance), mean + np.sqrt(variance), **band)
@@ -242,6 +245,12 @@ def semivariogram(empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram
     return figure
 
 
+def _shown_lags(sums: EmpiricalSemivariogram) -> pd.DataFrame:
+    """The lags of 30 pairs or more, of which a mean says something; of few photos, all."""
+    table = sums.table()
+    return table[table["pairs"] >= 30] if (table["pairs"] >= 30).sum() >= 10 else table
+
+
 def _annotate_fit(axis: Axes, fitted: FittedSemivariogram, is_log: bool) -> None:
     """Nugget, sill and range, drawn where they are read off."""
     x, align = (0.02, "left") if is_log else (0.98, "right")
@@ -261,7 +270,7 @@ def margin(empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram, beta:
     """Left how different photos look, by distance; right what ``semivariance_margin`` makes of it."""
     figure, axes = _figure(1, 2, (10, 3.5))
     left, right = axes[0]
-    means, grid = empirical.table().query("pairs >= 30"), np.geomspace(5.0, np.pi * EARTH_RADIUS_KM, 400)
+    means, grid = _shown_lags(empirical), np.geomspace(5.0, np.pi * EARTH_RADIUS_KM, 400)
     left.plot(means["lag_km"], means["gamma"], ".", ms=2.6, color=PALETTE[1], label="measured: mean of a lag")
     left.plot(grid, fitted.gamma(grid / EARTH_RADIUS_KM), color=INK, label="fitted semivariogram")
     left.set(ylabel="dissimilarity of two photos", xlabel="distance between them, km", ylim=(0.0, None))
@@ -360,7 +369,7 @@ def weights_over_training(histories: pd.DataFrame) -> Figure:
         axis.plot(frame.index, frame["log_weight_q50"], color=colour, marker="o", ms=3)
         last = frame.iloc[-1]
         axis.set_title(f"{name}\n{last['emphasized']:.0%} up, {last['damped']:.0%} down", fontweight="normal")
-        axis.axhline(0.0, color=INK, lw=0.8)
+        axis.axhline(0.0, color=INK, lw=0.8, zorder=0)
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
     for axis in axes[:, 0]:
@@ -414,7 +423,9 @@ def forest(comparison: pd.DataFrame, baseline: str = "infonce") -> Figure:
 
 @_styled
 def by_group(table: pd.DataFrame, name: str) -> Figure:
-    """Accuracy within 200 km by group (column ``name``) and strategy, few photos pale; one panel a split."""
+    """Accuracy by group (column ``name``) of 5 photos or more and strategy, few photos pale; one panel a
+    split, within :func:`telling_radius`."""
+    table = table[table["n"] >= 5] if (table["n"] >= 5).any() else table
     names, is_band = table["strategy"].unique(), name == "latitude_band"
     groups = sorted(set(table[name]), key=_south if is_band else None, reverse=not is_band)
     figure, panels = _by_split(table, 5.0, 0.9 + 0.42 * len(groups), sharey=True)
@@ -425,17 +436,23 @@ def by_group(table: pd.DataFrame, name: str) -> Figure:
                 (len(names) - 1) / 2 - order
             )
             look = {"color": colour_of(strategy), "alpha": np.where(frame["n"] >= 30, 0.95, 0.3)}
-            axis.scatter(100 * frame["acc_200km"], y, s=22, label=strategy, **look)
+            axis.scatter(100 * frame[f"acc_{telling_radius(split)}km"], y, s=22, label=strategy, **look)
         beside = {"transform": axis.get_yaxis_transform(), "fontsize": 8, "color": MUTED, "va": "center"}
         for group, count in of_split.groupby(name)["n"].first().items():
             axis.text(1.02, groups.index(group), f"{count:,}", **beside)
         axis.text(1.02, len(groups) - 0.3, "photos", **beside)
-        axis.set(xlabel="photos within 200 km, %", title=f"split {split}", ylim=(-0.6, len(groups) - 0.4))
+        within = f"photos within {telling_radius(split)} km, %"
+        axis.set(xlabel=within, title=f"split {split}", ylim=(-0.6, len(groups) - 0.4))
         axis.set_yticks(
             range(len(groups)), labels=[_band_label(group) if is_band else group for group in groups]
         )
     _legend_below(figure, figure.axes[0])
     return figure
+
+
+def telling_radius(split: object) -> int:
+    """Radius, km, that is told of a split: held-out cells have no training photo near."""
+    return 750 if str(split).endswith(HELD_OUT) else 200
 
 
 def _south(band: str) -> float:
@@ -458,7 +475,7 @@ def error_map(predictions: pd.DataFrame) -> Figure:
         photos = rows.groupby("id")[["latitude", "longitude", "error_km"]].median().sort_values("error_km")
         look = {"norm": colours.norm, "cmap": colours.cmap, "s": 7}
         _scatter(axis, photos, c=np.maximum(photos["error_km"], 10.0), **look)
-        axis.set_title(f"split {split}")
+        axis.set_title(f"{' and '.join(rows['strategy'].unique())}, split {split}")
     bar = {"label": "error, km", "shrink": 0.7, "pad": 0.02, "extend": "both"}
     figure.colorbar(colours, ax=np.array([figure.axes]), **bar)
     return figure

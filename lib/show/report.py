@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +19,10 @@ import pandas as pd
 from PIL import Image
 from scipy import stats
 
+from lib.data import datasets
 from lib.data.manifest import read_table
 from lib.evaluate.evaluation import CONTROL
-from lib.evaluate.intervals import LEAST_PHOTOS
+from lib.evaluate.intervals import LEAST_PHOTOS, points
 from lib.method.negatives import REGISTRY
 from lib.runs import ArtefactError, Run, writing
 from lib.runs.provenance import provenance_file
@@ -36,6 +36,8 @@ PAPERS_OWN = "semivariogram"
 """The strategy that puts the paper's two definitions, of false and of hard negatives, to work."""
 HELD_OUT, HELD_OUT_KM = "test_blocked", 750
 """Split of the held-out cells, and the radius that is told of it: with a buffer nothing nearer is reached."""
+LEAST_CHOSEN_BY = 30
+"""With fewer validation photos strategies tie, and nothing is chosen."""
 VERDICTS = ("gains", "not shown", "loses", "too few photos")
 
 OF_CURVE = {"nugget": 0.005, "partial_sill": 0.005, "range_km": 0.02}
@@ -117,7 +119,11 @@ def compare_with_reference(run: Run) -> tuple[pd.DataFrame, str]:
     if not provenance_file(folder).is_file():
         return empty, f"No reference run is kept for profile {run.settings.profile}."
     if differing := _differing_settings(run, folder):
-        return empty, f"Not compared with the reference run: other settings ({', '.join(differing)})."
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        return (
+            empty,
+            f"Not compared with the reference run: other settings ({', '.join(differing[:3])}{more}).",
+        )
     table = _beside(run, folder)
     good = int(table["reproduced"].sum())
     return (
@@ -197,7 +203,7 @@ def format_comparison(table: pd.DataFrame, sentence: str) -> str:
     """The comparison as text for a terminal."""
     if table.empty:
         return sentence
-    head = "{:13}{:26}{:14}{:>11}{:>11}{:>11}  {}"
+    head = "{:13}{:31}{:14}{:>11}{:>11}{:>11}  {}"
     lines = [head.format(*OF_REFERENCE)]
     for row in table.itertuples(index=False):
         numbers = (f"{value:.4g}" for value in (row.reference, row.here, row.tolerance))
@@ -231,7 +237,17 @@ def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, 
         "differences": difference_tables(
             _only(comparison, COMPARED), ["split", "baseline"], "strategy", "metric"
         ),
-        "continents": difference_tables(_only(by_continent, [HEADLINE]), ["split"], "continent", "strategy"),
+        "continents": difference_tables(
+            _only(by_continent[by_continent["split"] == screen["split"]], [HEADLINE]),
+            ["split"],
+            "continent",
+            "strategy",
+        )
+        if len(by_continent)
+        else [],
+        "has_control": screen.get("control") is not None,
+        "chosen_by": _validation_photos(run),
+        "least_chosen_by": LEAST_CHOSEN_BY,
         "splits": {split: text for (name, split), text in SPLITS.items() if name == dataset},
         "fit": json.loads(run.semivariogram.read_text()) if run.semivariogram.exists() else None,
         "figures": [(name, text, _picture(run.figure(name))) for name, text in figures],
@@ -272,6 +288,11 @@ def _lead(run: Run) -> str:
         return best_strategy(run)[0]
     except ArtefactError:
         return ""
+
+
+def _validation_photos(run: Run) -> int:
+    """How many photos chose the lead."""
+    return int((datasets.read(run, ["split"])["split"] == "validation").sum()) if run.manifest.exists() else 0
 
 
 def _maps(run: Run) -> list[tuple[str, str, str]]:
@@ -381,16 +402,6 @@ def strategy_rows(comparison: pd.DataFrame, split: str, metric: str = HEADLINE) 
     return sorted(rows, key=lambda row: (VERDICTS.index(row.verdict), -row.difference))
 
 
-def points(value: float, sign: bool = True) -> str:
-    """Percentage points with one decimal and a true minus; with ``sign`` also a plus; 0 has no sign.
-
-    Halves are rounded away from zero: counts of photos over a round number fall on them often.
-    """
-    rounded = Decimal(f"{value:.6f}").quantize(Decimal("0.1"), ROUND_HALF_UP)
-    text = f"{rounded:+}" if sign else str(rounded)
-    return "0.0" if float(text) == 0.0 else text.replace("-", "\u2212")
-
-
 def _chart(title: str, rows: list[Row]) -> dict[str, Any]:
     """Rows with dot and interval as percent of one scale that holds zero and every interval; its ticks."""
     ends = [value for row in rows for value in row[2:] if math.isfinite(value)]
@@ -440,7 +451,7 @@ def accuracy_tables(intervals: pd.DataFrame, bounds: pd.DataFrame) -> list[dict[
 
 
 def _amount(metric: str, value: float) -> str:
-    return f"{round(100 * value, 6):.1f}" if metric.startswith("acc_") else f"{value:,.0f}"
+    return points(100 * value, sign=False) if metric.startswith("acc_") else f"{value:,.0f}"
 
 
 def _heading(metric: str) -> str:
