@@ -71,9 +71,8 @@ def test_lags_of_few_photos_are_drawn_and_of_many_those_of_thirty_pairs(photos: 
 
 
 def test_groups_of_held_out_cells_are_told_within_750_km_and_tiny_ones_not_at_all() -> None:
-    rows = [
-        (split, name, photos) for split in ("test", "test_blocked") for name, photos in (("A", 40), ("B", 4))
-    ]
+    groups = [("A", 40), ("B", 4), ("C", 20)]
+    rows = [(split, *group) for split in ("test", "test_blocked") for group in groups]
     table = pd.DataFrame(rows, columns=["split", "continent", "n"])
     table = table.assign(strategy="infonce", acc_200km=0.1, acc_750km=0.5)
     near, far = figures.by_group(table, "continent").axes
@@ -82,4 +81,4 @@ def test_groups_of_held_out_cells_are_told_within_750_km_and_tiny_ones_not_at_al
         "photos within 750 km",
     ]
     assert [axis.collections[0].get_offsets()[0, 0] for axis in (near, far)] == [10.0, 50.0]
-    assert [label.get_text() for label in near.get_yticklabels()] == ["A"]
+    assert [label.get_text() for label in near.get_yticklabels()] == ["C", "A"]

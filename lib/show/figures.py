@@ -89,9 +89,7 @@ def _by_split(
 
 
 def _legend_below(figure: Figure, axis: Axes) -> None:
-    legend = figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=8)
-    for handle in legend.legend_handles:
-        handle.set_alpha(1.0)  # a row of few photos is pale
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=8)
 
 
 @_styled
@@ -446,7 +444,10 @@ def by_group(table: pd.DataFrame, name: str) -> Figure:
         axis.set_yticks(
             range(len(groups)), labels=[_band_label(group) if is_band else group for group in groups]
         )
-    _legend_below(figure, figure.axes[0])
+    marks = [  # of their own: those of few photos are pale
+        mpl.lines.Line2D([], [], ls="", marker="o", ms=5, color=colour_of(one), label=one) for one in names
+    ]
+    figure.legend(handles=marks, loc="outside lower center", ncols=8)
     return figure
 
 
