@@ -28,8 +28,7 @@ from lib.runs.machine import check_gpu, gpu, print_anywhere
 from lib.runs.provenance import read_provenance
 from lib.runs.run import RECORDS
 from lib.settings import PROJECT
-from lib.show import explore, report
-from lib.show.pages import as_a_terminal_shows, render, tidy
+from lib.show.pages import PICTURES_ONLY, as_a_terminal_shows, render, tidy
 from lib.train import gallery
 
 NOTEBOOKS = PROJECT / "notebooks"
@@ -161,6 +160,8 @@ def _literal(path: Path) -> str:
 
 def finish(run: Run, seconds: Mapping[str, float]) -> None:
     """Write provenance.json and index.html, and say where the run's figures stand against the reference's."""
+    from lib.show import report  # matplotlib would lie in memory beside the kernels
+
     executed = [(path, run.folder / "notebooks" / path.name) for path in notebooks().values()]
     links = [
         {"title": title(path), "ipynb": f"notebooks/{path.name}", "html": f"notebooks/{path.stem}.html"}
@@ -188,6 +189,8 @@ def outdated(run: Run) -> list[str]:
 def _say_comparison(run: Run) -> None:
     """Print what the comparison with the reference came to, and what was missed; every figure goes to a
     file."""
+    from lib.show import report
+
     compared, sentence = report.compare_with_reference(run)
     if len(compared):
         path = run.folder / "logs" / "comparison.txt"
@@ -277,7 +280,7 @@ def _environment(run: Run) -> Iterator[None]:
     before = dict(os.environ)
     noted = {
         RECORDS: str(run.folder / "logs" / "stages.jsonl"),
-        explore.PICTURES_ONLY: "1",
+        PICTURES_ONLY: "1",
         "PYTHONPATH": lab.python_path(),
     }
     os.environ.update(noted)

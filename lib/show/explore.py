@@ -29,10 +29,9 @@ from lib.method.semivariogram import Curve, FittedSemivariogram
 from lib.runs import Run
 from lib.show import figures
 from lib.show.figures import INK, KIND_COLOURS, MUTED, PALETTE, _styled
+from lib.show.pages import PICTURES_ONLY
 from lib.show.world import great_circle
 
-PICTURES_ONLY = "SEMIVARIOGRAM_PICTURES_ONLY"
-"""Environment variable that :mod:`lib.pipeline` sets for its kernels: pictures instead of controls."""
 MOST_PHOTOS = 20_000
 """Training photos among which look-alikes are sought: their unit features are held in memory, 5 kB each."""
 MOST_PAIRS = 5_000

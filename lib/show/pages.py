@@ -11,6 +11,8 @@ import nbformat
 from lib.runs import writing
 from lib.settings import PROJECT
 
+PICTURES_ONLY = "SEMIVARIOGRAM_PICTURES_ONLY"
+"""Environment variable that :mod:`lib.pipeline` sets for its kernels: pictures instead of controls."""
 DARK = """<style>@media screen and (prefers-color-scheme: dark) {
 THEME
 body.jp-Notebook { color-scheme: dark; background: var(--jp-layout-color0); }
