@@ -366,6 +366,7 @@ class TestInOneCall:
         tensors = torch.from_numpy(features).requires_grad_(), torch.from_numpy(places)
         assert fit_semivariogram(*tensors, 0.05, family="Exponential").family == "Exponential"
 
+    @pytest.mark.filterwarnings("error::UserWarning")  # of read-only arrays, such as pandas gives
     def test_of_many_photos_a_fixed_sample_is_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(semivariogram, "MOST_PHOTOS", 200)
         manifest, features = world({"train": 300})

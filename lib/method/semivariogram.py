@@ -147,9 +147,10 @@ def fit_semivariogram(
     Raises:
         BundleError: too few photos, a number that is not finite, or nothing rises with distance.
     """
-    features, coordinates = (torch.as_tensor(values).detach().cpu() for values in (features, coordinates_deg))
+    given = (features, coordinates_deg)
+    features, coordinates = (one if isinstance(one, torch.Tensor) else np.asarray(one) for one in given)
     count = len(features)
-    if coordinates.shape != (count, 2) or features.ndim != 2:
+    if tuple(coordinates.shape) != (count, 2) or features.ndim != 2:
         shapes = f"{list(features.shape)} and {list(coordinates.shape)}"
         raise BundleError(f"features must be [N, D] and coordinates [N, 2]; they are {shapes}")
     if unknown := sorted(set(options) - {*CHOICES, "max_lag_rad", "start", "fallback"}):
@@ -157,8 +158,8 @@ def fit_semivariogram(
             f"fit_semivariogram has no option {', '.join(unknown)}; it has {', '.join(CHOICES)}"
         )
     chosen = np.sort(np.random.default_rng(0).permutation(count)[:MOST_PHOTOS])
-    unit = F.normalize(features[torch.from_numpy(chosen)].float(), dim=1)
-    places = coordinates.double().numpy()[chosen]
+    some, places = (torch.as_tensor(one[chosen]).detach().cpu() for one in (features, coordinates))
+    unit, places = F.normalize(some.float(), dim=1), places.double().numpy()
     empirical = exact(lambda rows: unit[torch.from_numpy(rows)], places, lag_width_rad)
     return fit(empirical, photos=len(chosen), **options)
 
