@@ -249,7 +249,10 @@ def forget(folder: Path) -> None:
     own = [folder, folder / "simulation", *folder.glob("worlds/*")]
     for one in own if any(folder.glob("receipts/*.json")) else ():
         for name in ("receipts", "features"):
-            shutil.rmtree(one / name, ignore_errors=True)
+            if (path := one / name).is_symlink():
+                path.unlink()
+            elif path.is_dir():
+                shutil.rmtree(path)
 
 
 def _of_the_caller(path: str) -> str:

@@ -210,9 +210,7 @@ class Training(_Group):
                 raise ValueError(_problem(first | {"loc": place})) from None
         for name in (*self.strategies, *self.variants):
             if not re.fullmatch(r"\w[\w.,+=-]*", name):
-                raise ValueError(
-                    f"training: {name!r} would be a file's name; take letters, digits, _ . , + = -"
-                )
+                raise ValueError(f"{name!r} would be a file's name; take letters, digits, _ . , + = -")
         for name in ("strategies", "seeds"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
@@ -398,12 +396,13 @@ def _renamed(value: Any) -> Any:
 class _Loader(yaml.SafeLoader):
     """YAML in which no key stands twice: the second would silently replace the first."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         """As YAML has it, but for keys that stand twice."""
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        node = super().compose_mapping_node(anchor)
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
             raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {twice[0]!r} stands twice below it")
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

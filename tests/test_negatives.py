@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -417,6 +418,9 @@ class TestModule:
                 SemivariogramLoss(MODEL, beta=wrong)
         with pytest.raises(BundleError, match="fitted semivariogram, not a str; call fit_semivariogram"):
             SemivariogramLoss("curve.json")
+        assert SemivariogramLoss(MODEL, beta=np.int64(3)).settings["beta"] == 3
+        toy = plain.place_deg / 180.0  # a toy world within a degree of 0, 0
+        assert torch.isfinite(SemivariogramLoss(MODEL, beta=1.0)(plain.logits, toy, plain.unit))
         for wrong in (None, infonce):
             with pytest.raises(BundleError, match=r"is unknown; registered: infonce"):
                 SemivariogramLoss(MODEL, wrong)

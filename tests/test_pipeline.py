@@ -260,6 +260,12 @@ def test_fresh_forgets_receipts_and_features_of_worlds_too_and_leaves_photos(tmp
         (tmp_path / "run" / name).write_text("there")
     assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run", "--fresh"]) == 0
     assert [name for name in kept + gone if (tmp_path / "run" / name).exists()] == kept
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run" / "receipts").mkdir()
+    (tmp_path / "run" / "receipts" / "a.json").write_text("there")
+    (tmp_path / "run" / "features").symlink_to(tmp_path / "elsewhere")
+    pipeline.forget(tmp_path / "run")
+    assert not (tmp_path / "run" / "features").exists() and (tmp_path / "elsewhere").is_dir()
     own = ["receipts/a.jpg", "features/b.jpg"]  # of somebody who named a folder that is no run
     for name in own:
         (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -247,6 +247,7 @@ class TestCommand:
         own = {"PHOTO": photos[0], "MANIFEST": str(finished.manifest), "TABLE": str(finished.table("a"))}
         finished.table("a").parent.mkdir(exist_ok=True)
         finished.receipt("a").parent.mkdir(exist_ok=True)
+        finished.receipt("a").write_text("{}")
         own |= {"INDEX": str(finished.folder / "index.html")}
         for name in ("TABLE", "INDEX"):
             Path(own[name]).write_text("kept")

@@ -143,6 +143,14 @@ class TestErrors:
             load("quick", ["dataset=osv5m", "dataset.window_km=10"])
 
 
+def test_anchors_and_merged_keys_are_taken(tmp_path: Path) -> None:
+    lines = ["decayed: &d {beta: 1}", "residual: &r {<<: *d, beta: 2}", "hcl: {<<: *r}"]
+    text = "training:\n  variants:\n" + "".join(f"    {line}\n" for line in lines)
+    (tmp_path / "merged.yaml").write_text(text)
+    variants = load(tmp_path / "merged.yaml").training.variants
+    assert variants == {"decayed": {"beta": 1}, "residual": {"beta": 2}, "hcl": {"beta": 2}}
+
+
 def test_an_own_profile_has_the_defaults_where_it_is_silent(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("training: {epochs: 3}\n")
     settings = load(tmp_path / "mine.yaml")

@@ -183,6 +183,10 @@ class TestTable:
             ("a b.jpg", "path\tlat\tlon\na b.jpg\t1\t2\n"),
             ("d/a.jpg", "path|lat|lon\nd\\a.jpg|1|2\n"), ("a.jpg", "path,lat,lon,lat\na.jpg,1,2,1\n"),
             ("a.jpg", "\ufeffpath,lat,lon\r\na.jpg,1,2\r\n"), ("a.jpg", "path,lat,lat_ref,lon\na.jpg,1,,2\n"),
+            ("a.jpg", "file,file.size,lat,lon,name.2,name\na.jpg,9,1,2,x,y\n"),
+            ("a.jpg", "path,lat,lat_ref,lon\na.jpg,1 deg 0' 0.00\" N,-,2\nb.jpg,3,S,2\n"),
+            ("a.jpg", "path,lat,lon\na.jpg,0 60.0 0,2° 0.0' 0\n"),
+            ("a.jpg", "path,lat,lon,split\na.jpg,1,2,validation_blocked\n"),
             ("a.jpg", 'path,lat,lon\n"a.jpg","1,0","2,0"\n'),
             ("a.jpg", "path;lat;lon\na.jpg;1° N;2° E\n"), ("a.JPG", "path,lat,lon\na.JPG,+1,+2.0\n"),
         ],
@@ -197,7 +201,7 @@ class TestTable:
             ("key,computed_geometry\na,POINT (2 1)\n", "it has key, computed_geometry"),
             ("path,lat,lon\na.jpg,4885.66,2\n", "is not within"),
             ("path,lat,lon\na.jpg,1,2,3,4\nb.jpg,1,2,3,4\n", "more fields than its header"),
-            ("path,lat,lon,lat\na.jpg,1,2,9\n", r"column lat\.1 says 9 where another says latitude 1"),
+            ("path,lat,lon,lat\na.jpg,1,2,9\n", "two columns 'lat' differ"),
             ("path,lat,lon,path\na.jpg,1,2,b.jpg\n", "two columns 'path' differ"),
             ("path,lat,lon,split,split\na.jpg,1,2,train,test\n", "two columns 'split' differ"),
             ("path,lat,lon\na.jpg,48.8566 2.3522,2\n", "line 2: latitude '48.8566 2.3522' is no number"),
@@ -234,6 +238,9 @@ class TestTable:
             frame = datasets._with_places(built(tmp_path, pd.DataFrame(rows | {"country": country}))[0])
             datasets.manifest.write(frame, tmp_path / "manifest.parquet")
             assert frame["country"].iloc[1] == "ZA"
+        named = pd.DataFrame(rows | {"uuid": ["7", "7"]}).set_index("path")
+        with pytest.raises(BundleError, match="table.parquet: row 2: id is used twice"):
+            built(tmp_path, named)
         twice = pa.table([rows["path"], rows["lat"], rows["lon"], rows["lat"]], ["path", "lat", "lon", "lat"])
         pq.write_table(twice, tmp_path / "twice.parquet")
         with pytest.raises(BundleError, match="twice.parquet: .*it has two columns 'lat'"):
@@ -302,15 +309,17 @@ class TestFolder:
         root, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
         photo(root / "a.jpg"), photo(elsewhere / "b.jfif"), photo(elsewhere / "c.gif")
         (root / "linked").symlink_to(elsewhere)
+        (root / "a_link").symlink_to(root / "real")
+        photo(root / "real" / "d.jpg")
         (elsewhere / "back").symlink_to(root)
         (root / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
         left_out: list[tuple] = []
         found = [path.relative_to(root).as_posix() for path in sorted(folder.files_below(root, left_out))]
-        assert found == ["a.jpg", "linked/b.jfif", "linked/c.gif"]
+        assert found == ["a.jpg", "linked/b.jfif", "linked/c.gif", "real/d.jpg"]
         assert left_out == [("lost.jpg", "lost.jpg", "is a link that leads nowhere")]
-        assert sorted(folder.photo_sizes(root)) == ["a.jpg", "linked/b.jfif"]
+        assert sorted(folder.photo_sizes(root)) == ["a.jpg", "linked/b.jfif", "real/d.jpg"]
         photos, (others, *_) = find_photos([str(root)])
-        assert len(photos) == 2 and others.endswith("c.gif")
+        assert len(photos) == 3 and others.endswith("c.gif")
 
 
 class TestFormats:

@@ -44,9 +44,9 @@ def of_column(values: pd.Series, name: str, references: pd.Series | None = None)
         numbers = pd.Series([of_cell(cell, name) for cell in cells], values.index, dtype="float64")
     if references is not None:
         signs = np.array([hemisphere(one, name) for one in references.astype(object)])
-        said = references.notna() & (references.astype(str).str.strip() != "")
+        said = references.notna() & ~references.astype(str).str.strip().str.lower().isin(NOTHING)
         is_unsigned = said.any() and not (numbers < 0).any()
-        unsaid = np.isnan(signs) & (numbers > 0) & (said | is_unsigned)  # nobody knows which hemisphere
+        unsaid = np.isnan(signs) & (numbers > 0) & (said | is_unsigned) & ~values.map(_has_letter)
         numbers = numbers.where(~((signs > 0) & (numbers < 0)) & ~unsaid, np.inf)  # or the two contradict
         numbers = numbers.where(~(signs < 0), -numbers.abs())
     return numbers.where(numbers.isna() | (numbers.abs() <= LIMITS[name]), np.inf)
@@ -64,6 +64,12 @@ def of_cell(cell: object, name: str) -> float:
     return np.nan if text in NOTHING else _of_text(text, name)
 
 
+def _has_letter(cell: object) -> bool:
+    """Whether a cell names its hemisphere itself."""
+    found = _WRITTEN.fullmatch(cell.strip().lower()) if isinstance(cell, str) else None
+    return bool(found and (found["before"] or found["after"]))
+
+
 def _of_text(text: str, name: str) -> float:
     found = _WRITTEN.fullmatch(text)
     if found is None or (found["before"] and found["after"]):
@@ -71,7 +77,7 @@ def _of_text(text: str, name: str) -> float:
     degrees, minutes, seconds = (
         float((found[part] or "0").replace(",", ".")) for part in ("degrees", "minutes", "seconds")
     )
-    if (found["minutes"] and degrees % 1.0) or (found["seconds"] and minutes % 1.0):
+    if ((minutes or seconds) and degrees % 1.0) or (seconds and minutes % 1.0):
         return np.inf  # two numbers in one cell, not degrees and minutes
     letter = found["before"] or found["after"]
     return signed((degrees, minutes, seconds), found["sign"] in {"-", "\u2212"}, letter or None, name)

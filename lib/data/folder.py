@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -126,23 +127,22 @@ def files_below(root: Path, left_out: list[tuple] | None = None) -> Iterator[Pat
         name = path.relative_to(root).as_posix()
         lost.append((name, name, why))
 
-    for folder, inside, names in os.walk(
-        root, onerror=lambda error: lose(Path(error.filename), f"the folder is closed: {error.strerror}"),
-        followlinks=True,
-    ):  # fmt: skip
-        inside[:] = sorted(
-            name for name in inside if not (path := Path(folder, name)).is_symlink() or path.is_dir()
-        )
-        real = os.path.realpath(folder)
-        if real in seen:
-            inside.clear()
-            continue
-        seen.add(real)
-        for path in (Path(folder, name) for name in names):
-            if path.is_file():
-                yield path
-            elif path.suffix.lower() in ENDINGS:
-                lose(path, "is a link that leads nowhere")
+    waiting = [root]
+    while waiting:  # links wait until every folder has been seen: a photo has the path without them
+        for folder, inside, names in os.walk(
+            waiting.pop(0),
+            onerror=lambda error: lose(Path(error.filename), f"the folder is closed: {error.strerror}"),
+        ):
+            if (real := os.path.realpath(folder)) in seen:
+                inside.clear()
+                continue
+            seen.add(real)
+            waiting += [path for name in sorted(inside) if (path := Path(folder, name)).is_symlink()]
+            for path in (Path(folder, name) for name in names):
+                if path.is_file():
+                    yield path
+                elif path.suffix.lower() in ENDINGS:
+                    lose(path, "is a link that leads nowhere")
 
 
 def _is_text(name: str) -> bool:
@@ -182,12 +182,14 @@ def _read_table(path: Path) -> _Table:
         _refuse_other_formats(path)
         if path.suffix.lower() == ".parquet":
             table = read_parquet(path)
+            table = table.reset_index(drop=table.index.name is None)
         else:
             before, delimiter = head = _head(path)
             table = read_csv(
                 path, sep=delimiter, skiprows=before, encoding="utf-8-sig", dtype=str,
                 keep_default_na=False, na_values=[""],
             )  # fmt: skip
+            _refuse_doubled(path, table, before, delimiter)
     except READING_ERRORS as error:
         sentence = f"cannot be read as a table ({one_line(error)}); save it as UTF-8 CSV or parquet"
         raise BundleError(f"{path}: {sentence}") from error
@@ -249,9 +251,24 @@ def lines_of_rows(path: Path, before: int, delimiter: str) -> list[int]:
     return found[1:]
 
 
+def _refuse_doubled(path: Path, table: pd.DataFrame, before: int, delimiter: str) -> None:
+    """Raise a BundleError where two columns that we read have one name in the file and differ.
+
+    pandas calls the second of a name ``name.1``.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(itertools.islice(file, before, None), delimiter=delimiter)
+        names = next((cells for cells in rows if "".join(cells).strip()), [])
+    read = {name for of in COLUMN_NAMES.values() for name in of}
+    for name, count in Counter(names).items():
+        twins = [f"{name}.{number}" for number in range(1, count)] if _plain(name) in read else []
+        if any(not table[twin].equals(table[name]) for twin in twins if twin in table):
+            raise BundleError(f"{path}: two columns {name!r} differ; drop or rename one")
+
+
 def _plain(name: object) -> str:
     """A column's name in small letters and digits, without group and unit: ``EXIF:GPSLatitude (deg)``."""
-    text = re.sub(r"[(\[].*?[)\]]|\.\d+$", "", str(name)).strip(" .:").lower()  # .1: pandas' second of a name
+    text = re.sub(r"[(\[].*?[)\]]", "", str(name)).strip(" .:").lower()
     return re.sub(r"[^a-z0-9]", "", re.split(r"[:./]", text)[-1])
 
 
@@ -271,10 +288,6 @@ def _renamed(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, dict[str, p
                 f"{path}: no column names {what}; it has {there}; call it one of {known}"
                 + ("" if ours == "photo" else ", and leave it empty where EXIF knows the place")
             )
-    for name in {found["photo"], found["split"], found["id"]} - {None}:
-        twins = [one for one in table if one != name and str(one).rpartition(".")[0] == str(name)]
-        if twins and not table[twins[0]].equals(table[name]):
-            raise BundleError(f"{path}: two columns {name!r} differ; drop or rename one")
     chosen = pd.DataFrame({ours: table[name] for ours, name in found.items() if name is not None})
     references = {name: table.get(plain.get(f"{_plain(found[name])}ref", "")) for name in LIMITS}
     rest = [name for name in table if name not in found.values() and str(name) not in {*COLUMN_NAMES, "path"}]
@@ -370,7 +383,8 @@ def _match(table: _Table, files: list[str], left_out: list[tuple]) -> pd.DataFra
     _refuse_rows(table, frame["id"].duplicated(), frame["id"], "id is used twice")
     if "split" in frame:
         frame["split"] = frame["split"].astype(str).str.strip().str.lower().replace(SPLIT_NAMES)
-        wrong = ~frame["split"].isin(["train", "validation"]) & ~frame["split"].str.startswith("test")
+        known = frame["split"].isin(["train", "validation", "validation_blocked"])
+        wrong = ~known & ~frame["split"].str.startswith("test")
         _refuse_rows(table, wrong, frame["split"], "split is none of train, validation, test…")
     return frame
 

@@ -54,7 +54,8 @@ def check_degrees(coordinates_deg: np.ndarray) -> None:
     """Nothing, where ``coordinates_deg`` [N, 2] are latitudes and longitudes in degrees.
 
     Raises:
-        BundleError: a row is none, or all are radians: so near to 0, 0 lies no land.
+        BundleError: a row is none, or all are radians: so near to 0, 0 lies no land. (A toy world may lie
+            within a degree.)
     """
     places = np.asarray(coordinates_deg, dtype=np.float64)
     if (wrong := ~(np.abs(places) <= [90.0, 360.0]).all(-1)).any():
@@ -63,7 +64,7 @@ def check_degrees(coordinates_deg: np.ndarray) -> None:
         raise BundleError(
             f"coordinates, row {row} from 0: {found} is no latitude and longitude in degrees, in this order"
         )
-    if places.any() and (np.abs(places) <= [math.pi / 2.0, math.pi]).all():
+    if (np.abs(places) > 1.0).any() and (np.abs(places) <= [math.pi / 2.0, math.pi]).all():
         raise BundleError(
             "all coordinates lie in the sea around 0, 0: they are radians, not degrees; use rad2deg"
         )

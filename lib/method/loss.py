@@ -9,6 +9,7 @@ docs/strategies.md.
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +50,7 @@ class SemivariogramLoss(nn.Module):
             reads = ", ".join(read) or "none"
             raise BundleError(f"strategy {name!r} does not read {', '.join(unread)}; it reads {reads}")
         for key, value in parameters.items():
-            if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+            if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
                 raise BundleError(f"{key}={value!r} is no number")
         if self.strategy.needs_curve and not isinstance(curve, FittedSemivariogram):
             given = "" if curve is None else f", not a {type(curve).__name__}"

@@ -20,13 +20,17 @@ INITIAL_TEMPERATURE = 0.07
 SCRATCH, PRETRAINED = "scratch", "geoclip"
 
 
+_GEOCLIP = ModuleType("geoclip_model")
+_GEOCLIP.__path__ = [
+    f"{one}/model" for one in getattr(find_spec("geoclip"), "submodule_search_locations", ())
+]
+sys.modules[_GEOCLIP.__name__] = _GEOCLIP
+
+
 @lru_cache(maxsize=1)
 def geoclip_locations() -> ModuleType:
     """The module ``location_encoder`` of the package ``geoclip``, alone: the package as a whole imports
     transformers, which takes seconds."""
-    package = ModuleType("geoclip_model")
-    package.__path__ = [f"{folder}/model" for folder in find_spec("geoclip").submodule_search_locations]
-    sys.modules[package.__name__] = package
     with warnings.catch_warnings():  # it scripts three functions in a way that torch calls outdated
         warnings.simplefilter("ignore", FutureWarning)
         return importlib.import_module("geoclip_model.location_encoder")

@@ -241,7 +241,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise BundleError(
                     f"{path} is there, and no {ending} file: it is not overwritten; name another"
                 )
-            if path and path.exists() and any((one / "receipts").is_dir() for one in path.resolve().parents):
+            if (
+                path
+                and path.exists()
+                and any(any(one.glob("receipts/*.json")) for one in path.resolve().parents)
+            ):
                 raise BundleError(f"{path} is a run's own: it is not overwritten; name another")
         if options.csv and options.map and options.csv.resolve() == options.map.resolve():
             raise BundleError(f"{options.csv} cannot be both the table and the map; name two files")

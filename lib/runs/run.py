@@ -72,7 +72,8 @@ class Run:
         loaded = settings_module.load(profile, overrides)
         name = name or loaded.profile
         folder = Path(os.path.abspath(name if os.sep in name else RESULTS / name))
-        if {folder, folder.resolve()} & {RESULTS, REFERENCE, PROJECT, *PROJECT.parents}:
+        shared = {RESULTS, RESULTS.resolve(), REFERENCE, PROJECT, *PROJECT.parents}
+        if {folder, folder.resolve()} & shared:
             raise BundleError(f"run {name!r}: {folder} holds more than one run; give it a name of its own")
         return cls(loaded, folder)
 
