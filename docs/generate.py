@@ -244,9 +244,10 @@ def expect() -> str:
     minutes = math.ceil((sum(written["seconds_by_notebook"].values()) + STARTING_S) / 60)
     share = accuracies().loc["test", "acc_200km"]
     return (
-        f"The first run takes {minutes} minutes on two recent CPU cores, up to twice that on older ones, and\n"
-        f"before it 2 to 5 for the environment (7 GB). Expect, within 200 km, {share['infonce']} % of the random test\n"
-        f"photos for `infonce`, GeoCLIP's own loss, and {share['margin_frequencies']} % for `margin_frequencies`."
+        f"The first run takes {minutes} minutes on two recent CPU cores, up to twice that on older ones, "
+        "and\nbefore it 2 to 5 for the environment (7 GB). Expect, within 200 km, "
+        f"{share['infonce']} % of the random test\nphotos for `infonce`, GeoCLIP's own loss, and "
+        f"{share['margin_frequencies']} % for `margin_frequencies`."
     )
 
 

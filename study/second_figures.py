@@ -30,7 +30,8 @@ def contrasts(table: pd.DataFrame) -> Figure:
         table: ``second_primary.csv``.
     """
     named = table.assign(contrast=table["strategy"] + " − " + table["baseline"])
-    named["contrast"] = named["contrast"].str.replace(" geoclip", "").str.replace(" curve", ",\nthe curve's frequencies")
+    for kind, words in ((" geoclip", ""), (" curve", ",\nthe curve's frequencies")):
+        named["contrast"] = named["contrast"].str.replace(kind, words)
     first = named[(named["world"] == next(iter(WORLDS))) & (named["metric"] == "acc_200km")]
     order = first.sort_values("difference", ascending=False)["contrast"].tolist()
     figure, axes = _figure(1, len(PANELS), (11.0, 3.2), sharex=True, sharey=True)
