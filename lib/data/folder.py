@@ -27,7 +27,7 @@ import pandas as pd
 
 from lib.data import degrees
 from lib.data.degrees import LIMITS
-from lib.data.manifest import Built, read_csv, read_parquet
+from lib.data.manifest import NO_SPLIT, Built, is_split, read_csv, read_parquet
 from lib.data.photos import ENDINGS, NOT_READ, exif_coordinates, not_read
 from lib.method.errors import BundleError
 from lib.runs import note, progress
@@ -383,9 +383,7 @@ def _match(table: _Table, files: list[str], left_out: list[tuple]) -> pd.DataFra
     _refuse_rows(table, frame["id"].duplicated(), frame["id"], "id is used twice")
     if "split" in frame:
         frame["split"] = frame["split"].astype(str).str.strip().str.lower().replace(SPLIT_NAMES)
-        known = frame["split"].isin(["train", "validation", "validation_blocked"])
-        wrong = ~known & ~frame["split"].str.startswith("test")
-        _refuse_rows(table, wrong, frame["split"], "split is none of train, validation, test…")
+        _refuse_rows(table, ~is_split(frame["split"]), frame["split"], NO_SPLIT)
     return frame
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from pyarrow import parquet
+from pyarrow import ArrowException, parquet
 
 from lib.data.degrees import LIMITS
 from lib.data.sphere import nearest
@@ -27,6 +27,9 @@ PLACES = ("latitude", "longitude", "split")
 """What a training or a semivariogram needs to know: of five million photos ids and paths are a gigabyte."""
 OUTSIDE = r"^(?:[/\\]|[A-Za-z]:)|(?:^|[/\\])\.\.(?:[/\\]|$)"
 """Paths that are absolute or climb out of their folder."""
+
+
+NO_SPLIT = "split is none of train, validation, test…"
 
 
 class Built(NamedTuple):
@@ -60,15 +63,18 @@ def check(manifest: pd.DataFrame, source: str, columns: Sequence[str] = REQUIRED
         wrong = manifest["id"].isna() | manifest["id"].duplicated()
         _refuse(source, manifest, wrong, "id is missing or used twice")
     if "split" in columns:
-        known = manifest["split"].isin(["train", "validation", "validation_blocked"]) | manifest[
-            "split"
-        ].astype(str).str.startswith("test")
-        _refuse(source, manifest, ~known, "split is none of train, validation, test…")
+        _refuse(source, manifest, ~is_split(manifest["split"]), NO_SPLIT)
     if "path" in columns:
         named = manifest["path"].map(lambda path: isinstance(path, str) and path != "")
         _refuse(source, manifest, ~named, "path is missing")
         outside = manifest["path"].str.contains(OUTSIDE, regex=True)
         _refuse(source, manifest, outside, "path leaves the data set's folder")
+
+
+def is_split(names: pd.Series) -> pd.Series:
+    """Whether each of ``names`` is a split's, bool."""
+    known = names.isin(["train", "validation", "validation_blocked"])
+    return known | names.astype(str).str.startswith("test")
 
 
 def require_columns(table: pd.DataFrame, columns: Sequence[str], source: str | Path) -> None:
@@ -94,7 +100,7 @@ def write(manifest: pd.DataFrame, path: Path) -> None:
     with writing(path) as aside:
         try:
             manifest.reset_index(drop=True).to_parquet(aside, index=False)
-        except (ValueError, TypeError, NotImplementedError) as error:
+        except (ValueError, TypeError, ArrowException) as error:
             said = (
                 f"a column of the photos' table cannot be kept ({one_line(error)}); drop it, or make it text"
             )

@@ -34,6 +34,8 @@ LEAST_PHOTOS = 20
 BASELINE = "infonce"
 HELD_OUT = "_blocked"
 """Ending of the name of a split whose photos lie in held-out cells, column ``cell``."""
+HELD_OUT_KM = 750
+"""The radius that is told of held-out cells: with a buffer nothing nearer is reached."""
 PUBLISHED = "geoclip_pretrained"
 """GeoCLIP as published, which is one model, whatever the seeds of the others."""
 

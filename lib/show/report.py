@@ -22,7 +22,7 @@ from scipy import stats
 from lib.data import datasets
 from lib.data.manifest import read_table
 from lib.evaluate.evaluation import CONTROL
-from lib.evaluate.intervals import LEAST_PHOTOS, points
+from lib.evaluate.intervals import HELD_OUT_KM, LEAST_PHOTOS, points
 from lib.method.negatives import REGISTRY
 from lib.runs import ArtefactError, Run, writing
 from lib.runs.provenance import provenance_file
@@ -34,8 +34,8 @@ from lib.train.training import best_strategy
 BASELINE = "infonce"
 PAPERS_OWN = "semivariogram"
 """The strategy that puts the paper's two definitions, of false and of hard negatives, to work."""
-HELD_OUT, HELD_OUT_KM = "test_blocked", 750
-"""Split of the held-out cells, and the radius that is told of it: with a buffer nothing nearer is reached."""
+HELD_OUT = "test_blocked"
+"""Split of the held-out cells."""
 LEAST_CHOSEN_BY = 30
 """With fewer validation photos strategies tie, and nothing is chosen."""
 VERDICTS = ("gains", "not shown", "loses", "too few photos")
