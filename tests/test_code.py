@@ -72,6 +72,13 @@ CHANGES: dict[str, tuple[list[tuple[str, str | None, str]], set[str]]] = {
         [("lib/method/model.py", "INITIAL_TEMPERATURE = 0.07", "INITIAL_TEMPERATURE = 0.08")],
         {"training", "evaluation"},
     ),
+    "what is imported relatively": (
+        [("lib/method/negatives.py", ".sub_(1.0)", ".sub_(2.0)")], {"training", "evaluation"}
+    ),
+    "the fit": (
+        [("lib/method/fitting.py", "1.0 - squares / max", "1.0 + squares / max")],
+        {"curve"},
+    ),
     "what nothing depends on": (
         [
             ("lib/method/negatives.py", None, STRATEGY), ("lib/data/backbones.py", None, BACKBONE),

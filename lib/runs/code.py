@@ -70,8 +70,9 @@ class _Module:
 
     def __init__(self, name: str, path: Path) -> None:
         self.defined: dict[str, list[ast.stmt]] = {}
+        self.package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         body = ast.parse(path.read_text(encoding="utf-8")).body
-        self.imported = _imports(body)
+        self.imported = _imports(body, self.package)
         for node in body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 self.defined.setdefault(node.name, []).append(node)
@@ -94,16 +95,20 @@ def _module(name: str) -> _Module | None:
     return _Module(name, Path(spec.origin)) if spec and spec.origin else None
 
 
-def _imports(body: list[ast.stmt]) -> dict[str, Symbol]:
-    """Name -> (module, name in it) of the statements ``from … import …`` among ``body``."""
+def _imports(body: list[ast.stmt], package: str) -> dict[str, Symbol]:
+    """Name -> (module, name in it) of the statements ``from … import …`` among ``body``.
+
+    Relative imports are resolved from ``package``.
+    """
     found = {}
     for node in body:
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] in PACKAGES:
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+        if source.partition(".")[0] in PACKAGES:
             for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                found[alias.asname or alias.name] = (
-                    (inner, "") if _module(inner) else (node.module, alias.name)
-                )
+                inner = f"{source}.{alias.name}"
+                found[alias.asname or alias.name] = (inner, "") if _module(inner) else (source, alias.name)
     return found
 
 
@@ -117,7 +122,7 @@ def _names_of(symbol: Symbol) -> Iterator[Symbol]:
         yield module.imported[symbol[1]]
         return
     for node in module.defined.get(symbol[1], []):
-        inner = _imports([one for one in ast.walk(node) if isinstance(one, ast.ImportFrom)])
+        inner = _imports([one for one in ast.walk(node) if isinstance(one, ast.ImportFrom)], module.package)
         yield from _named_in(node, symbol[0], module, module.imported | inner)
 
 
