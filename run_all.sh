@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
 # Usage: ./run_all.sh [options]: executes the notebooks in order; all that they make lies under results/NAME. What an earlier run
 # of that name has made from the same inputs, settings and code is reused. NPROC=8 ./run_all.sh … works in that many processes.
-#   --profile NAME|FILE.yaml   smoke, quick (default), large, folder, study, osv5m_small, osv5m, or a file
+#   --profile NAME|FILE.yaml   smoke, quick (default), folder, osv5m_small, osv5m, or a file
 #   --run NAME                 folder under results/ (default: the profile's name), or a path with a slash
 #   --device auto|cpu|cuda     default: auto, CUDA where there is one
 #   --only 03,05               only the notebooks with these numbers
 #   --set group.key=value      one setting instead of the profile's; may be given several times
-#   --list                     say what would be made and what reused; make nothing
-#   --lab                      open JupyterLab on the notebooks (with --only 03: on that one)
 #   --fresh                    make everything again; photos that are there and whole stay
+#   --lab                      open JupyterLab on the notebooks, on this machine only; takes no other option
 #   -h, --help                 this text
 set -euo pipefail
 script=$(readlink -f "${BASH_SOURCE[0]}")
@@ -16,4 +15,7 @@ case " $* " in *" --help "* | *" -h "*) sed -n '2,/^set/s/^# \{0,1\}//p' "$scrip
 export SEMIVARIOGRAM_CALLER=$PWD  # the paths of --profile and --run are the caller's
 cd "$(dirname "$script")"
 . ./setup_environment.sh
+if [ "$*" = --lab ]; then  # with a new token, and this environment's kernel
+  JUPYTER_PREFER_ENV_PATH=1 exec "$PYTHON" -m jupyterlab notebooks --ServerApp.ip=127.0.0.1 --ServerApp.allow_root=True
+fi
 exec "$PYTHON" -m lib.pipeline "$@"

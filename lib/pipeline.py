@@ -3,41 +3,37 @@
 from __future__ import annotations
 
 import argparse
-import json
+import io
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import nbformat
-from tqdm import tqdm
 
-from lib import lab, stages
-from lib.data import backbones
+from lib.data import backbones, datasets
 from lib.method import negatives
 from lib.method.errors import BundleError
-from lib.runs import Run, locks, provenance, write_json, writing
-from lib.runs.files import checksum, one_line, printable, refusals_named
+from lib.runs import Run, cache, code, locks
+from lib.runs.files import one_line, printable, refusals_named, writing
 from lib.runs.machine import check_gpu, gpu, print_anywhere
-from lib.runs.provenance import read_provenance
-from lib.runs.run import RECORDS
+from lib.runs.provenance import read_provenance, write_checksums, write_provenance
 from lib.settings import PROJECT
 from lib.show.pages import PICTURES_ONLY, as_a_terminal_shows, render, tidy
 from lib.train import gallery
 
 NOTEBOOKS = PROJECT / "notebooks"
 PARAMETERS = ["overrides", "profile", "run_name"]
-OF_THE_STUDY = {"07", "08"}
-"""Notebooks that need the group ``study`` in the profile: hours of trainings."""
-MOST_OF_A_SOCKETS_PATH = 70
-"""Longest folder of temporary files, in characters, that leaves room for a socket's name: the system takes
-about 100 in all."""
+STAGE_WORDS = ("made", "reused", "again")
+"""First words of the lines that stages print; the second word of each is the stage's name."""
+LONGEST_SOCKET_FOLDER = 70
+"""Characters of a folder of temporary files that leave room for a socket's name: it may have about 100."""
 
 
 def notebooks() -> dict[str, Path]:
@@ -52,30 +48,24 @@ def title(notebook: Path) -> str:
     return next((line[2:].strip() for line in lines if line.startswith("# ")), notebook.stem)
 
 
-def choose(only: str | None, with_study: bool = True) -> dict[str, Path]:
-    """The notebooks that ``only`` ("03,05") names; where it is None all, but for those of the study without
-    it.
+def choose(only: str | None) -> dict[str, Path]:
+    """The notebooks that ``only`` ("03,05") names; where it is None, all.
 
     Raises:
-        BundleError: a number has no notebook, or is of the study and the profile has none.
+        BundleError: a number has no notebook.
     """
     there = notebooks()
     if only is None:
-        return {number: path for number, path in there.items() if with_study or number not in OF_THE_STUDY}
+        return there
     wanted = [part.strip().zfill(2) for part in only.split(",") if part.strip()]
     if not wanted or (unknown := [number for number in wanted if number not in there]):
         said = f"there is no notebook {', '.join(unknown)}" if wanted else "names no notebook"
         raise BundleError(f"--only {only}: {said}; there are {', '.join(there)}")
-    if without := [] if with_study else sorted(OF_THE_STUDY.intersection(wanted)):
-        raise BundleError(
-            f"--only {only}: notebook {', '.join(without)} needs the group `study`; take --profile study"
-        )
     return {number: path for number, path in there.items() if number in wanted}
 
 
 def check_parameters(notebook: Path) -> None:
-    """Refuse a notebook whose ``parameters`` cell is not exactly what the pipeline gives; papermill would
-    only warn.
+    """Refuse a notebook whose ``parameters`` cell is not exactly what the pipeline gives; papermill only warns.
 
     Raises:
         BundleError: no such cell, more than one, or other names in it.
@@ -93,8 +83,49 @@ def check_parameters(notebook: Path) -> None:
         )
 
 
-def execute(notebook: Path, run: Run, profile: str, overrides: Sequence[str]) -> Path:
-    """Execute ``notebook`` into the run's folder, also where it fails half-way; return the executed copy.
+def bring_up_to_date(notebook: Path, run: Run, profile: str, overrides: Sequence[str]) -> bool:
+    """Execute and render ``notebook`` unless that was done with the same source, settings, code and results.
+
+    Returns:
+        True where the executed notebook was reused.
+    """
+    name, copy = f"notebook-{notebook.stem}", run.folder / "notebooks" / notebook.name
+    outputs, known = [copy, copy.with_suffix(".html")], cache.read_receipt(run, name)
+    stages = [Path(one).stem for one in known["needs"]["inputs"]] if known else []
+    needs = _needs_of(notebook, run, stages)
+    stale = next((one for one in stages if not cache.is_current(run, one)), None)
+    why = f"{stale} is not current" if stale else cache.why_stale(run, name, needs, outputs)
+    if not why:
+        return True
+    if why != cache.NOT_MADE:
+        print(f"      again: {why}", flush=True)
+    started = time.perf_counter()
+    run.receipt(name).unlink(missing_ok=True)
+    stages = execute(notebook, run, profile, overrides)
+    render(copy)
+    cache.write_receipt(run, name, _needs_of(notebook, run, stages), outputs, time.perf_counter() - started)
+    return False
+
+
+def _needs_of(notebook: Path, run: Run, stages: Sequence[str]) -> dict[str, Any]:
+    """What an executed notebook depends on; ``stages`` are those whose results it read."""
+    cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    python = "\n".join(line for cell in cells for line in cell.splitlines() if not line.startswith("%"))
+    settings = {
+        "source": code.digest_of_text(notebook.read_text(encoding="utf-8")),
+        "reached": code.digest_of_source(python),
+        "settings": run.settings.model_dump(mode="json"),
+        "photos": datasets.listing(run),
+    }
+    receipts = [run.receipt(one) for one in stages if run.receipt(one).exists()]
+    return cache.needs_of(run.folder, receipts, settings, [])
+
+
+def execute(notebook: Path, run: Run, profile: str, overrides: Sequence[str]) -> list[str]:
+    """Execute ``notebook`` into the run's folder, also where it fails half-way.
+
+    Returns:
+        The stages that it asked for.
 
     Raises:
         BundleError: a cell failed; the message names notebook and cell and ends with the error's last line.
@@ -104,20 +135,19 @@ def execute(notebook: Path, run: Run, profile: str, overrides: Sequence[str]) ->
 
     check_parameters(notebook)
     target, log = run.folder / "notebooks" / notebook.name, run.folder / "logs" / f"{notebook.stem}.log"
-    for path in (target, log):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     given = {
         "profile": _from_notebooks(profile),
         "run_name": _from_notebooks(str(run.folder)),
         "overrides": list(overrides),
     }
-    as_far = f"the notebook as far as it got: {target}"
+    as_far, said = f"the notebook as far as it got: {target}", _Told()
     try:
-        with _folder_of_sockets() as sockets, log.open("w", encoding="utf-8") as said:
+        with _folder_of_sockets() as sockets:
             papermill.execute_notebook(
                 _literal(notebook), _literal(target), parameters=given, kernel_name="python3",
-                cwd=str(NOTEBOOKS),
-                progress_bar=False, stdout_file=said, stderr_file=said, start_timeout=600,
+                cwd=str(NOTEBOOKS), progress_bar=False, stdout_file=said, stderr_file=said,
+                start_timeout=600,
                 config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),
                 # else a kernel logs the interrupt that ends it
                 extra_arguments=["--Application.log_level=CRITICAL"],
@@ -133,9 +163,27 @@ def execute(notebook: Path, run: Run, profile: str, overrides: Sequence[str]) ->
     finally:
         if target.exists():
             tidy(target)
-        if log.exists():
-            log.write_text(as_a_terminal_shows(log.read_text(encoding="utf-8")), encoding="utf-8")
-    return target
+        with writing(log) as aside:
+            aside.write_text(as_a_terminal_shows(said.getvalue()), encoding="utf-8")
+    return said.stages()
+
+
+class _Told(io.StringIO):
+    """What a kernel prints, kept; lines of stages are printed here as well, indented, as they come."""
+
+    def write(self, text: str) -> int:
+        """Keep ``text``; print the lines that end in it and begin with one of ``STAGE_WORDS``."""
+        begun = self.getvalue().rpartition("\n")[2]
+        *ended, _ = (begun + text).split("\n")
+        for line in ended:
+            if line.split(" ")[0] in {"made", "again", "note", "left"}:
+                print(f"      {line}", flush=True)
+        return super().write(text)
+
+    def stages(self) -> list[str]:
+        """Names of the stages that were made or reused, in their order."""
+        lines = (line.split() for line in self.getvalue().splitlines())
+        return list(dict.fromkeys(line[1].rstrip(":") for line in lines if line[:1] and line[0] in STAGE_WORDS))
 
 
 def _from_notebooks(path: str) -> str:
@@ -147,9 +195,8 @@ def _from_notebooks(path: str) -> str:
 
 
 def _folder_of_sockets() -> tempfile.TemporaryDirectory[str]:
-    """Where a kernel's sockets lie: a folder of this notebook's own, whose name is short enough for a
-    socket's."""
-    place = None if len(tempfile.gettempdir()) < MOST_OF_A_SOCKETS_PATH else "/tmp"  # noqa: S108
+    """A folder for a kernel's sockets, with a name that is short enough for a socket's."""
+    place = None if len(tempfile.gettempdir()) < LONGEST_SOCKET_FOLDER else "/tmp"  # noqa: S108
     return tempfile.TemporaryDirectory(prefix="semivariogram-", dir=place, ignore_cleanup_errors=True)
 
 
@@ -159,7 +206,7 @@ def _literal(path: Path) -> str:
 
 
 def finish(run: Run, seconds: Mapping[str, float]) -> None:
-    """Write provenance.json and index.html, and say where the run's figures stand against the reference's."""
+    """Write provenance, index.html and SHA256SUMS, and say where the figures stand against the reference's."""
     from lib.show import report  # matplotlib would lie in memory beside the kernels
 
     executed = [(path, run.folder / "notebooks" / path.name) for path in notebooks().values()]
@@ -168,27 +215,15 @@ def finish(run: Run, seconds: Mapping[str, float]) -> None:
         for path, copy in executed
         if copy.with_suffix(".html").exists()
     ]
-    written = provenance(run, seconds) | {"outdated": outdated(run)}
-    index = report.write_index(run, written, links)
-    written["outputs"][index.name] = checksum(index)
-    write_json(run.provenance, written)
-    for stage in written["outdated"]:
-        print(f"outdated: {stage} was not made with these settings, inputs and code; run all notebooks")
+    index = report.write_index(run, write_provenance(run, seconds), links)
+    write_checksums(run)
     if run.table("accuracy").exists():
         _say_comparison(run)
     print(f"to open in a browser: {index}")
 
 
-def outdated(run: Run) -> list[str]:
-    """Stages that are there, and that the run's settings, inputs and code of today would make anew: after
-    ``--only``."""
-    found = stages.look_up(run, notebooks())
-    return [stage for _, stage, is_reused in found if not is_reused and run.receipt(stage).exists()]
-
-
 def _say_comparison(run: Run) -> None:
-    """Print what the comparison with the reference came to, and what was missed; every figure goes to a
-    file."""
+    """Print what the comparison with the reference came to, and what was missed; every figure goes to a file."""
     from lib.show import report
 
     compared, sentence = report.compare_with_reference(run)
@@ -203,15 +238,20 @@ def _say_comparison(run: Run) -> None:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; the help of these options stands in run_all.sh."""
-    parser = argparse.ArgumentParser("run_all.sh", epilog="What each option does: ./run_all.sh --help")
+    parser = argparse.ArgumentParser(
+        "run_all.sh", epilog="What each option does: ./run_all.sh --help", allow_abbrev=False
+    )
     parser.add_argument("--profile", default="quick")
     parser.add_argument("--run", default="")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--only")
     parser.add_argument("--set", action="append", default=[], metavar="GROUP.KEY=VALUE")
-    for switch in ("--list", "--lab", "--fresh"):
-        parser.add_argument(switch, action="store_true")
-    return parser.parse_args(arguments)
+    parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--lab", action="store_true")
+    options = parser.parse_args(arguments)
+    if options.lab:
+        parser.error("--lab takes no other option: set profile, run_name, overrides in a notebook's first cell")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -220,19 +260,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     overrides = [*options.set, *([f"device={options.device}"] if options.device else [])]
     try:
-        refuse_what_would_be_ignored(options)
+        count = os.environ.get("NPROC") or "1"
+        _refuse_contradictions(options, count)
         profile, name = _of_the_caller(options.profile), options.run
         run = Run.open(profile, _of_the_caller(name) if os.sep in name else name, overrides)
-        chosen = choose(options.only, run.settings.study is not None)
-        if options.list:
-            return _list(run, chosen)
-        if options.lab:
-            return lab.start(next(iter(chosen.values())))
+        chosen = choose(options.only)
         check_before_computing(run)
-        with locks.holding(run.folder), refusals_named(run.folder), _environment(run):
+        with locks.holding(run.folder), refusals_named(run.folder), _environment():
             if options.fresh:
                 forget(run.folder)
-            if (count := os.environ.get("NPROC") or "1") != "1":
+            if count != "1":
                 make_in_parallel(run, profile, overrides, count)
             _execute_all(run, chosen, profile, overrides)
     except (BundleError, OSError) as error:
@@ -245,59 +282,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def forget(folder: Path) -> None:
-    """Remove receipts and features of the run in ``folder`` and of its worlds, if there is a run."""
-    own = [folder, folder / "simulation", *folder.glob("worlds/*")]
-    for one in own if any(folder.glob("receipts/*.json")) else ():
-        for name in ("receipts", "features"):
-            if (path := one / name).is_symlink():
-                path.unlink()
-            elif path.is_dir():
-                shutil.rmtree(path)
+    """Remove receipts and unfinished work of the run in ``folder``, so that all is made again."""
+    receipts = folder / "receipts"
+    if any(receipts.glob("manifest.json")) and not receipts.is_symlink():
+        shutil.rmtree(receipts)
+    for path in folder.glob("*/unfinished*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _of_the_caller(path: str) -> str:
-    """``path`` from the folder in which run_all.sh was called; what is no path there as it is."""
+    """``path`` from the folder in which run_all.sh was called; a plain name as it is."""
     there = Path(os.environ.get("SEMIVARIOGRAM_CALLER", ""), path)
-    return str(there.resolve()) if os.sep in path or there.is_file() else path
+    return str(there.resolve()) if os.sep in path or path.endswith((".yaml", ".yml")) else path
 
 
-def refuse_what_would_be_ignored(options: argparse.Namespace) -> None:
-    """Raise a BundleError where the command line asks for what would not be done."""
-    if options.lab and (
-        options.run or options.set or options.device or options.fresh or options.profile != "quick"
-    ):
-        where = "set profile, run_name and overrides in a notebook's first code cell"
-        raise BundleError(f"--lab opens the notebooks as they are: {where}")
+def _refuse_contradictions(options: argparse.Namespace, count: str) -> None:
     if options.fresh and options.only:
         raise BundleError(
             "--fresh removes what the other notebooks made, and --only would not make it again; leave one out"
         )
-    if options.only and not (options.list or options.lab) and os.environ.get("NPROC", "1") not in {"", "1"}:
+    if options.only and count != "1":
         raise BundleError("NPROC makes all stages before the notebooks; leave out --only, or NPROC")
 
 
 @contextmanager
-def _environment(run: Run) -> Iterator[None]:
-    """Variables of what the run starts: lib of this checkout, pictures as nobody moves a slider, and where
-    stages are noted."""
+def _environment() -> Iterator[None]:
+    """Variables of what the run starts: lib of this checkout, and pictures instead of widgets."""
     before = dict(os.environ)
-    noted = {
-        RECORDS: str(run.folder / "logs" / "stages.jsonl"),
-        PICTURES_ONLY: "1",
-        "PYTHONPATH": lab.python_path(),
-    }
-    os.environ.update(noted)
+    paths = [path for path in before.get("PYTHONPATH", "").split(os.pathsep) if path != str(PROJECT)]
+    ours = {PICTURES_ONLY: "1", "PYTHONPATH": os.pathsep.join([str(PROJECT), *filter(None, paths)])}
+    os.environ.update(ours)
     try:
         yield
     finally:
-        for name in noted:
+        for name in ours:
             os.environ.pop(name)
-        os.environ.update({name: before[name] for name in noted if name in before})
+        os.environ.update({name: before[name] for name in ours if name in before})
 
 
 def make_in_parallel(run: Run, profile: str, overrides: Sequence[str], count: str) -> None:
-    """Make what takes long with ``count`` processes on this machine, before the notebooks find it
-    (:mod:`lib.stages`).
+    """Make features and trainings with ``count`` processes (:mod:`lib.stages`); the notebooks then find them.
 
     Raises:
         BundleError: ``count`` is no number of processes, or one of them failed.
@@ -336,79 +360,21 @@ def check_before_computing(run: Run) -> None:
     gallery.find(run.settings.evaluation)
 
 
-def _list(run: Run, chosen: Mapping[str, Path]) -> int:
-    found = stages.look_up(run, chosen)
-    print(run.describe())
-    for number, path in chosen.items():
-        print(f"{number}  {title(path)}")
-        for _, stage, is_reused in (one for one in found if one[0] == number):
-            print(f"      {stage:44}{'reused' if is_reused else 'made'}")
-    made = sum(not is_reused for *_, is_reused in found)
-    print(
-        f"in all {made} of {len(found)} stages made, {len(found) - made} reused; results go to {run.folder}"
-    )
-    return 0
-
-
 def _execute_all(run: Run, chosen: Mapping[str, Path], profile: str, overrides: list[str]) -> None:
-    """Execute and render ``chosen``: two lines each, below a progress bar where somebody sits at a
-    terminal."""
+    """Bring ``chosen`` up to date, with a line for each and for what its stages made."""
     print(run.describe(), flush=True)
     seconds: dict[str, float] = {}
     with suppress(BundleError):  # the first run here, or one whose provenance is damaged
         seconds |= read_provenance(run.folder)["seconds_by_notebook"]
-    records = Path(os.environ[RECORDS])
-    with tqdm(chosen.values(), unit="notebook", leave=False, disable=None) as bar:
-        for notebook in bar:
-            records.parent.mkdir(parents=True, exist_ok=True)
-            records.write_text("")
-            bar.write(f"{notebook.stem} …")
-            started = time.perf_counter()
-            with _told(bar, records):
-                render(execute(notebook, run, profile, overrides))
+    for notebook in chosen.values():
+        print(f"{notebook.stem} …", flush=True)
+        started = time.perf_counter()
+        if bring_up_to_date(notebook, run, profile, overrides):
+            print("      reused: same source, settings, code and results", flush=True)
+        else:
             seconds[notebook.stem] = round(time.perf_counter() - started, 1)
-            bar.write(f"      {summary(records)}; {seconds[notebook.stem]:.0f} s")
+            print(f"      {seconds[notebook.stem]:.0f} s", flush=True)
     finish(run, dict(sorted(seconds.items())))
-
-
-@contextmanager
-def _told(bar: tqdm, records: Path) -> Iterator[None]:
-    """Every second the stage that is being made, and the time since the notebook began, beside ``bar``."""
-    started, ended = time.perf_counter(), threading.Event()
-
-    def tell() -> None:
-        while not ended.wait(1.0):
-            begun = [one["stage"] for one in _noted(records) if one.get("became") == "begun"]
-            doing = f"{begun[-1]}, " if begun else ""
-            bar.set_postfix_str(f"{doing}{time.perf_counter() - started:.0f} s")
-
-    thread = threading.Thread(target=tell, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        bar.set_postfix_str("")
-
-
-def _noted(records: Path) -> list[dict[str, str]]:
-    """What stages have noted so far; a line that is being written is left out."""
-    lines = records.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def summary(records: Path) -> str:
-    """What became of the stages, in a few words, and a line for whatever else they noted: ``made 1
-    (features), reused 1``."""
-    noted = _noted(records)
-    made, reused = (
-        [one["stage"] for one in noted if one.get("became") == word] for word in ("made", "reused")
-    )
-    shown = ", ".join(made[:3]) + (", …" if len(made) > 3 else "")
-    parts = [f"made {len(made)} ({shown})"] * bool(made) + [f"reused {len(reused)}"] * bool(reused)
-    sentences = [one["note"] for one in noted if "note" in one]
-    return "\n      ".join([*sentences[:5], ", ".join(parts) or "drawn"])
 
 
 if __name__ == "__main__":

@@ -130,6 +130,14 @@ def fitted(**changes: object) -> FittedSemivariogram:
     return FittedSemivariogram(**(values | changes))
 
 
+def write_later(path: Path, text: str) -> None:
+    """Write ``text`` with a later time of change: two writes may fall into one tick of the file system's clock."""
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    path.write_text(text)
+    if path.stat().st_mtime_ns <= before:
+        os.utime(path, ns=(before + 1_000_000, before + 1_000_000))
+
+
 def python(*arguments: object, processes: int = 1, **variables: str) -> subprocess.CompletedProcess[str]:
     """What became of this Python on ``arguments``, one thread each; torchrun starts several ``processes``."""
     several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]

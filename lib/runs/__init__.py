@@ -1,13 +1,8 @@
-"""Where a run's files lie, when they may be reused, and what is written down about it."""
+"""Where a run's files lie, when they are reused, and what is written down about it."""
 
-from lib.runs.code import code_digest
-from lib.runs.files import ArtefactError, checksum, write_json, writing
-from lib.runs.machine import autocast, find_device, generator, machine, progress
-from lib.runs.provenance import is_output, provenance
-from lib.runs.run import RESULTS, Run, note
+from lib.runs.cache import cached
+from lib.runs.files import checksum, write_json, writing
+from lib.runs.machine import progress
+from lib.runs.run import RESULTS, Run
 
-__all__ = [
-    "RESULTS", "ArtefactError", "Run", "autocast", "checksum", "code_digest", "find_device", "generator",
-    "is_output",
-    "machine", "note", "progress", "provenance", "write_json", "writing",
-]  # fmt: skip
+__all__ = ["RESULTS", "Run", "cached", "checksum", "progress", "write_json", "writing"]

@@ -1,38 +1,36 @@
-"""What a result depends on in the code: a function, and all of this project that it reaches by name.
+"""What a result depends on in the code: functions, and all of this project that they reach by name.
 
-The files are read as text and nothing is imported. From a function its names lead to other functions, classes
-and constants, in its own module or in those that it imports, and so on. Comments, docstrings and annotations
-do not count. What is put into a registry by a decorator is reached by no name, so that a new strategy does
-not make the trainings of the others anew: whoever looks one up adds it to what a stage depends on.
+Files are read as text and nothing is imported. A function's names lead to other functions, classes and
+constants, in its own module or in those that it imports, and so on. Not followed are
+
+* registered functions (strategies, backbones): a stage names the one that it uses, so a new one remakes nothing;
+* stages, that is, functions that call ``cached``: their results are inputs, known by their checksums;
+* ``lib.runs`` and ``lib.settings``, which store and name. Settings that count stand in a stage's key.
+
+Comments, docstrings and annotations do not count.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Iterator
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
-PACKAGES = ("lib", "study")
-WITHOUT_EFFECT = (
-    "lib.settings",
-    "lib.method.errors",
-    "lib.runs.run",
-    "lib.runs.files",
-    "lib.runs.locks",
-    "lib.runs.receipts",
-    "lib.runs.provenance",
-    "lib.runs.code",
-)
-"""Modules that store and name results but do not make them; what of the settings a stage depends on, it says
-itself."""
+PROJECT = Path(__file__).resolve().parents[2]
+OURS = ("lib", "study")
+WITHOUT_EFFECT = ("lib.runs", "lib.settings")
 GONE = "gone"
 """Stands in for code or a package that no longer exists."""
 
 Symbol = tuple[str, str]
-"""A module, and the name of something at its top level; an empty name: all of the module."""
+"""A module and a name at its top level; an empty name: the whole module."""
 
 
 def named(function: Callable) -> str:
@@ -40,128 +38,184 @@ def named(function: Callable) -> str:
     return f"{function.__module__}:{function.__qualname__}"
 
 
-@lru_cache(maxsize=256)
-def code_digest(name: str) -> str:
-    """SHA-256 of the code that ``name`` (``module:name``) reaches, itself included; ``GONE`` where there is
-    no such thing."""
+def code_of(functions: Iterable[Callable]) -> dict[str, str]:
+    """SHA-256 of the code that each of ``functions`` reaches, by its name."""
+    found = {name: (function, digest(name)) for function in functions if (name := named(function))}
+    return {  # one that is gone stands in a script or a notebook
+        name: hashlib.sha256(inspect.getsource(function).encode()).hexdigest() if code == GONE else code
+        for name, (function, code) in found.items()
+    }
+
+
+@lru_cache(maxsize=1_024)
+def digest(name: str, project: Path = PROJECT) -> str:
+    """SHA-256 of the code that ``module:name`` reaches, itself included; ``GONE`` where there is none."""
     module, _, symbol = name.partition(":")
-    if (found := _module(module)) is None or symbol not in found.defined:
+    if (found := _module(module, project)) is None or symbol not in found.defined:
         return GONE
-    parts = {f"{one[0]}:{one[1]}": _text(one) for one in reached((module, symbol))}
-    return hashlib.sha256("\n".join(f"{key} {parts[key]}" for key in sorted(parts)).encode()).hexdigest()
+    return _digest(reached((module, symbol), project), project)
 
 
-def reached(start: Symbol) -> set[Symbol]:
-    """``start`` and everything of ``PACKAGES`` that it reaches by name, but for the modules
-    ``WITHOUT_EFFECT``."""
+def digest_of_source(source: str, project: Path = PROJECT) -> str:
+    """SHA-256 of the code of this project that the statements ``source`` of a notebook reach."""
+    found = set()
+    for one in _names(_Bare().visit(ast.parse(source)), _Module("", {}, {}), "", project):
+        found |= {one for one in reached(one, project) if not _is_stage(*one, project)}
+    return _digest(found, project)
+
+
+def digest_of_text(text: str) -> str:
+    """SHA-256 of ``text``."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest(symbols: Iterable[Symbol], project: Path) -> str:
+    ours = sorted((module, name) for module, name in symbols if name and _module(module, project))
+    texts = [f"{module} {name} {_text(module, name, project)}" for module, name in ours]
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def packages_of(names: Iterable[str], project: Path = PROJECT) -> dict[str, str]:
+    """Version of each package that the code of ``names`` (``module:name``) reaches."""
+    symbols = set().union(*(reached(tuple(name.split(":", 1)), project) for name in names))
+    tops = {module.partition(".")[0] for module, _ in symbols} - {*OURS, *sys.stdlib_module_names}
+    return {
+        owner: version(owner) for owner in sorted({one for top in tops for one in _owners().get(top, ())})
+    }
+
+
+@lru_cache(maxsize=1)
+def _owners() -> dict[str, list[str]]:
+    return dict(importlib.metadata.packages_distributions())
+
+
+@lru_cache(maxsize=256)
+def version(package: str) -> str:
+    """Installed version of ``package``; ``GONE`` where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return GONE
+
+
+@lru_cache(maxsize=1_024)
+def reached(start: Symbol, project: Path = PROJECT) -> frozenset[Symbol]:
+    """``start`` and all that it reaches by name; of other packages the first step."""
     seen, waiting = set(), [start]
     while waiting:
         symbol = waiting.pop()
-        if symbol in seen or symbol[0] in WITHOUT_EFFECT or _module(symbol[0]) is None:
+        if symbol in seen or symbol[0].startswith(WITHOUT_EFFECT):
             continue
-        seen.add(symbol)
-        waiting += _names_of(symbol)
-    return {one for one in seen if one[1]}
+        if symbol == start or not _is_stage(*symbol, project):
+            seen.add(symbol)
+            waiting += _next(*symbol, project)
+    return frozenset(seen)
 
 
-class _Module:
-    """The top level of a file: ``defined`` name -> its statements, ``imported`` name -> what it stands
-    for."""
+class _Module(NamedTuple):
+    """The top level of a file: ``defined`` name -> its statements, ``imported`` name -> what it stands for."""
 
-    def __init__(self, name: str, path: Path) -> None:
-        self.defined: dict[str, list[ast.stmt]] = {}
-        self.package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        body = ast.parse(path.read_text(encoding="utf-8")).body
-        self.imported = _imports(body, self.package)
-        for node in body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                self.defined.setdefault(node.name, []).append(node)
-            elif isinstance(node, ast.Assign | ast.AnnAssign):
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                for target in (
-                    part for one in targets for part in ast.walk(one) if isinstance(part, ast.Name)
-                ):
-                    self.defined.setdefault(target.id, []).append(node)
+    package: str
+    defined: dict[str, list[ast.stmt]]
+    imported: dict[str, Symbol]
 
 
-@lru_cache(maxsize=256)
-def _module(name: str) -> _Module | None:
-    if name.partition(".")[0] not in PACKAGES:
+@lru_cache(maxsize=1_024)
+def _module(name: str, project: Path) -> _Module | None:
+    """The module ``name`` of this project, without docstrings and annotations; None for all others."""
+    base = project.joinpath(*name.split("."))
+    paths = (base.with_suffix(".py"), base / "__init__.py") if name.partition(".")[0] in OURS else ()
+    path = next((one for one in paths if one.is_file()), None)
+    if path is None:
         return None
-    try:
-        spec = importlib.util.find_spec(name)
-    except ModuleNotFoundError:  # the package around it is gone
-        return None
-    return _Module(name, Path(spec.origin)) if spec and spec.origin else None
-
-
-def _imports(body: list[ast.stmt], package: str) -> dict[str, Symbol]:
-    """Name -> (module, name in it) of the statements ``from … import …`` among ``body``.
-
-    Relative imports are resolved from ``package``.
-    """
-    found = {}
+    body = _Bare().visit(ast.parse(path.read_text(encoding="utf-8"))).body
+    package, defined = name if path.name == "__init__.py" else name.rpartition(".")[0], {}
     for node in body:
-        if not isinstance(node, ast.ImportFrom):
-            continue
-        source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-        if source.partition(".")[0] in PACKAGES:
+        targets = ast.walk(node) if isinstance(node, ast.Assign | ast.AnnAssign) else ()
+        names = {one.id for one in targets if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+        for one in {node.name} if isinstance(node, ast.FunctionDef | ast.ClassDef) else names:
+            defined.setdefault(one, []).append(node)
+    return _Module(package, defined, _imports(body, package, project))
+
+
+class _Bare(ast.NodeTransformer):
+    """A syntax tree without docstrings and annotations."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        return None if isinstance(node.value, ast.Constant) else self.generic_visit(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        node.annotation = ast.Constant(None)
+        return self.generic_visit(node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+
+def _imports(nodes: Iterable[ast.AST], package: str, project: Path) -> dict[str, Symbol]:
+    """What the imports among ``nodes`` bind; relative ones are resolved from ``package``."""
+    bound = {}
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                bound[alias.asname or alias.name.partition(".")[0]] = (alias.name.partition(".")[0], "")
+        elif isinstance(node, ast.ImportFrom):
+            source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             for alias in node.names:
                 inner = f"{source}.{alias.name}"
-                found[alias.asname or alias.name] = (inner, "") if _module(inner) else (source, alias.name)
-    return found
+                bound[alias.asname or alias.name] = (
+                    (inner, "") if _module(inner, project) else (source, alias.name)
+                )
+    return bound
 
 
-def _names_of(symbol: Symbol) -> Iterator[Symbol]:
-    """What the statements of ``symbol`` name, one step on."""
-    module = _module(symbol[0])
-    if not symbol[1]:
-        yield from ((symbol[0], name) for name in module.defined)
+def _is_stage(module: str, name: str, project: Path) -> bool:
+    nodes = found.defined.get(name, []) if (found := _module(module, project)) else []
+    return any(isinstance(node, ast.FunctionDef) and "cached" in _loaded(node) for node in nodes)
+
+
+def _loaded(node: ast.AST) -> set[str]:
+    return {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
+
+
+def _next(module: str, name: str, project: Path) -> Iterator[Symbol]:
+    """What a symbol's statements name, one step on."""
+    found = _module(module, project)
+    if found is None:
         return
-    if symbol[1] in module.imported:  # a name that is only handed on
-        yield module.imported[symbol[1]]
-        return
-    for node in module.defined.get(symbol[1], []):
-        inner = _imports([one for one in ast.walk(node) if isinstance(one, ast.ImportFrom)], module.package)
-        yield from _named_in(node, symbol[0], module, module.imported | inner)
+    if not name:
+        yield from ((module, one) for one in found.defined)
+    elif name in found.imported and name not in found.defined:  # a name that is only handed on
+        yield found.imported[name]
+    for node in found.defined.get(name, []):
+        yield from _names(node, found, module, project)
 
 
-def _named_in(node: ast.AST, name: str, module: _Module, imported: dict[str, Symbol]) -> Iterator[Symbol]:
-    if (
-        isinstance(node, ast.Attribute)
-        and isinstance(node.value, ast.Name)
-        and imported.get(node.value.id, ("", "x"))[1] == ""
-    ):
-        inner = imported[node.value.id][0]  # of a module only what is taken from it
-        yield (f"{inner}.{node.attr}", "") if _module(f"{inner}.{node.attr}") else (inner, node.attr)
-        return
-    if isinstance(node, ast.Name):
-        if node.id in imported:
-            yield imported[node.id]
-        elif node.id in module.defined:
-            yield name, node.id
-        return
-    for field, value in ast.iter_fields(node):
-        if field not in {"annotation", "returns"}:
-            for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.AST):
-                    yield from _named_in(child, name, module, imported)
-
-
-def _text(symbol: Symbol) -> str:
-    """The syntax trees of a symbol's statements, without docstrings."""
-    return "".join(
-        ast.dump(_without_docstrings(node)) for node in _module(symbol[0]).defined.get(symbol[1], [])
-    )
-
-
-def _without_docstrings(node: ast.stmt) -> ast.stmt:
+def _names(node: ast.AST, found: _Module, module: str, project: Path) -> Iterator[Symbol]:
+    """Symbols that ``node`` names: of a module that it takes something from, what it takes."""
+    inner = _imports(ast.walk(node), found.package, project)
+    bound = found.imported | inner
+    of_modules = [
+        one for one in ast.walk(node)
+        if isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name) and bound.get(one.value.id, ("", "it"))[1] == ""
+    ]  # fmt: skip
+    for one in of_modules:
+        source = bound[one.value.id][0]
+        taken = f"{source}.{one.attr}"
+        yield (taken, "") if _module(taken, project) else (source, one.attr)
+    counted = {id(one.value) for one in of_modules}
     for one in ast.walk(node):
-        body = getattr(one, "body", None)
-        if isinstance(body, list):
-            one.body = [line for line in body if not (isinstance(line, ast.Expr) and _is_text(line.value))]
-    return node
+        if isinstance(one, ast.Name) and id(one) not in counted:
+            if one.id in bound:
+                yield bound[one.id]
+            elif one.id in found.defined:
+                yield module, one.id
 
 
-def _is_text(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+def _text(module: str, name: str, project: Path) -> str:
+    return "".join(map(ast.dump, _module(module, project).defined.get(name, [])))

@@ -1,8 +1,7 @@
-"""What this machine is and does: device, precision, random numbers, progress bars."""
+"""What this machine is and does: device, precision, progress bars."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -11,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,6 @@ from tqdm import tqdm
 
 from lib.method.errors import BundleError
 from lib.runs import ranks
-
-
-def generator(seed: int, purpose: str) -> torch.Generator:
-    """A CPU generator of its own for each ``purpose``, so that drawing more of one thing moves nothing
-    else."""
-    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def progress(iterable: Iterable[Any], description: str, total: int | None = None) -> tqdm:
@@ -135,7 +128,7 @@ def check_gpu(device: torch.device) -> None:
 
 
 def on_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """``values`` on ``device``; on their way to a GPU nobody waits for them."""
+    """``values`` on ``device``; the copy to a GPU is asynchronous."""
     if device.type == "cuda" and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
@@ -148,6 +141,20 @@ def one_ahead(items: Iterator[Any]) -> Iterator[Any]:
         while (item := waiting.result()) is not None:
             waiting = thread.submit(next, items, None)
             yield item
+
+
+@contextmanager
+def deterministic(is_wanted: bool) -> Iterator[None]:
+    """Let torch take, where ``is_wanted``, only algorithms that give the same bits every time.
+
+    Matters on CUDA and costs speed. An operation that has no such algorithm stops with its name.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(is_wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def cores() -> int:

@@ -1,4 +1,4 @@
-"""What it takes to rebuild a run: settings, versions, machine, commit, checksums."""
+"""What it takes to rebuild a run (settings, versions, machine, commit, times), and SHA256SUMS of its files."""
 
 from __future__ import annotations
 
@@ -13,22 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lib.method.errors import BundleError
-from lib.runs import receipts
-from lib.runs.files import READING_ERRORS, checksum, one_line
+from lib.runs import cache
+from lib.runs.files import READING_ERRORS, checksum, one_line, write_json, writing
 from lib.runs.machine import machine
-from lib.settings import PROFILES, PROJECT
+from lib.settings import PROJECT
 
 if TYPE_CHECKING:
     from lib.runs.run import Run
 
-NAMES = ("provenance.json", "manifest.json")
-"""Of the file; the second is its name in earlier runs."""
-
-
-def provenance_file(folder: Path) -> Path:
-    """The provenance of the run in ``folder``, by whichever of ``NAMES`` is there."""
-    found = [folder / name for name in NAMES if (folder / name).is_file()]
-    return (found or [folder / NAMES[0]])[0]
+FILE = "provenance.json"
+SUMS = "SHA256SUMS"
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
@@ -37,11 +31,11 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     Raises:
         BundleError: there is none, or it is damaged.
     """
-    path = provenance_file(folder)
+    path = folder / FILE
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(written["outputs"], dict):
-            raise TypeError("no outputs")
+        if not isinstance(written["settings"], dict):
+            raise TypeError("no settings")
     except FileNotFoundError:
         raise BundleError(
             f"{path} is not there: give the folder of a run that run_all.sh has finished"
@@ -53,47 +47,40 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     return written
 
 
-def provenance(run: Run, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """What it takes to rebuild ``run``: settings, versions, machine, git commit, checksums of inputs and
-    outputs.
+def write_provenance(run: Run, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """Write provenance.json of ``run`` and return what it says.
 
     Args:
         seconds: wall time by notebook.
     """
-    stages = [
-        known for path in sorted((run.folder / "receipts").glob("*.json")) if (known := receipts.read(path))
-    ]
-    files = [path for path in sorted(run.folder.rglob("*")) if path.is_file() and is_output(path, run.folder)]
-    return {
+    names = (path.stem for path in sorted((run.folder / "receipts").glob("*.json")))
+    stages = [known for name in names if (known := cache.read_receipt(run, name))]
+    written = {
         "run": run.name,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": json.loads(run.settings.model_dump_json()),
-        "seeds": run.settings.training.seeds,
         "git": _git_state(),
         "machine": machine(),
+        "threads": torch.get_num_threads(),
         "packages": package_versions(),
         "seconds_by_notebook": dict(seconds),
         "seconds_by_stage": {known["stage"]: known["seconds"] for known in stages},
-        "keys_by_stage": {known["stage"]: known["key"] for known in stages},
-        "threads": torch.get_num_threads(),
-        "inputs": {str(path.relative_to(PROJECT)): checksum(path) for path in _sources(run.settings.profile)},
-        "outputs": {str(path.relative_to(run.folder)): checksum(path) for path in files},
     }
+    write_json(run.provenance, written)
+    return written
 
 
-def is_output(path: Path, folder: Path) -> bool:
-    """Whether the file at ``path`` in a run's ``folder`` is an output of its notebooks; index.html is noted
-    by itself."""
-    first = path.relative_to(folder).parts[0]
-    return first not in {"receipts", "logs", "index.html", *NAMES} and not path.name.startswith(".")
+def write_checksums(run: Run) -> None:
+    """Write SHA256SUMS, for ``sha256sum --check``: every file of the run but receipts, logs and hidden ones."""
+    files = [path for path in sorted(run.folder.rglob("*")) if path.is_file() and _is_result(path, run.folder)]
+    with writing(run.folder / SUMS) as aside:
+        lines = (f"{checksum(path)}  {path.relative_to(run.folder).as_posix()}\n" for path in files)
+        aside.write_text("".join(lines), encoding="utf-8")
 
 
-def _sources(profile: str) -> list[Path]:
-    notebooks = [
-        path for folder in ("notebooks", "study") for path in sorted((PROJECT / folder).glob("*.ipynb"))
-    ]
-    found = [PROJECT / "requirements.txt", *notebooks, PROFILES / f"{profile}.yaml"]
-    return [path for path in found if path.is_file()]
+def _is_result(path: Path, folder: Path) -> bool:
+    parts = path.relative_to(folder).parts
+    return parts[0] not in {"receipts", "logs", SUMS} and not any(part.startswith(".") for part in parts)
 
 
 def package_versions() -> dict[str, str]:

@@ -7,8 +7,7 @@ A process that torchrun did not start is rank 0 of 1, and none of this does anyt
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -54,27 +53,19 @@ def cuda_device() -> torch.device:
     return device
 
 
-@contextmanager
-def first_enters(context: AbstractContextManager) -> Iterator[None]:
-    """Rank 0 is inside ``context`` before anybody goes on; the others go on without it."""
-    with context if rank() == 0 else nullcontext():
-        wait()
-        yield
-
-
 def wait() -> None:
-    """Until every rank is here."""
+    """Wait until every rank is here."""
     if dist.is_initialized():
         dist.barrier()
 
 
-def said_by_first(value: Any) -> Any:
-    """What rank 0 gives as ``value``, on every rank."""
-    if not dist.is_initialized():
-        return value
-    told = [value]
-    dist.broadcast_object_list(told, src=0)
-    return told[0]
+def in_turn(work: Callable[[], object]) -> None:
+    """Let rank 0 do ``work``, then all others at once: they find it done."""
+    if rank() == 0:
+        work()
+    wait()
+    if rank() > 0:
+        work()
 
 
 def total(values: np.ndarray) -> np.ndarray:
@@ -83,15 +74,6 @@ def total(values: np.ndarray) -> np.ndarray:
     if dist.is_initialized():
         dist.all_reduce(summed)
     return summed.numpy()
-
-
-def stacked(own: torch.Tensor) -> torch.Tensor:
-    """[k, ...] of ``own`` [...] on each of the k ranks, without gradient."""
-    if not dist.is_initialized():
-        return own[None]
-    parts = [torch.empty_like(own) for _ in range(count())]
-    dist.all_gather(parts, own.contiguous())
-    return torch.stack(parts)
 
 
 class _Gather(torch.autograd.Function):

@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
+from lib.data.draws import generator
 from lib.method.errors import BundleError
 from lib.method.model import GeoCLIP, geoclip_locations
 from lib.runs.files import READING_ERRORS, one_line, writing
-from lib.runs.machine import generator
 from lib.settings import Training
 
 

@@ -5,163 +5,32 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from lib.data import datasets, features, sphere
+from lib.data import features, sphere
+from lib.data.draws import generator
 from lib.method import frequencies, geodesy, negatives
 from lib.method.errors import BundleError
 from lib.method.loss import SemivariogramLoss, contrastive_loss
 from lib.method.model import GeoCLIP
 from lib.method.negatives import Strategy
-from lib.method.semivariogram import FittedSemivariogram
-from lib.runs import Run, generator, ranks, write_json, writing
-from lib.runs import progress as progress_bar
-from lib.runs.machine import on_device, one_ahead
+from lib.runs import Run, cached, progress, ranks, writing
+from lib.runs.machine import one_ahead
 from lib.settings import Training
-from lib.train import checkpoints, gallery
+from lib.train import checkpoints, curve, gallery
+from lib.train.data import Batch, Queue, TrainingData, batches
 from lib.train.metrics import CHOICE_KM, COMPARED_KM
 
 WEIGHT_QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-
-
 LOOK_EVERY = 64
 """Steps after which losses are looked at; looking at each would let the processor wait for the GPU."""
-
-
-class Batch(NamedTuple):
-    """A batch of B photos, on the device where it is used.
-
-    Attributes:
-        rows: of the manifest, int64 [B].
-        numbers: the same as a tensor.
-        places_deg: [B, 2] latitude and longitude, float32.
-        features: v, float32 [B, D].
-        seen: what the head sees, [b, D], of the b photos that are this process's share.
-    """
-
-    rows: np.ndarray
-    numbers: torch.Tensor
-    places_deg: torch.Tensor
-    features: torch.Tensor
-    seen: torch.Tensor
-
-
-@dataclass
-class Queue:
-    """The latest ``size`` places and the unit features of the photos taken there: negatives beyond the batch.
-
-    Starts empty and grows. Upstream fills it with random unit vectors instead, which are not coordinates but
-    places within a degree of (0, 0). The manifest's rows tell a photo from itself when it comes back in the
-    next epoch.
-    """
-
-    size: int
-    rows: torch.Tensor
-    coordinates_deg: torch.Tensor
-    unit_features: torch.Tensor
-
-    @classmethod
-    def empty(cls, size: int, dimension: int, device: torch.device | str = "cpu") -> Queue:
-        """A queue for ``size`` places and features of ``dimension``."""
-        rows = torch.empty(0, dtype=torch.long, device=device)
-        return cls(size, rows, *(torch.empty(0, width, device=device) for width in (2, dimension)))
-
-    def __len__(self) -> int:
-        return len(self.coordinates_deg)
-
-    @torch.no_grad()
-    def push(self, rows: torch.Tensor, coordinates_deg: torch.Tensor, unit_features: torch.Tensor) -> None:
-        """Add rows [B], coordinates [B, 2] and unit features [B, D]; the oldest beyond ``size`` leave."""
-        if self.size == 0:
-            return
-        self.rows = torch.cat((self.rows, rows))[-self.size :]
-        self.coordinates_deg = torch.cat((self.coordinates_deg, coordinates_deg))[-self.size :]
-        self.unit_features = torch.cat((self.unit_features, unit_features))[-self.size :]
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What a training reads: rows, coordinates, features, gallery, curve.
-
-    ``partner_deg``, where the strategy ``shuffled`` is trained: of each row of the manifest the place that it
-    puts in its stead, [N, 2].
-    """
-
-    frozen: features.Features
-    train_rows: np.ndarray
-    validation_rows: np.ndarray
-    coordinates_deg: torch.Tensor
-    gallery_deg: np.ndarray
-    curve: FittedSemivariogram | None
-    scale: float
-    partner_deg: torch.Tensor | None = None
-
-    @classmethod
-    def read(cls, run: Run, with_curve: bool) -> TrainingData:
-        """Everything from the run's files; the semivariogram only where a strategy needs it.
-
-        Raises:
-            ArtefactError: notebook 01 has not run.
-            BundleError: a curve is needed, and looks do not change with distance.
-        """
-        manifest = datasets.read(run, datasets.manifest.PLACES)
-        frozen = features.read(run, manifest)
-        every_row = datasets.manifest.rows_of(manifest, "train")
-        places, curve = datasets.manifest.coordinates(manifest), None
-        if with_curve:
-            curve = FittedSemivariogram.load(run.require(run.semivariogram, "01_data_preparation"))
-            if not curve.rises:
-                raise BundleError(
-                    f"{run.semivariogram}: looks do not change with distance here; leave strategies "
-                    "that read the curve out of training.strategies"
-                )
-        return cls(
-            frozen,
-            _some(every_row, run.settings.training.photos),
-            datasets.manifest.rows_of(manifest, "validation"),
-            torch.from_numpy(places),
-            gallery.coordinates(run, manifest),
-            curve,
-            _input_scale(run, frozen, every_row),
-        )
-
-    def shuffled(self, seed: int, device: torch.device) -> TrainingData:
-        """With one permutation of the training photos, drawn from ``seed``."""
-        stead, order = self.coordinates_deg.clone(), generator(seed, "shuffled weights")
-        permuted = self.train_rows[torch.randperm(len(self.train_rows), generator=order).numpy()]
-        stead[self.train_rows] = self.coordinates_deg[permuted]
-        return replace(self, partner_deg=stead.float().to(device))
-
-    def batch(self, epoch: int, rows: np.ndarray, own: slice, device: torch.device) -> Batch:
-        """The photos ``rows`` in ``epoch`` (from 1); the head sees those of ``own``."""
-        numbers = on_device(torch.from_numpy(rows), device)
-        features = self.frozen.rows(rows if self.frozen.on_card is None else numbers, device)
-        is_plain = self.frozen.views is None
-        seen = features[own] if is_plain else self.frozen.seen_in(epoch, rows[own], device)
-        return Batch(rows, numbers, on_device(self.coordinates_deg[rows].float(), device), features, seen)
-
-
-def _some(rows: np.ndarray, count: int | None) -> np.ndarray:
-    """``count`` of ``rows``, ascending, the same for every seed; fewer are among the more."""
-    if count is None:
-        return rows
-    return np.sort(rows[torch.randperm(len(rows), generator=generator(0, "photos")).numpy()[:count]])
-
-
-def _input_scale(run: Run, frozen: features.Features, train_rows: np.ndarray) -> float:
-    """1 for GeoCLIP's own protocol; the standard deviation of centred features: the head sees order 1."""
-    if not run.settings.backbone.centred:
-        return 1.0
-    sample = frozen.rows(train_rows[:: max(1, len(train_rows) // 4_096)]) - frozen.mean
-    return float(sample.std())
 
 
 @dataclass(frozen=True)
@@ -207,11 +76,12 @@ def _with(run: Run, training: Training) -> Run:
 
 def strategies_of(run: Run) -> list[str]:
     """The run's strategies; where its curve does not rise, those that need none."""
-    names = run.settings.training.strategies
-    if not run.semivariogram.exists() or FittedSemivariogram.load(run.semivariogram).rises:
+    names, training = run.settings.training.strategies, run.settings.training
+    own = {name: training.own(name) for name in names}
+    readers = [name for name, (strategy, used) in own.items() if reads_curve(negatives.get(strategy), used)]
+    if not readers or curve.fit_run(run)[1].rises:
         return names
-    own = {name: run.settings.training.own(name) for name in names}
-    return [name for name, (strategy, used) in own.items() if not reads_curve(negatives.get(strategy), used)]
+    return [name for name in names if name not in readers]
 
 
 def reads_curve(strategy: Strategy, settings: Training) -> bool:
@@ -233,90 +103,66 @@ def train_all(run: Run, strategies: list[str]) -> list[str]:
 def make_all(jobs: Sequence[Job]) -> None:
     """Make or reuse each of ``jobs``. Several processes deal them out, or share each."""
     for job in (one for one in jobs if _is_shared(one.run.settings.training)):
-        make(job)
+        train_job(job)
     alone = [one for one in jobs if not _is_shared(one.run.settings.training)]
     for job in alone[ranks.rank() :: ranks.count()]:
-        make(job)
+        train_job(job)
 
 
 def _is_shared(settings: Training) -> bool:
     return settings.parallel == "batches" and ranks.count() > 1
 
 
-def make(job: Job) -> None:
+def train_job(job: Job) -> None:
     """Train what ``job`` says, or reuse it: checkpoint and history.
 
     Raises:
         BundleError: its strategy is unknown, or see :func:`train`.
     """
     strategy, run = negatives.get(job.strategy), job.run
-    depends = depends_on(job)
-    path, shared = run.checkpoint(job.label, job.seed), _is_shared(run.settings.training)
-
-    def make() -> None:
-        data = TrainingData.read(run, reads_curve(strategy, run.settings.training))
-        model, history = train(run, data, strategy, job.seed)
-        if shared and ranks.rank() > 0:
-            return
-        checkpoints.save(model, path, **depends["settings"])
-        with writing(run.history(job.label, job.seed)) as aside:
-            history.to_csv(aside, index=False)
-
-    run.produce(
+    features.extract(run)
+    inputs = [run.manifest, run.features, *gallery.input_files(run)]
+    inputs += [run.views] if run.settings.backbone.views > 1 else []
+    if reads_curve(strategy, run.settings.training):
+        curve.fit_run(run)
+        inputs.append(run.semivariogram)
+    path = run.checkpoint(job.label, job.seed)
+    cached(
+        run,
         f"training-{path.stem}",
-        make=make,
+        lambda: _train_and_save(job),
+        inputs=inputs,
         outputs=[path, run.history(job.label, job.seed)],
-        by="all ranks" if shared else "this rank",
-        **depends,
+        settings=_used(job),
+        code=[_train_and_save, strategy.reweight],
+        together=_is_shared(run.settings.training),
     )
 
 
-def depends_on(job: Job) -> dict[str, Any]:
-    """What the outcome of ``job`` depends on: inputs, settings and code, for :meth:`lib.runs.Run.produce`."""
+def _train_and_save(job: Job) -> None:
     strategy, run = negatives.get(job.strategy), job.run
-    return {
-        "inputs": _inputs(run, strategy),
-        "settings": _used(run, strategy) | {"strategy": strategy.name, "seed": job.seed},
-        "code": [make, strategy.reweight],
-    }
+    data = TrainingData.read(run, reads_curve(strategy, run.settings.training))
+    model, history = train(run, data, strategy, job.seed)
+    if _is_shared(run.settings.training) and ranks.rank() > 0:
+        return
+    checkpoints.save(model, run.checkpoint(job.label, job.seed), **_used(job))
+    with writing(run.history(job.label, job.seed)) as aside:
+        history.to_csv(aside, index=False)
 
 
-def refuse_outdated(run: Run, names: Sequence[str]) -> None:
-    """Check that the checkpoints of ``names`` are those that the run's settings and today's code would make.
-
-    The gallery may differ: a training only validates with it. A checkpoint without a receipt passes.
-
-    Raises:
-        ArtefactError: one was made by other settings, inputs or code; the message names them.
-    """
-    for job in (Job.of(run, name, seed) for name in names for seed in run.settings.training.seeds):
-        depends = depends_on(job)
-        depends["settings"].pop("gallery")
-        depends["inputs"] = [path for path in depends["inputs"] if path not in gallery.input_files(run)]
-        run.refuse_outdated(f"training-{run.checkpoint(job.label, job.seed).stem}", **depends)
-
-
-def _inputs(run: Run, strategy: Strategy) -> list[Path]:
-    """Files that a training with ``strategy`` reads."""
-    inputs = [run.require(path, "01_data_preparation") for path in (run.manifest, run.features)]
-    if run.settings.backbone.views > 1:
-        inputs.append(run.require(run.views, "01_data_preparation"))
-    if reads_curve(strategy, run.settings.training):
-        inputs.append(run.require(run.semivariogram, "01_data_preparation"))
-    return inputs + gallery.input_files(run)
-
-
-def _used(run: Run, strategy: Strategy) -> dict:
+def _used(job: Job) -> dict[str, Any]:
     """Settings that one training depends on: not the other strategies and seeds, nor what it never reads."""
+    strategy, settings = negatives.get(job.strategy), job.run.settings
     unread = {"strategies", "seeds", "precision", "variants", "parallel"}
     unread |= set(negatives.PARAMETERS) - set(strategy.parameters)
-    training = json.loads(run.settings.training.model_dump_json(exclude=unread))
-    evaluation = run.settings.evaluation
+    evaluation = settings.evaluation
     return {
-        "training": training,
-        "centred": run.settings.backbone.centred,
+        "training": json.loads(settings.training.model_dump_json(exclude=unread)),
+        "centred": settings.backbone.centred,
         "gallery": [evaluation.gallery, evaluation.lattice_km if evaluation.gallery == "lattice" else None],
-        "arithmetic": run.arithmetic(run.settings.training.precision),
+        "arithmetic": job.run.arithmetic(settings.training.precision),
+        "strategy": strategy.name,
+        "seed": job.seed,
     }
 
 
@@ -346,13 +192,14 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
     parameters = {name: getattr(settings, name) for name in strategy.parameters}
     loss_of = SemivariogramLoss(data.curve, strategy, **parameters).to(device)
     history = []
-    bar = progress_bar(range(1, settings.epochs + 1), f"{strategy.name}, seed {seed}", settings.epochs)
+    label = f"{strategy.name}, seed {seed}"
+    bar = progress(range(1, settings.epochs + 1), label, settings.epochs)
     for epoch in bar:
         losses, taken, effect = [], list(batches(data.train_rows, batch_size, order)), None
         made = (data.batch(epoch, rows, _share(rows, encoder), device) for rows in taken)
         for batch in one_ahead(made) if device.type == "cuda" else made:
-            progress = ((epoch - 1) * steps + len(losses)) / (settings.epochs * steps)
-            loss, effect = loss_of_batch(model, queue, data, batch, loss_of, run, noise, encoder, progress)
+            done = ((epoch - 1) * steps + len(losses)) / (settings.epochs * steps)
+            loss, effect = loss_of_batch(model, queue, data, batch, loss_of, run, noise, encoder, done)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -360,7 +207,7 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
             schedule.step()
             losses.append(loss.detach())
             if len(losses) % LOOK_EVERY == 0 or len(losses) == steps:
-                _refuse_not_finite(run, data, f"{strategy.name}_seed{seed}", epoch, taken, losses)
+                _refuse_not_finite(run, data, label, f"epoch {epoch}", taken, losses)
         row = {"epoch": epoch, "steps": epoch * steps, "loss": _mean_loss(losses, encoder is not None)}
         row |= {"learning_rate": rate, "temperature": math.exp(-model.logit_scale.item())}
         is_due = epoch % settings.validate_every == 0 or epoch == settings.epochs
@@ -372,41 +219,32 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
         bar.set_postfix(loss=f"{row['loss']:.3f}")
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
         raise BundleError(
-            f"{strategy.name}, seed {seed}: weights are not finite after the last step, of epoch {epoch}; "
+            f"{label}: weights are not finite after the last step, of epoch {epoch}; "
             "lower training.learning_rate"
         )
     return model.eval(), pd.DataFrame(history)
 
 
 def _refuse_not_finite(
-    run: Run,
-    data: TrainingData,
-    training: str,
-    epoch: int,
-    taken: Sequence[np.ndarray],
-    losses: Sequence[torch.Tensor],
+    run: Run, data: TrainingData, training: str, where: str, taken: Sequence[np.ndarray], losses: list
 ) -> None:
     """Check the losses of an epoch so far, of the batches ``taken``.
 
     Raises:
-        BundleError: one is not finite. The message names the step; the ids of its batch and of bad features
-            go to failures/. One such feature spoils every batch where features are centred: it is in their
-            mean.
+        BundleError: one is not finite. The message names photos whose features are not finite: where features
+            are centred, one of them spoils every batch through the mean.
     """
-    values = torch.stack(list(losses)).cpu()
+    values = torch.stack(losses).cpu()
     if torch.isfinite(values).all():
         return
     step = int((~torch.isfinite(values)).nonzero()[0])
-    loss = values[step].item()
-    path, ids = run.folder / "failures" / f"{training}.json", datasets.read(run)["id"].astype(str)
     blocks = np.array_split(data.train_rows, max(1, len(data.train_rows) // 4_096))
     wrong = np.concatenate([rows[~np.isfinite(data.frozen.stored[rows]).all(1)] for rows in blocks])
-    about = {"training": training, "epoch": epoch, "step": step, "loss": str(loss)}
-    about |= {"rows": taken[step].tolist(), "ids": ids.iloc[taken[step]].tolist()}
-    write_json(path, about | {"features_not_finite": ids.iloc[wrong].tolist()})
+    ids = features.photos(run, ["id"])["id"].astype(str)
+    shown, what = (wrong, "these features are not finite") if len(wrong) else (taken[step], "of this batch")
     raise BundleError(
-        f"{training.replace('_seed', ', seed ')}: the loss is {loss} at epoch {epoch}, step {step}; "
-        f"the ids of the batch are in {path}; look at these photos' features, or lower "
+        f"{training}: the loss is {values[step].item()} at {where}, step {step}; {what}: "
+        f"{', '.join(ids.iloc[shown[:5]])} ({len(shown):,} photos); look at them, or lower "
         "training.learning_rate or training.beta"
     )
 
@@ -448,13 +286,6 @@ def _encoded(
     return photos, ranks.gather(embedded)[: len(places)]
 
 
-def batches(rows: np.ndarray, size: int, order: torch.Generator) -> Iterator[np.ndarray]:
-    """``rows`` in random order, ``size`` at a time; what is left over waits for another epoch's order."""
-    shuffled = rows[torch.randperm(len(rows), generator=order).numpy()]
-    for start in range(0, len(rows) - size + 1, size):
-        yield shuffled[start : start + size]
-
-
 def _frequencies(model: GeoCLIP, data: TrainingData, settings: Training, seed: int) -> torch.Tensor:
     """Other frequencies than GeoCLIP's for the location encoder, [F, 2]."""
     draw, own = generator(seed, "frequencies"), frequencies.of_capsules(model.location_encoder)
@@ -488,7 +319,7 @@ def loss_of_batch(
     run: Run,
     noise: torch.Generator,
     encoder: DistributedDataParallel | None = None,
-    progress: float = 1.0,
+    done: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Loss of ``batch``, and the effect of its weights; the batch then joins the queue.
 
@@ -511,7 +342,7 @@ def loss_of_batch(
         order = torch.arange(logits.shape[1], device=device)
         order[: len(rows)] = order[: len(rows)].roll(-own.start)
         logits, all_unit, all_places = logits[:, order], all_unit[order], all_places[order]
-    more = {"progress": progress}
+    more = {"progress": done}
     if data.partner_deg is not None:
         all_rows = torch.cat((numbers, queue.rows))
         more["partner_deg"] = data.partner_deg[all_rows[order] if own.start else all_rows]
@@ -550,12 +381,13 @@ def _weight_statistics(effect: torch.Tensor | None) -> dict[str, float]:
 
 
 def histories(run: Run, strategies: list[str]) -> pd.DataFrame:
-    """Histories of all seeds of ``strategies``, with columns strategy and seed."""
-    frames = []
-    for name, seed in itertools.product(strategies, run.settings.training.seeds):
-        history = pd.read_csv(run.require(run.history(name, seed), "04_regularized_training"))
-        frames.append(history.assign(strategy=name, seed=seed))
-    return pd.concat(frames, ignore_index=True)
+    """Histories of all seeds of ``strategies``, trained where they are not there; with columns strategy, seed."""
+    train_all(run, strategies)
+    both = itertools.product(strategies, run.settings.training.seeds)
+    return pd.concat(
+        [pd.read_csv(run.history(name, seed)).assign(strategy=name, seed=seed) for name, seed in both],
+        ignore_index=True,
+    )
 
 
 def best_strategy(run: Run) -> tuple[str, float]:
@@ -563,9 +395,6 @@ def best_strategy(run: Run) -> tuple[str, float]:
 
     It is taken after the last epoch; of equals, the first in the settings counts. Test splits have no part in
     it.
-
-    Raises:
-        ArtefactError: a strategy has not been trained yet.
     """
     strategies, column = strategies_of(run), f"validation_acc_{CHOICE_KM}km"
     last = histories(run, strategies).groupby(["strategy", "seed"])[column].last()

@@ -1,0 +1,233 @@
+"""One rule of reuse: a stage is made again when anything that it depends on has changed, or its files have.
+
+A stage is a function that first calls the stages whose results it reads, so that nothing outdated can be read,
+and then hands its work to :func:`cached`. Its receipt (JSON) names all that it depended on (checksums of inputs,
+settings, digests of code, versions of the packages that it computes with) and the checksum of every output. It
+is removed before the work begins and written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lib.method.errors import BundleError
+from lib.runs import locks, ranks
+from lib.runs.code import code_of, digest, packages_of, version
+from lib.runs.files import checksum, refusals_named, remember, signature, write_json
+from lib.runs.machine import deterministic, machine
+
+if TYPE_CHECKING:
+    from lib.runs.run import Run
+
+NOT_MADE = "not made yet"
+"""The only reason for making a stage that is not printed."""
+KINDS = {
+    "settings": "other settings", "inputs": "another input", "code": "other code", "packages": "another package",
+}  # fmt: skip
+_told: set[tuple[str, str]] = set()
+
+
+def cached(
+    run: Run,
+    name: str,
+    make: Callable[[], object],
+    *,
+    outputs: Iterable[Path],
+    inputs: Iterable[Path] = (),
+    settings: Mapping[str, Any] | None = None,
+    code: Sequence[Callable] = (),
+    scratch: Path | None = None,
+    together: bool = False,
+) -> bool:
+    """Run ``make`` unless its ``outputs`` are there, whole, from the same inputs, settings, code and packages.
+
+    Args:
+        name: of the stage and its receipt.
+        make: writes every file of ``outputs``.
+        settings: what of the settings the outcome depends on, JSON-like.
+        code: functions; all that they reach counts (:mod:`lib.runs.code`), with the packages used there.
+        scratch: folder for unfinished work. It is emptied where it was left by other inputs, settings, code or
+            packages, and removed when the stage is done.
+        together: all ranks (:mod:`lib.runs.ranks`) call this and share the work.
+
+    Returns:
+        True where the outputs were reused.
+
+    Raises:
+        BundleError: an input is not there, ``make`` left an output out, or another run writes to the folder.
+    """
+    outputs, needs = list(outputs), needs_of(run.folder, inputs, settings or {}, code)
+    why = why_stale(run, name, needs, outputs)
+    if together:
+        ranks.wait()  # until every rank has looked, nothing changes
+    if not why:
+        _tell_reused(run, name)
+        return True
+    if ranks.rank() > 0 and together:
+        ranks.wait()  # for the scratch folder
+        make()
+        ranks.wait()
+        return False
+    with locks.holding(run.folder):
+        if not together and not (why := why_stale(run, name, needs, outputs)):  # who held the lock made it
+            _tell_reused(run, name)
+            return True
+        if why != NOT_MADE:
+            print(f"again   {name}: {why}", flush=True)
+        started = time.perf_counter()
+        with refusals_named(run.receipt(name)):
+            run.receipt(name).unlink(missing_ok=True)
+        if scratch is not None:
+            _prepare_scratch(scratch, needs)
+        if together:
+            ranks.wait()
+        with deterministic(run.settings.deterministic):
+            make()
+        write_receipt(run, name, needs, outputs, time.perf_counter() - started)
+        if scratch is not None:
+            shutil.rmtree(scratch)
+        if together:
+            ranks.wait()
+    return False
+
+
+def needs_of(
+    folder: Path, inputs: Iterable[Path], settings: Mapping[str, Any], code: Iterable[Callable]
+) -> dict[str, Any]:
+    """What a stage depends on: checksums of inputs, settings, digests of code, versions of packages; as JSON."""
+    inputs, code = list(inputs), code_of(code)
+    for path in inputs:
+        if not path.exists():
+            raise BundleError(f"{path} is not there; it is read here: put it back, or change the setting")
+    sums = {_relative(path, folder): checksum(path) for path in inputs}
+    needs = {"inputs": sums, "settings": settings, "code": code, "packages": packages_of(code)}
+    return json.loads(json.dumps(needs, default=str))
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """``path`` as receipts of ``folder`` name it: the folder may be moved, and so may what lies outside."""
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name
+
+
+def why_stale(run: Run, name: str, needs: Mapping[str, Any], outputs: Sequence[Path]) -> str:
+    """Why a stage must be made (again), as half a sentence; empty where its receipt holds."""
+    known = read_receipt(run, name)
+    if known is None:
+        return "its receipt is damaged" if run.receipt(name).exists() else NOT_MADE
+    if why := differences(known["needs"], needs):
+        return why
+    for path in outputs:
+        noted = known["outputs"].get(_relative(path, run.folder))
+        if noted is None or not path.exists():
+            return f"{path} is {'gone' if noted else 'not in its receipt'}"
+        if list(signature(path)) == noted[1:]:  # it need not be read again
+            remember(path, signature(path), noted[0])
+        elif checksum(path) != noted[0]:
+            return f"{path} is damaged: its checksum is not the one that was noted"
+    return ""
+
+
+def differences(known: Mapping[str, Any], needs: Mapping[str, Any]) -> str:
+    """What of ``needs`` differs from what a receipt has ``known``, by name; settings and versions in full."""
+    said = []
+    for kind, words in KINDS.items():
+        before, now = _flat(known.get(kind, {})), _flat(needs[kind])
+        changed = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
+        values = {name: f"{_short(before.get(name))}, now {_short(now.get(name))}" for name in changed[:3]}
+        is_read = kind in {"settings", "packages"}
+        shown = [f"{name} {value}" if is_read else name for name, value in values.items()]
+        shown += [f"{len(changed) - 3} more"] if len(changed) > 3 else []
+        said += [f"{words} ({'; '.join(shown)})"] if changed else []
+    return "; ".join(said)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        is_group = isinstance(value, dict) and value
+        flat |= _flat(value, f"{before}{name}.") if is_group else {f"{before}{name}": value}
+    return flat
+
+
+def is_current(run: Run, name: str) -> bool:
+    """Whether the stage ``name`` was made by today's code, packages and input files, and is whole.
+
+    Judged by its receipt alone: the run's settings, and photos that were added, are not looked at.
+    """
+    known = read_receipt(run, name)
+    if known is None:
+        return False
+    needs, paths = known["needs"], [run.folder / one for one in known["outputs"]]
+    inside = {one: run.folder / one for one in needs["inputs"] if (run.folder / one).exists()}
+    now = {
+        "code": {one: digest(one) for one in needs["code"]},
+        "packages": {one: version(one) for one in needs["packages"]},
+        "inputs": needs["inputs"] | {one: checksum(path) for one, path in inside.items()},
+    }
+    return not why_stale(run, name, needs | now, paths)
+
+
+def read_receipt(run: Run, name: str) -> dict[str, Any] | None:
+    """The receipt of the stage ``name``; None where there is none, or it is damaged."""
+    try:
+        content = json.loads(run.receipt(name).read_text(encoding="utf-8"))
+        return content if content.pop("checksum") == _digest(content) else None
+    except (OSError, ValueError, LookupError, AttributeError):
+        return None
+
+
+def write_receipt(
+    run: Run, name: str, needs: Mapping[str, Any], outputs: Sequence[Path], seconds: float
+) -> None:
+    """Note what a stage was made from, and its outputs' checksums, and say that it was made.
+
+    Raises:
+        BundleError: an output is missing.
+    """
+    if missing := [str(path) for path in outputs if not path.exists()]:
+        raise BundleError(f"stage {name} ended without {', '.join(missing)}")
+    sums = {_relative(path, run.folder): [checksum(path), *signature(path)] for path in outputs}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    about = {"stage": name, "made": now, "seconds": round(seconds, 1), "machine": machine()}
+    content = json.loads(json.dumps(about | {"needs": needs, "outputs": sums}, default=str))
+    # with a checksum of its own: a damaged receipt would call good files damaged
+    write_json(run.receipt(name), content | {"checksum": _digest(content)})
+    print(f"made    {name} in {seconds:.1f} s", flush=True)
+    _told.add((str(run.folder), name))
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _tell_reused(run: Run, name: str) -> None:
+    """Once in a process: stages are asked for by every stage that reads them."""
+    if (str(run.folder), name) not in _told and ranks.rank() == 0:
+        known = read_receipt(run, name)
+        print(f"reused  {name} (made {known['made'] if known else 'meanwhile'})", flush=True)
+    _told.add((str(run.folder), name))
+
+
+def _prepare_scratch(scratch: Path, needs: Mapping[str, Any]) -> None:
+    """Empty ``scratch`` unless it was left by work that depended on the same ``needs``."""
+    noted = scratch / "needs.json"
+    try:
+        same = json.loads(noted.read_text(encoding="utf-8")) == needs
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        with refusals_named(scratch):
+            shutil.rmtree(scratch, ignore_errors=True)
+        write_json(noted, needs)
