@@ -85,6 +85,20 @@ def papers_question(world: str, errors: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def contrasts_for_reading(table: pd.DataFrame) -> pd.DataFrame:
+    """Differences in points with their intervals, "+2.3 [+1.9, +2.7]": one row a contrast, one column an
+    endpoint.
+
+    Args:
+        table: of :func:`comparison`.
+    """
+    numbers = 100.0 * table[["difference", "ci_low", "ci_high"]].to_numpy()
+    text = ["{} [{}, {}]".format(*map(intervals.points, row)) for row in numbers]
+    keys = ["world", "strategy", "baseline"]
+    wide = table.assign(text=text).pivot(index=keys, columns=["split", "metric"], values="text")
+    return wide.loc[pd.MultiIndex.from_frame(table[keys].drop_duplicates())]
+
+
 def nearest_training_km(part: str) -> pd.Series:
     """Distance in km of each photo of ``test`` to the nearest training place, by id; places are drawn anew.
 

@@ -46,6 +46,14 @@ def test_every_number_is_that_of_the_kept_table(again: dict[str, pd.DataFrame], 
     pd.testing.assert_frame_equal(again[name], there, rtol=1e-4, atol=1e-6)
 
 
+def test_what_is_read_has_a_row_a_contrast_in_the_order_of_the_plan(again: dict[str, pd.DataFrame]) -> None:
+    shown = kept.contrasts_for_reading(again["primary"])
+    assert [pair[1:] for pair in shown.index[:5]] == list(kept.CONTRASTS) and len(shown) == 10
+    first = shown.loc[("blue_marble", f"{kept.MARGIN} geoclip", "infonce geoclip")]
+    assert first["test", "acc_200km"] == "+2.3 [+1.9, +2.7]"
+    assert first["test_blocked", "acc_2500km"] == "+2.9 [+1.5, +4.3]"
+
+
 def test_the_papers_idea_gains_the_more_the_larger_the_radius(again: dict[str, pd.DataFrame]) -> None:
     found = again["papers_question"].set_index(["world", "split", "metric"])
     for key, expected in POINTS.items():
