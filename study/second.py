@@ -165,17 +165,17 @@ def score(errors: pd.DataFrame) -> float:
 
 
 class Search:
-    """The choice of settings: every try is kept, with its score, and no try of ``kept`` is made again."""
+    """The choice of settings. The table at ``path`` holds every try with its score; none is made twice."""
 
-    def __init__(self, run: Run, kept: Path) -> None:
-        self.run, self.kept = run, kept
-        self.tries = pd.read_csv(kept).to_dict("records") if kept.exists() else []
+    def __init__(self, run: Run, path: Path) -> None:
+        self.run, self.path = run, path
+        self.tries = pd.read_csv(path).to_dict("records") if path.exists() else []
 
     def scores(self, phase: str, tries: Sequence[tuple[str, str, Changes]]) -> list[float]:
         """Score, mean over the search seeds, of each (arm, strategy, settings)."""
         known = {_key(one["arm"], json.loads(one["settings"])): one["score"] for one in self.tries}
         new = [one for one in tries if _key(one[0], one[2]) not in known]
-        at_once = max(1, ranks.count() // len(SEARCH_SEEDS))  # kept as they come, so that little is lost
+        at_once = max(1, ranks.count() // len(SEARCH_SEEDS))  # written often, so that a stop loses little
         for some in (new[at : at + at_once] for at in range(0, len(new), at_once)):
             trials = [[Trial(*one, seed) for seed in SEARCH_SEEDS] for one in some]
             make_all(self.run, itertools.chain(*trials))
@@ -184,14 +184,14 @@ class Search:
                 told = {"phase": phase, "arm": arm, "settings": json.dumps(dict(changes)), "score": value}
                 self.tries.append(told | {"device": self.run.device.type})
             if ranks.rank() == 0:
-                evaluation.save_table(pd.DataFrame(self.tries), self.kept)
+                evaluation.save_table(pd.DataFrame(self.tries), self.path)
             ranks.wait()
         return [known[_key(arm, changes)] for arm, _, changes in tries]
 
     def choose(
         self, phase: str, chosen: dict[str, Changes], options: Mapping[str, Sequence[Changes]]
     ) -> None:
-        """Add to ``chosen`` of each arm the best of its ``options``; of equals the first."""
+        """Add the best of its ``options`` to the settings of each arm in ``chosen``; the first of equals."""
         tries = [
             (arm, arm.split()[0], {**chosen[arm], **option})
             for arm, some in options.items()
@@ -204,15 +204,15 @@ class Search:
 
 
 def _key(arm: str, changes: Changes) -> str:
-    """A try's name; that the temperature is learned need not be said."""
-    said = {name: value for name, value in changes.items() if value is not None}
-    return f"{arm} {json.dumps(said, sort_keys=True)}"
+    """A try's name. A setting of None, such as a learned temperature, is the default and left out."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    return f"{arm} {json.dumps(given, sort_keys=True)}"
 
 
 def stopping_epochs(run: Run) -> int:
     """How long to train: by the accuracy of ``infonce`` within 200 km on validation, of two seeds."""
-    kept = KEPT / "second_stopping.csv"
-    if not kept.exists():
+    path = KEPT / "second_stopping.csv"
+    if not path.exists():
         changes = {"epochs": EPOCHS[-1], "validate_every": 2}
         jobs = [training.Job.variant(run, "stopping", "infonce", seed, changes) for seed in SEARCH_SEEDS]
         with ranks.first_enters(locks.holding(run.folder)):
@@ -220,18 +220,20 @@ def stopping_epochs(run: Run) -> int:
             ranks.wait()
         read = [pd.read_csv(run.history("stopping", seed)).assign(seed=seed) for seed in SEARCH_SEEDS]
         if ranks.rank() == 0:
-            evaluation.save_table(pd.concat(read).dropna(subset=["validation_acc_200km"]), kept)
+            evaluation.save_table(pd.concat(read).dropna(subset=["validation_acc_200km"]), path)
         ranks.wait()
-    reached = pd.read_csv(kept).groupby("epoch")["validation_acc_200km"].mean()
+    reached = pd.read_csv(path).groupby("epoch")["validation_acc_200km"].mean()
     levelled = (count for count in EPOCHS if reached[count] - reached[3 * count // 4] < LEAST_GAIN)
     return next(levelled, EPOCHS[-1])
 
 
 def tune(run: Run) -> None:
-    """Choose epochs, the triple of sigmas and each arm's settings, the primary arms first; keep them all."""
-    kept = KEPT / "second_tries.csv"
+    """Choose epochs, the triple of sigmas and each arm's settings, and write them to ``CHOSEN``.
+
+    The primary arms come first; the others take temperature, length and strength from them.
+    """
     epochs = stopping_epochs(run)
-    basis, search = {"epochs": epochs, "validate_every": epochs}, Search(run, kept)
+    basis, search = {"epochs": epochs, "validate_every": epochs}, Search(run, KEPT / "second_tries.csv")
     tried = [{**basis, "frequencies": [float(s) for s in triple]} for triple in TRIPLES]
     both = [
         search.scores("triple", [(f"{name} hand_set", name, changes) for changes in tried])
@@ -291,7 +293,7 @@ def chosen_settings() -> dict[str, Any]:
 
 
 def final_trials(arms: Iterable[tuple[str, str]] = ARMS) -> list[Trial]:
-    """The trainings of the final table, seed by seed: what is there is a whole table of fewer seeds."""
+    """The trainings of the final table, seed by seed: a part of them is a whole table of fewer seeds."""
     own = chosen_settings()["arms"]
     named = [(f"{name} {kind}", name) for name, kind in arms]
     return [Trial(arm, name, own[arm], seed) for seed in FINAL_SEEDS for arm, name in named]
