@@ -285,7 +285,6 @@ def the_study() -> str:
     found = kept("study", "ablations").query("split == 'test'").set_index(["strategy", "metric"])
     level = kept("study", "final").query("split == 'test' and strategy == 'infonce'")
     level = level.set_index("metric")["value"]
-    today = settings.load("study").training.strategies
     shares = [points(100 * level[f"acc_{radius}km"], sign=False) for radius in RADII]
     rows = [("`infonce`, % of the photos", "baseline", *shares)]
     order = found.xs("acc_200km", level="metric")["difference"].sort_values(ascending=False, kind="stable")
@@ -296,8 +295,7 @@ def the_study() -> str:
             text = interval(row, "corrected_low", "corrected_high")
             cells.append(f"**{text}**" if row["verdict"] in {"gains", "loses", "better", "worse"} else text)
         strategy = negatives.REGISTRY.get(name)
-        kind = strategy.kind if strategy else "option" if name in today else "removed"
-        rows.append((label(name), kind, *cells))
+        rows.append((label(name), strategy.kind if strategy else "removed", *cells))
     head = by_radius()
     return table([*head[:1], "kind", *head[1:]], rows)
 
@@ -340,6 +338,30 @@ def second_contrasts(name: str) -> str:
 def second_primary() -> str:
     """The primary contrasts."""
     return second_contrasts("primary")
+
+
+def second_papers_question() -> str:
+    """``semivariogram`` less ``infonce`` in both worlds at every radius that is reached."""
+    found = second("papers_question").set_index(["world", "split", "metric"])
+    asked = [("test", radius) for radius in RADII] + [("test_blocked", 750), ("test_blocked", 2_500)]
+    rows = [
+        (title, *(interval(found.loc[(world, split, f"acc_{radius}km")]) for split, radius in asked))
+        for world, title in WORLDS.items()
+    ]
+    words = {"test": "random", "test_blocked": "held out"}
+    return table(("", *(f"{words[split]}, {radius:,} km" for split, radius in asked)), rows)
+
+
+def second_overlap() -> str:
+    """Accuracy of ``infonce`` by distance to the nearest training place, and how many photos there are."""
+    found, rows = second("overlap"), []
+    for world, title in WORLDS.items():
+        one = found[found["world"] == world]
+        for what, column in ((f"{title}: % of the photos", "share"), ("% within 200 km", "acc_200km")):
+            rows.append((what, *(points(100 * value, sign=False) for value in one[column])))
+    limits = one[["from_km", "to_km"]].to_numpy()
+    names = [f"{low:.0f} to {high:.0f} km" for low, high in limits[:-2]]
+    return table(("nearest training place", *names, f"beyond {limits[-2, 0]:.0f} km", "all"), rows)
 
 
 def second_exploratory() -> str:
@@ -426,7 +448,8 @@ def where_time_goes() -> str:
 def filled(page: Path) -> str:
     """The text of ``page``, each table between its marks made anew."""
     makers = (first_screen, expect, all_radii, all_differences, the_study)
-    makers += (second_primary, second_exploratory, second_levels, second_sharpest, second_factorial)
+    makers += (second_papers_question, second_overlap, second_primary, second_exploratory)
+    makers += (second_levels, second_sharpest, second_factorial)
     makers += (the_curve, where_time_goes)
     by_name = {maker.__name__: maker for maker in makers}
     mark = re.compile(r"(<!-- table (\w+), made by docs/generate.py -->\n).*?(\n<!-- end -->)", re.DOTALL)

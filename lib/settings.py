@@ -47,7 +47,6 @@ Count = Annotated[int, Field(ge=1)]
 Seeds = Annotated[list[Seed], _LIST, Field(min_length=1)]
 Names = Annotated[list[str], _LIST, Field(min_length=1)]
 AnyNames = Annotated[list[str], _LIST]
-Counts = Annotated[list[Count], _LIST]
 Precision = Literal["auto", "float32", "bfloat16"]
 """auto: bfloat16 where the processor or accelerator has it natively, else float32."""
 
@@ -236,40 +235,6 @@ class Evaluation(_Group):
     seed: Seed = 0
 
 
-class Simulation(_Group):
-    """A world with a known semivariogram; see study.simulation."""
-
-    strategies: Names = _entry(["infonce", "decayed"], "trained in it, beside the oracles")
-    seeds: Seeds = _entry([0, 1, 2], "seeds of its trainings")
-    train: int = _entry(3_000, "training photos, twins and doubles among them", ge=50)
-    validation: int = _entry(300, ge=1)
-    test: int = _entry(2_000, ge=1)
-    twins: float = _entry(0.15, "share that are twins: false negatives by construction", ge=0, lt=0.5)
-    doubles: float = _entry(0.15, "share that are doubles: hard negatives by construction", ge=0, lt=0.5)
-    nugget: float = _entry(0.3, "nugget; the sill is 1", gt=0, lt=1)
-    length_scale_km: float = _entry(800.0, "length scale of the exponential covariance, kilometres", gt=0)
-    dimensions: int = _entry(64, "fields, that is, dimensions of the features", ge=4)
-    epochs: int = _entry(10, "epochs of its trainings", ge=1)
-    seed: Seed = _entry(0, "seed of the world")
-
-
-class Study(_Group):
-    """What notebooks 07 and 08 compute beyond the run itself; see study.sweeps."""
-
-    search: dict[str, list[dict[str, float | None]]] = _entry({}, "strategy -> settings tried on validation")
-    search_seeds: Seeds = _entry([100], "seeds of the search, none of them a seed of the final table")
-    sweep_strategies: Names = _entry(["infonce", "decayed", "similarity"], "trained in every sweep")
-    sweep_seeds: Seeds = _entry([0, 1], "seeds of the sweeps")
-    epochs: Counts = _entry([], "lengths of training")
-    photos: Counts = _entry([], "densities: training photos, each seen so often that all cost the same")
-    batch_sizes: Counts = _entry([], "for each density")
-    queue_sizes: Annotated[list[Seed], _LIST] = _entry([], "queues of negatives")
-    noises: Annotated[list[float], _LIST] = _entry([], "noise on the features, in standard deviations")
-    backbones: AnyNames = _entry([], "other backbones")
-    simulation: Simulation | None = _entry(None, "a simulated world; null: none")
-    margin_points: float = _entry(0.3, "differences inside are called equivalent, percentage points", gt=0)
-
-
 class Settings(_Group):
     """Everything that a run depends on."""
 
@@ -281,7 +246,6 @@ class Settings(_Group):
     semivariogram: Semivariogram = Semivariogram()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
-    study: Study | None = _entry(None, "null: notebooks 07 and 08 are not part of the run")
 
     @property
     def uses_published_head(self) -> bool:
@@ -293,7 +257,7 @@ class Settings(_Group):
     def _with_names_of_today(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        there = {name: values[name] for name in ("training", "evaluation", "study") if name in values}
+        there = {name: values[name] for name in ("training", "evaluation") if name in values}
         groups = _renamed(there)
         for old, new in RENAMED.items() if groups != there else ():
             if re.search(rf"\b{old}\b", str(there)):
@@ -309,8 +273,7 @@ class Settings(_Group):
 
 GROUPS: dict[str, type[BaseModel]] = {
     "blue_marble": BlueMarble, "folder": Folder, "osv5m": OSV5M, "backbone": Backbone,
-    "semivariogram": Semivariogram, "training": Training, "evaluation": Evaluation, "study": Study,
-    "simulation": Simulation,
+    "semivariogram": Semivariogram, "training": Training, "evaluation": Evaluation,
 }  # fmt: skip
 """Name of a group, or of a data set -> its settings."""
 

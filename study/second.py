@@ -1,13 +1,14 @@
-"""The second study, by study/PLAN.md: ``python -m study.second PART`` with PART one of
+"""The program of the second study, by study/PLAN.md: ``python -m study.second PART`` with PART one of
 
-* ``tune``: how long to train, hand-set frequencies, and each arm's settings, on validation splits;
+* ``tune``: choose how long to train, hand-set frequencies and each arm's settings, on validation splits;
 * ``factorial``: batch sizes by steps, on validation;
 * ``sharper``: the four sharper margins, on validation; ``sharpest``: the best of each on Blue Marble's tests;
-* ``final`` and ``relief``: the final tables on Blue Marble and shaded relief, with the settings of ``tune``;
-* ``tables``: tables of everything that is there, under results/reference/study.
+* ``final`` and ``relief``: train for the final tables on Blue Marble and on shaded relief;
+* ``keep``: levels, exploratory contrasts and primary predictions of these, under results/reference/study;
+* ``tables``: tables and figures of the kept predictions (:mod:`study.kept`), in seconds, without trainings.
 
-Each training is a stage of its own: what is there is reused, so each part can be stopped and goes on. Of
-several processes (torchrun) each takes its share. ``tune`` never opens a test split.
+Each training is a stage of its own. Finished ones are reused, so a part that was stopped goes on. Several
+processes (torchrun) share the trainings. ``tune`` never opens a test split.
 """
 
 from __future__ import annotations
@@ -32,24 +33,15 @@ from lib.method.errors import BundleError
 from lib.runs import Run, locks, ranks, write_json, writing
 from lib.runs.run import RESULTS
 from lib.settings import PROJECT
-from lib.show import figures
 from lib.train import curve, gallery, training
-from study import second_figures, sharper
+from study import kept, sharper
+from study.kept import KEPT, MARGIN, PRIMARY, STRATEGIES
 
 CHOSEN = PROJECT / "study" / "second.json"
 """What ``tune`` chose: epochs, triple of sigmas, and the settings of each arm."""
-KEPT = PROJECT / "results" / "reference" / "study"
 VALIDATION, TEST = ("validation", "validation_blocked"), ("test", "test_blocked")
-ENDPOINTS = (("test", "acc_200km"), ("test_blocked", "acc_750km"), ("test_blocked", "acc_2500km"))
-STRATEGIES = ("infonce", "constant_offset", "distance_margin", "semivariogram", "semivariance_margin")
-MARGIN = "semivariance_margin"
 FREQUENCIES = ("geoclip", "curve", "hand_set")
 ARMS = tuple(itertools.product(STRATEGIES, FREQUENCIES))
-PRIMARY = (*((name, "geoclip") for name in STRATEGIES), (MARGIN, "curve"))
-CONTRASTS = (
-    *((f"{MARGIN} geoclip", f"{name} geoclip") for name in STRATEGIES if name != MARGIN),
-    (f"{MARGIN} curve", f"{MARGIN} geoclip"),
-)
 EXPLORATORY = (
     *((f"{name} curve", f"{name} geoclip") for name in STRATEGIES if name != MARGIN),
     *((f"{name} hand_set", f"{name} curve") for name in ("infonce", MARGIN)),
@@ -71,7 +63,6 @@ FIRST: dict[str, Changes] = {
 }  # fmt: skip
 """Settings of a strategy before its own are chosen."""
 SEARCH_SEEDS, FACTORIAL_SEEDS, FINAL_SEEDS = (0, 1), (0, 1, 2), tuple(range(10, 20))
-WORLDS = {"tune": ("blue_marble", 101), "final": ("blue_marble", 102), "relief": ("shaded_relief", 103)}
 Changes = Mapping[str, Any]
 
 
@@ -99,9 +90,7 @@ class Trial:
 
 def open_world(name: str, overrides: Sequence[str] = ()) -> Run:
     """The run of a world, with manifest, features and curve made or reused."""
-    imagery, seed = WORLDS[name]
-    given = [f"dataset.imagery={imagery}", f"dataset.seed={seed}", *overrides]
-    run = Run.open("second", str(RESULTS / f"second_{name}"), given)
+    run = Run.open("second", str(RESULTS / f"second_{name}"), [*kept.world_settings(name), *overrides])
     with ranks.first_enters(locks.holding(run.folder)):
         datasets.prepare(run)
         features.extract(run)
@@ -123,38 +112,43 @@ def make_all(run: Run, trials: Iterable[Trial], splits: Sequence[str] = VALIDATI
 
 
 def make(run: Run, trial: Trial, splits: Sequence[str]) -> None:
-    """Train ``trial`` and keep its errors on ``splits``."""
+    """Train ``trial`` and keep its errors on ``splits``, or reuse them."""
     settings = run.settings.training.changed(trial.changes)
     own = replace(run, settings=run.settings.model_copy(update={"training": settings}))
-    strategy, path = negatives.get(trial.strategy), trial.path(run, splits)
-
-    def train() -> None:
-        data = training.TrainingData.read(own, with_curve=True)
-        blind = replace(data, gallery_deg=data.gallery_deg[:1])  # validated here, not by the training
-        model, history = training.train(own, blind, strategy, trial.seed)
-        photos = _photos(run.manifest)
-        rows = np.concatenate([datasets.manifest.rows_of(photos, split) for split in splits])
-        with own.autocast(settings.precision):
-            found = gallery.search(model.eval(), data.frozen, rows, data.gallery_deg)
-        told = evaluation.predictions_of(photos.iloc[rows], data.gallery_deg[found], trial.arm, trial.seed)
-        told["temperature"] = history["temperature"].iloc[-1]
-        with writing(path) as aside:
-            told[["id", "split", "error_km", "temperature"]].to_parquet(aside, index=False)
-
+    path = trial.path(run, splits)
     used = {"strategy": trial.strategy, "seed": trial.seed, "splits": list(splits)}
     run.produce(
         f"trial-{path.stem}",
-        make=train,
+        make=functools.partial(train, own, trial, splits, path),
         inputs=[run.manifest, run.features, run.semivariogram],
         outputs=[path],
         settings=used | {"training": settings.model_dump(), "arithmetic": run.arithmetic(settings.precision)},
-        code=[training.train, strategy.reweight],
+        code=[training.train, negatives.get(trial.strategy).reweight],
         by="this rank",
     )
 
 
+def train(run: Run, trial: Trial, splits: Sequence[str], path: Path) -> None:
+    """Train ``trial`` under the settings of ``run``, and write its errors on ``splits`` to ``path``."""
+    data = training.TrainingData.read(run, with_curve=True)
+    unvalidated = replace(data, gallery_deg=data.gallery_deg[:1])  # the splits are searched below
+    model, history = training.train(run, unvalidated, negatives.get(trial.strategy), trial.seed)
+    photos = _photos(run.manifest)
+    rows = np.concatenate([datasets.manifest.rows_of(photos, split) for split in splits])
+    with run.autocast(run.settings.training.precision):
+        found = gallery.search(model.eval(), data.frozen, rows, data.gallery_deg)
+    table = evaluation.predictions_of(photos.iloc[rows], data.gallery_deg[found], trial.arm, trial.seed)
+    table["temperature"] = history["temperature"].iloc[-1]
+    with writing(path) as aside:
+        table[["id", "split", "error_km", "temperature"]].to_parquet(aside, index=False)
+
+
 def predictions(run: Run, trials: Iterable[Trial], splits: Sequence[str] = VALIDATION) -> pd.DataFrame:
-    """What ``trials`` have predicted: id, split, strategy (the arm), seed, error_km, temperature."""
+    """Errors of the finished ones of ``trials``: id, split, strategy (the arm), seed, error_km, temperature.
+
+    Raises:
+        BundleError: none is finished.
+    """
     frames = []
     for trial in trials:
         if (path := trial.path(run, splits)).exists():
@@ -171,17 +165,17 @@ def score(errors: pd.DataFrame) -> float:
 
 
 class Search:
-    """The choice of settings: every try is kept, with its score, and no try of ``kept`` is made again."""
+    """The choice of settings. The table at ``path`` holds every try with its score; none is made twice."""
 
-    def __init__(self, run: Run, kept: Path) -> None:
-        self.run, self.kept = run, kept
-        self.tries = pd.read_csv(kept).to_dict("records") if kept.exists() else []
+    def __init__(self, run: Run, path: Path) -> None:
+        self.run, self.path = run, path
+        self.tries = pd.read_csv(path).to_dict("records") if path.exists() else []
 
     def scores(self, phase: str, tries: Sequence[tuple[str, str, Changes]]) -> list[float]:
         """Score, mean over the search seeds, of each (arm, strategy, settings)."""
         known = {_key(one["arm"], json.loads(one["settings"])): one["score"] for one in self.tries}
         new = [one for one in tries if _key(one[0], one[2]) not in known]
-        at_once = max(1, ranks.count() // len(SEARCH_SEEDS))  # kept as they come, so that little is lost
+        at_once = max(1, ranks.count() // len(SEARCH_SEEDS))  # written often, so that a stop loses little
         for some in (new[at : at + at_once] for at in range(0, len(new), at_once)):
             trials = [[Trial(*one, seed) for seed in SEARCH_SEEDS] for one in some]
             make_all(self.run, itertools.chain(*trials))
@@ -190,14 +184,14 @@ class Search:
                 told = {"phase": phase, "arm": arm, "settings": json.dumps(dict(changes)), "score": value}
                 self.tries.append(told | {"device": self.run.device.type})
             if ranks.rank() == 0:
-                evaluation.save_table(pd.DataFrame(self.tries), self.kept)
+                evaluation.save_table(pd.DataFrame(self.tries), self.path)
             ranks.wait()
         return [known[_key(arm, changes)] for arm, _, changes in tries]
 
     def choose(
         self, phase: str, chosen: dict[str, Changes], options: Mapping[str, Sequence[Changes]]
     ) -> None:
-        """Add to ``chosen`` of each arm the best of its ``options``; of equals the first."""
+        """Add the best of its ``options`` to the settings of each arm in ``chosen``; the first of equals."""
         tries = [
             (arm, arm.split()[0], {**chosen[arm], **option})
             for arm, some in options.items()
@@ -210,15 +204,15 @@ class Search:
 
 
 def _key(arm: str, changes: Changes) -> str:
-    """A try's name; that the temperature is learned need not be said."""
-    said = {name: value for name, value in changes.items() if value is not None}
-    return f"{arm} {json.dumps(said, sort_keys=True)}"
+    """A try's name. A setting of None, such as a learned temperature, is the default and left out."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    return f"{arm} {json.dumps(given, sort_keys=True)}"
 
 
 def stopping_epochs(run: Run) -> int:
     """How long to train: by the accuracy of ``infonce`` within 200 km on validation, of two seeds."""
-    kept = KEPT / "second_stopping.csv"
-    if not kept.exists():
+    path = KEPT / "second_stopping.csv"
+    if not path.exists():
         changes = {"epochs": EPOCHS[-1], "validate_every": 2}
         jobs = [training.Job.variant(run, "stopping", "infonce", seed, changes) for seed in SEARCH_SEEDS]
         with ranks.first_enters(locks.holding(run.folder)):
@@ -226,18 +220,20 @@ def stopping_epochs(run: Run) -> int:
             ranks.wait()
         read = [pd.read_csv(run.history("stopping", seed)).assign(seed=seed) for seed in SEARCH_SEEDS]
         if ranks.rank() == 0:
-            evaluation.save_table(pd.concat(read).dropna(subset=["validation_acc_200km"]), kept)
+            evaluation.save_table(pd.concat(read).dropna(subset=["validation_acc_200km"]), path)
         ranks.wait()
-    reached = pd.read_csv(kept).groupby("epoch")["validation_acc_200km"].mean()
+    reached = pd.read_csv(path).groupby("epoch")["validation_acc_200km"].mean()
     levelled = (count for count in EPOCHS if reached[count] - reached[3 * count // 4] < LEAST_GAIN)
     return next(levelled, EPOCHS[-1])
 
 
 def tune(run: Run) -> None:
-    """Choose epochs, the triple of sigmas and each arm's settings, the primary arms first; keep them all."""
-    kept = KEPT / "second_tries.csv"
+    """Choose epochs, the triple of sigmas and each arm's settings, and write them to ``CHOSEN``.
+
+    The primary arms come first; the others take temperature, length and strength from them.
+    """
     epochs = stopping_epochs(run)
-    basis, search = {"epochs": epochs, "validate_every": epochs}, Search(run, kept)
+    basis, search = {"epochs": epochs, "validate_every": epochs}, Search(run, KEPT / "second_tries.csv")
     tried = [{**basis, "frequencies": [float(s) for s in triple]} for triple in TRIPLES]
     both = [
         search.scores("triple", [(f"{name} hand_set", name, changes) for changes in tried])
@@ -297,7 +293,7 @@ def chosen_settings() -> dict[str, Any]:
 
 
 def final_trials(arms: Iterable[tuple[str, str]] = ARMS) -> list[Trial]:
-    """The trainings of the final table, seed by seed: what is there is a whole table of fewer seeds."""
+    """The trainings of the final table, seed by seed: a part of them is a whole table of fewer seeds."""
     own = chosen_settings()["arms"]
     named = [(f"{name} {kind}", name) for name, kind in arms]
     return [Trial(arm, name, own[arm], seed) for seed in FINAL_SEEDS for arm, name in named]
@@ -405,23 +401,6 @@ def sharpest_on_test(run: Run) -> None:
     evaluation.save_table(intervals.compare(errors, f"{MARGIN} geoclip", asked), KEPT / "second_sharpest.csv")
 
 
-def comparison(
-    world: str, errors: pd.DataFrame, contrasts: Iterable[tuple[str, str]] = CONTRASTS
-) -> pd.DataFrame:
-    """The primary contrasts, or others, at the primary endpoints, with Holm's p values within the world.
-
-    Intervals over photos and seeds on ``test``, over cells and seeds on ``test_blocked``.
-    """
-    rows = []
-    for (ours, theirs), (split, metric) in itertools.product(contrasts, ENDPOINTS):
-        some = errors[errors["strategy"].isin([ours, theirs]) & (errors["split"] == split)]
-        if some["strategy"].nunique() == 2:
-            rows.append(intervals.compare(some, theirs, [metric]))
-    table = pd.concat(rows, ignore_index=True).drop(columns="freedom")
-    table.insert(0, "world", world)
-    return table.assign(p_holm=intervals.holm(table["p_value"]))
-
-
 def levels(world: str, errors: pd.DataFrame, run: Run) -> pd.DataFrame:
     """Accuracy of every arm, mean over seeds, and the best that the gallery allows."""
     means = evaluation.accuracy(errors).groupby(["split", "strategy"], sort=False).mean().reset_index()
@@ -439,44 +418,43 @@ def whole_seeds(run: Run, arms: Iterable[tuple[str, str]]) -> list[Trial]:
     return [trial for trial in trials if trial.seed not in lacking]
 
 
-def tables() -> None:
-    """Tables of what has been trained so far, and the primary predictions, under ``KEPT``."""
-    compared, explored, reached, kept = [], [], [], []
+def keep() -> None:
+    """Keep what the final trainings predicted: primary predictions, levels, exploratory contrasts.
+
+    Raises:
+        BundleError: no seed has all primary arms.
+    """
+    explored, reached, primary = [], [], []
     for world in ("final", "relief"):
-        run = open_world(world)
+        run, imagery = open_world(world), kept.WORLDS[world][0]
         if not (trials := whole_seeds(run, PRIMARY)):
             continue
-        cells = _photos(run.manifest).set_index("id")["cell"]
+        trials += whole_seeds(run, [arm for arm in ARMS if arm not in PRIMARY])
+        whole = {trial.seed for trial in whole_seeds(run, ARMS)}
         errors = predictions(run, trials, TEST)
-        errors["cell"] = errors["id"].map(cells)
-        imagery = WORLDS[world][0]
-        compared.append(comparison(imagery, errors))
-        others = predictions(
-            run, [*trials, *whole_seeds(run, [arm for arm in ARMS if arm not in PRIMARY])], TEST
-        )
-        reached.append(levels(imagery, others, run))
-        others["cell"] = others["id"].map(cells)
-        if set(itertools.chain(*EXPLORATORY)) <= set(others["strategy"]):
-            told = comparison(imagery, others, EXPLORATORY)
-            explored.append(told.drop(columns=["p_value", "p_holm"]))  # neither planned nor corrected
-        name = errors["strategy"].str.split(" ", expand=True)
-        told = errors.assign(world=imagery, strategy=name[0], frequencies=name[1])
-        kept.append(told[["world", "split", "cell", "id", "strategy", "frequencies", "seed", "error_km"]])
-    if not compared:
-        raise BundleError("no seed of the final table is there whole; run python -m study.second final")
-    evaluation.save_table(pd.concat(compared), KEPT / "second_primary.csv")
+        reached.append(levels(imagery, errors, run))
+        errors["cell"] = errors["id"].map(_photos(run.manifest).set_index("id")["cell"])
+        if whole:
+            table = kept.comparison(imagery, errors[errors["seed"].isin(whole)], EXPLORATORY)
+            explored.append(table.drop(columns=["p_value", "p_holm"]))  # neither planned nor corrected
+        primary.append(_primary(imagery, errors))
+    if not primary:
+        raise BundleError("no seed has all primary arms; run python -m study.second final")
     evaluation.save_table(pd.concat(reached), KEPT / "second_levels.csv")
-    figures.save(second_figures.contrasts(pd.concat(compared)), KEPT / "figures" / "second_primary.png")
-    if (told := KEPT / "second_factorial_differences.csv").exists():
-        figures.save(second_figures.by_steps(pd.read_csv(told)), KEPT / "figures" / "second_steps.png")
     if explored:
         evaluation.save_table(pd.concat(explored), KEPT / "second_exploratory.csv")
-    whole = pd.concat(kept, ignore_index=True).astype(
-        {"error_km": "float32", "seed": "int16", "cell": "int32"}
-    )
-    categories = dict.fromkeys(["world", "split", "id", "strategy", "frequencies"], "category")
-    with writing(KEPT / "second_predictions.parquet") as aside:
-        whole.astype(categories).to_parquet(aside, index=False, compression="zstd")
+    names = ["world", "split", "id", "strategy", "frequencies"]
+    types = {"error_km": "float32", "seed": "int16", "cell": "int32"} | dict.fromkeys(names, "category")
+    with writing(kept.PREDICTIONS) as aside:
+        pd.concat(primary).astype(types).to_parquet(aside, index=False, compression="zstd")
+
+
+def _primary(world: str, errors: pd.DataFrame) -> pd.DataFrame:
+    """The rows of ``errors`` that are of primary arms, arm split into strategy and frequencies."""
+    chosen = errors[errors["strategy"].isin([f"{name} {kind}" for name, kind in PRIMARY])]
+    parts = chosen["strategy"].str.split(" ", expand=True)
+    chosen = chosen.assign(world=world, strategy=parts[0], frequencies=parts[1])
+    return chosen[["world", "split", "cell", "id", "strategy", "frequencies", "seed", "error_km"]]
 
 
 def on_validation(run: Run, trials: Sequence[Trial], name: str) -> pd.DataFrame:
@@ -496,19 +474,22 @@ PARTS: dict[str, tuple[str, Callable[[Run], None]]] = {
     "final": ("final", final),
     "relief": ("relief", final),
 }
+"""Part -> its world, and what it does there."""
+FROM_KEPT: dict[str, Callable[[], None]] = {"keep": keep, "tables": kept.tables}
+"""Parts that are of both worlds."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: a part, and settings such as ``device=cpu``. Exit status 1 with a sentence."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] not in {*PARTS, "tables"}:
-        print(f"python -m study.second {'|'.join([*PARTS, 'tables'])} [SETTING…]", file=sys.stderr)
+    part, overrides = given[0] if given else "", given[1:]
+    if part not in {*PARTS, *FROM_KEPT}:
+        print(f"python -m study.second {'|'.join([*PARTS, *FROM_KEPT])} [SETTING…]", file=sys.stderr)
         return 1
-    part, *overrides = given
     ranks.start()
     try:
-        if part == "tables":
-            tables()
+        if part in FROM_KEPT:
+            FROM_KEPT[part]()
         else:
             world, do = PARTS[part]
             do(open_world(world, overrides))

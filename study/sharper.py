@@ -1,7 +1,6 @@
 """Four sharper margins, each judged by a prediction of study/PLAN.md.
 
-They are strategies like those of :mod:`lib.method.negatives`, registered only where they are trained; what
-does not help stays here.
+They are strategies like those of :mod:`lib.method.negatives`, but registered only where they are trained.
 """
 
 from __future__ import annotations
@@ -77,15 +76,11 @@ def kriging_targets(pairs: Pairs) -> Reweighting:
 
 def register() -> None:
     """Make the four known to :func:`lib.method.negatives.get`."""
-    strategy("untied_margin", "margin of its own height, lowered by the correlation", "beta", "alpha")(
-        untied_margin
-    )
-    strategy("annealed_margin", "semivariance_margin that grows over the first 30 % of the steps", "beta")(
-        annealed_margin
-    )
-    strategy("residual_margin", "semivariance_margin, and more for look-alikes", "beta", "alpha")(
-        residual_margin
-    )
-    strategy("kriging_targets", "semivariance_margin, targets shared by kriging weights", "beta", "alpha")(
-        kriging_targets
-    )
+    entries = {
+        untied_margin: ("margin of its own height, lowered by the correlation", "beta", "alpha"),
+        annealed_margin: ("semivariance_margin that grows over the first 30 % of the steps", "beta"),
+        residual_margin: ("semivariance_margin, and more for look-alikes", "beta", "alpha"),
+        kriging_targets: ("semivariance_margin, targets shared by kriging weights", "beta", "alpha"),
+    }
+    for reweight, (description, *parameters) in entries.items():
+        strategy(reweight.__name__, description, *parameters)(reweight)

@@ -37,7 +37,7 @@ DIMENSION = 16
 SMALL = [
     "device=cpu", "dataset.train=96", "dataset.validation=24", "dataset.test=24", "dataset.test_blocked=16",
     "training.epochs=1", "training.strategies=infonce,decayed,similarity", "training.seeds=0",
-    "backbone.shard_size=32", "study=null",
+    "backbone.shard_size=32",
 ]  # fmt: skip
 """Settings of a run that takes seconds with the real encoder."""
 

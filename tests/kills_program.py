@@ -50,7 +50,7 @@ SETTINGS = [
     "training.queue_size=24",
     "training.epochs=3", "training.seeds=0", "training.strategies=infonce,decayed",
     "training.validate_every=1",
-    "evaluation.bootstrap=100", "evaluation.gallery=train", "study=null", "device=cpu",
+    "evaluation.bootstrap=100", "evaluation.gallery=train", "device=cpu",
 ]  # fmt: skip
 
 

@@ -103,7 +103,6 @@ class Desk:
             "training.strategies=infonce,decayed",
             "evaluation.bootstrap=100",
             "evaluation.splits=test",
-            "study=null",
         )
         frame = pd.read_parquet(run.manifest)
         frame[["latitude", "longitude"]] = np.resize(places, (len(frame), 2))

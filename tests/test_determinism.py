@@ -32,7 +32,7 @@ def test_two_runs_with_the_same_seeds_are_the_same_files(make_run: Runs) -> None
     settings = (
         "training.epochs=2", f"training.seeds={','.join(map(str, SEEDS))}", "training.queue_size=40",
         "training.strategies=infonce,decayed,shuffled", "semivariogram.lag_width_rad=0.1",
-        "evaluation.bootstrap=100", "evaluation.splits=test,test_blocked", "study=null",
+        "evaluation.bootstrap=100", "evaluation.splits=test,test_blocked",
     )  # fmt: skip
     first = computed(make_run(*settings))
     torch.rand(5)

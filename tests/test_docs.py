@@ -173,7 +173,7 @@ def test_each_howto_is_one_file():
 def test_the_howtos_data_set_backbone_and_strategy_go_through_a_training(extended):
     python(extended, "my_data_set.py", "photos", "places.csv")
     asked = [
-        "dataset=folder", "data.root=photos", "data.csv=places.csv", "backbone=thumbnail", "study=null",
+        "dataset=folder", "data.root=photos", "data.csv=places.csv", "backbone=thumbnail",
         "device=cpu", "training.strategies=infonce,near_down", "training.alpha=4", "training.epochs=1",
         "training.seeds=0", "training.queue_size=0", "semivariogram.lag_width_rad=0.1",
         "evaluation.splits=test,test_blocked",

@@ -28,7 +28,7 @@ def code_lines(cell):
 def test_the_steps_are_there_in_order():
     names = [
         "data_preparation", "baseline_geoclip", "semivariogram", "regularized_training",
-        "error_at_granularity", "where_is_this_photo", "ablations", "when_does_it_help",
+        "error_at_granularity", "where_is_this_photo", "study",
     ]  # fmt: skip
     assert [one.stem for one in NOTEBOOKS] == [f"{number:02d}_{name}" for number, name in enumerate(names, 1)]
 
@@ -63,8 +63,6 @@ class TestEachNotebook:
 
     def test_quotes_no_result_in_its_prose(self, notebook):
         """What was measured is printed by a cell: of another run it would be another number."""
-        if notebook.name[:2] in {"07", "08"}:  # they tell of the kept study, by name
-            return
         prose = "\n".join(cell.source for cell in read(notebook).cells if cell.cell_type == "markdown")
         assert not re.findall(r"\[[+-]?\d+\.\d+, [+-]?\d+\.\d+\]|\d+(?:\.\d+)? points", prose)
         assert "With `quick`" not in prose

@@ -51,7 +51,6 @@ def chain(make_run: Runs) -> Run:
         "semivariogram.lag_width_rad=0.1",
         "evaluation.bootstrap=100",
         "evaluation.splits=test,test_blocked",
-        "study=null",
     )
     content = run.features.read_bytes()
     run.produce(

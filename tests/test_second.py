@@ -1,8 +1,7 @@
-"""Statements about the second study: what it chooses, what it keeps, and that its tables follow from that."""
+"""Statements about the second study: what it trains, what it chooses, and what it keeps."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.evaluate import intervals
+from lib.method.errors import BundleError
 from lib.runs import Run
 from lib.train import training
-from study import second
+from study import kept, second
 
 SIZES = {"train": 96, "validation": 30, "validation_blocked": 30, "test": 30, "test_blocked": 40}
 SMALL = ("training.batch_size=48", "training.epochs=1", "evaluation.gallery=train")
@@ -85,54 +84,9 @@ def test_every_arm_is_searched_alike(run: Run, monkeypatch: pytest.MonkeyPatch, 
         run.settings.training.changed(trial.changes)
 
 
-def test_the_contrasts_are_paired_and_holm_counts_all_fifteen() -> None:
-    drawn = np.random.default_rng(0)
-    ids = {"test": [f"t{n}" for n in range(60)], "test_blocked": [f"b{n}" for n in range(60)]}
-    frames = [
-        pd.DataFrame({"id": ids[split], "split": split, "strategy": f"{name} {kind}", "seed": seed}
-                     | {"error_km": 400.0 * np.exp(drawn.normal(size=60))})
-        for name, kind in second.PRIMARY for split in ids for seed in range(3)
-    ]  # fmt: skip
-    cells = pd.Series(np.arange(120) // 10, [*ids["test"], *ids["test_blocked"]])
-    errors = pd.concat(frames)
-    errors["cell"] = errors["id"].map(cells)
-    found = second.comparison("here", errors)
-    assert len(found) == 15 and found["p_holm"].max() <= 1.0
-    row = found.query("split == 'test_blocked' and metric == 'acc_750km' and baseline == 'infonce geoclip'")
-    some = errors[errors["split"] == "test_blocked"]
-    hits = (some["error_km"] <= 750.0).groupby([some["strategy"], some["seed"], some["id"].map(cells)]).mean()
-    both = hits["semivariance_margin geoclip"] - hits["infonce geoclip"]
-    (expected,) = intervals.means_of([both.unstack().to_numpy()])
-    assert (row["difference"].item(), row["ci_low"].item()) == pytest.approx((expected.value, expected.low))
-    assert found["p_holm"].to_numpy() == pytest.approx(intervals.holm(found["p_value"]))
-
-
 def test_a_part_that_is_none_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert second.main(["tunes"]) == 1
-    assert "tune|factorial|sharper|sharpest|final|relief|tables" in capsys.readouterr().err
-
-
-class TestKept:
-    """The primary table follows from the predictions that are kept."""
-
-    FOLDER = second.KEPT
-
-    def test_every_interval_of_the_primary_table_is_that_of_the_predictions(self) -> None:
-        if not (self.FOLDER / "second_primary.csv").exists():
-            pytest.skip("the final table has not been computed yet")
-        told = pd.read_parquet(self.FOLDER / "second_predictions.parquet")
-        kept = pd.read_csv(self.FOLDER / "second_primary.csv")
-        for world, errors in told.groupby("world", observed=True):
-            strategy = errors["strategy"].astype(str) + " " + errors["frequencies"].astype(str)
-            plain = errors.astype({"id": str, "split": str}).assign(strategy=strategy)
-            again = second.comparison(str(world), plain)
-            there = kept[kept["world"] == world].reset_index(drop=True)
-            pd.testing.assert_frame_equal(again, there, check_dtype=False, rtol=1e-4, atol=1e-6)
-
-    def test_chosen_settings_are_settings(self) -> None:
-        if second.CHOSEN.exists():
-            text = json.loads(second.CHOSEN.read_text(encoding="utf-8"))
-            assert set(text["arms"]) == {f"{name} {kind}" for name, kind in second.ARMS}
+    assert "tune|factorial|sharper|sharpest|final|relief|keep|tables" in capsys.readouterr().err
 
 
 def test_what_did_best_of_each_sharper_margin_is_judged_and_a_plain_margin_is_none(
@@ -152,3 +106,37 @@ def test_what_did_best_of_each_sharper_margin_is_judged_and_a_plain_margin_is_no
     assert found["untied_margin"]["alpha"] == 16.0  # twice beta, the best but beta itself
     assert found["residual_margin"]["alpha"] == 2.0 and found["kriging_targets"]["alpha"] == 0.2
     assert found["annealed_margin"] == {"beta": 8.0}  # as long and as large as the final table's
+
+
+def test_what_is_kept_is_the_whole_seeds_of_the_primary_arms(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    arms = {f"{name} {kind}": {"beta": number} for number, (name, kind) in enumerate(second.ARMS, 1)}
+    monkeypatch.setattr(second, "chosen_settings", lambda: {"arms": arms})
+    monkeypatch.setattr(second, "open_world", lambda world: run)
+    monkeypatch.setattr(second, "KEPT", tmp_path)
+    monkeypatch.setattr(kept, "PREDICTIONS", tmp_path / "predictions.parquet")
+    with pytest.raises(BundleError, match="no seed has all primary arms"):
+        second.keep()
+    wanted = [trial for trial in second.final_trials() if trial.seed < 12]
+    wanted.remove(next(trial for trial in wanted if trial.seed == 11))  # so seed 11 is not whole
+    for trial in wanted:
+        _write_errors(run, trial)
+    second.keep()
+    told = kept.predictions("blue_marble")
+    assert set(told["seed"]) == {10}
+    assert set(told["strategy"]) == {f"{a} {b}" for a, b in kept.PRIMARY}
+    assert len(told) == len(kept.PRIMARY) * 70 and told["cell"].notna().all()
+    levels = pd.read_csv(tmp_path / "second_levels.csv")
+    assert set(levels["strategy"]) == {*arms, "ceiling"}
+    explored = pd.read_csv(tmp_path / "second_exploratory.csv")
+    assert len(explored) == 2 * len(second.EXPLORATORY) * len(kept.ENDPOINTS) and "p_holm" not in explored
+
+
+def _write_errors(run: Run, trial: second.Trial) -> None:
+    photos = pd.read_parquet(run.manifest).query("split in @second.TEST")
+    drawn = np.random.default_rng(int(trial.changes["beta"]))
+    path = trial.path(run, second.TEST)
+    path.parent.mkdir(exist_ok=True)
+    table = photos[["id", "split"]].assign(error_km=400.0 * np.exp(drawn.normal(size=len(photos))))
+    table.assign(temperature=0.1).to_parquet(path, index=False)

@@ -33,13 +33,13 @@ def test_the_papers_profile_is_the_published_protocol() -> None:
 
 
 def test_quick_is_judged_at_places_that_had_no_part_in_the_choice_of_its_settings() -> None:
-    """The profile study chose them, on validation places of its own."""
-    drawn = [draw_places(load(profile).dataset) for profile in ("quick", "study", "second", "large")]
+    """The studies chose them, on places of their own."""
+    drawn = [draw_places(load(profile).dataset) for profile in ("quick", "second", "large")]
     quick, *others = (places.set_index(["latitude", "longitude"]).index for places in drawn)
     assert len(quick) == 10_100 and not any(quick.isin(other).any() for other in others)
 
 
-@pytest.mark.parametrize("profile", ["smoke", "quick", "large", "study", "second"])
+@pytest.mark.parametrize("profile", ["smoke", "quick", "large", "second"])
 def test_the_embedded_profiles_compute_in_float32_everywhere(profile: str) -> None:
     settings = load(profile)
     assert settings.training.precision == "float32" and settings.backbone.precision != "bfloat16"
@@ -94,7 +94,6 @@ class TestErrors:
             ("backbone.imagepx=64", ["backbone.imagepx", "did you mean 'image_px'?"]),
             ("training.variants.decayed.betta=3", ["variants.decayed.betta", "did you mean 'beta'?"]),
             ("training.variants.decayed.beta=-1", ["variants.decayed.beta", "greater than or equal to 0"]),
-            ("study.simulation.tran=3", ["study.simulation.tran", "did you mean 'train'?", "doubles"]),
             ("training.epochs=many", ["training.epochs", "'many'"]),
             ("training.epochs=0", ["training.epochs", "greater than or equal to 1"]),
             ("training.seeds=0,-1", ["training.seeds.1", "greater than or equal to 0"]),

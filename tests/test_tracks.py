@@ -32,7 +32,7 @@ def test_any_folder_of_photos_with_a_table_goes_through_all_stages(tmp_path):
     table = {"IMG_ID": names, "AUTHOR": "nobody", "LAT": places["latitude"], "LON": places["longitude"]}
     pd.DataFrame(table).to_csv(tmp_path / "places.csv", index=False)
     own = ["dataset=folder", f"data.root={tmp_path / 'photos'}", f"data.csv={tmp_path / 'places.csv'}"]
-    own += ["training.strategies=infonce,semivariogram", "training.seeds=0", "study=null"]
+    own += ["training.strategies=infonce,semivariogram", "training.seeds=0"]
     own += ["semivariogram.lag_width_rad=0.1"]
     stages = [sys.executable, "-m", "lib.stages", "smoke", str(tmp_path / "run"), *own]
     made = subprocess.run(stages, cwd=PROJECT, check=True, capture_output=True, text=True)

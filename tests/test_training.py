@@ -274,7 +274,7 @@ class TestErrors:
 
 class TestWhereLooksDoNotDependOnThePlace:
     def test_the_run_goes_on_without_the_strategies_that_need_the_curve(self, make_run: Runs) -> None:
-        run = make_run("training.strategies=infonce,semivariogram,similarity,decayed", "study=null", *SHORT)
+        run = make_run("training.strategies=infonce,semivariogram,similarity,decayed", *SHORT)
         shape = np.load(run.features).shape
         np.save(run.features, np.random.default_rng(0).normal(size=shape).astype(np.float32))
         run.semivariogram.unlink()

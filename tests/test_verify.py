@@ -26,7 +26,6 @@ def finished(make_run: Runs) -> Run:
         "semivariogram.lag_width_rad=0.1",
         "evaluation.bootstrap=100",
         "evaluation.splits=test,test_blocked",
-        "study=null",
     )
     curve.fit_run(run)
     training.train_all(run, run.settings.training.strategies)
