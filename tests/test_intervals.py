@@ -13,6 +13,7 @@ from lib.evaluate import intervals
 from lib.evaluate.intervals import (
     PUBLISHED,
     aligned,
+    by_cluster,
     compare,
     corrected,
     differences_for_reading,
@@ -177,34 +178,73 @@ class TestCompare:
 
 
 class TestClusters:
-    def test_the_difference_is_that_over_photos_and_the_interval_that_over_cells(self) -> None:
-        drawn = np.random.default_rng(0)
-        cells = pd.Series(np.repeat(np.arange(20), 25), [f"photo {number}" for number in range(500)])
-        lift = np.repeat(drawn.normal(0.0, 1.0, 20), 25)
+    """Photos of one cell err together, so a held-out split has as many independent values as it has cells."""
+
+    SIZES = np.random.default_rng(5).integers(3, 60, 20)
+
+    def held_out(self, sizes: np.ndarray = SIZES, group: int = 0) -> pd.DataFrame:
+        """A baseline, and a strategy whose gain differs from cell to cell; four seeds, ``sizes`` photos a cell."""
+        drawn, photos = np.random.default_rng(group), sizes.sum()
+        lift = np.repeat(drawn.normal(0.0, 1.0, len(sizes)), sizes)
         frames = [
-            pd.DataFrame(
-                {"id": cells.index, "split": "test", "strategy": name, "seed": seed}
-                | {"error_km": 100.0 * np.exp(drawn.normal(0.0, 1.0, 500) + (name != "infonce") * lift)}
-            )
+            table(100.0 * np.exp(drawn.normal(0.0, 1.0, (4, photos)) + (name == "other") * lift), name)
             for name in ("infonce", "other")
-            for seed in range(4)
         ]
-        both = pd.concat(frames)
-        (plain,) = compare(both, metrics=["acc_200km"]).itertuples()
-        held_out = both.assign(split="test_blocked", cell=both["id"].map(cells))
+        cells = np.tile(np.repeat(np.arange(len(sizes)), sizes), 8)
+        both = pd.concat(frames, ignore_index=True).assign(split="test_blocked", cell=cells)
+        return both.assign(id=f"{group}-" + both["id"], cell=both["cell"] + 1_000 * group)
+
+    @pytest.mark.parametrize("seeds", [1, 3])
+    def test_the_interval_holds_the_truth_over_cells_of_unequal_sizes_and_is_no_wider_than_it_must_be(
+        self, seeds: int
+    ) -> None:
+        """600 worlds of 40 cells with one to some hundred photos; the mean is far from zero, as accuracies are."""
+        draw, found = np.random.default_rng(3), []
+        for _ in range(600):
+            sizes = np.ceil(np.exp(draw.normal(2.0, 0.8, 40))).astype(int)
+            cell = np.repeat(np.arange(40), sizes)
+            photo = 3.0 + draw.normal(size=40)[cell] + draw.normal(size=len(cell))
+            values = photo + 0.3 * draw.normal(size=(seeds, len(cell)))
+            found += means_of([by_cluster(values, cell)])
+        mean, low, high, error, _ = np.array(found).T
+        assert 0.92 <= ((low <= 3.0) & (high >= 3.0)).mean() <= 0.98
+        assert error.mean() == pytest.approx(mean.std(), rel=0.1)
+
+    def test_the_difference_is_that_over_photos_and_the_interval_that_over_cells(self) -> None:
+        held_out = self.held_out(np.full(20, 25))
+        (plain,) = compare(held_out.assign(split="test"), metrics=["acc_200km"]).itertuples()
         mean, median = compare(held_out, metrics=["acc_200km", "median_km"]).itertuples()
         assert mean.difference == pytest.approx(plain.difference)
-        hits = (
-            (both["error_km"] <= 200).groupby([both["strategy"], both["seed"], both["id"].map(cells)]).mean()
-        )
-        (expected,) = means_of([(hits["other"] - hits["infonce"]).unstack().to_numpy()])
+        hits = (held_out["error_km"] <= 200).groupby([held_out[key] for key in ("strategy", "seed", "cell")])
+        share = hits.mean()
+        (expected,) = means_of([(share["other"] - share["infonce"]).unstack().to_numpy()])
         assert (mean.ci_low, mean.ci_high) == pytest.approx((expected.low, expected.high))
-        assert mean.error > 1.5 * plain.error
-        (of_photos,) = compare(both, metrics=["median_km"]).itertuples()
+        assert mean.error > 1.5 * plain.error and (mean.cells, plain.cells) == (20, 0)
+        (of_photos,) = compare(held_out.assign(split="test"), metrics=["median_km"]).itertuples()
         assert median.ci_high - median.ci_low > 1.5 * (of_photos.ci_high - of_photos.ci_low)
         level = levels(held_out).query("strategy == 'other' and metric == 'acc_200km'")
-        (own,) = means_of([hits["other"].unstack().to_numpy()])
-        assert level["ci_low"].item() == pytest.approx(own.low)
+        (alone,) = means_of([share["other"].unstack().to_numpy()])
+        assert level["ci_low"].item() == pytest.approx(alone.low)
+
+    def test_within_groups_the_interval_is_over_the_cells_of_the_group(self) -> None:
+        """Each continent alone is a split of its own, but for the variance between seeds, which they share."""
+        parts = [self.held_out(group=group) for group in range(2)]
+        both = pd.concat(parts, ignore_index=True)
+        groups = both.drop_duplicates("id").set_index("id")["cell"] // 1_000
+        found = compare(both, metrics=["acc_200km"], groups=groups)
+        assert found["cells"].tolist() == [20, 20]
+        for row, part in zip(found.itertuples(), parts, strict=True):
+            (alone,) = compare(part, metrics=["acc_200km"]).itertuples()
+            assert row.difference == pytest.approx(alone.difference)
+            assert row.error == pytest.approx(alone.error, rel=0.2)
+
+    def test_a_group_of_fewer_than_five_cells_has_no_interval(self) -> None:
+        cells = [self.held_out(np.full(count, 40), group) for group, count in enumerate((4, 5))]
+        both = pd.concat(cells, ignore_index=True)
+        groups = both.drop_duplicates("id").set_index("id")["cell"] // 1_000
+        few, enough = corrected(compare(both, metrics=["acc_200km"], groups=groups)).itertuples()
+        assert few.verdict == "too few cells" and few.n == 160 and np.isnan(few.ci_low)
+        assert enough.verdict != "too few cells" and np.isfinite(enough.ci_low)
 
 
 class TestCorrected:

@@ -31,6 +31,8 @@ from lib.train.metrics import COLUMNS, COMPARED, METRICS
 LEVEL = 0.95
 LEAST_PHOTOS = 20
 """A group of fewer photos has no interval: Student's t of a few zeros and ones promises too much."""
+LEAST_CELLS = 5
+"""A group of photos of fewer held-out cells has no interval."""
 BASELINE = "infonce"
 HELD_OUT = "_blocked"
 """Ending of the name of a split whose photos lie in held-out cells, column ``cell``."""
@@ -231,9 +233,10 @@ class _Split(NamedTuple):
     ids: pd.Index
     cluster: np.ndarray | None
 
-    def spread(self, values: np.ndarray) -> np.ndarray:
-        """What was drawn on its own, of ``values`` [S, N]: clusters where there are any, else photos."""
-        return values if self.cluster is None else by_cluster(values, self.cluster)
+    def drawn(self, values: np.ndarray, photos: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """``values`` [S, n] of ``photos``, one column for each unit that was drawn independently: a photo, or
+        a cluster [S, C] where the split has clusters."""
+        return values if self.cluster is None else by_cluster(values, self.cluster[photos])
 
 
 def _by_split(predictions: pd.DataFrame) -> Iterator[_Split]:
@@ -271,8 +274,8 @@ def compare(
 ) -> pd.DataFrame:
     """Differences, strategy minus ``baseline``, paired photo by photo and seed by seed, with 95 % intervals.
 
-    Intervals are over photos and seeds. Of held-out cells they are over cells and seeds, since a cell is what
-    was drawn on its own; but not within ``groups``.
+    Intervals are over photos and seeds, of held-out splits over cells and seeds: the photos of a cell are
+    near each other, so their errors are alike. The same holds within ``groups``.
 
     Args:
         predictions: the columns of :func:`lib.evaluate.evaluation.predict_all`.
@@ -283,8 +286,9 @@ def compare(
 
     Returns:
         split, strategy, baseline, metric, group (with ``groups``), difference, ci_low, ci_high, p_value
-        (two-sided), error (standard), freedom, seeds, n. Of a median no p_value, error and freedom; of a
-        group of fewer than ``LEAST_PHOTOS`` photos no interval either.
+        (two-sided), error (standard), freedom, seeds, n (photos), cells (0 where photos were drawn one by
+        one). A median has no p_value, error and freedom. A group of fewer than ``LEAST_PHOTOS`` photos or
+        ``LEAST_CELLS`` held-out cells has no interval.
 
     Raises:
         BundleError: ``baseline`` is not among the strategies, or they were evaluated on different photos or
@@ -295,21 +299,27 @@ def compare(
         split, errors, ids = of_split[:3]
         if baseline not in errors:
             raise BundleError(f"{baseline} is not among the strategies of split {split}: {', '.join(errors)}")
-        members, least = _members(ids, groups), 2 if groups is None else LEAST_PHOTOS
+        members, least = _members(ids, groups), 2
+        if groups is not None:
+            least = LEAST_PHOTOS if of_split.cluster is None else LEAST_CELLS
+        cells = [
+            0 if of_split.cluster is None else len(np.unique(of_split.cluster[some]))
+            for some in members.values()
+        ]
         for name, metric in itertools.product((name for name in errors if name != baseline), metrics):
             if metric == "median_km":
                 found = [median_of(errors[name], errors[baseline], resamples, seed, of_split.cluster)]
             else:
                 ours, theirs = (METRICS[metric](errors[one]).astype(float) for one in (name, baseline))
-                parts = [(ours - theirs)[:, some] for some in members.values()]
-                found = means_of(parts if groups is not None else [of_split.spread(parts[0])], least)
+                gain = ours - theirs
+                found = means_of([of_split.drawn(gain[:, some], some) for some in members.values()], least)
             rows += [
-                (split, name, baseline, metric, group, *one, len(errors[name]), len(some))
-                for one, (group, some) in zip(found, members.items(), strict=True)
+                (split, name, baseline, metric, group, *one, len(errors[name]), len(some), count)
+                for one, count, (group, some) in zip(found, cells, members.items(), strict=True)
             ]
     front = ["split", "strategy", "baseline", "metric", "group"]
     table = pd.DataFrame(
-        rows, columns=[*front, "difference", "ci_low", "ci_high", "error", "freedom", "seeds", "n"]
+        rows, columns=[*front, "difference", "ci_low", "ci_high", "error", "freedom", "seeds", "n", "cells"]
     )
     ends = table["difference"] - table["ci_low"], table["ci_high"] - table["difference"]
     table["ci_low"], table["ci_high"] = _ends(table, *ends)
@@ -318,14 +328,20 @@ def compare(
 
 
 def by_cluster(values: np.ndarray, cluster: np.ndarray) -> np.ndarray:
-    """Values [S, C] of C clusters, whose mean is that of ``values`` [S, N]: sums, over the mean cluster size.
+    """Values [S, C] of C clusters that have the mean and the variance of the mean of ``values`` [S, N].
+
+    A cluster's value is the seed's mean plus C / N times the sum of its photos' deviations from that mean.
+    Sums of the values themselves would also vary because clusters hold different numbers of photos.
 
     Args:
         cluster: of each photo, [N].
+
+    Source: the ratio estimator's linearised variance (Cochran, Sampling Techniques, 1977, section 9A.2).
     """
     number, names = pd.factorize(cluster)
-    sums = np.stack([np.bincount(number, row, len(names)) for row in values])
-    return sums * (len(names) / values.shape[1])
+    mean = values.mean(1, keepdims=True)
+    sums = np.stack([np.bincount(number, row, len(names)) for row in values - mean])
+    return mean + sums * (len(names) / values.shape[1])
 
 
 def _members(ids: pd.Index, groups: pd.Series | None) -> dict[object, np.ndarray]:
@@ -372,15 +388,15 @@ def corrected(table: pd.DataFrame, family: Iterable[str] = ("split",), margin: f
         The table with comparisons (their number), corrected_low and corrected_high (Bonferroni: all intervals
         of a family hold at once with 95 %), p_holm (Holm's step-down, which finds a little more) and verdict:
         gains or loses (the corrected interval leaves zero out), equivalent (it lies inside the margin), not
-        shown, or too few photos.
+        shown, too few photos or too few cells.
     """
     tested, keys = table["error"].notna(), [table[name] for name in family]
     count = tested.groupby(keys, sort=False).transform("sum").clip(lower=1)
     half = half_width(table["error"], table["freedom"], 1.0 - (1.0 - LEVEL) / count.to_numpy(float))
     low, high = _ends(table, half, half)
     verdict = np.select(
-        [~tested, low > 0.0, high < 0.0, (low > -margin) & (high < margin)],
-        ["too few photos", "gains", "loses", "equivalent"],
+        [~tested & (table["cells"] > 0), ~tested, low > 0.0, high < 0.0, (low > -margin) & (high < margin)],
+        ["too few cells", "too few photos", "gains", "loses", "equivalent"],
         "not shown",
     )
     p_holm = table["p_value"].groupby(keys, sort=False).transform(holm)
@@ -406,7 +422,7 @@ def levels(predictions: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> 
                 )
             else:
                 hits = METRICS[metric](errors).astype(float)
-                by_seed, (one,) = hits.mean(1), means_of([of_split.spread(hits)])
+                by_seed, (one,) = hits.mean(1), means_of([of_split.drawn(hits)])
                 one = one._replace(low=max(0.0, one.low), high=min(1.0, one.high))
             spread = float(by_seed.std(ddof=1)) if len(errors) > 1 else np.nan
             rows.append((split, name, metric, *one[:3], spread, *errors.shape))
