@@ -99,7 +99,8 @@ class TestRun:
         """One run for several statements, for it takes four trainings."""
         found = evaluate(run)
         predictions, candidates = found["predictions"], gallery.coordinates(run, datasets.read(run))
-        assert len(predictions) == 4 * (SIZES["test"] + SIZES["test_blocked"])
+        # two strategies with two seeds, and the nearest neighbour
+        assert len(predictions) == 5 * (SIZES["test"] + SIZES["test_blocked"])
         manifest = world()[0].set_index("id")
         sphere = pyproj.Geod(a=EARTH_RADIUS_KM * 1000.0, f=0.0)
         for row in predictions.sample(30, random_state=0).itertuples(index=False):
@@ -117,7 +118,10 @@ class TestRun:
         }
         assert list(found["accuracy"].columns)[:12] == DEMANDED
         pd.testing.assert_frame_equal(found["accuracy"], accuracy(predictions))
-        assert set(found["comparison"]["strategy"]) == {"residual"}
+        against = found["comparison"].groupby("baseline")["strategy"].unique().map(list).to_dict()
+        assert against == {"infonce": ["residual", "nearest_neighbour"]}
+        assert "nearest_neighbour" not in training.strategies_of(run)
+        assert training.best_strategy(run)[0] in ("infonce", "residual")
         assert set(found["by_continent"]["continent"]) == set(
             manifest["continent"][manifest["split"].str.startswith("test")]
         )
@@ -159,9 +163,9 @@ class TestRun:
             "training.validate_every=1",
         )
         training.train_all(run, ["infonce"])
-        before = evaluate(run)["predictions"]
+        before = evaluate(run)["predictions"].query("strategy == 'infonce'")
         places.write_text("LAT,LON\n60,100\n50,110\n55,120\n")
-        after = evaluate(run)["predictions"]
+        after = evaluate(run)["predictions"].query("strategy == 'infonce'")
         assert before["predicted_latitude"].isin([10.0, -10.0]).all()
         assert after["predicted_latitude"].isin([60.0, 50.0, 55.0]).all()
 

@@ -9,9 +9,8 @@ import pytest
 from conftest import lognormal, table
 from scipy import stats
 
-from lib.evaluate import intervals
 from lib.evaluate.intervals import (
-    PUBLISHED,
+    UNTRAINED,
     aligned,
     by_cluster,
     compare,
@@ -67,7 +66,7 @@ class TestMeans:
         values = effects(np.random.default_rng(0), 1, 50, 0.0, 1.0, 0.0) + 0.2
         expected = stats.ttest_1samp(values[0], 0.0)
         (found,) = means_of([values])
-        assert (found.value / found.error, found.freedom) == pytest.approx((expected.statistic, expected.df))
+        assert (found.value / found.error, found.degrees_of_freedom) == pytest.approx((expected.statistic, expected.df))
 
     def test_no_spread_has_no_error_and_few_photos_have_no_interval(self) -> None:
         assert means_of([np.full((3, 20), 0.25)])[0][:4] == (0.25, 0.25, 0.25, 0.0)
@@ -79,7 +78,7 @@ class TestMeans:
         calm = [generator.normal(size=(3, 50)) for _ in range(10)]
         torn = means_of([group + np.array([[-3.0], [0.0], [3.0]]) for group in calm])
         assert min(one.error for one in torn) > 3.0 * max(one.error for one in means_of(calm))
-        assert all(one.freedom == pytest.approx(10 * (3 - 1), rel=0.15) for one in torn)
+        assert all(one.degrees_of_freedom == pytest.approx(10 * (3 - 1), rel=0.15) for one in torn)
 
     def test_where_nothing_differs_a_map_of_forty_cells_is_rarely_wrong(self) -> None:
         """Of 120 maps at most a twelfth names a cell, though seeds differ and photos differ much."""
@@ -111,17 +110,17 @@ class TestMedian:
         value, low, high, *_ = median_of(base - np.array([[-80.0], [0.0], [110.0]]), base, 200)
         assert value == pytest.approx(-10.0) and high - low > 80.0
 
-    @pytest.mark.parametrize("photos", [2, 3, 40, 2_001])
-    def test_resamples_are_those_of_drawing_each_photo_anew(self, photos: int) -> None:
-        """Medians of 4,000 resamples against 4,000 drawn plainly: the same law, also where errors tie."""
-        errors = np.round(lognormal(photos, (2, photos)), -1)
-        resampled, draw = intervals._Resampled.of(errors), np.random.default_rng(1)
-        found = np.array([resampled.medians(draw) for _ in range(4_000)])
-        plain = np.array([np.median(errors[:, draw.integers(photos, size=photos)], 1) for _ in range(4_000)])
-        for row in range(2):
-            assert stats.ks_2samp(found[:, row], plain[:, row]).pvalue > 1e-3
-        together = stats.ks_2samp(found[:, 0] - found[:, 1], plain[:, 0] - plain[:, 1])
-        assert together.pvalue > 1e-3
+    @pytest.mark.parametrize(("photos", "size"), [(3, 1), (40, 1), (601, 1), (60, 4)])
+    def test_it_is_the_interval_of_drawing_each_unit_plainly(self, photos: int, size: int) -> None:
+        """4,000 resamples against 4,000 drawn and sorted one by one, photos or clusters of four; errors tie."""
+        errors, draw, units = np.round(lognormal(photos, (2, photos)), -1), np.random.default_rng(1), []
+        members = np.arange(photos).reshape(-1, size)
+        for _ in range(4_000):
+            chosen = members[draw.integers(len(members), size=len(members))].ravel()
+            units.append(np.median(errors[:, chosen], 1)[draw.integers(2, size=2)].mean())
+        found = median_of(errors, resamples=4_000, cluster=np.arange(photos) // size if size > 1 else None)
+        spread = np.std(units)
+        assert (found.low, found.high) == pytest.approx(np.quantile(units, [0.025, 0.975]), abs=0.2 * spread)
 
 
 class TestCompare:
@@ -169,12 +168,13 @@ class TestCompare:
         with pytest.raises(BundleError, match="hcl is not among"):
             compare(frame, "hcl")
 
-    def test_geoclip_as_published_is_one_model_and_stands_against_every_seed(self) -> None:
+    @pytest.mark.parametrize("name", UNTRAINED)
+    def test_what_is_not_trained_is_one_result_and_stands_against_every_seed(self, name: str) -> None:
         ours, one = table(lognormal(0, (3, 80)), "infonce"), lognormal(1, (1, 80))
-        once = compare(pd.concat([ours, table(one, PUBLISHED)]), resamples=50)
+        once = compare(pd.concat([ours, table(one, name)]), resamples=50)
         thrice = compare(pd.concat([ours, table(one.repeat(3, 0), "other")]), resamples=50)
         pd.testing.assert_frame_equal(once.drop(columns="strategy"), thrice.drop(columns="strategy"))
-        assert aligned(table(one, PUBLISHED)).shape == (80, 5)
+        assert aligned(table(one, name)).shape == (80, 5)
 
 
 class TestClusters:
@@ -183,7 +183,7 @@ class TestClusters:
     SIZES = np.random.default_rng(5).integers(3, 60, 20)
 
     def held_out(self, sizes: np.ndarray = SIZES, group: int = 0) -> pd.DataFrame:
-        """A baseline, and a strategy whose gain differs from cell to cell; four seeds, ``sizes`` photos a cell."""
+        """infonce, and a strategy whose gain differs from cell to cell; four seeds, ``sizes`` photos a cell."""
         drawn, photos = np.random.default_rng(group), sizes.sum()
         lift = np.repeat(drawn.normal(0.0, 1.0, len(sizes)), sizes)
         frames = [
@@ -198,7 +198,7 @@ class TestClusters:
     def test_the_interval_holds_the_truth_over_cells_of_unequal_sizes_and_is_no_wider_than_it_must_be(
         self, seeds: int
     ) -> None:
-        """600 worlds of 40 cells with one to some hundred photos; the mean is far from zero, as accuracies are."""
+        """600 worlds of 40 cells with one to a hundred photos; the mean is far from zero, as accuracies are."""
         draw, found = np.random.default_rng(3), []
         for _ in range(600):
             sizes = np.ceil(np.exp(draw.normal(2.0, 0.8, 40))).astype(int)
@@ -227,7 +227,7 @@ class TestClusters:
         assert level["ci_low"].item() == pytest.approx(alone.low)
 
     def test_within_groups_the_interval_is_over_the_cells_of_the_group(self) -> None:
-        """Each continent alone is a split of its own, but for the variance between seeds, which they share."""
+        """As if each continent were a split of its own, but for the variance between seeds: they share it."""
         parts = [self.held_out(group=group) for group in range(2)]
         both = pd.concat(parts, ignore_index=True)
         groups = both.drop_duplicates("id").set_index("id")["cell"] // 1_000

@@ -15,10 +15,10 @@ from lib.evaluate.pairs import (
     FALSE_NEGATIVE,
     HARD_NEGATIVE,
     classify,
+    example_pair,
     examples,
     sample,
     shares,
-    telling_pair,
 )
 
 R = 6371.0088
@@ -89,12 +89,12 @@ class TestSample:
 
 
 class TestExamples:
-    def test_a_telling_pair_is_of_the_largest_residuals_and_uses_no_photo_again(self) -> None:
+    def test_an_example_is_of_the_largest_residuals_and_uses_no_photo_again(self) -> None:
         frame = pd.DataFrame(
             {"first": range(100), "second": range(200, 300), "residual": np.linspace(0.0, 1.0, 100)}
         )
         used: set[int] = {99}  # the first photo of the very largest
-        chosen = telling_pair(frame.sample(frac=1.0, random_state=0), used, share=0.05)
+        chosen = example_pair(frame.sample(frac=1.0, random_state=0), used, share=0.05)
         assert len(chosen) == 1
         assert chosen["residual"].item() >= frame["residual"].iloc[94]
         assert chosen["first"].item() != 99
