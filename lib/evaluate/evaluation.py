@@ -143,20 +143,16 @@ def by_group(predictions: pd.DataFrame, groups: pd.Series, name: str) -> pd.Data
     Returns:
         split, strategy, ``name``, n (photos), and the metrics.
     """
-    order = (
-        groups.cat.categories
-        if isinstance(groups.dtype, pd.CategoricalDtype)
-        else sorted(groups.dropna().unique())
-    )
     keys = ["split", "strategy", name]
-    columns = {key: pd.Categorical(predictions[key], predictions[key].unique()) for key in keys[:2]}
-    columns[name] = pd.Categorical(predictions["id"].map(groups), order)
+    labelled = predictions.assign(**{name: predictions["id"].map(groups)}).dropna(subset=[name])
+    if isinstance(groups.dtype, pd.CategoricalDtype):
+        labelled[name] = labelled[name].astype(groups.dtype)
+    order = {key: predictions[key].unique() for key in keys[:2]}
+    labelled = labelled.astype({key: pd.CategoricalDtype(values) for key, values in order.items()})
     rows = []
-    for key, frame in predictions.assign(**columns).dropna(subset=[name]).groupby(keys, observed=True):
-        per_seed = pd.DataFrame(
-            [summarise(errors.to_numpy()) for _, errors in frame.groupby("seed")["error_km"]]
-        )
-        rows.append((*key, frame["id"].nunique(), *per_seed.mean()))
+    for key, frame in labelled.groupby(keys, observed=True):
+        seeds = [summarise(errors.to_numpy()) for _, errors in frame.groupby("seed")["error_km"]]
+        rows.append((*key, frame["id"].nunique(), *pd.DataFrame(seeds).mean()))
     return pd.DataFrame(rows, columns=[*keys, "n", *COLUMNS])
 
 

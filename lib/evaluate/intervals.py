@@ -78,11 +78,11 @@ def means_of(groups: Sequence[np.ndarray], least: int = 2) -> list[Estimate]:
     variance, parts = of_photos + share * (of_seeds - rest).sum(), of_photos**2 / (photos - 1)
     if seeds > 1:
         parts = parts + share**2 * (of_seeds**2 / (seeds - 1) + rest**2 / ((seeds - 1) * (photos - 1))).sum()
-    freedom = np.divide(variance**2, parts, out=photos - 1, where=parts > 0.0)
-    half = half_width(np.sqrt(variance), freedom)
-    for k, *one in zip(chosen, half, np.sqrt(variance), freedom, strict=True):
-        (width, *rest_of_it), value = map(float, one), found[k].value
-        found[k] = Estimate(value, value - width, value + width, *rest_of_it)
+    degrees_of_freedom = np.divide(variance**2, parts, out=photos - 1, where=parts > 0.0)
+    half = half_width(np.sqrt(variance), degrees_of_freedom)
+    for k, *one in zip(chosen, half, np.sqrt(variance), degrees_of_freedom, strict=True):
+        (width, error, degrees), value = map(float, one), found[k].value
+        found[k] = Estimate(value, value - width, value + width, error, degrees)
     return found
 
 
@@ -150,6 +150,25 @@ def aligned(predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([trained, *copies], ignore_index=True)
 
 
+def by_cluster(values: np.ndarray, cluster: np.ndarray | None) -> np.ndarray:
+    """Values [S, C] of C clusters, with the mean of ``values`` [S, N] and the variance of that mean.
+
+    A cluster's value is the seed's mean plus C / N times the sum of its photos' deviations from that mean.
+    Sums of the values themselves would also vary because clusters hold different numbers of photos.
+
+    Args:
+        cluster: of each photo, [N]; None: each photo is its own.
+
+    Source: the ratio estimator's linearised variance (Cochran, Sampling Techniques, 1977, section 9A.2).
+    """
+    if cluster is None:
+        return values
+    number, names = pd.factorize(cluster)
+    mean = values.mean(1, keepdims=True)
+    sums = np.stack([np.bincount(number, row, len(names)) for row in values - mean])
+    return mean + sums * (len(names) / values.shape[1])
+
+
 class _Split(NamedTuple):
     """A split: errors [S, N] in kilometres by strategy, ids of the N photos, their clusters or None."""
 
@@ -158,13 +177,8 @@ class _Split(NamedTuple):
     ids: pd.Index
     cluster: np.ndarray | None
 
-    def drawn(self, values: np.ndarray, photos: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """``values`` [S, n] of ``photos``, one column for each unit that was drawn independently: a photo, or
-        a cluster [S, C] where the split has clusters."""
-        return values if self.cluster is None else by_cluster(values, self.cluster[photos])
-
     def members(self, groups: pd.Series | None) -> dict[object, np.ndarray]:
-        """Positions of each group's photos; one group of all without ``groups`` (of each photo, by id)."""
+        """Positions of each group's photos; without ``groups`` one group of all."""
         if groups is None:
             return {"": np.arange(len(self.ids))}
         of_photo = groups.reindex(self.ids)
@@ -234,47 +248,29 @@ def compare(
             raise BundleError(f"{baseline} is not among the strategies of split {split}: {', '.join(errors)}")
         members = of_split.members(groups)
         least = 2 if groups is None else LEAST_PHOTOS if cluster is None else LEAST_CELLS
-        cells = [0 if cluster is None else len(np.unique(cluster[some])) for some in members.values()]
+        clusters = [None if cluster is None else cluster[some] for some in members.values()]
+        cells = [0 if one is None else len(np.unique(one)) for one in clusters]
         for name, metric in itertools.product((name for name in errors if name != baseline), metrics):
             if metric == "median_km":
                 found = [median_of(errors[name], errors[baseline], resamples, seed, cluster)]
             else:
                 ours, theirs = (METRICS[metric](errors[one]).astype(float) for one in (name, baseline))
-                gain = ours - theirs
-                found = means_of([of_split.drawn(gain[:, some], some) for some in members.values()], least)
+                parts = ((ours - theirs)[:, some] for some in members.values())
+                found = means_of(list(map(by_cluster, parts, clusters)), least)
             for one, count, (group, some) in zip(found, cells, members.items(), strict=True):
                 rows.append((split, name, baseline, metric, group, *one, len(errors[name]), len(some), count))
     front = ["split", "strategy", "baseline", "metric", "group", "difference", "ci_low", "ci_high", "error"]
     table = pd.DataFrame(rows, columns=[*front, "degrees_of_freedom", "seeds", "n", "cells"])
-    ends = table["difference"] - table["ci_low"], table["ci_high"] - table["difference"]
-    table["ci_low"], table["ci_high"] = _ends(table, *ends)
+    table["ci_low"], table["ci_high"] = _within_limits(table, table["ci_low"], table["ci_high"])
     tested = table[["difference", "error", "degrees_of_freedom"]].to_numpy(float)
     table.insert(8, "p_value", _p_values(*tested.T))
     return table if groups is not None else table.drop(columns="group")
 
 
-def by_cluster(values: np.ndarray, cluster: np.ndarray) -> np.ndarray:
-    """Values [S, C] of C clusters that have the mean and the variance of the mean of ``values`` [S, N].
-
-    A cluster's value is the seed's mean plus C / N times the sum of its photos' deviations from that mean.
-    Sums of the values themselves would also vary because clusters hold different numbers of photos.
-
-    Args:
-        cluster: of each photo, [N].
-
-    Source: the ratio estimator's linearised variance (Cochran, Sampling Techniques, 1977, section 9A.2).
-    """
-    number, names = pd.factorize(cluster)
-    mean = values.mean(1, keepdims=True)
-    sums = np.stack([np.bincount(number, row, len(names)) for row in values - mean])
-    return mean + sums * (len(names) / values.shape[1])
-
-
-def _ends(table: pd.DataFrame, below: np.ndarray, above: np.ndarray) -> tuple[pd.Series, pd.Series]:
-    """Ends of intervals that reach ``below`` and ``above`` the differences; those of accuracies stay between
-    -1 and 1."""
+def _within_limits(table: pd.DataFrame, low: pd.Series, high: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """``low`` and ``high``, those of differences of accuracies between -1 and 1."""
     limit = np.where(table["metric"].str.startswith("acc_").astype(bool), 1.0, np.inf)
-    return (table["difference"] - below).clip(lower=-limit), (table["difference"] + above).clip(upper=limit)
+    return low.clip(lower=-limit), high.clip(upper=limit)
 
 
 def _p_values(mean: np.ndarray, error: np.ndarray, degrees_of_freedom: np.ndarray) -> np.ndarray:
@@ -307,19 +303,17 @@ def corrected(table: pd.DataFrame, family: Iterable[str] = ("split",), margin: f
     """
     tested, keys = table["error"].notna(), [table[name] for name in family]
     count = tested.groupby(keys, sort=False).transform("sum").clip(lower=1)
-    half = half_width(
-        table["error"], table["degrees_of_freedom"], 1.0 - (1.0 - LEVEL) / count.to_numpy(float)
-    )
-    low, high = _ends(table, half, half)
+    level = 1.0 - (1.0 - LEVEL) / count.to_numpy(float)
+    half = half_width(table["error"], table["degrees_of_freedom"], level)
+    low, high = _within_limits(table, table["difference"] - half, table["difference"] + half)
     verdict = np.select(
         [~tested & (table["cells"] > 0), ~tested, low > 0.0, high < 0.0, (low > -margin) & (high < margin)],
         ["too few cells", "too few photos", "gains", "loses", "equivalent"],
         "not shown",
     )
     p_holm = table["p_value"].groupby(keys, sort=False).transform(holm)
-    return table.assign(
-        comparisons=count, corrected_low=low, corrected_high=high, p_holm=p_holm, verdict=verdict
-    )
+    corrected_ones = {"corrected_low": low, "corrected_high": high, "p_holm": p_holm, "verdict": verdict}
+    return table.assign(comparisons=count, **corrected_ones)
 
 
 def levels(predictions: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
@@ -336,7 +330,7 @@ def levels(predictions: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> 
                 one = median_of(errors, None, resamples, seed, of_split.cluster)
             else:
                 hits = METRICS[metric](errors).astype(float)
-                by_seed, (one,) = hits.mean(1), means_of([of_split.drawn(hits)])
+                by_seed, (one,) = hits.mean(1), means_of([by_cluster(hits, of_split.cluster)])
                 one = one._replace(low=max(0.0, one.low), high=min(1.0, one.high))
             spread = float(by_seed.std(ddof=1)) if len(errors) > 1 else np.nan
             rows.append((of_split.name, name, metric, *one[:3], spread, *errors.shape))
@@ -354,9 +348,8 @@ def differences_for_reading(
     """
     chosen, prefix = table[table["metric"].isin(COMPARED)], "corrected" if "verdict" in table else "ci"
     numbers = 100.0 * chosen[["difference", f"{prefix}_low", f"{prefix}_high"]]
-    marks = chosen.get("verdict", pd.Series("", chosen.index)).map(
-        {"gains": " ▲", "loses": " ▼", "equivalent": " ="}
-    )
+    marks = {"gains": " ▲", "loses": " ▼", "equivalent": " ="}
+    marks = chosen.get("verdict", pd.Series("", chosen.index)).map(marks)
     rows = zip(numbers.to_numpy(), marks.fillna(""), strict=True)
     text = ["{} [{}, {}]{}".format(*map(points, one), mark) for one, mark in rows]
     return in_order(chosen.assign(text=text), ["split", *by])
