@@ -417,7 +417,7 @@ def comparison(
         some = errors[errors["strategy"].isin([ours, theirs]) & (errors["split"] == split)]
         if some["strategy"].nunique() == 2:
             rows.append(intervals.compare(some, theirs, [metric]))
-    table = pd.concat(rows, ignore_index=True).drop(columns="degrees_of_freedom")
+    table = pd.concat(rows, ignore_index=True).drop(columns=["degrees_of_freedom", "cells"])
     table.insert(0, "world", world)
     return table.assign(p_holm=intervals.holm(table["p_value"]))
 

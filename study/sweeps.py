@@ -294,7 +294,7 @@ def _gains(predictions: pd.DataFrame, run: Run) -> pd.DataFrame:
     means = evaluation.accuracy(predictions).groupby("strategy", sort=False)[list(COMPARED)].mean().stack()
     means = means.rename("accuracy").rename_axis(["strategy", "metric"]).reset_index()
     table = means.merge(
-        compared.drop(columns=["baseline", "split", "p_value", "error", "degrees_of_freedom"]),
+        compared.drop(columns=["baseline", "split", "p_value", "error", "degrees_of_freedom", "cells"]),
         on=["strategy", "metric"],
         how="left",
     )
