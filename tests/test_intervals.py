@@ -66,7 +66,9 @@ class TestMeans:
         values = effects(np.random.default_rng(0), 1, 50, 0.0, 1.0, 0.0) + 0.2
         expected = stats.ttest_1samp(values[0], 0.0)
         (found,) = means_of([values])
-        assert (found.value / found.error, found.degrees_of_freedom) == pytest.approx((expected.statistic, expected.df))
+        assert (found.value / found.error, found.degrees_of_freedom) == pytest.approx(
+            (expected.statistic, expected.df)
+        )
 
     def test_no_spread_has_no_error_and_few_photos_have_no_interval(self) -> None:
         assert means_of([np.full((3, 20), 0.25)])[0][:4] == (0.25, 0.25, 0.25, 0.0)
@@ -112,7 +114,7 @@ class TestMedian:
 
     @pytest.mark.parametrize(("photos", "size"), [(3, 1), (40, 1), (601, 1), (60, 4)])
     def test_it_is_the_interval_of_drawing_each_unit_plainly(self, photos: int, size: int) -> None:
-        """4,000 resamples against 4,000 drawn and sorted one by one, photos or clusters of four; errors tie."""
+        """4,000 resamples against 4,000 drawn and sorted one by one: photos, or clusters of four."""
         errors, draw, units = np.round(lognormal(photos, (2, photos)), -1), np.random.default_rng(1), []
         members = np.arange(photos).reshape(-1, size)
         for _ in range(4_000):
@@ -183,7 +185,7 @@ class TestClusters:
     SIZES = np.random.default_rng(5).integers(3, 60, 20)
 
     def held_out(self, sizes: np.ndarray = SIZES, group: int = 0) -> pd.DataFrame:
-        """infonce, and a strategy whose gain differs from cell to cell; four seeds, ``sizes`` photos a cell."""
+        """infonce, and a strategy whose gain differs by cell; four seeds, ``sizes`` photos a cell."""
         drawn, photos = np.random.default_rng(group), sizes.sum()
         lift = np.repeat(drawn.normal(0.0, 1.0, len(sizes)), sizes)
         frames = [
@@ -198,7 +200,7 @@ class TestClusters:
     def test_the_interval_holds_the_truth_over_cells_of_unequal_sizes_and_is_no_wider_than_it_must_be(
         self, seeds: int
     ) -> None:
-        """600 worlds of 40 cells with one to a hundred photos; the mean is far from zero, as accuracies are."""
+        """600 worlds of 40 cells with 1 to 100 photos; the mean is far from zero, as accuracies are."""
         draw, found = np.random.default_rng(3), []
         for _ in range(600):
             sizes = np.ceil(np.exp(draw.normal(2.0, 0.8, 40))).astype(int)

@@ -28,7 +28,7 @@ TABLES = ("accuracy", "comparison", "bounds", "by_continent", "by_latitude")
 
 
 def splits_of(run: Run, manifest: pd.DataFrame) -> list[str]:
-    """The evaluation splits that the run's data set has; those that it lacks are named in a printed line.
+    """The evaluation splits that the run's data set has. Prints those that it lacks.
 
     Raises:
         BundleError: it has none of them.
@@ -92,22 +92,11 @@ def predict_all(
 def predictions_of(photos: pd.DataFrame, found: np.ndarray, strategy: str, seed: int) -> pd.DataFrame:
     """Rows as :func:`predict_all` has them: of ``photos``, rows of the manifest, predicted at ``found`` [N,
     2] degrees."""
+    made = photos[["id", "split"]].reset_index(drop=True).assign(strategy=strategy, seed=seed)
     truth = datasets.manifest.coordinates(photos)
-    cell = {"cell": photos["cell"].to_numpy()} if "cell" in photos else {}
-    return pd.DataFrame(
-        {
-            "id": photos["id"].to_numpy(),
-            "split": photos["split"].to_numpy(),
-            "strategy": strategy,
-            "seed": seed,
-            "latitude": truth[:, 0],
-            "longitude": truth[:, 1],
-            "predicted_latitude": found[:, 0],
-            "predicted_longitude": found[:, 1],
-            "error_km": distance_km(truth, found),
-        }
-        | cell
-    )
+    made[["latitude", "longitude"]], made[["predicted_latitude", "predicted_longitude"]] = truth, found
+    made["error_km"] = distance_km(truth, found)
+    return made.assign(cell=photos["cell"].to_numpy()) if "cell" in photos else made
 
 
 def accuracy(predictions: pd.DataFrame) -> pd.DataFrame:
