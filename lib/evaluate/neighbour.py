@@ -64,8 +64,8 @@ def most_alike(
     """Which of the photos ``among`` [M] is most alike to each of ``rows`` [n], by the first k components for
     each k of ``components``: rows of the features, int64 [len(components), n]; of equals the first.
 
-    Holds the whitened features of ``rows``, and a block of ``among``. Takes 2 n M k operations for each k: 10^15
-    for OSV5M's 210,000 and 5 million photos and k = 512, hours without a GPU.
+    Holds the whitened features of ``rows``, and a block of ``among``. Takes 2 n M k operations for each k,
+    10^15 for OSV5M (210,000 and 5 million photos, k = 512): hours without a GPU.
     """
     device = whitening.mean.device
     photos = torch.cat([whitening(frozen.rows(block, device)) for block in _blocks(rows)])
