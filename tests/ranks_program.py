@@ -13,7 +13,7 @@ from lib.evaluate import evaluation
 from lib.method import model
 from lib.runs import Run, ranks
 from lib.settings import load
-from lib.train import checkpoints, gallery, training
+from lib.train import training
 
 
 def main(folder: Path, overrides: list[str]) -> None:
@@ -37,16 +37,6 @@ def main(folder: Path, overrides: list[str]) -> None:
     training.train_all(run, run.settings.training.strategies)
     ranks.wait()
     evaluation.evaluate(run)
-    trained = checkpoints.load(run.checkpoint("infonce", 0))
-    found = gallery.search(
-        trained,
-        frozen,
-        datasets.manifest.rows_of(manifest, "test"),
-        np.array([[10.0, 20.0]]),
-        among_ranks=True,
-    )
-    if ranks.rank() == 0:
-        np.save(folder / "few_places.npy", found)
     ranks.stop()
 
 

@@ -9,10 +9,10 @@ import pytest
 from conftest import lognormal, table
 from scipy import stats
 
-from lib.evaluate import intervals
 from lib.evaluate.intervals import (
-    PUBLISHED,
+    UNTRAINED,
     aligned,
+    by_cluster,
     compare,
     corrected,
     differences_for_reading,
@@ -65,7 +65,9 @@ class TestMeans:
         values = effects(np.random.default_rng(0), 1, 50, 0.0, 1.0, 0.0) + 0.2
         expected = stats.ttest_1samp(values[0], 0.0)
         (found,) = means_of([values])
-        assert (found.value / found.error, found.freedom) == pytest.approx((expected.statistic, expected.df))
+        assert (found.value / found.error, found.degrees_of_freedom) == pytest.approx(
+            (expected.statistic, expected.df)
+        )
 
     def test_no_spread_has_no_error_and_few_photos_have_no_interval(self) -> None:
         assert means_of([np.full((3, 20), 0.25)])[0][:4] == (0.25, 0.25, 0.25, 0.0)
@@ -77,20 +79,7 @@ class TestMeans:
         calm = [generator.normal(size=(3, 50)) for _ in range(10)]
         torn = means_of([group + np.array([[-3.0], [0.0], [3.0]]) for group in calm])
         assert min(one.error for one in torn) > 3.0 * max(one.error for one in means_of(calm))
-        assert all(one.freedom == pytest.approx(10 * (3 - 1), rel=0.15) for one in torn)
-
-    def test_where_nothing_differs_a_map_of_forty_cells_is_rarely_wrong(self) -> None:
-        """Of 120 maps at most a twelfth names a cell, though seeds differ and photos differ much."""
-        generator, wrong = np.random.default_rng(1), 0
-        for _ in range(120):
-            seeds, groups = 0.05 * generator.normal(size=(2, 3, 1)), []
-            for count in generator.integers(20, 60, 40):
-                photo = np.sqrt(0.7) * generator.normal(size=count)
-                hits = 0.6 + photo + seeds + np.sqrt(0.3) * generator.normal(size=(2, 3, count)) > 0.0
-                groups.append(hits[0].astype(float) - hits[1])
-            mean, _, _, error, freedom = np.array(means_of(groups)).T
-            wrong += (np.abs(mean) > error * stats.t.ppf(1.0 - 0.05 / 80.0, freedom)).any()
-        assert wrong <= 10
+        assert all(one.degrees_of_freedom == pytest.approx(10 * (3 - 1), rel=0.15) for one in torn)
 
 
 class TestMedian:
@@ -109,42 +98,37 @@ class TestMedian:
         value, low, high, *_ = median_of(base - np.array([[-80.0], [0.0], [110.0]]), base, 200)
         assert value == pytest.approx(-10.0) and high - low > 80.0
 
-    @pytest.mark.parametrize("photos", [2, 3, 40, 2_001])
-    def test_resamples_are_those_of_drawing_each_photo_anew(self, photos: int) -> None:
-        """Medians of 4,000 resamples against 4,000 drawn plainly: the same law, also where errors tie."""
-        errors = np.round(lognormal(photos, (2, photos)), -1)
-        resampled, draw = intervals._Resampled.of(errors), np.random.default_rng(1)
-        found = np.array([resampled.medians(draw) for _ in range(4_000)])
-        plain = np.array([np.median(errors[:, draw.integers(photos, size=photos)], 1) for _ in range(4_000)])
-        for row in range(2):
-            assert stats.ks_2samp(found[:, row], plain[:, row]).pvalue > 1e-3
-        together = stats.ks_2samp(found[:, 0] - found[:, 1], plain[:, 0] - plain[:, 1])
-        assert together.pvalue > 1e-3
+    @pytest.mark.parametrize(("photos", "size"), [(3, 1), (40, 1), (601, 1), (60, 4)])
+    def test_it_is_the_interval_of_drawing_each_unit_plainly(self, photos: int, size: int) -> None:
+        """4,000 resamples against 4,000 drawn and sorted one by one: photos, or clusters of four."""
+        errors, draw, units = np.round(lognormal(photos, (2, photos)), -1), np.random.default_rng(1), []
+        members = np.arange(photos).reshape(-1, size)
+        for _ in range(4_000):
+            chosen = members[draw.integers(len(members), size=len(members))].ravel()
+            units.append(np.median(errors[:, chosen], 1)[draw.integers(2, size=2)].mean())
+        found = median_of(errors, resamples=4_000, cluster=np.arange(photos) // size if size > 1 else None)
+        spread = np.std(units)
+        assert (found.low, found.high) == pytest.approx(np.quantile(units, [0.025, 0.975]), abs=0.2 * spread)
 
 
 class TestCompare:
     def test_the_difference_is_that_of_the_means_over_seeds_and_lies_in_its_interval(self) -> None:
         ours, theirs = lognormal(1, (3, 50), 250.0), lognormal(0, (3, 50))
-        found = compare(
-            pd.concat([table(theirs, "infonce"), table(ours, "residual")]), resamples=50
-        ).set_index("metric")
+        both = pd.concat([table(theirs, "infonce"), table(ours, "residual")])
+        found = compare(both, resamples=50).set_index("metric")
         assert found.index.tolist() == COLUMNS
         means = [pd.DataFrame(map(summarise, errors)).mean() for errors in (ours, theirs)]
-        for metric in COLUMNS:
-            row = found.loc[metric]
+        for metric, row in found.iterrows():
             assert row["difference"] == pytest.approx(means[0][metric] - means[1][metric])
             assert row["ci_low"] <= row["difference"] <= row["ci_high"]
-        assert (
-            found[["split", "strategy", "baseline", "seeds", "n"]] == ["test", "residual", "infonce", 3, 50]
-        ).all(axis=None)
+        named = found[["split", "strategy", "baseline", "seeds", "n"]]
+        assert (named == ["test", "residual", "infonce", 3, 50]).all(axis=None)
 
     def test_photos_are_paired_whatever_the_order_of_rows(self) -> None:
         hard = lognormal(0, (2, 60))
-        frame = pd.concat(
-            [table(hard, "infonce"), table(hard - 0.5, "better").sample(frac=1.0, random_state=0)]
-        )
-        found = compare(frame, metrics=["mean_km"]).iloc[0]
-        assert [found["difference"], found["ci_low"], found["ci_high"]] == pytest.approx([-0.5] * 3)
+        shuffled = table(hard - 0.5, "better").sample(frac=1.0, random_state=0)
+        (found,) = compare(pd.concat([table(hard, "infonce"), shuffled]), metrics=["mean_km"]).itertuples()
+        assert (found.difference, found.ci_low, found.ci_high) == pytest.approx((-0.5,) * 3)
 
     def test_the_p_value_and_the_interval_say_the_same(self) -> None:
         for seed in range(12):
@@ -154,56 +138,85 @@ class TestCompare:
 
     def test_other_photos_or_seeds_or_no_baseline_are_refused(self) -> None:
         frame = predictions({"infonce": 0.5, "decayed": 0.5})
-        for missing in ("id", "seed"):
+        for column, one in (("id", "p0002"), ("seed", 2)):
+            some = frame[(frame["strategy"] == "infonce") | (frame[column] != one)]
             with pytest.raises(
-                BundleError, match="decayed and infonce were not evaluated on the same photos and seeds"
+                BundleError, match="decayed and infonce were not evaluated on the same photos"
             ):
-                compare(
-                    frame[
-                        (frame["strategy"] == "infonce")
-                        | (frame[missing] != {"id": "p0002", "seed": 2}[missing])
-                    ]
-                )
+                compare(some)
         with pytest.raises(BundleError, match="hcl is not among"):
             compare(frame, "hcl")
 
-    def test_geoclip_as_published_is_one_model_and_stands_against_every_seed(self) -> None:
+    @pytest.mark.parametrize("name", UNTRAINED)
+    def test_what_is_not_trained_is_one_result_and_stands_against_every_seed(self, name: str) -> None:
         ours, one = table(lognormal(0, (3, 80)), "infonce"), lognormal(1, (1, 80))
-        once = compare(pd.concat([ours, table(one, PUBLISHED)]), resamples=50)
+        once = compare(pd.concat([ours, table(one, name)]), resamples=50)
         thrice = compare(pd.concat([ours, table(one.repeat(3, 0), "other")]), resamples=50)
         pd.testing.assert_frame_equal(once.drop(columns="strategy"), thrice.drop(columns="strategy"))
-        assert aligned(table(one, PUBLISHED)).shape == (80, 5)
+        assert aligned(table(one, name)).shape == (80, 5)
 
 
 class TestClusters:
-    def test_the_difference_is_that_over_photos_and_the_interval_that_over_cells(self) -> None:
-        drawn = np.random.default_rng(0)
-        cells = pd.Series(np.repeat(np.arange(20), 25), [f"photo {number}" for number in range(500)])
-        lift = np.repeat(drawn.normal(0.0, 1.0, 20), 25)
+    """Photos of one cell err together, so a held-out split has as many independent values as it has cells."""
+
+    SIZES = np.random.default_rng(5).integers(3, 60, 20)
+
+    def held_out(self, sizes: np.ndarray = SIZES, group: int = 0) -> pd.DataFrame:
+        """infonce, and a strategy whose gain differs by cell; four seeds, ``sizes`` photos a cell."""
+        drawn, photos = np.random.default_rng(group), sizes.sum()
+        lift = np.repeat(drawn.normal(0.0, 1.0, len(sizes)), sizes)
         frames = [
-            pd.DataFrame(
-                {"id": cells.index, "split": "test", "strategy": name, "seed": seed}
-                | {"error_km": 100.0 * np.exp(drawn.normal(0.0, 1.0, 500) + (name != "infonce") * lift)}
-            )
+            table(100.0 * np.exp(drawn.normal(0.0, 1.0, (4, photos)) + (name == "other") * lift), name)
             for name in ("infonce", "other")
-            for seed in range(4)
         ]
-        both = pd.concat(frames)
-        (plain,) = compare(both, metrics=["acc_200km"]).itertuples()
-        held_out = both.assign(split="test_blocked", cell=both["id"].map(cells))
+        cells = np.tile(np.repeat(np.arange(len(sizes)), sizes), 8)
+        both = pd.concat(frames, ignore_index=True).assign(split="test_blocked", cell=cells)
+        return both.assign(id=f"{group}-" + both["id"], cell=both["cell"] + 1_000 * group)
+
+    @pytest.mark.parametrize("seeds", [1, 3])
+    def test_the_interval_holds_the_truth_over_cells_of_unequal_sizes_and_is_no_wider_than_it_must_be(
+        self, seeds: int
+    ) -> None:
+        """600 worlds of 40 cells with 1 to 100 photos; the mean is far from zero, as accuracies are."""
+        draw, found = np.random.default_rng(3), []
+        for _ in range(600):
+            sizes = np.ceil(np.exp(draw.normal(2.0, 0.8, 40))).astype(int)
+            cell = np.repeat(np.arange(40), sizes)
+            photo = 3.0 + draw.normal(size=40)[cell] + draw.normal(size=len(cell))
+            values = photo + 0.3 * draw.normal(size=(seeds, len(cell)))
+            found += means_of([by_cluster(values, cell)])
+        mean, low, high, error, _ = np.array(found).T
+        assert 0.92 <= ((low <= 3.0) & (high >= 3.0)).mean() <= 0.98
+        assert error.mean() == pytest.approx(mean.std(), rel=0.1)
+
+    def test_the_difference_is_that_over_photos_and_the_interval_that_over_cells(self) -> None:
+        held_out = self.held_out(np.full(20, 25))
+        (plain,) = compare(held_out.assign(split="test"), metrics=["acc_200km"]).itertuples()
         mean, median = compare(held_out, metrics=["acc_200km", "median_km"]).itertuples()
         assert mean.difference == pytest.approx(plain.difference)
-        hits = (
-            (both["error_km"] <= 200).groupby([both["strategy"], both["seed"], both["id"].map(cells)]).mean()
-        )
-        (expected,) = means_of([(hits["other"] - hits["infonce"]).unstack().to_numpy()])
+        hits = (held_out["error_km"] <= 200).groupby([held_out[key] for key in ("strategy", "seed", "cell")])
+        share = hits.mean()
+        (expected,) = means_of([(share["other"] - share["infonce"]).unstack().to_numpy()])
         assert (mean.ci_low, mean.ci_high) == pytest.approx((expected.low, expected.high))
-        assert mean.error > 1.5 * plain.error
-        (of_photos,) = compare(both, metrics=["median_km"]).itertuples()
+        assert mean.error > 1.5 * plain.error and (mean.cells, plain.cells) == (20, 0)
+        (of_photos,) = compare(held_out.assign(split="test"), metrics=["median_km"]).itertuples()
         assert median.ci_high - median.ci_low > 1.5 * (of_photos.ci_high - of_photos.ci_low)
         level = levels(held_out).query("strategy == 'other' and metric == 'acc_200km'")
-        (own,) = means_of([hits["other"].unstack().to_numpy()])
-        assert level["ci_low"].item() == pytest.approx(own.low)
+        (alone,) = means_of([share["other"].unstack().to_numpy()])
+        assert level["ci_low"].item() == pytest.approx(alone.low)
+
+    def test_within_groups_the_interval_is_over_the_cells_of_the_group_of_which_it_needs_five(self) -> None:
+        """As if each continent were a split of its own, but for the variance between seeds: they share it."""
+        parts = [self.held_out(), self.held_out(np.full(5, 40), 1), self.held_out(np.full(4, 40), 2)]
+        both = pd.concat(parts, ignore_index=True)
+        groups = both.drop_duplicates("id").set_index("id")["cell"] // 1_000
+        found = corrected(compare(both, metrics=["acc_200km"], groups=groups))
+        assert found["cells"].tolist() == [20, 5, 4] and found["comparisons"].eq(2).all()
+        for row, part in zip(found.itertuples(), parts, strict=True):
+            (alone,) = compare(part, metrics=["acc_200km"]).itertuples()
+            assert (row.difference, row.n) == (pytest.approx(alone.difference), alone.n)
+            assert np.isnan(row.error) if row.cells == 4 else row.error == pytest.approx(alone.error, rel=0.2)
+        assert (found["verdict"] == "too few cells").tolist() == [False, False, True]
 
 
 class TestCorrected:
@@ -222,21 +235,16 @@ class TestCorrected:
 
     def test_no_family_is_wrong_in_more_than_one_run_of_twenty(self) -> None:
         """Ten strategies like the baseline: at least one verdict in at most about 5 % of the worlds."""
-        wrong = 0
+        shares, wrong = dict.fromkeys(("infonce", *"abcdefghij"), 0.5), 0
         for seed in range(60):
-            frame = predictions(
-                {name: 0.5 for name in ("infonce", *"abcdefghij")}, seeds=3, photos=150, seed=seed
-            )
-            wrong += (
-                corrected(compare(frame, metrics=["acc_100km"]))["verdict"].isin(["gains", "loses"]).any()
-            )
+            compared = compare(predictions(shares, photos=150, seed=seed), metrics=["acc_100km"])
+            wrong += corrected(compared)["verdict"].isin(["gains", "loses"]).any()
         assert wrong <= 8
 
     def test_verdicts(self) -> None:
         def verdict(whole: pd.DataFrame, strategy: str) -> str:
-            return whole.set_index(["split", "strategy", "metric"])["verdict"].loc[
-                ("test", strategy, "acc_100km")
-            ]
+            rows = whole.set_index(["split", "strategy", "metric"])
+            return rows["verdict"].loc[("test", strategy, "acc_100km")]
 
         whole = corrected(self.table(), margin=0.2)
         assert (verdict(whole, "c"), verdict(whole, "a")) == ("gains", "equivalent")
@@ -252,12 +260,10 @@ class TestLevels:
         table = levels(frame, resamples=50)
         assert len(table) == 2 * (len(COMPARED) + 1)
         for (name, metric), row in table.set_index(["strategy", "metric"]).iterrows():
-            values = [
-                summarise(e.to_numpy())[metric]
-                for _, e in frame[frame["strategy"] == name].groupby("seed")["error_km"]
-            ]
-            assert row["value"] == pytest.approx(np.mean(values)) and row["sd_of_seeds"] == pytest.approx(
-                np.std(values, ddof=1)
+            by_seed = frame[frame["strategy"] == name].groupby("seed")["error_km"]
+            values = [summarise(errors.to_numpy())[metric] for _, errors in by_seed]
+            assert (row["value"], row["sd_of_seeds"]) == pytest.approx(
+                (np.mean(values), np.std(values, ddof=1))
             )
             assert row["ci_low"] <= row["value"] <= row["ci_high"]
 

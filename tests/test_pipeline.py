@@ -104,7 +104,7 @@ def test_the_tables_follow_from_the_predictions(smoke):
         assert accuracy.loc[key, "acc_750km"] == pytest.approx((frame["error_km"] <= 750).mean())
         assert accuracy.loc[key, "median_km"] == pytest.approx(np.median(frame["error_km"]))
     settings = json.loads((folder / "provenance.json").read_text())["settings"]
-    assert set(predictions["strategy"]) == set(settings["training"]["strategies"])
+    assert set(predictions["strategy"]) == {*settings["training"]["strategies"], "nearest_neighbour"}
 
 
 def test_the_provenance_names_what_it_takes_to_rebuild_the_run(smoke):

@@ -40,8 +40,8 @@ def test_any_folder_of_photos_with_a_table_goes_through_all_stages(tmp_path):
     command = [sys.executable, "-m", "lib.pipeline", "--profile", "smoke", "--run", str(tmp_path / "run")]
     finished([*command, "--only", "01,05"], own)
     accuracy = pd.read_csv(tmp_path / "run" / "tables" / "accuracy.csv")
-    assert set(accuracy["strategy"]) == {"infonce", "semivariogram"}
-    assert accuracy["n"].tolist() == [19, 19]
+    assert set(accuracy["strategy"]) == {"infonce", "semivariogram", "nearest_neighbour"}
+    assert accuracy["n"].tolist() == [19, 19, 19]
     assert (tmp_path / "run" / "maps" / "predictions.html").exists()
 
 
@@ -67,10 +67,11 @@ def test_osv5m_in_miniature_goes_through_the_notebooks_with_clip(tmp_path, tiny_
     accuracy = pd.read_csv(tmp_path / "run" / "tables" / "accuracy.csv")
     assert accuracy.groupby("strategy")["seed"].apply(list).to_dict() == {
         "infonce": [0, 1], "semivariogram": [0, 1], "geoclip_pretrained": [0],
+        "nearest_neighbour": [0],
     }  # fmt: skip
     assert (accuracy["n"] == 60).all()
     comparison = pd.read_csv(tmp_path / "run" / "tables" / "comparison.csv")
-    assert set(comparison["strategy"]) == {"semivariogram", "geoclip_pretrained"}
+    assert set(comparison["strategy"]) == {"semivariogram", "geoclip_pretrained", "nearest_neighbour"}
     left_out = pd.read_csv(tmp_path / "run" / "tables" / "left_out.csv")
     assert len(left_out) == 3 and "left out 3 photos or rows" in said
     assert np.load(tmp_path / "run" / "features" / "views.npy").shape == (208, 2, 768)

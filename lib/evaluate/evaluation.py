@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ import pandas as pd
 from lib.data import backbones, datasets, features
 from lib.data.blue_marble import photo_places
 from lib.data.sphere import nearest
-from lib.evaluate.intervals import BASELINE, PUBLISHED, compare
+from lib.evaluate import neighbour
+from lib.evaluate.intervals import BASELINE, GEOCLIP_PRETRAINED, NEAREST_NEIGHBOUR, UNTRAINED, compare
 from lib.method.errors import BundleError
 from lib.method.geodesy import distance_km
-from lib.runs import Run, note, progress, ranks, writing
+from lib.runs import Run, note, progress, writing
 from lib.settings import Evaluation
 from lib.train import checkpoints, gallery, training
 from lib.train.metrics import COLUMNS, summarise
@@ -26,7 +28,7 @@ TABLES = ("accuracy", "comparison", "bounds", "by_continent", "by_latitude")
 
 
 def splits_of(run: Run, manifest: pd.DataFrame) -> list[str]:
-    """The evaluation splits that the run's data set has; those that it lacks are named in a printed line.
+    """The evaluation splits that the run's data set has. Prints those that it lacks.
 
     Raises:
         BundleError: it has none of them.
@@ -49,17 +51,14 @@ def predict_all(
     *,
     manifest: pd.DataFrame | None = None,
     split_names: list[str] | None = None,
-    among_ranks: bool = False,
 ) -> pd.DataFrame:
-    """Top-1 predictions of each strategy and seed on the evaluation splits, one row a photo, not written
-    anywhere.
+    """Top-1 predictions of each strategy and seed on the evaluation splits, one row a photo. Writes nothing.
 
     Args:
         strategies: names in the run's settings; ``geoclip_pretrained`` is GeoCLIP as published, among its own
-            100,000 places.
+            100,000 places; ``nearest_neighbour`` is :mod:`lib.evaluate.neighbour`. These two have seed 0.
         manifest: the run's, where it has been read already.
         split_names: splits to predict; default ``evaluation.splits``.
-        among_ranks: the gallery is shared out among the ranks, all of which call this and get the same.
 
     Returns:
         id, split, strategy, seed, latitude, longitude, predicted_latitude, predicted_longitude, error_km, and
@@ -71,19 +70,21 @@ def predict_all(
     """
     if manifest is None:
         manifest = datasets.read(run, [*datasets.manifest.PLACES, "id"])
-    frozen, own = features.read(run, manifest), gallery.coordinates(run, manifest)
+    frozen, of_run = features.read(run, manifest), gallery.coordinates(run, manifest)
     splits = split_names or splits_of(run, manifest)
     rows = np.concatenate([datasets.manifest.rows_of(manifest, split) for split in splits])
     seeds, frames = run.settings.training.seeds, []
-    trained = [(name, seed) for name in strategies for seed in ([0] if name == PUBLISHED else seeds)]
-    for name, seed in progress(trained, "predicting", len(trained)):
-        if name == PUBLISHED:
+    asked = [(name, seed) for name in strategies for seed in ([0] if name in UNTRAINED else seeds)]
+    for name, seed in progress(asked, "predicting", len(asked)):
+        if name == NEAREST_NEIGHBOUR:
+            found = neighbour.predict(frozen, manifest, rows, run.device)
+        elif name == GEOCLIP_PRETRAINED:
             backbones.check_published_head(run.settings.backbone)
-            geoclip, candidates = checkpoints.published().to(run.device), photo_places()
+            published, candidates = checkpoints.published().to(run.device), photo_places()
+            found = candidates[gallery.search(published, frozen, rows, candidates)]
         else:
             path = run.require(run.checkpoint(name, seed), "02_baseline_geoclip or 04_regularized_training")
-            geoclip, candidates = checkpoints.load(path, run.device), own
-        found = candidates[gallery.search(geoclip, frozen, rows, candidates, among_ranks=among_ranks)]
+            found = of_run[gallery.search(checkpoints.load(path, run.device), frozen, rows, of_run)]
         frames.append(predictions_of(manifest.iloc[rows], found, name, seed))
     return pd.concat(frames, ignore_index=True)
 
@@ -91,22 +92,11 @@ def predict_all(
 def predictions_of(photos: pd.DataFrame, found: np.ndarray, strategy: str, seed: int) -> pd.DataFrame:
     """Rows as :func:`predict_all` has them: of ``photos``, rows of the manifest, predicted at ``found`` [N,
     2] degrees."""
+    made = photos[["id", "split"]].reset_index(drop=True).assign(strategy=strategy, seed=seed)
     truth = datasets.manifest.coordinates(photos)
-    cell = {"cell": photos["cell"].to_numpy()} if "cell" in photos else {}
-    return pd.DataFrame(
-        {
-            "id": photos["id"].to_numpy(),
-            "split": photos["split"].to_numpy(),
-            "strategy": strategy,
-            "seed": seed,
-            "latitude": truth[:, 0],
-            "longitude": truth[:, 1],
-            "predicted_latitude": found[:, 0],
-            "predicted_longitude": found[:, 1],
-            "error_km": distance_km(truth, found),
-        }
-        | cell
-    )
+    made[["latitude", "longitude"]], made[["predicted_latitude", "predicted_longitude"]] = truth, found
+    made["error_km"] = distance_km(truth, found)
+    return made.assign(cell=photos["cell"].to_numpy()) if "cell" in photos else made
 
 
 def accuracy(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -142,20 +132,16 @@ def by_group(predictions: pd.DataFrame, groups: pd.Series, name: str) -> pd.Data
     Returns:
         split, strategy, ``name``, n (photos), and the metrics.
     """
-    order = (
-        groups.cat.categories
-        if isinstance(groups.dtype, pd.CategoricalDtype)
-        else sorted(groups.dropna().unique())
-    )
     keys = ["split", "strategy", name]
-    columns = {key: pd.Categorical(predictions[key], predictions[key].unique()) for key in keys[:2]}
-    columns[name] = pd.Categorical(predictions["id"].map(groups), order)
+    labelled = predictions.assign(**{name: predictions["id"].map(groups)}).dropna(subset=[name])
+    if isinstance(groups.dtype, pd.CategoricalDtype):
+        labelled[name] = labelled[name].astype(groups.dtype)
+    order = {key: predictions[key].unique() for key in keys[:2]}
+    labelled = labelled.astype({key: pd.CategoricalDtype(values) for key, values in order.items()})
     rows = []
-    for key, frame in predictions.assign(**columns).dropna(subset=[name]).groupby(keys, observed=True):
-        per_seed = pd.DataFrame(
-            [summarise(errors.to_numpy()) for _, errors in frame.groupby("seed")["error_km"]]
-        )
-        rows.append((*key, frame["id"].nunique(), *per_seed.mean()))
+    for key, frame in labelled.groupby(keys, observed=True):
+        seeds = [summarise(errors.to_numpy()) for _, errors in frame.groupby("seed")["error_km"]]
+        rows.append((*key, frame["id"].nunique(), *pd.DataFrame(seeds).mean()))
     return pd.DataFrame(rows, columns=[*keys, "n", *COLUMNS])
 
 
@@ -168,48 +154,27 @@ def latitude_band(manifest: pd.DataFrame, width_deg: float = 15.0) -> pd.Series:
 
 
 def comparison(predictions: pd.DataFrame, settings: Evaluation) -> pd.DataFrame:
-    """Every strategy against ``infonce``, and those that use geography against the control without it."""
+    """Every strategy against ``infonce``, and trained ones that use geography against the control without."""
     drawn = {"resamples": settings.bootstrap, "seed": settings.seed}
     against = [compare(predictions, BASELINE, **drawn)]
-    if CONTROL in set(predictions["strategy"]):
-        against.append(compare(predictions[predictions["strategy"] != BASELINE], CONTROL, **drawn))
+    with_geography = predictions[~predictions["strategy"].isin([BASELINE, *UNTRAINED])]
+    if with_geography["strategy"].nunique() > 1 and CONTROL in set(with_geography["strategy"]):
+        against.append(compare(with_geography, CONTROL, **drawn))
     return pd.concat(against, ignore_index=True)
 
 
 def evaluate(run: Run) -> dict[str, pd.DataFrame]:
     """Predictions and tables of the run's strategies on its evaluation splits, made once or reused.
 
-    Of several processes each searches a part of the gallery.
-
     Returns:
         ``predictions`` and ``TABLES``, each as its file has it.
     """
     strategies, settings = training.strategies_of(run), run.settings.evaluation
-
-    def make() -> None:
-        manifest = datasets.read(run)
-        predictions = predict_all(
-            run, [*strategies, *settings.baselines], manifest=manifest, among_ranks=True
-        )
-        if ranks.rank() > 0:
-            return
-        with writing(run.predictions) as aside:
-            predictions.to_parquet(aside, index=False)
-        made = (
-            accuracy(predictions),
-            comparison(predictions, settings),
-            bounds(run, manifest, predictions["split"].unique()),
-            by_group(predictions, manifest.set_index("id")["continent"], "continent"),
-            by_group(predictions, latitude_band(manifest), "latitude_band"),
-        )
-        for name, table in zip(TABLES, made, strict=True):
-            save_table(table, run.table(name))
-
     checkpoints = [run.checkpoint(name, seed) for name in strategies for seed in run.settings.training.seeds]
     training.refuse_outdated(run, strategies)
     run.produce(
         "evaluation",
-        make=make,
+        make=partial(_write, run, strategies),
         inputs=[
             *(run.require(path, "01_data_preparation") for path in (run.manifest, run.features)),
             *(run.require(path, "04_regularized_training") for path in checkpoints),
@@ -219,17 +184,33 @@ def evaluate(run: Run) -> dict[str, pd.DataFrame]:
         settings=settings.model_dump(exclude={"shown"})
         | {"strategies": strategies, "seeds": run.settings.training.seeds},
         code=[evaluate],
-        by="all ranks",
     )
     tables = {name: datasets.manifest.read_table(run.table(name)) for name in TABLES}
     return {"predictions": pd.read_parquet(run.predictions)} | tables
+
+
+def _write(run: Run, strategies: list[str]) -> None:
+    """Predict with ``strategies`` and those that are not trained; write the predictions and ``TABLES``."""
+    manifest, settings = datasets.read(run), run.settings.evaluation
+    predictions = predict_all(run, [*strategies, *settings.baselines, NEAREST_NEIGHBOUR], manifest=manifest)
+    with writing(run.predictions) as aside:
+        predictions.to_parquet(aside, index=False)
+    made = (
+        accuracy(predictions),
+        comparison(predictions, settings),
+        bounds(run, manifest, predictions["split"].unique()),
+        by_group(predictions, manifest.set_index("id")["continent"], "continent"),
+        by_group(predictions, latitude_band(manifest), "latitude_band"),
+    )
+    for name, table in zip(TABLES, made, strict=True):
+        save_table(table, run.table(name))
 
 
 def shown(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     """The rows of ``table`` (with a column strategy) that figures and maps show: those of
     ``evaluation.shown``, or all."""
     names = run.settings.evaluation.shown
-    return table[table["strategy"].isin([*names, PUBLISHED])] if names else table
+    return table[table["strategy"].isin([*names, *UNTRAINED])] if names else table
 
 
 def save_table(table: pd.DataFrame, path: Path) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from lib.data import places
 from lib.data.photos import open_photo
 from lib.data.sphere import EARTH_AREA_KM2
 from lib.evaluate import pairs as pair_kinds
-from lib.evaluate.intervals import HELD_OUT, HELD_OUT_KM
+from lib.evaluate.intervals import HELD_OUT_ENDING, HELD_OUT_KM
 from lib.method.empirical import EmpiricalSemivariogram
 from lib.method.geodesy import EARTH_RADIUS_KM
 from lib.method.semivariogram import FittedSemivariogram
@@ -453,7 +453,7 @@ def by_group(table: pd.DataFrame, name: str) -> Figure:
 
 def telling_radius(split: object) -> int:
     """Radius, km, that is told of a split: held-out cells have no training photo near."""
-    return HELD_OUT_KM if str(split).endswith(HELD_OUT) else 200
+    return HELD_OUT_KM if str(split).endswith(HELD_OUT_ENDING) else 200
 
 
 def _south(band: str) -> float:

@@ -14,7 +14,7 @@ from lib.data.features import Features
 from lib.data.folder import lines_of_rows
 from lib.method.errors import BundleError
 from lib.method.model import EMBEDDING, GeoCLIP
-from lib.runs import Run, ranks
+from lib.runs import Run
 from lib.runs.files import READING_ERRORS, one_line
 from lib.settings import PROJECT, Evaluation
 
@@ -106,13 +106,7 @@ def embed(
 
 @torch.inference_mode()
 def search(
-    model: GeoCLIP,
-    frozen: Features,
-    rows: np.ndarray,
-    gallery_deg: np.ndarray,
-    *,
-    among_ranks: bool = False,
-    block: int = 4_096,
+    model: GeoCLIP, frozen: Features, rows: np.ndarray, gallery_deg: np.ndarray, block: int = 4_096
 ) -> np.ndarray:
     """Row of the gallery that ``model`` finds most similar to each photo, int64 [n]; of equals the first.
 
@@ -121,21 +115,10 @@ def search(
     Args:
         rows: the photos' rows of ``frozen``, int64 [n].
         gallery_deg: [G, 2].
-        among_ranks: each rank embeds and searches its part of the gallery; all call this, and all get the
-            whole answer.
     """
-    part, parts = (ranks.rank(), ranks.count()) if among_ranks else (0, 1)
-    mine = np.array_split(np.arange(len(gallery_deg)), parts)[part]
-    best, found = torch.full((len(rows),), -torch.inf), torch.zeros(len(rows), dtype=torch.long)
-    if len(mine):
-        embedded = embed(model, gallery_deg[mine], model.logit_scale.device)
-        blocks = np.array_split(rows, max(1, -(-len(rows) // block)))
-        some = [retrieve(model, frozen.rows(part), embedded) for part in blocks]
-        best, found = (torch.cat(one) for one in zip(*some, strict=True))
-    if among_ranks:
-        best, found = (ranks.stacked(one) for one in (best, found + (mine[0] if len(mine) else 0)))
-        found = found.gather(0, best.argmax(0, keepdim=True))[0]  # of equal ones that of the first rank
-    return found.numpy()
+    embedded = embed(model, gallery_deg, model.logit_scale.device)
+    blocks = np.array_split(rows, max(1, -(-len(rows) // block)))
+    return torch.cat([retrieve(model, frozen.rows(part), embedded)[1] for part in blocks]).numpy()
 
 
 @torch.inference_mode()
@@ -150,16 +133,24 @@ def retrieve(
         photos: frozen features v [N, D].
         gallery: embeddings [G, 512].
     """
-    found = []
-    for part in photos.split(block):
-        embedded = model.embed_photos(part.to(gallery.device))
-        best, rows = embedded.new_full((len(part),), -torch.inf), torch.zeros(len(part), dtype=torch.long)
-        rows = rows.to(gallery.device)
-        for start in range(0, len(gallery), GALLERY_BLOCK):
-            with torch.autocast(gallery.device.type, enabled=False):  # in bfloat16 many places tie
-                cosine, row = (embedded @ gallery[start : start + GALLERY_BLOCK].T).max(1)
-            rows = torch.where(cosine > best, row + start, rows)
-            best = torch.maximum(cosine, best)
-        found.append((best.cpu(), rows.cpu()))
-    best, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
+    parts = photos.split(block)
+    found = [most_similar(model.embed_photos(part.to(gallery.device)), gallery) for part in parts]
+    best, rows = (torch.cat(part).cpu() for part in zip(*found, strict=True))
+    return best, rows
+
+
+def most_similar(vectors: torch.Tensor, gallery: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and row of the vector of ``gallery`` [G, K] that is most similar to each of ``vectors`` [N, K].
+
+    All have unit length. Both results are [N]; of equals the first. Holds N x ``GALLERY_BLOCK`` similarities.
+    """
+    best, rows = (
+        vectors.new_full((len(vectors),), -torch.inf),
+        vectors.new_zeros(len(vectors), dtype=torch.long),
+    )
+    for start in range(0, len(gallery), GALLERY_BLOCK):
+        with torch.autocast(gallery.device.type, enabled=False):  # in bfloat16 many places tie
+            cosine, row = (vectors @ gallery[start : start + GALLERY_BLOCK].T).max(1)
+        rows = torch.where(cosine > best, row + start, rows)
+        best = torch.maximum(cosine, best)
     return best, rows

@@ -9,9 +9,8 @@ import numpy as np
 RADII_KM = {1: "street", 25: "city", 200: "region", 750: "country", 2500: "continent"}
 """Radii of the field's five granularities, kilometres (Hays & Efros, 2008)."""
 COMPARED_KM = (25, 100, 200, 750, 2500)
-"""Radii of validation and of comparisons, kilometres. The embedded data set's windows show 256 km: 1 km is
-beyond what they
-resolve, and 100 km lies between city and region."""
+"""Radii of validation and of comparisons, kilometres. Windows of the embedded data set show 256 km: they do
+not resolve 1 km, and 100 km lies between city and region."""
 CHOICE_KM = 200
 """Radius of the validation accuracy that chooses a run's strategy, kilometres."""
 GEOSCORE_SCALE_KM = 1492.7
