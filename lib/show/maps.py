@@ -37,8 +37,8 @@ def prediction_map(predictions: pd.DataFrame, image_root: Path, *, title: str = 
         title: plain text above the controls and of the browser's tab.
 
     Raises:
-        ValueError: no rows, a column is missing, or a number is not finite or no place on Earth; the message
-            names the column or the photo.
+        ValueError: no rows, a column is missing, a number is not finite or no place on Earth, or a photo is
+            twice in one strategy and seed; the message names the column or the photo.
     """
     _check(predictions)
     seeds = predictions.groupby("strategy")["seed"]
@@ -86,16 +86,18 @@ def _check(predictions: pd.DataFrame) -> None:
     numbers = predictions[[*NUMBERS]].astype(np.float64)
     good = np.isfinite(numbers).all(axis=1) & (numbers["error_km"] >= 0.0)
     good &= (numbers[["latitude", "predicted_latitude"]].abs() <= 90.0).all(axis=1)
+    good &= ~predictions.duplicated(["strategy", "seed", "id"])
     if not good.all():
         row = predictions[~good].iloc[0]
         photo, said = row["id"], ", ".join(f"{name} {row[name]}" for name in NUMBERS)
-        raise ValueError(f"prediction_map: the photo {photo!r} ({row['strategy']}) cannot be drawn: {said}.")
+        problem = "is twice in the predictions, or a number is impossible"
+        raise ValueError(f"prediction_map: the photo {photo!r} ({row['strategy']}) {problem}: {said}.")
 
 
 def _strategy(drawn: pd.DataFrame, shown: pd.DataFrame, name: Any) -> dict[str, Any]:
     """What the page needs of one strategy, in the order of ``shown``; null where it predicts nothing."""
     rows = drawn[drawn["strategy"] == name]
-    known = rows.set_index("id", verify_integrity=True).reindex(shown["id"])
+    known = rows.set_index("id").reindex(shown["id"])
     truth = _places(shown, "latitude", "longitude")
     predicted = _places(known, "predicted_latitude", "predicted_longitude")
     error_km = known["error_km"].to_numpy(np.float64)

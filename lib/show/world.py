@@ -45,11 +45,11 @@ ERROR_CLASSES = (
     ("street, city", 25.0, "#fada24"),
     ("region", 200.0, "#f79143"),
     ("country", 750.0, "#dc5d69"),
-    ("continent", 2500.0, "#b52f8c"),
+    ("continent", 2500.0, "#c83f93"),
     ("beyond", None, "#7e3fc8"),
 )
 """Label, largest great-circle error in km, colour: the brighter the better. Bounds: the granularities of
-GeoCLIP's tables. Colours: matplotlib's plasma, its dark end raised so that it is seen on a dark map."""
+GeoCLIP's tables. Colours: after matplotlib's plasma, its dark end raised to be seen on a dark map."""
 ERROR_BOUNDS_KM = [upper for _, upper, _ in ERROR_CLASSES[:-1]]
 
 
