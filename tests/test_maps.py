@@ -262,7 +262,7 @@ class TestBrowser:
             assert f"{strategy} (seed 0)" in desktop.tab.locator(".leaflet-popup").text_content()
         errors = small.loc[small["strategy"] == STRATEGIES[1], "error_km"]
         desktop.tab.get_by_label("beyond").uncheck()
-        kept = int((errors <= world.ERROR_BOUNDS_KM[-1]).sum())
+        kept = int((errors <= world.ERROR_CLASSES[-2][1]).sum())
         assert desktop.map(MARKS) == 2 * kept
         desktop.tab.get_by_label("error lines").check()
         assert desktop.map(lines) == kept

@@ -93,7 +93,6 @@ def _photo(rows: pd.DataFrame, heat: pd.DataFrame) -> dict[str, Any]:
     truth = rows[["true_latitude", "true_longitude"]].to_numpy(np.float64)[0]
     first, is_known = rows[["latitude", "longitude"]].to_numpy(np.float64)[0], np.isfinite(truth).all()
     line = world.great_circle(truth, first) if is_known else []
-    colours = [world.ERROR_CLASSES[k][2] for k in np.searchsorted(world.ERROR_BOUNDS_KM, rows["error_km"])]
     # Parts in ten million: of 100,000 equally likely points each still has a hundred.
     triples = heat[[*MASS[1:]]].to_numpy(np.float64) * (100.0, 100.0, 1e7)
     return {
@@ -104,9 +103,8 @@ def _photo(rows: pd.DataFrame, heat: pd.DataFrame) -> dict[str, Any]:
                 "nearby": float(f"{row.probability_within_200km:.4g}"),
                 "place": row.near,
                 "error_km": round(float(row.error_km), 2) if is_known else None,
-                "colour": colour,
             }
-            for row, colour in zip(rows.itertuples(index=False), colours, strict=True)
+            for row in rows.itertuples(index=False)
         ],
         "truth": [round(float(value), 4) for value in truth] if is_known else None,
         "line": [world.integers(piece, 100.0) for piece in line],

@@ -53,8 +53,6 @@ def prediction_map(predictions: pd.DataFrame, image_root: Path, *, title: str = 
     data = {
         "title": title or "True and predicted places",
         "notes": notes,
-        "classes": world.ERROR_CLASSES,
-        "splits": shown["split"].astype(str).tolist(),
         "truth": integers(_places(shown, "latitude", "longitude"), 1e4),
         "strategies": [_strategy(drawn, shown, name) for name in drawn["strategy"].unique()],
     }
@@ -102,7 +100,6 @@ def _strategy(drawn: pd.DataFrame, shown: pd.DataFrame, name: Any) -> dict[str, 
     predicted = _places(known, "predicted_latitude", "predicted_longitude")
     error_km = known["error_km"].to_numpy(np.float64)
     present = np.isfinite(error_km)
-    classes = np.searchsorted(world.ERROR_BOUNDS_KM, error_km)
     return {
         "name": str(name),
         "seed": str(rows["seed"].iloc[0]),
@@ -110,7 +107,6 @@ def _strategy(drawn: pd.DataFrame, shown: pd.DataFrame, name: Any) -> dict[str, 
         "error_km": [
             round(value, 2) if ok else None for value, ok in zip(error_km.tolist(), present, strict=True)
         ],
-        "error_class": [value if ok else None for value, ok in zip(classes.tolist(), present, strict=True)],
         "lines": [_inner(*ends) if ok else 0 for *ends, ok in zip(truth, predicted, present, strict=True)],
     }
 

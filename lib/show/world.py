@@ -50,7 +50,6 @@ ERROR_CLASSES = (
 )
 """Label, largest great-circle error in km, colour: the brighter the better. Bounds: the granularities of
 GeoCLIP's tables. Colours: after matplotlib's plasma, its dark end raised to be seen on a dark map."""
-ERROR_BOUNDS_KM = [upper for _, upper, _ in ERROR_CLASSES[:-1]]
 
 
 def world_page(kind: str, data: dict[str, Any], scripts: Sequence[str] = ()) -> folium.Map:
@@ -67,7 +66,7 @@ def world_page(kind: str, data: dict[str, Any], scripts: Sequence[str] = ()) -> 
     page._id = hashlib.sha256(f"{kind} {data['title']}".encode()).hexdigest()[:32]
     page.default_js, page.default_css = [], []
     page.get_root().title = html.escape(data["title"])
-    ground = {"borders": _country_borders(), "background": _blue_marble()}
+    ground = {"borders": _country_borders(), "background": _blue_marble(), "classes": ERROR_CLASSES}
     return page.add_child(_Layer(kind, ground | data, scripts))
 
 
