@@ -13,7 +13,6 @@ import pytest
 import torch
 from browsing import Visit
 from PIL import Image
-from test_folder import REAL
 from transformers import CLIPImageProcessor
 
 from lib.data.backbones import Backbone
@@ -293,15 +292,6 @@ class TestCommand:
         assert '"unreadable":{}' in (tmp_path / "out.html").read_text()
         assert predict.main([inside.replace("bm_000000", "bm_000001"), "--model", str(finished.folder)]) == 1
         assert "no photo could be read" in capsys.readouterr().err
-
-    @pytest.mark.skipif(not REAL.is_dir(), reason="the street-level photos to develop against are not here")
-    def test_real_photos_go_through_with_the_offline_backbone(self, make_run, tmp_path, narrow):
-        run = finish(make_run("training.strategies=infonce", "backbone.centred=false"), infonce=(0.0,))
-        files = ["--csv", f"{tmp_path}/out.csv", "--map", f"{tmp_path}/out.html"]
-        assert predict.main([str(REAL / "images"), "--model", str(run.folder), *files]) == 0
-        table = pd.read_csv(tmp_path / "out.csv")
-        assert table["photo"].nunique() == 31 and table["probability"].between(0, 1).all()
-        assert (tmp_path / "out.html").stat().st_size < 10e6
 
 
 class TestMap:
