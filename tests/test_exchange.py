@@ -5,9 +5,10 @@ import pytest
 import torch
 from transformers import CLIPImageProcessor
 
+from lib import exchange
 from lib.method.errors import BundleError
 from lib.method.model import GeoCLIP
-from lib.predict import exchange
+from lib.predict.releases import Release, export_geolocation, export_location_encoder
 from lib.settings import Training
 from lib.train.checkpoints import initialise, published
 
@@ -52,14 +53,14 @@ def test_the_package_loads_the_location_encoder_bit_for_bit(tmp_path):
     import geoclip
 
     ours = trained(1280)
-    loaded = geoclip.LocationEncoder.from_pretrained(exchange.export_location_encoder(ours, tmp_path))
+    loaded = geoclip.LocationEncoder.from_pretrained(export_location_encoder(ours, tmp_path))
     places = torch.tensor(PLACES, dtype=torch.float32)
     assert torch.equal(loaded(places), ours.location_encoder(places))
 
 
 def test_the_package_predicts_from_our_release_what_we_predict(tmp_path, package):
     ours, clip = trained(), "openai/clip-vit-large-patch14"
-    folder = exchange.export_geolocation(ours, PLACES, tmp_path / "release", clip, "abc")
+    folder = export_geolocation(Release(ours, PLACES, clip, "abc"), tmp_path / "release")
     loaded, photos = package.GeoCLIP.from_pretrained(folder), some_photos()
     assert package.asked == {"repo_id": clip, "revision": "abc"}
     assert np.allclose(loaded.gps_gallery.numpy(), PLACES)
@@ -73,7 +74,7 @@ def test_the_package_predicts_from_our_release_what_we_predict(tmp_path, package
 
 def test_without_mean_and_scale_the_package_gives_the_same_bits(tmp_path, package):
     ours = initialise(7, torch.zeros(768), 1.0, Training()).eval()
-    folder = exchange.export_geolocation(ours, PLACES, tmp_path / "release", "a/b", None)
+    folder = export_geolocation(Release(ours, PLACES, "a/b", None), tmp_path / "release")
     head = package.GeoCLIP.from_pretrained(folder).image_encoder.mlp.state_dict()
     assert all(torch.equal(head[name], value) for name, value in ours.image_head.state_dict().items())
 
@@ -103,7 +104,7 @@ def test_fine_tuning_begins_where_geoclip_ended():
 
 def test_another_width_of_features_is_refused_with_the_reason(tmp_path):
     with pytest.raises(BundleError, match="768 features and this model 1280"):
-        exchange.export_geolocation(trained(1280), PLACES, tmp_path, "a/b", None)
+        export_geolocation(Release(trained(1280), PLACES, "a/b", None), tmp_path)
 
 
 def test_a_folder_without_a_finished_run_is_named(tmp_path, capsys):

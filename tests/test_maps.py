@@ -17,12 +17,11 @@ from browsing import Visit
 from PIL import Image
 
 from lib.data.sphere import destination, uniform_on_sphere
-from lib.evaluate.regions import error_field
 from lib.method.geodesy import EARTH_RADIUS_KM, distance_km
 from lib.runs import Run
 from lib.settings import load
 from lib.show import maps, world
-from lib.show.maps import prediction_map, save_map, side_by_side_map
+from lib.show.maps import prediction_map, save_map
 from lib.show.world import great_circle
 
 STRATEGIES = ("infonce", "semivariogram", "decayed", "similarity")
@@ -32,25 +31,36 @@ HOSTILE = [
     "<!-- <script>",
     "{{ 7 * 7 }}{% raw %}{#",
 ]
+MARKUP = HOSTILE[0]
 MARKS = "Object.values(map._layers).filter((layer) => layer.photo !== undefined).length"
+
+
+def predicted(split: str, strategy: str, seed: int, places: np.ndarray, north: np.ndarray) -> pd.DataFrame:
+    """Predictions of the photos at ``places`` [N, 2], each ``north`` degrees too far north."""
+    return placed(places, places + np.column_stack((north, np.zeros(len(places))))).assign(
+        id=[f"{split}{k}" for k in range(len(places))], split=split, strategy=strategy, seed=seed
+    )
+
+
+def placed(true: np.ndarray, guess: np.ndarray) -> pd.DataFrame:
+    """A row for each true place [N, 2] and where it was put."""
+    columns = dict(zip(maps.NUMBERS, (*true.T, *guess.T, distance_km(true, guess)), strict=True))
+    return pd.DataFrame(columns)
 
 
 def table(count: int, strategies: tuple[str, ...] = STRATEGIES, seed: int = 0) -> pd.DataFrame:
     """Predictions of ``count`` photos with errors from metres to thousands of kilometres."""
-    generator = np.random.default_rng(seed)
+    generator, rows = np.random.default_rng(seed), []
     true = uniform_on_sphere(count, generator, 72.0)
-    photos = pd.DataFrame(true, columns=["latitude", "longitude"]).assign(
-        id=[f"photo-{k:05d}" for k in range(count)], path=[f"photo{k % 20}.jpg" for k in range(count)]
-    )
-    rows = []
+    names = {
+        "id": [f"photo-{k:05d}" for k in range(count)],
+        "path": [f"photo{k % 20}.jpg" for k in range(count)],
+    }
     for strategy in strategies:
-        bearing, length = (
-            generator.uniform(0.0, 2.0 * np.pi, count),
-            10.0 ** generator.uniform(-1.0, 4.2, count),
-        )
+        bearing = generator.uniform(0.0, 2.0 * np.pi, count)
+        length = 10.0 ** generator.uniform(-1.0, 4.2, count)
         guess = destination(true, length * np.sin(bearing), length * np.cos(bearing))
-        of_one = photos.assign(split="test", strategy=strategy, seed=seed, error_km=distance_km(true, guess))
-        rows.append(of_one.assign(predicted_latitude=guess[:, 0], predicted_longitude=guess[:, 1]))
+        rows.append(placed(true, guess).assign(**names, split="test", strategy=strategy, seed=seed))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -79,7 +89,7 @@ def small() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def page(small: pd.DataFrame, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small map as a file."""
-    drawn = prediction_map(small, photos, field=error_field(small, side=40), title="a <b>title</b> & more")
+    drawn = prediction_map(small, photos, title="a <b>title</b> & more")
     return save_map(drawn, tmp_path_factory.mktemp("page") / "new" / "map.html")
 
 
@@ -138,9 +148,7 @@ class TestGreatCircle:
 class TestPage:
     def test_two_thousand_photos_stay_below_ten_megabytes(self, photos: Path, tmp_path: Path) -> None:
         predictions = table(2_000)
-        path = save_map(
-            prediction_map(predictions, photos, field=error_field(predictions)), tmp_path / "map.html"
-        )
+        path = save_map(prediction_map(predictions, photos), tmp_path / "map.html")
         assert path.stat().st_size < 10e6
         data = data_of(path)
         assert len(data["thumbnails"]) == len(data["ids"]) == 2_000
@@ -173,17 +181,9 @@ class TestPage:
         monkeypatch.setattr(maps, "MOST_PHOTOS", 4)
         predictions, run = table(10).drop(columns="path"), Run(load("smoke"), tmp_path / "run")
         manifest = predictions[["id"]].drop_duplicates().assign(path="nowhere.jpg")
-        for drawn in (
-            maps.split_map(predictions, manifest, run, "test"),
-            maps.draw_pair(run, predictions, manifest),
-        ):
-            assert len(data_of(drawn)["ids"]) == 4
-            assert data_of(drawn)["title"].startswith("run: split test, 4 of 10 photos")
-        assert {path.name for path in run.map("predictions").parent.iterdir()} == {
-            "predictions.html",
-            "side_by_side.html",
-        }
-        assert maps.draw_pair(run, predictions.query("strategy == 'infonce'"), manifest) is None
+        drawn = data_of(maps.split_map(predictions, manifest, run, "test"))
+        assert len(drawn["ids"]) == 4 and drawn["title"] == "run: split test, 4 of 10 photos"
+        assert [path.name for path in run.map("predictions").parent.iterdir()] == ["predictions.html"]
 
     def test_a_failed_save_leaves_the_old_page(
         self, small: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -197,6 +197,11 @@ class TestPage:
         assert (tmp_path / "map.html").read_text() == "old"
 
 
+def test_of_two_classes_of_error_the_better_one_is_the_brighter() -> None:
+    colours = np.array([[int(hexed[k : k + 2], 16) for k in (1, 3, 5)] for *_, hexed in world.ERROR_CLASSES])
+    assert np.all(np.diff(colours @ (0.2126, 0.7152, 0.0722)) < 0)
+
+
 class TestErrors:
     @pytest.mark.parametrize("column", maps.COLUMNS)
     def test_a_missing_column_is_named(self, small: pd.DataFrame, column: str) -> None:
@@ -204,27 +209,19 @@ class TestErrors:
             prediction_map(small.drop(columns=column), Path())
 
     @pytest.mark.parametrize(
-        ("column", "row", "value", "sentence"),
-        [
-            (
-                "predicted_latitude",
-                7,
-                np.nan,
-                "predicted_latitude of the photo 'photo-00007' \\(infonce\\) is nan",
-            ),
-            ("longitude", 7, np.inf, "longitude of the photo 'photo-00007' \\(infonce\\) is inf"),
-            ("latitude", 7, 90.5, "latitude of the photo 'photo-00007' \\(infonce\\) is 90.5"),
-            ("error_km", 7, -1.0, "error_km of the photo 'photo-00007' \\(infonce\\) is -1.0"),
-            ("strategy", 3, None, "strategy is empty in row 3"),
-            ("latitude", 6, 1.0, "'photo-00006' has two true places"),
-            ("id", 7, "photo-00006", "'photo-00006' is twice in the strategy 'infonce', seed 0"),
-        ],
+        ("column", "value"),
+        [("predicted_latitude", np.nan), ("longitude", np.inf), ("latitude", 90.5), ("error_km", -1.0)],
     )
-    def test_an_impossible_value_is_named_with_its_photo(
-        self, small: pd.DataFrame, column: str, row: int, value: object, sentence: str
+    def test_an_impossible_number_is_named_with_its_photo(
+        self, small: pd.DataFrame, column: str, value: float
     ) -> None:
-        with pytest.raises(ValueError, match=sentence):
-            prediction_map(small.assign(**{column: small[column].where(small.index != row, value)}), Path())
+        broken = small.assign(**{column: small[column].where(small.index != 7, value)})
+        with pytest.raises(ValueError, match=rf"'photo-00007' \(infonce\).*{column} {value}"):
+            prediction_map(broken, Path())
+
+    def test_a_photo_that_is_twice_in_a_strategy_is_refused(self, small: pd.DataFrame) -> None:
+        with pytest.raises(ValueError, match="'photo-00006' .infonce. is twice"):
+            prediction_map(small.assign(id=small["id"].replace("photo-00007", "photo-00006")), Path())
 
 
 @pytest.fixture
@@ -265,7 +262,7 @@ class TestBrowser:
             assert f"{strategy} (seed 0)" in desktop.tab.locator(".leaflet-popup").text_content()
         errors = small.loc[small["strategy"] == STRATEGIES[1], "error_km"]
         desktop.tab.get_by_label("beyond").uncheck()
-        kept = int((errors <= maps.ERROR_BOUNDS_KM[-1]).sum())
+        kept = int((errors <= world.ERROR_CLASSES[-2][1]).sum())
         assert desktop.map(MARKS) == 2 * kept
         desktop.tab.get_by_label("error lines").check()
         assert desktop.map(lines) == kept
@@ -315,76 +312,9 @@ class TestBrowser:
             visit.tab.get_by_label("true places in clusters").uncheck()
             assert visit.tab.locator(".ring").count() == 0
 
-    def test_the_heat_of_error_is_a_picture_of_the_chosen_strategy_with_a_scale(self, desktop: Visit) -> None:
-        assert not desktop.tab.locator(".heat-key").is_visible()
-        desktop.tab.get_by_label("heat of error").check()
-        assert desktop.tab.locator(".heat-key").is_visible()
-        desktop.until("document.querySelector('img.heat').naturalWidth > 0")
-        before = desktop.tab.locator("img.heat").get_attribute("src")
-        desktop.tab.get_by_label(STRATEGIES[1]).check()
-        assert desktop.tab.locator("img.heat").get_attribute("src") != before
-
     def test_a_keyboard_walks_from_the_largest_error_on(self, desktop: Visit, small: pd.DataFrame) -> None:
         errors = small[small["strategy"] == STRATEGIES[0]].sort_values("error_km", ascending=False)
         for button, number in ((".next", 0), (".next", 1), (".next", 2), (".previous", 1)):
             desktop.tab.locator(button).focus()
             desktop.tab.keyboard.press("Enter")
             assert desktop.first_fact() == errors["id"].iloc[number]
-
-
-@pytest.fixture(scope="module")
-def pair(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page of thirty photos and two strategies, the first photos named by an attacker."""
-    predictions = table(30, STRATEGIES[:2]).assign(id=lambda rows: [*HOSTILE, *rows["id"][4:30]] * 2)
-    return save_map(side_by_side_map(predictions, photos), tmp_path_factory.mktemp("page") / "pair.html")
-
-
-class TestSideBySide:
-    def views(self, visit: Visit) -> list[list[float]]:
-        """Latitude, longitude and zoom of both maps."""
-        view = "(one => [one.getCenter().lat, one.getCenter().lng, one.getZoom()])"
-        return visit.map(f"[map, window[map.getContainer().id + '_right']].map({view})")
-
-    def test_what_one_map_does_the_other_does(self, browser: object, pair: Path) -> None:
-        with Visit(browser, pair) as visit:
-            visit.map("map.setView([40, 20], 5, {animate: false}) && 0")
-            left, right = self.views(visit)
-            assert left == pytest.approx(right) and left[2] == 5
-            box = visit.tab.locator(".right").bounding_box()
-            visit.tab.mouse.move(box["x"] + 300, box["y"] + 500)
-            right_map = "window[map.getContainer().id + '_right']"
-            visit.map(
-                f"{right_map}.once('moveend', () => {{ window.stopped = true; }}) && (window.stopped = false)"
-            )
-            visit.tab.mouse.down()
-            visit.tab.mouse.move(box["x"] + 200, box["y"] + 400, steps=5)
-            visit.tab.mouse.up()
-            lag = 0.0
-            while not visit.tab.evaluate("stopped"):
-                left, right = self.views(visit)
-                lag = max(lag, abs(left[1] - right[1]))
-            assert lag <= 0.51 * 360 / (256 * 2**5), "half a pixel at zoom 5"
-            left, right = self.views(visit)
-            assert left == pytest.approx(right, abs=1e-6) and left[1] > 21
-
-    def test_a_photo_opens_on_both_with_each_strategys_error(self, browser: object, pair: Path) -> None:
-        with Visit(browser, pair) as visit:
-            for wanted in (*HOSTILE, "photo-00009"):
-                visit.find(wanted)
-                assert visit.first_fact() == wanted
-            assert visit.tab.locator(".leaflet-popup").count() == 2
-            pictures = "[...document.querySelectorAll('.leaflet-popup img')]"
-            visit.until(f"{pictures}.every((image) => image.naturalWidth > 0)")
-            for popup, strategy in zip(
-                visit.tab.locator(".leaflet-popup").all(), STRATEGIES[:2], strict=True
-            ):
-                assert strategy in popup.text_content() and "photo-00009" in popup.text_content()
-            visit.tab.locator(".leaflet-popup-close-button").first.click()
-            visit.until("document.querySelectorAll('.leaflet-popup').length === 0")
-
-    def test_on_a_phone_one_map_lies_above_the_other(self, browser: object, pair: Path) -> None:
-        with Visit(browser, pair, 390, 844) as visit:
-            above, below = (visit.tab.locator(one).bounding_box() for one in (".folium-map", ".right"))
-            assert above["y"] + above["height"] <= below["y"] + 2 and below["height"] > 300
-            assert visit.width() <= 390
-            assert visit.tab.locator(".search input").is_visible()

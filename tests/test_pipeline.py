@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import pipeline, stages
+from lib import exchange, pipeline, stages
 from lib.method.errors import BundleError
-from lib.predict import exchange
 from lib.runs import Run
 from lib.settings import PROJECT
 from lib.show import pages, report

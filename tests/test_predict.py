@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from browsing import Visit
 from PIL import Image
-from test_folder import REAL
 from transformers import CLIPImageProcessor
 
 from lib.data.backbones import Backbone
@@ -20,10 +21,11 @@ from lib.data.sphere import uniform_on_sphere
 from lib.method import model
 from lib.method.errors import BundleError
 from lib.method.geodesy import distance_km
-from lib.predict import exchange, predict, predictors
+from lib.predict import predict, predictors, releases
 from lib.predict.predictors import Predictor, load_predictor
 from lib.settings import PROJECT, Training
 from lib.settings import Backbone as BackboneSettings
+from lib.show import candidate_maps
 from lib.show.candidate_maps import candidate_map
 from lib.show.maps import save_map
 from lib.train import checkpoints, gallery
@@ -52,7 +54,7 @@ def predictor(narrow):
     places = uniform_on_sphere(400, np.random.default_rng(0))
     settings = BackboneSettings(precision="float32", storage="float32", batch_size=4)
     embedded = gallery.embed(trained, places, CPU)
-    return Predictor("test", "a test", trained, colour_encoder(), settings, places, embedded)
+    return Predictor("a test", trained, colour_encoder(), settings, places, embedded)
 
 
 @pytest.fixture
@@ -110,9 +112,9 @@ class TestPredict:
     def test_a_broken_photo_is_left_out_with_the_reason_and_others_go_on(self, predictor, photos):
         Path(photos[1]).write_bytes(b"no photo")
         found = predict.predict(predictor, [*photos, "nowhere.jpg"])
-        assert found.left_out["photo"].tolist() == [photos[1], "nowhere.jpg"]
-        assert "cannot identify" in found.left_out["reason"][0]
-        assert "No such file" in found.left_out["reason"][1]
+        assert list(found.left_out) == [photos[1], "nowhere.jpg"]
+        assert "cannot identify" in found.left_out[photos[1]]
+        assert "No such file" in found.left_out["nowhere.jpg"]
         assert found.table["photo"].nunique() == 4
         nothing = predict.predict(predictor, [photos[1]])
         assert nothing.table.empty and nothing.mass.empty and list(nothing.table) == predict.COLUMNS
@@ -120,8 +122,6 @@ class TestPredict:
     def test_what_makes_no_sense_is_refused(self, predictor, photos):
         with pytest.raises(BundleError, match="at least one candidate"):
             predict.predict(predictor, photos, top=0)
-        with pytest.raises(BundleError, match="0 km or more"):
-            predict.predict(predictor, photos, apart_km=-1.0)
         with pytest.raises(BundleError, match="named twice"):
             predict.predict(predictor, [photos[0]] * 2)
 
@@ -170,17 +170,17 @@ class TestWhichModel:
         assert "satellite windows of 256 km" in found.caution(Path(), photos)
         assert found.caution(PROJECT / finished.settings.dataset.root, ["windows/1.jpg"]) == ""
 
-    def test_geoclip_as_published_predicts_as_the_package(self, tiny_clip, photos, tmp_path, monkeypatch):
+    def test_geoclip_as_published_predicts_as_the_package(self, tiny_clip, photos, monkeypatch):
         import geoclip
         from geoclip.model import image_encoder
 
         processor = CLIPImageProcessor.from_pretrained
         monkeypatch.setattr(image_encoder.AutoProcessor, "from_pretrained", processor)
-        package, places = geoclip.GeoCLIP(clip_path=str(tiny_clip)).eval(), tmp_path / "places.csv"
+        package = geoclip.GeoCLIP(clip_path=str(tiny_clip)).eval()
         package.gps_gallery = package.gps_gallery[:500]
-        pd.DataFrame(package.gps_gallery.numpy(), columns=["LAT", "LON"]).to_csv(places, index=False)
-        ours = load_predictor("geoclip", gallery_name=str(places), backbone=str(tiny_clip), device="cpu")
-        assert "GeoCLIP as its authors published it" in ours.description and "500 places" in ours.description
+        monkeypatch.setattr(predictors, "photo_places", package.gps_gallery.double().numpy)
+        ours = load_predictor("geoclip", backbone=str(tiny_clip))
+        assert ours.title == "GeoCLIP as its authors published it" and "500 places" in ours.description
         found = predict.predict(ours, photos[:2], top=3, apart_km=0.0).table
         for path in photos[:2]:
             expected, values = package.predict(path, top_k=3)
@@ -188,18 +188,39 @@ class TestWhichModel:
             assert np.allclose(rows[PLACE], expected, atol=1e-4)
             assert np.allclose(rows["probability"], values, rtol=1e-2)
 
+    @pytest.mark.parametrize("is_there", [False, True])
+    def test_without_a_network_it_asks_the_hub_once(self, monkeypatch, is_there):
+        import httpx
+        import huggingface_hub
+
+        def refuse(*_, timeout, **__):
+            assert timeout <= 3.0
+            raise httpx.ConnectError("no network")
+
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: "a" if is_there else None)
+        settings = BackboneSettings(name="owner/name")
+        if is_there:
+            predictors._reach(settings)
+            assert huggingface_hub.constants.HF_HUB_OFFLINE
+        else:
+            with pytest.raises(BundleError, match="the hub cannot be reached .no network."):
+                predictors._reach(settings)
+
     def test_a_release_predicts_as_its_model(self, tiny_clip, photos, tmp_path, narrow, monkeypatch):
         trained = model.GeoCLIP(768, 0.1 * torch.randn(768), 0.5).eval()
         monkeypatch.setattr(type(trained.location_encoder), "sigma", [1, 16, 256], raising=False)
         places = uniform_on_sphere(50, np.random.default_rng(1))
-        folder = exchange.export_geolocation(trained, places, tmp_path / "release", str(tiny_clip), None)
-        found = load_predictor(str(folder), device="cpu")
+        release = releases.Release(trained, places, str(tiny_clip), None)
+        folder = releases.export_geolocation(release, tmp_path / "release")
+        found = load_predictor(str(folder))
         features, embedded = predict._encoded(found, photos, Path())[0], gallery.embed(trained, places, CPU)
         ours = predict.probabilities(found.model, features, found.embedded)
         assert np.allclose(ours, predict.probabilities(trained, features, embedded), atol=1e-4)
         (folder / "model.safetensors").write_bytes(b"torn")
         with pytest.raises(BundleError, match="not a release for geolocation"):
-            exchange.read_geolocation(folder)
+            releases.read_geolocation(folder)
 
 
 class TestCommand:
@@ -211,7 +232,8 @@ class TestCommand:
         table = pd.read_csv(tmp_path / "out.csv")
         assert list(table) == predict.COLUMNS and len(table) == 15
         assert said.count("error, km") == 1 and f"{table['error_km'][0]:.1f}"[:-2] in said
-        assert "<img src=x" not in (tmp_path / "out.html").read_text()
+        page = (tmp_path / "out.html").read_text()
+        assert "<img src=x" not in page and '"warning":"This model was trained on satellite windows' in page
 
     def test_what_is_left_out_is_named_and_a_folder_means_the_photos_in_it(
         self, finished, photos, tmp_path, capsys
@@ -230,7 +252,6 @@ class TestCommand:
             ("nowhere.jpg", "no photo could be read"),
             ("PHOTO --top 0", "at least one candidate"),
             ("PHOTO --strategy hcl", "no strategy hcl"),
-            ("PHOTO --gallery moon", "gallery='moon' is unknown"),
             ("PHOTO --csv /", "is a folder; name a file"),
             ("PHOTO --csv FOLDER/x --map FOLDER/sub/../x", "cannot be both the table and the map"),
             ("PHOTO --csv PHOTO", "is there, and no .csv file: it is not overwritten"),
@@ -246,8 +267,6 @@ class TestCommand:
         words = arguments.replace("FOLDER", str(tmp_path)).split()
         own = {"PHOTO": photos[0], "MANIFEST": str(finished.manifest), "TABLE": str(finished.table("a"))}
         finished.table("a").parent.mkdir(exist_ok=True)
-        finished.receipt("a").parent.mkdir(exist_ok=True)
-        finished.receipt("a").write_text("{}")
         own |= {"INDEX": str(finished.folder / "index.html")}
         for name in ("TABLE", "INDEX"):
             Path(own[name]).write_text("kept")
@@ -259,14 +278,20 @@ class TestCommand:
         assert said.startswith("lib.predict: ") or "left out" in said
         assert sentence in said and "Traceback" not in said
 
-    @pytest.mark.skipif(not REAL.is_dir(), reason="the street-level photos to develop against are not here")
-    def test_real_photos_go_through_with_the_offline_backbone(self, make_run, tmp_path, narrow):
-        run = finish(make_run("training.strategies=infonce", "backbone.centred=false"), infonce=(0.0,))
+    def test_a_photo_may_lie_in_an_archive(self, finished, photos, tmp_path, capsys):
+        with zipfile.ZipFile(tmp_path / "windows-ab12.zip", "w") as archive:
+            archive.write(photos[0], "000/bm_000000.jpg")
+        inside = f"{tmp_path}/windows-ab12.zip/000/bm_000000.jpg"
         files = ["--csv", f"{tmp_path}/out.csv", "--map", f"{tmp_path}/out.html"]
-        assert predict.main([str(REAL / "images"), "--model", str(run.folder), *files]) == 0
+        assert predict.main([photos[0], inside, "--model", str(finished.folder), *files]) == 0
         table = pd.read_csv(tmp_path / "out.csv")
-        assert table["photo"].nunique() == 31 and table["probability"].between(0, 1).all()
-        assert (tmp_path / "out.html").stat().st_size < 10e6
+        one, other = (
+            table[table["photo"] == path].iloc[:, 1:].reset_index(drop=True) for path in (photos[0], inside)
+        )
+        assert one.equals(other) and np.allclose(other[TRUTH], (48.8, 9.2))
+        assert '"unreadable":{}' in (tmp_path / "out.html").read_text()
+        assert predict.main([inside.replace("bm_000000", "bm_000001"), "--model", str(finished.folder)]) == 1
+        assert "no photo could be read" in capsys.readouterr().err
 
 
 class TestMap:
@@ -285,20 +310,33 @@ class TestMap:
     def test_in_a_browser_without_a_network_it_draws_and_changes_photos(
         self, found, browser, tmp_path, width
     ):
-        drawn, problems = candidate_map(found.table, found.mass, Path(), title="A test"), []
-        path = save_map(drawn, tmp_path / "map.html")
-        context = browser.new_context(viewport={"width": width, "height": 800})
-        context.set_offline(True)
-        page = context.new_page()
-        page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("dialog", lambda dialog: problems.append("a name was executed") or dialog.dismiss())
-        page.goto(path.as_uri())
-        page.wait_for_timeout(600)
-        before, shown = page.screenshot(), page.inner_text("body")
-        assert "A test" in shown and "a.jpg" in shown and "%" in shown
-        page.get_by_text("onerror=alert").first.click()
-        page.wait_for_timeout(600)
-        after = page.screenshot()
-        context.close()
-        assert problems == [] and before != after
+        path = save_map(
+            candidate_map(found.table, found.mass, Path(), warning="Beware"), tmp_path / "map.html"
+        )
+        with Visit(browser, path, width) as visit:
+            listed = visit.tab.locator(".panel ul button")
+            assert listed.count() == 5 and visit.tab.locator(".banner").inner_text() == "Beware"
+            assert visit.tab.locator(".hollow:not(.truth)").count() == 3
+            background = "getComputedStyle(document.querySelector('.hollow')).backgroundColor"
+            assert visit.tab.evaluate(background) == "rgba(0, 0, 0, 0)", "the heat is seen through a mark"
+            visit.tab.locator(".next").click()
+            assert visit.tab.locator(".panel .chosen").inner_text() == "b.png"
+            visit.find("onerror")
+            assert "onerror=alert" in visit.tab.locator(".panel .chosen").inner_text()
+            visit.tab.locator(".panel ol button").first.click()
+            assert visit.first_fact() == listed.last.get_attribute("title")
+            assert visit.width() <= width
+
+    def test_the_colour_is_proportional_to_the_probability(self, found, browser, tmp_path):
+        near = pd.DataFrame({"photo": "a", "latitude": [0.0, 0.0], "longitude": [0.0, 90.0]})
+        mass, one = near.assign(probability=[0.8, 0.2]), found.table[:1].assign(photo="a")
+        path = save_map(candidate_map(one, mass, Path()), tmp_path / "map.html")
+        with Visit(browser, path) as visit:
+            squares = "Object.values(map._layers).filter((one) => one.options.fillColor && one.getBounds)"
+            colours = visit.map(f"{squares}.map((one) => one.options.fillColor)")
+            assert colours == [candidate_maps.RAMP[-1], candidate_maps.RAMP[len(candidate_maps.RAMP) // 4]]
+            assert visit.tab.locator(".ticks").inner_text().split("\n")[-1] == "80\u00a0%"
+
+    def test_countries_are_written_in_full(self, found):
+        places = found.table[:2].assign(town=["Greenstone", ""], country=["CA", "AQ"])
+        assert candidate_maps.place_names(places).tolist() == ["Greenstone, Canada", "Antarctica"]

@@ -15,7 +15,7 @@ import pytest
 from browsing import Visit
 from conftest import fitted
 from PIL import Image
-from test_cell_maps import MARKUP, predicted
+from test_maps import MARKUP, predicted
 
 from lib.data.sphere import uniform_on_sphere
 from lib.evaluate import evaluation, intervals, regions

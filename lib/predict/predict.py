@@ -17,32 +17,30 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lib.data import datasets, features, places
-from lib.data.features import Photos
+from lib.data import features, places
 from lib.data.folder import files_below
 from lib.data.photos import ENDINGS, NOT_READ, exif_coordinates, not_read
-from lib.evaluate.evaluation import splits_of
 from lib.method.errors import BundleError
 from lib.method.geodesy import chord_to_rad, distance_km, rad_to_km, unit_vectors
 from lib.method.model import GeoCLIP
 from lib.predict.predictors import PUBLISHED, Predictor, load_predictor
-from lib.runs import Run, writing
+from lib.runs import writing
 from lib.runs.files import printable
 from lib.runs.machine import print_anywhere
-from lib.show.candidate_maps import candidate_map
+from lib.show.candidate_maps import MASS, candidate_map, place_names
 from lib.show.world import save_map
 
 NEARBY_KM = 200.0
 """Radius of ``probability_within_200km``, kilometres: the field's region."""
 APART_KM = 100.0
-"""Candidates are farther apart than this, kilometres, unless asked otherwise."""
+"""Candidates are farther apart than this, kilometres."""
 MASS_SHARE, MASS_POINTS = 0.99, 2_000
 """For the map, each photo keeps its likeliest gallery points up to this share, at most so many."""
-BLOCK = 64
-"""Photos whose probabilities over the whole gallery are held at a time."""
-COLUMNS = ["photo", "rank", "latitude", "longitude", "probability", "probability_within_200km",
+FOUND = ["number", "rank", "row", "probability", "probability_within_200km"]
+COLUMNS = ["photo", "rank", "latitude", "longitude", *FOUND[3:],
            "town", "country", "continent", "true_latitude", "true_longitude", "error_km"]  # fmt: skip
-MASS = ["photo", "latitude", "longitude", "probability"]
+RUN_FILES = ("manifest.parquet", "provenance.json")
+"""A folder with one of these is a run's; what lies in it is not overwritten."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +50,12 @@ class Prediction:
     Attributes:
         table: a row a photo and candidate, columns ``COLUMNS``; probabilities are fractions.
         mass: a row a photo and gallery point, the likeliest first, columns ``MASS`` (probability: float32).
-        left_out: photos that could not be read: photo, reason.
+        left_out: photos that could not be read -> reason.
     """
 
     table: pd.DataFrame
     mass: pd.DataFrame
-    left_out: pd.DataFrame
+    left_out: dict[str, str]
 
 
 @torch.inference_mode()
@@ -85,7 +83,7 @@ def predict(
 
     The first candidate is the likeliest gallery point. Each later one is the likeliest of those farther than
     ``apart_km`` from every candidate before it; with 0 the ``top`` likeliest points are taken. A small
-    gallery gives fewer. Holds ``BLOCK`` x G probabilities at a time.
+    gallery gives fewer.
 
     Args:
         truth_deg: true places [N, 2], NaN where unknown; default: the GPS in the photos' EXIF.
@@ -95,38 +93,31 @@ def predict(
     """
     if len(set(paths)) < len(paths):
         raise BundleError("a photo is named twice; name each once")
-    if top < 1 or not 0.0 <= apart_km < np.inf:
-        raise BundleError(f"top={top}, apart_km={apart_km}: give at least one candidate, and 0 km or more")
+    if top < 1:
+        raise BundleError(f"--top {top}: ask for at least one candidate")
     encoded, unreadable = _encoded(predictor, list(paths), root)
     kept = np.array([row for row in range(len(paths)) if row not in unreadable], dtype=int)
-    photos, encoded = [paths[row] for row in kept], encoded[kept]
+    photos, encoded, gallery_deg = [paths[row] for row in kept], encoded[kept], predictor.gallery_deg
     if truth_deg is None:
         truth_deg = np.reshape([exif_coordinates(root, path) for path in photos], (-1, 2))
     else:
         truth_deg = np.asarray(truth_deg, dtype=np.float64)[kept]
-    units = unit_vectors(predictor.gallery_deg)
+    units = unit_vectors(gallery_deg)
     candidates, masses = [], [pd.DataFrame(columns=MASS)] if not photos else []
-    for start in range(0, len(photos), BLOCK):
-        block = probabilities(predictor.model, encoded[start : start + BLOCK], predictor.embedded)
-        for number, probability in enumerate(block, start):
-            order = np.argsort(-probability, kind="stable")
-            masses.append(_mass(photos[number], predictor.gallery_deg, probability, order))
-            found = _distinct(probability, order, units, top, apart_km)
-            candidates += [(number, rank, *one) for rank, one in enumerate(found, 1)]
-    table = _table(photos, truth_deg, predictor.gallery_deg, candidates)
-    reasons = [(paths[row], reason) for row, reason in unreadable.items()]
-    left_out = pd.DataFrame(reasons, columns=["photo", "reason"], dtype=object)
+    for number, photo in enumerate(photos):
+        (probability,) = probabilities(predictor.model, encoded[number : number + 1], predictor.embedded)
+        order = np.argsort(-probability, kind="stable")
+        masses.append(_mass(photo, gallery_deg, probability, order))
+        found = _distinct(probability, order, units, top, apart_km)
+        candidates += [(number, rank, *one) for rank, one in enumerate(found, 1)]
+    table = pd.DataFrame(candidates, columns=FOUND).astype({"number": int, "rank": int, "row": int})
+    found_deg, true_deg = gallery_deg[table["row"]], truth_deg[table["number"]]
+    table["photo"] = np.array(photos, dtype=object)[table["number"]]
+    table[["latitude", "longitude"]], table[["true_latitude", "true_longitude"]] = found_deg, true_deg
+    table["error_km"] = distance_km(true_deg, found_deg)
+    table = table.join(places.describe(found_deg))[COLUMNS]
+    left_out = {paths[row]: reason for row, reason in unreadable.items()}
     return Prediction(table, pd.concat(masses, ignore_index=True), left_out)
-
-
-def predict_examples(run: Run, predictor: Predictor, count: int = 4) -> Prediction:
-    """Candidates for up to ``count`` photos of ``run``, evenly spaced in its first evaluation split."""
-    manifest = datasets.read(run)
-    rows = datasets.manifest.rows_of(manifest, splits_of(run, manifest)[0])
-    spaced = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
-    chosen = manifest.iloc[rows[spaced]].drop_duplicates("path")
-    truth_deg = datasets.manifest.coordinates(chosen)
-    return predict(predictor, chosen["path"].tolist(), datasets.root_of(run), truth_deg=truth_deg)
 
 
 def _encoded(predictor: Predictor, photos: list[str], root: Path) -> tuple[torch.Tensor, dict[int, str]]:
@@ -136,7 +127,7 @@ def _encoded(predictor: Predictor, photos: list[str], root: Path) -> tuple[torch
     settings = predictor.settings
     if len(photos) < 10 * settings.batch_size:  # starting processes would take longer than decoding
         settings = settings.model_copy(update={"workers": 0})
-    dataset = Photos(root, photos, predictor.encoder)
+    dataset = features.Photos(root, photos, predictor.encoder)
     device, everything = predictor.embedded.device, [range(len(photos))]
     ((plain, _, unreadable),) = features.encode(dataset, predictor.encoder, settings, device, everything)
     return torch.from_numpy(plain).float(), unreadable
@@ -165,33 +156,19 @@ def _distinct(
     return found
 
 
-def _table(photos: list[str], truth_deg: np.ndarray, gallery: np.ndarray, rows: list[tuple]) -> pd.DataFrame:
-    """The table of a prediction; ``rows``: photo's number, rank, gallery's row, probability, sum nearby."""
-    names = ["number", "rank", "row", "probability", "probability_within_200km"]
-    table = pd.DataFrame(rows, columns=names).astype({"number": int, "rank": int, "row": int})
-    found, truth = gallery[table["row"]], truth_deg[table["number"]]
-    table["photo"] = np.array(photos, dtype=object)[table["number"]]
-    table["latitude"], table["longitude"] = found.T
-    table["true_latitude"], table["true_longitude"] = truth.T
-    table["error_km"] = distance_km(truth, found)
-    return table.join(places.describe(found))[COLUMNS]
-
-
 def for_reading(table: pd.DataFrame) -> pd.DataFrame:
     """The table of a prediction as people read it: a row a photo and rank, percent, kilometres."""
-    near = table[["town", "country"]].apply(lambda names: ", ".join(name for name in names if name), axis=1)
-    return pd.DataFrame(
-        {
-            "photo": table["photo"].map(lambda path: printable(Path(path).name)),
-            "rank": table["rank"],
-            "near": near,
-            "latitude": table["latitude"].round(2),
-            "longitude": table["longitude"].round(2),
-            "probability, %": (100.0 * table["probability"]).round(2),
-            "within 200 km, %": (100.0 * table["probability_within_200km"]).round(1),
-            "error, km": table["error_km"].round(0),
-        }
-    ).set_index(["photo", "rank"])
+    columns = {
+        "photo": table["photo"].map(lambda path: printable(Path(path).name)),
+        "rank": table["rank"],
+        "near": place_names(table),
+        "latitude": table["latitude"].round(2),
+        "longitude": table["longitude"].round(2),
+        "probability, %": (100.0 * table["probability"]).round(2),
+        "within 200 km, %": (100.0 * table["probability_within_200km"]).round(1),
+        "error, km": table["error_km"].round(0),
+    }
+    return pd.DataFrame(columns).set_index(["photo", "rank"])
 
 
 def find_photos(named: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -201,11 +178,10 @@ def find_photos(named: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         if not Path(name).is_dir():
             photos.append(name)
             continue
-        files = sorted(files_below(Path(name)))
-        inside = [str(path) for path in files if path.suffix.lower() in ENDINGS]
-        others = {str(path): path.suffix.lower() for path in files if path.suffix.lower() in NOT_READ}
-        left_out |= {path: not_read(ending) for path, ending in others.items()}
-        photos += inside
+        endings = {str(path): path.suffix.lower() for path in sorted(files_below(Path(name)))}
+        inside = [path for path, ending in endings.items() if ending in ENDINGS]
+        others = {path: not_read(ending) for path, ending in endings.items() if ending in NOT_READ}
+        photos, left_out = photos + inside, left_out | others
         if not inside and not others:
             left_out[name] = f"no photos in this folder ({', '.join(sorted(ENDINGS))})"
     return list(dict.fromkeys(photos)), left_out
@@ -215,17 +191,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser("python -m lib.predict", description="Where were these photos taken?")
     add = parser.add_argument
-    add("photos", nargs="+", metavar="PHOTO", help="photos, or folders of photos")
-    add("--model", help=f"folder of a run or release, or {PUBLISHED} (default: quick, or the only run)")
+    add("photos", nargs="+", metavar="PHOTO", help="photos (also ARCHIVE.zip/MEMBER), or folders of photos")
+    add("--model", default="quick", help=f"folder of a run or release, or {PUBLISHED} (default: quick)")
     add("--strategy", help="of a run (default: the best on validation)")
     add("--seed", type=int, help="of a run (default: the smallest)")
-    add("--gallery", help="train, lattice, geoclip, or a CSV with LAT and LON (default: the model's own)")
     add("--backbone", help="folder of the model's backbone, where it lies elsewhere")
     add("--top", type=int, default=5, help="candidates a photo (default: 5)")
-    add("--apart-km", type=float, default=APART_KM, help="they are farther apart (default: 100; 0: any)")
     add("--map", type=Path, help="write a map as an HTML page")
     add("--csv", type=Path, help="write the candidates as a table")
-    add("--device", default="auto", choices=["auto", "cpu", "cuda"])
     return parser.parse_args(arguments)
 
 
@@ -234,28 +207,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_anywhere()
     options = parse(arguments)
     try:
-        for path, ending in ((options.map, ".html"), (options.csv, ".csv")):
-            if path and path.is_dir():
-                raise BundleError(f"{path} is a folder; name a file to write")
-            if path and path.exists() and path.suffix.lower() != ending:
-                raise BundleError(
-                    f"{path} is there, and no {ending} file: it is not overwritten; name another"
-                )
-            if (
-                path
-                and path.exists()
-                and any(any(one.glob("receipts/*.json")) for one in path.resolve().parents)
-            ):
-                raise BundleError(f"{path} is a run's own: it is not overwritten; name another")
-        if options.csv and options.map and options.csv.resolve() == options.map.resolve():
-            raise BundleError(f"{options.csv} cannot be both the table and the map; name two files")
+        _check_targets(options)
         photos, left_out = find_photos(options.photos)
-        predictor = load_predictor(
-            options.model, options.strategy, options.seed, options.gallery, options.backbone, options.device
-        )
+        predictor = load_predictor(options.model, options.strategy, options.seed, options.backbone)
         print(f"model: {printable(predictor.description)}")
-        found = predict(predictor, photos, top=options.top, apart_km=options.apart_km)
-        left_out |= dict(found.left_out.itertuples(index=False))
+        found = predict(predictor, photos, top=options.top)
+        left_out |= found.left_out
         for name, reason in left_out.items():
             print(f"left out {printable(name)}: {printable(reason)}", file=sys.stderr)
         if found.table.empty:
@@ -270,10 +227,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _check_targets(options: argparse.Namespace) -> None:
+    """Refuse to write where a folder, a run's file or a file of another kind is, a photo for instance."""
+    for path, ending in ((options.map, ".html"), (options.csv, ".csv")):
+        if path and path.is_dir():
+            raise BundleError(f"{path} is a folder; name a file to write")
+        if path and path.exists() and path.suffix.lower() != ending:
+            raise BundleError(f"{path} is there, and no {ending} file: it is not overwritten; name another")
+        if path and path.exists() and any(_is_run(folder) for folder in path.resolve().parents):
+            raise BundleError(f"{path} is a run's own: it is not overwritten; name another")
+    if options.csv and options.map and options.csv.resolve() == options.map.resolve():
+        raise BundleError(f"{options.csv} cannot be both the table and the map; name two files")
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in RUN_FILES)
+
+
 def _report(found: Prediction, predictor: Predictor, photos: list[str], options: argparse.Namespace) -> None:
     """Print the candidates, and write the files that were asked for."""
-    caution = predictor.caution(Path(), photos)
-    if caution:
+    if caution := predictor.caution(Path(), photos):
         print(caution)
     print("Probabilities are a softmax over the gallery, not calibrated.")
     for photo, rows in found.table.groupby("photo", sort=False):
@@ -284,7 +257,6 @@ def _report(found: Prediction, predictor: Predictor, photos: list[str], options:
             found.table.to_csv(aside, index=False, errors="backslashreplace")
         print(f"\nwrote {printable(str(options.csv))}")
     if options.map:
-        notes = [note for note in (caution, f"Model: {predictor.description}.") if note]
-        title = f"Candidates of {predictor.title}"
-        drawn = candidate_map(found.table, found.mass, Path(), title=title, notes=notes)
+        notes, title = [f"Model: {predictor.description}."], f"Candidates of {predictor.title}"
+        drawn = candidate_map(found.table, found.mass, Path(), title=title, notes=notes, warning=caution)
         print(f"wrote {printable(str(save_map(drawn, options.map)))}")

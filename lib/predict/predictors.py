@@ -1,7 +1,4 @@
-"""Which trained model predicts: the best one of a run, a release, or GeoCLIP as its package brings it.
-
-A predictor is a model, the backbone that makes its features, and the gallery that it chooses from.
-"""
+"""Which trained model predicts: the best one of a run, a release, or GeoCLIP as its package brings it."""
 
 from __future__ import annotations
 
@@ -17,8 +14,9 @@ from lib.data.backbones import Backbone
 from lib.data.blue_marble import photo_places
 from lib.method.errors import BundleError
 from lib.method.model import GeoCLIP
-from lib.predict import exchange
+from lib.predict.releases import read_geolocation
 from lib.runs import RESULTS, Run, find_device
+from lib.runs.files import one_line
 from lib.settings import Backbone as BackboneSettings
 from lib.settings import BlueMarble
 from lib.train import checkpoints, gallery, training
@@ -26,6 +24,8 @@ from lib.train.metrics import CHOICE_KM
 
 PUBLISHED = "geoclip"
 """The word for the model that the package ``geoclip`` brings."""
+PATIENCE_S = 3.0
+"""Seconds in which the hub has to answer."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,6 @@ class Predictor:
     """A trained model, the backbone of its features, and the gallery that it chooses from.
 
     Attributes:
-        title: a few words for a page's title.
         description: one line: model, strategy, seed, training data, backbone, gallery and its size.
         model: in evaluation mode.
         encoder: makes the features, as ``settings`` say.
@@ -41,7 +40,6 @@ class Predictor:
         windows: folder of the satellite windows of its training, or None; ``window_km``: their side.
     """
 
-    title: str
     description: str
     model: GeoCLIP
     encoder: Backbone
@@ -50,6 +48,11 @@ class Predictor:
     embedded: torch.Tensor
     windows: Path | None = None
     window_km: float = 0.0
+
+    @property
+    def title(self) -> str:
+        """Which model this is, without its data, backbone and gallery: for a page's title."""
+        return self.description.partition(";")[0]
 
     def caution(self, root: Path, paths: Sequence[str]) -> str:
         """A warning where a model of satellite windows is given other photos, else an empty string."""
@@ -78,122 +81,98 @@ def of_run(run: Run, strategy: str | None = None, seed: int | None = None) -> Pr
     seed = min(settings.seeds) if seed is None else seed
     path = run.require(run.checkpoint(strategy, seed), "02_baseline_geoclip or 04_regularized_training")
     dataset, places = run.settings.dataset, datasets.read(run, datasets.manifest.PLACES)
-    made = _assembled(
-        f"run {run.name}, {strategy}, seed {seed}",
-        f"run {run.name}, strategy {strategy}{reason}, seed {seed}; trained on {dataset.name}",
-        checkpoints.load(path, run.device),
-        run.settings.backbone,
-        (run.settings.evaluation.gallery, gallery.coordinates(run, places)),
-    )
+    among = run.settings.evaluation.gallery, gallery.coordinates(run, places)
+    description = f"run {run.name}, strategy {strategy}{reason}, seed {seed}; trained on {dataset.name}"
+    made = _assembled(description, checkpoints.load(path, run.device), run.settings.backbone, among)
     if not isinstance(dataset, BlueMarble):
         return made
     return replace(made, windows=datasets.root_of(run).resolve(), window_km=dataset.window_km)
 
 
-def _of_published(device: torch.device, gallery_name: str | None, backbone: str | None) -> Predictor:
-    """GeoCLIP as its package publishes it; the backbone is CLIP ViT-L/14 of the hub, or a folder."""
-    settings = _single(backbone or backbones.CLIP_VIT_LARGE)
-    backbones.check_published_head(settings)
-    among = _named_gallery(gallery_name or PUBLISHED)
-    trained = checkpoints.published().to(device)
-    description = "GeoCLIP as its authors published it; trained on MP-16"
-    return _assembled("GeoCLIP as published", description, trained, settings, among)
-
-
-def _of_release(
-    folder: Path, device: torch.device, gallery_name: str | None, backbone: str | None
-) -> Predictor:
-    """The predictor of a release that ``python -m lib.exchange`` wrote."""
-    release = exchange.read_geolocation(folder)
-    settings = _single(backbone) if backbone else _single(release.backbone, release.revision)
-    among = _named_gallery(gallery_name) if gallery_name else ("its own", release.gallery_deg)
-    title = f"release {folder.resolve().name}"
-    description = f"{title}; it does not say what it was trained on"
-    return _assembled(title, description, release.model.to(device), settings, among)
-
-
-def _single(backbone: str, revision: str | None = None) -> BackboneSettings:
-    return BackboneSettings(name=backbone, revision=revision, precision="float32", storage="float32")
-
-
 def _assembled(
-    title: str, description: str, trained: GeoCLIP, settings: BackboneSettings, among: tuple[str, np.ndarray]
+    description: str, trained: GeoCLIP, settings: BackboneSettings, among: tuple[str, np.ndarray]
 ) -> Predictor:
     """A predictor; the backbone is loaded first, because that is what fails most often."""
-    device = trained.logit_scale.device
+    device, (name, gallery_deg) = trained.logit_scale.device, among
     encoder, wanted = backbones.build(settings, device), len(trained.feature_mean)
     if encoder.dimension != wanted:
-        raise BundleError(
-            f"backbone {settings.name} gives {encoder.dimension} features and {title} takes {wanted}; "
-            "name its own backbone"
-        )
-    name, gallery_deg = among
+        given = f"backbone {settings.name} gives {encoder.dimension} features"
+        raise BundleError(f"{given} and the model takes {wanted}; name its own backbone")
     description += f"; backbone {settings.name}; gallery {name}, {len(gallery_deg):,} places"
     embedded = gallery.embed(trained, gallery_deg, device)
-    return Predictor(title, description, trained, encoder, settings, gallery_deg, embedded)
+    return Predictor(description, trained, encoder, settings, gallery_deg, embedded)
 
 
-def _named_gallery(name: str) -> tuple[str, np.ndarray]:
-    """``name`` and coordinates of a gallery that needs no run."""
-    if name == PUBLISHED:
-        return name, photo_places()
-    if name.lower().endswith(".csv"):
-        return name, gallery.read_csv(Path(name))
-    raise BundleError(f"gallery {name!r} needs a run; without one take {PUBLISHED} or the path of a CSV")
-
-
-def find_run(name: str | None = None) -> Path:
-    """Folder of the run or release ``name``, also below results/; by default quick, or the only finished run.
+def _reach(settings: BackboneSettings) -> None:
+    """Ask once whether the hub can be reached: its client would try again for half a minute.
 
     Raises:
-        BundleError: there is none of that name; or none is named, and there is none or more than one.
+        BundleError: it cannot, and the checkpoint is not in its cache.
     """
-    for folder in (Path(name), RESULTS / name) if name else ():
+    if "/" not in settings.name or backbones.folder_of(settings) is not None:
+        return
+    import httpx
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().model_info(settings.name, timeout=PATIENCE_S)
+    except HfHubHTTPError:
+        pass  # it answers; what it lacks is said when the backbone is loaded
+    except (httpx.HTTPError, OSError) as error:
+        if not isinstance(try_to_load_from_cache(settings.name, "config.json"), str):
+            raise BundleError(
+                f"backbone {settings.name}: not downloaded yet, and the hub cannot be reached "
+                f"({one_line(error)}); give its folder with --backbone, or download it first"
+            ) from error
+        constants.HF_HUB_OFFLINE = True
+
+
+def find_run(name: str) -> Path:
+    """Folder of the run or release ``name``, also below results/.
+
+    Raises:
+        BundleError: there is none of that name; the message lists the finished runs.
+    """
+    for folder in (Path(name), RESULTS / name):
         if folder.is_dir():
             return folder
-    records = [*RESULTS.glob("*/provenance.json"), *RESULTS.glob("*/manifest.json")]
-    finished = {path.parent.name for path in records}
-    if name is None and ("quick" in finished or len(finished) == 1):
-        return RESULTS / ("quick" if "quick" in finished else min(finished))
-    problem = f"--model {name}: no such folder" if name else "--model is needed"
-    there = ", ".join(sorted(finished)) or "none"
-    raise BundleError(f"{problem}; finished runs under {RESULTS}: {there}; or take {PUBLISHED}")
+    there = ", ".join(sorted(path.parent.name for path in RESULTS.glob("*/provenance.json"))) or "none"
+    raise BundleError(f"--model {name}: no such folder; finished runs: {there}; or take {PUBLISHED}")
 
 
 def load_predictor(
-    name: str | None = None,
-    strategy: str | None = None,
-    seed: int | None = None,
-    gallery_name: str | None = None,
-    backbone: str | None = None,
-    device: str = "auto",
+    name: str = "quick", strategy: str | None = None, seed: int | None = None, backbone: str | None = None
 ) -> Predictor:
     """The predictor that the command line names.
 
     Args:
         name: ``geoclip``, or the folder of a finished run or of a release; see :func:`find_run`.
         strategy, seed: of a run.
-        gallery_name: another gallery than the model's own; a CSV's path is relative to the working directory.
         backbone: where the model's own backbone lies, if not where its settings say.
 
     Raises:
         BundleError: an argument does not fit the model; or see :func:`of_run`.
     """
-    if gallery_name is not None and gallery_name.lower().endswith(".csv"):
-        gallery_name = str(Path(gallery_name).resolve())
     folder = None if name == PUBLISHED else find_run(name)
     if folder is not None and not (folder / "config.json").is_file():
         run = Run.finished(folder)
-        old, moved = run.settings, {"name": backbone, "revision": None} if backbone else {}
-        changes = {
-            "evaluation": old.evaluation.model_copy(update={"gallery": gallery_name} if gallery_name else {}),
-            "backbone": old.backbone.model_copy(update=moved),
-            "device": device,
-        }
-        return of_run(Run(old.model_copy(update=changes), run.folder), strategy, seed)
+        moved = {"name": backbone, "revision": None} if backbone else {}
+        _reach(run.settings.backbone.model_copy(update=moved))
+        changes = {"backbone": run.settings.backbone.model_copy(update=moved), "device": "auto"}
+        return of_run(Run(run.settings.model_copy(update=changes), run.folder), strategy, seed)
     if strategy is not None or seed is not None:
         raise BundleError(f"--strategy and --seed choose among a run's models; {name} is a single one")
-    found = find_device(device)
-    if folder is None:
-        return _of_published(found, gallery_name, backbone)
-    return _of_release(folder, found, gallery_name, backbone)
+    release = None if folder is None else read_geolocation(folder)
+    name, revision = (release.backbone, release.revision) if release else (backbones.CLIP_VIT_LARGE, None)
+    if backbone:
+        name, revision = backbone, None
+    plain = BackboneSettings(name=name, revision=revision, precision="float32", storage="float32")
+    _reach(plain)
+    device = find_device("auto")
+    if release:
+        description = f"release {folder.resolve().name}; it does not say what it was trained on"
+        return _assembled(description, release.model.to(device), plain, ("its own", release.gallery_deg))
+    backbones.check_published_head(plain)
+    description = "GeoCLIP as its authors published it; trained on MP-16"
+    return _assembled(description, checkpoints.published().to(device), plain, (PUBLISHED, photo_places()))

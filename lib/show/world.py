@@ -40,24 +40,33 @@ LINE_STEP_RAD = math.radians(3.0)
 LEAFLET_STYLE = "https://cdn.jsdelivr.net/npm/leaflet@1.9.3/dist/leaflet.css"
 LEAFLET = "https://cdn.jsdelivr.net/npm/leaflet@1.9.3/dist/leaflet.js"
 CLUSTERS = "https://cdnjs.cloudflare.com/ajax/libs/leaflet.markercluster/1.1.0/leaflet.markercluster.js"
-HEAT = "https://cdn.jsdelivr.net/gh/python-visualization/folium@main/folium/templates/leaflet_heat.min.js"
 """Names of resources in ``EMBEDDED_RESOURCES``, which is keyed by address; nothing is fetched from them."""
+ERROR_CLASSES = (
+    ("street, city", 25.0, "#fada24"),
+    ("region", 200.0, "#f79143"),
+    ("country", 750.0, "#dc5d69"),
+    ("continent", 2500.0, "#c83f93"),
+    ("beyond", None, "#7e3fc8"),
+)
+"""Label, largest great-circle error in km, colour: the brighter the better. Bounds: the granularities of
+GeoCLIP's tables. Colours: after matplotlib's plasma, its dark end raised to be seen on a dark map."""
 
 
 def world_page(kind: str, data: dict[str, Any], scripts: Sequence[str] = ()) -> folium.Map:
     """A page with the whole world on the Blue Marble, on which the template ``kind`` draws ``data``.
 
     Args:
-        kind: name of a template with the macros style, html and script; ``world.j2`` has what all pages
-        share. data: JSON-like, with ``title`` and ``notes``. scripts: names in ``EMBEDDED_RESOURCES`` of what
-        the template needs besides Leaflet.
+        kind: name of a template with the macros style, html and script, and the texts search, previous and
+            next; ``world.j2`` has what all pages share.
+        data: JSON-like, with ``title``, ``notes`` and what :func:`photos_of` gives.
+        scripts: names in ``EMBEDDED_RESOURCES`` of what the template needs besides Leaflet.
     """
     page = folium.Map(location=(0.0, 0.0), zoom_start=1, tiles=None, prefer_canvas=True, zoom_snap=0)
     # folium's own name is random: the same photos would give another file each time.
     page._id = hashlib.sha256(f"{kind} {data['title']}".encode()).hexdigest()[:32]
     page.default_js, page.default_css = [], []
     page.get_root().title = html.escape(data["title"])
-    ground = {"borders": _country_borders(), "background": _blue_marble()}
+    ground = {"borders": _country_borders(), "background": _blue_marble(), "classes": ERROR_CLASSES}
     return page.add_child(_Layer(kind, ground | data, scripts))
 
 
@@ -80,8 +89,8 @@ def great_circle(start_deg: np.ndarray, end_deg: np.ndarray) -> list[np.ndarray]
     """Shortest way from ``start_deg`` [2] to ``end_deg`` [2], latitude, longitude; cut at the 180th meridian.
 
     One or more pieces, float64 [K, 2] in degrees, K >= 2, within [-180, 180]; points at most 3 degrees apart.
-    Where one piece ends at +-180 the next begins at -+180 at the same latitude. Between antipodes, some great
-    circle.
+    Where one piece ends at +-180 the next begins at -+180 at the same latitude. Between antipodes it is some
+    great circle.
     """
     ends = np.stack((start_deg, end_deg)).astype(np.float64)
     ends[:, 1] = wrap_longitude(ends[:, 1])
@@ -100,22 +109,16 @@ def great_circle(start_deg: np.ndarray, end_deg: np.ndarray) -> list[np.ndarray]
 def _cut_at_meridian(points: np.ndarray) -> list[np.ndarray]:
     """Pieces of the line ``points`` [K, 2] in degrees; a step of over 180 degrees goes the other way round.
 
-    The cut is exact: of the combinations of a step's two unit vectors the one in the meridian's plane, y = 0.
+    The cut is exact: of the combinations of a step's two unit vectors it is the one with y = 0.
     """
-    vectors = unit_vectors(points)
-    points = np.column_stack((points[:, 0], np.unwrap(points[:, 1], period=360.0)))
-    turn = np.floor((points[:, 1] + 180.0) / 360.0)
-    pieces, first = [], 0
-    carry = np.empty((0, 2))
-    for k in np.flatnonzero(np.diff(turn)):
-        meridian = 360.0 * max(turn[k], turn[k + 1]) - 180.0
+    vectors, pieces, first, carry = unit_vectors(points), [], 0, np.empty((0, 2))
+    for k in np.flatnonzero(np.abs(np.diff(points[:, 1])) > 180.0):
         # The summand decides where both ends lie on the meridian already and any point between would do.
         share = np.abs(vectors[[k + 1, k], 1]) + 1e-15
-        cut = np.array([[coordinates_of(share @ vectors[k : k + 2])[0], meridian]])
-        pieces.append(np.vstack((carry, points[first : k + 1], cut)) - (0.0, 360.0 * turn[k]))
-        first, carry = k + 1, cut
-    pieces.append(np.vstack((carry, points[first:])) - (0.0, 360.0 * turn[-1]))
-    return pieces
+        latitude, side = coordinates_of(share @ vectors[k : k + 2])[0], math.copysign(180.0, points[k, 1])
+        pieces.append(np.vstack((carry, points[first : k + 1], [[latitude, side]])))
+        first, carry = k + 1, np.array([[latitude, -side]])
+    return [*pieces, np.vstack((carry, points[first:]))]
 
 
 def integers(values: np.ndarray, scale: float) -> list[int]:
@@ -123,7 +126,18 @@ def integers(values: np.ndarray, scale: float) -> list[int]:
     return np.rint(np.asarray(values) * scale).astype(np.int64).ravel().tolist()
 
 
-def thumbnail(root: Path, path: str, side_px: int) -> str:
+def photos_of(root: Path, ids: Sequence[str], paths: Sequence[str], side_px: int) -> dict[str, Any]:
+    """What every page needs of its photos: their ids, JPEGs in base64 ("" if unreadable), unreadable paths.
+
+    Args:
+        root: folder that ``paths`` are relative to. side_px: longest side of a JPEG.
+    """
+    thumbnails = [_thumbnail(root, path, side_px) for path in paths]
+    unreadable = {k: str(path) for k, path in enumerate(paths) if not thumbnails[k]}
+    return {"ids": [str(one) for one in ids], "thumbnails": thumbnails, "unreadable": unreadable}
+
+
+def _thumbnail(root: Path, path: str, side_px: int) -> str:
     """The photo ``path`` below ``root`` as JPEG in base64, at most ``side_px`` long; "" if unreadable."""
     try:
         small = open_photo(root, path, smallest_px=2 * side_px)
@@ -179,18 +193,6 @@ def _script_json(data: Any) -> str:
     return re.sub("[<>&]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-class _Verbatim(Element):
-    """Text that goes into the page as it is; branca's own elements read theirs as a Jinja template again."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self._text = text
-
-    def render(self, **kwargs: Any) -> str:
-        """The text."""
-        return self._text
-
-
 class _Layer(MacroElement):
     """Leaflet itself, the data and the script that draws them, as a child of a map."""
 
@@ -214,5 +216,6 @@ class _Layer(MacroElement):
         macros = environment.get_template("world.j2").make_module(context)
         figure = self.get_root()
         for part in ("header", "html", "script"):
-            text = _Verbatim(str(getattr(macros, part)()))
-            getattr(figure, part).add_child(text, name=f"{self.get_name()}_{part}")
+            element = Element("{{ this.text }}")  # the text itself must not be read as a template again
+            element.text = str(getattr(macros, part)())
+            getattr(figure, part).add_child(element, name=f"{self.get_name()}_{part}")
