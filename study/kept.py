@@ -69,7 +69,7 @@ def comparison(
         pair = errors[errors["strategy"].isin([ours, theirs]) & (errors["split"] == split)]
         if pair["strategy"].nunique() == 2:
             rows.append(intervals.compare(pair, theirs, [metric]))
-    table = pd.concat(rows, ignore_index=True).drop(columns="freedom")
+    table = pd.concat(rows, ignore_index=True).drop(columns=["degrees_of_freedom", "cells"])
     table.insert(0, "world", world)
     return table.assign(p_holm=intervals.holm(table["p_value"]))
 
@@ -80,7 +80,7 @@ def papers_question(world: str, errors: pd.DataFrame) -> pd.DataFrame:
     Uncorrected intervals as in :func:`comparison`, whose arguments it takes.
     """
     pair = errors[errors["strategy"].isin(["semivariogram geoclip", "infonce geoclip"])]
-    table = intervals.compare(pair, "infonce geoclip", COMPARED).drop(columns="freedom")
+    table = intervals.compare(pair, "infonce geoclip", COMPARED).drop(columns=["degrees_of_freedom", "cells"])
     table.insert(0, "world", world)
     return table
 
