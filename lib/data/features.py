@@ -204,7 +204,7 @@ def _missing(run: Run, scratch: Path, places: Places) -> list[range]:
             os.replace(path, scratch / path.name)
     for note in notes:
         block = range(note["first"], note["first"] + note["count"])
-        if note["crc32"] == [_crc32(scratch / name, rows) for name, _, rows in places[block]]:
+        if note["crc32"] == [_crc32(scratch / name, rows) for name, _, rows in places.get(block, [])]:
             whole[block] = note
     for first in sorted({note["first"] for note in notes} - {block.start for block in whole}):
         print(f"again   {scratch}: the block from row {first} is damaged, its checksum differs", flush=True)
@@ -216,12 +216,13 @@ def _missing(run: Run, scratch: Path, places: Places) -> list[range]:
 
 
 def _noted(scratch: Path) -> list[dict[str, Any]]:
-    """Of each block that the journals name: first row, count, crc32 of each file, unreadable {row: reason}."""
-    notes = []
+    """What the journals say, a line a block; a line that is torn, as by a stop, is passed over."""
+    notes, names = [], ("first", "count", "crc32", "unreadable")
     for journal in sorted(scratch.glob("done-*.jsonl")):
-        for line in journal.read_text().splitlines():
-            with contextlib.suppress(ValueError):  # torn: the last line of a process that was stopped
-                notes.append(json.loads(line))
+        for line in journal.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError, LookupError, TypeError):
+                note = json.loads(line)
+                notes.append({name: note[name] for name in names})
     return notes
 
 
@@ -297,9 +298,7 @@ def encode(
     with progress((), "extracting features", len(photos)) as bar:
         bar.update(len(photos) - sum(map(len, groups)))
         for group in groups:
-            all_views = np.full(
-                (len(group), 1 + photos.views, backbone.dimension), np.nan, settings.storage
-            )
+            all_views = np.full((len(group), 1 + photos.views, backbone.dimension), np.nan, settings.storage)
             unreadable = {}
             for start in range(0, len(group), size):
                 items = next(decoded)
