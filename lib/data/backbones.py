@@ -165,8 +165,7 @@ UNTRAINED = "-untrained"
 
 
 def load_efficientnet_lite(name: str, settings: BackboneSettings) -> Backbone:
-    """EfficientNet-Lite (Tan & Le, 2019; "lite": 2020), ImageNet weights from a registry package, or random
-    ones.
+    """EfficientNet-Lite (Tan & Le, 2019; "lite": 2020), ImageNet weights of a registry package, or random.
 
     D = 1280, globally averaged. Input scaled as the weights were trained: (value - 127) / 128 on 0..255.
     """
@@ -329,16 +328,13 @@ def _from_pretrained(source: str, settings: BackboneSettings) -> tuple[Any, nn.M
 
 
 CLIP_VIT_LARGE = "openai/clip-vit-large-patch14"
+LITE = "EfficientNet-Lite (1280-d), weights in a registry package"
 REGISTRY |= {
-    "efficientnet-lite0": Entry(
-        "EfficientNet-Lite0, 1280-d, weights in a registry package", load_efficientnet_lite
-    ),
-    "efficientnet-lite2": Entry(
-        "EfficientNet-Lite2, 1280-d, weights in a registry package", load_efficientnet_lite
-    ),
-    f"efficientnet-lite0{UNTRAINED}": Entry("EfficientNet-Lite0 with random weights", load_efficientnet_lite),
+    "efficientnet-lite0": Entry(LITE, load_efficientnet_lite),
+    "efficientnet-lite2": Entry(LITE, load_efficientnet_lite),
+    f"efficientnet-lite0{UNTRAINED}": Entry("EfficientNet-Lite0, random weights", load_efficientnet_lite),
     CLIP_VIT_LARGE: Entry(
-        "CLIP ViT-L/14, 768-d projected, GeoCLIP's backbone",
+        "CLIP ViT-L/14 (768-d, projected), GeoCLIP's backbone",
         load_transformers,
         revision="32bd64288804d66eefd0ccbe215aa642df71cc41",
     ),

@@ -159,10 +159,10 @@ def _extract(run: Run, scratch: Path) -> None:
         scratch: a folder of this extraction alone: of its settings, manifest, code and versions of packages.
     """
     manifest = datasets.manifest.read(run.manifest, ["id", "path", "split"])
-    places = _places(run, manifest)
-    missing = ranks.said_by_first(_missing(run, scratch, places) if ranks.rank() == 0 else [])
+    blocks = _blocks(run, manifest)
+    missing = ranks.said_by_first(_missing(run, scratch, blocks) if ranks.rank() == 0 else [])
     if own := missing[ranks.rank() :: ranks.count()]:
-        _make_blocks(run, scratch, manifest, {block: places[block] for block in own})
+        _make_blocks(run, scratch, manifest, {rows: blocks[rows] for rows in own})
     ranks.wait()
     if ranks.rank() > 0:
         return
@@ -180,39 +180,39 @@ def _extract(run: Run, scratch: Path) -> None:
         manifest.loc[reasons.index, ["id", "path"]].assign(reason=reasons).to_csv(aside, index_label="row")
 
 
-Places = dict[range, list[tuple[str, int, slice]]]
-"""A block, by its rows of the manifest -> of each file that grows: name, all rows, the rows of the block."""
+Blocks = dict[range, list[tuple[str, int, slice]]]
+"""Rows of the manifest -> of each file that grows: its name, how many rows it has, which are the block's."""
 
 
-def _places(run: Run, manifest: pd.DataFrame) -> Places:
-    settings, count = run.settings.backbone, len(manifest)
-    before = np.concatenate([[0], np.cumsum(manifest["split"] == "train")])  # a row: photos with views
-    places = {}
-    for start in range(0, count, settings.shard_size):
-        block = range(start, min(start + settings.shard_size, count))
-        views = slice(int(before[start]), int(before[block.stop]))
-        files = [("features.npy", count, slice(start, block.stop)), ("views.npy", int(before[-1]), views)]
-        places[block] = files[: len(_outputs(run))]
-    return places
+def _blocks(run: Run, manifest: pd.DataFrame) -> Blocks:
+    count, size = len(manifest), run.settings.backbone.shard_size
+    with_views = np.concatenate([[0], np.cumsum(manifest["split"] == "train")])  # before each row
+    blocks = {}
+    for start in range(0, count, size):
+        stop = min(start + size, count)
+        views = slice(int(with_views[start]), int(with_views[stop]))
+        files = [("features.npy", count, slice(start, stop)), ("views.npy", int(with_views[-1]), views)]
+        blocks[range(start, stop)] = files[: len(_outputs(run))]
+    return blocks
 
 
-def _missing(run: Run, scratch: Path, places: Places) -> list[range]:
+def _missing(run: Run, scratch: Path, blocks: Blocks) -> list[range]:
     """Blocks that no journal names, or that are damaged, which is printed. One journal keeps the others."""
     notes, whole = _noted(scratch), {}
     for path in _outputs(run) if notes else []:
         if path.exists() and not (scratch / path.name).exists():  # it was stopped after the renaming
             os.replace(path, scratch / path.name)
     for note in notes:
-        block = range(note["first"], note["first"] + note["count"])
-        if note["crc32"] == [_crc32(scratch / name, rows) for name, _, rows in places.get(block, [])]:
-            whole[block] = note
-    for first in sorted({note["first"] for note in notes} - {block.start for block in whole}):
+        rows = range(note["first"], note["first"] + note["count"])
+        if note["crc32"] == [_crc32(scratch / name, own) for name, _, own in blocks.get(rows, [])]:
+            whole[rows] = note
+    for first in sorted({note["first"] for note in notes} - {rows.start for rows in whole}):
         print(f"again   {scratch}: the block from row {first} is damaged, its checksum differs", flush=True)
     with writing(scratch / "done-0.jsonl") as aside:
         aside.write_text("".join(json.dumps(note) + "\n" for note in whole.values()))
     for journal in set(scratch.glob("done-*.jsonl")) - {scratch / "done-0.jsonl"}:
         journal.unlink()
-    return [block for block in places if block not in whole]
+    return [rows for rows in blocks if rows not in whole]
 
 
 def _noted(scratch: Path) -> list[dict[str, Any]]:
@@ -233,21 +233,19 @@ def _crc32(path: Path, rows: slice) -> int | None:
         return None
 
 
-def _make_blocks(run: Run, scratch: Path, manifest: pd.DataFrame, places: Places) -> None:
-    """Extract the blocks into the files in ``scratch``; note each once its bytes are on the disk."""
+def _make_blocks(run: Run, scratch: Path, manifest: pd.DataFrame, blocks: Blocks) -> None:
+    """Extract ``blocks`` into the files in ``scratch``; note each once its bytes are on the disk."""
     settings, backbone = run.settings.backbone, build(run.settings.backbone, run.device)
     views = settings.views if settings.views > 1 else 0
     paths, augmented = manifest["path"].tolist(), (manifest["split"] == "train").to_numpy()
     photos = Photos(datasets.root_of(run), paths, backbone, views, augmented)
     journal = scratch / f"done-{ranks.rank()}.jsonl"
-    made = encode(photos, backbone, settings, run.device, list(places))
-    for (block, files), (*arrays, unreadable) in zip(places.items(), made, strict=True):
-        crc32 = [
-            _write(scratch / name, array, *where)
-            for (name, *where), array in zip(files, arrays, strict=False)
-        ]
-        reasons = {block[place]: why for place, why in unreadable.items()}
-        note = {"first": block.start, "count": len(block), "crc32": crc32, "unreadable": reasons}
+    made = encode(photos, backbone, settings, run.device, list(blocks))
+    for (rows, files), (*arrays, unreadable) in zip(blocks.items(), made, strict=True):
+        parts = zip(files, arrays, strict=False)  # without views their array is empty, and has no file
+        crc32 = [_write(scratch / name, array, *where) for (name, *where), array in parts]
+        reasons = {rows[number]: why for number, why in unreadable.items()}
+        note = {"first": rows.start, "count": len(rows), "crc32": crc32, "unreadable": reasons}
         with refusals_named(journal), journal.open("a") as file:
             file.write(json.dumps(note) + "\n")
             file.flush()
@@ -284,7 +282,7 @@ def encode(
     groups: Sequence[Sequence[int]],
 ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
     """Of each of ``groups`` of photos: features [n, D]; those of its augmented photos' views [m, V, D]; and
-    place in the group -> reason of each photo that cannot be decoded, whose features are NaN.
+    its photos that cannot be decoded, whose features are NaN: number in the group -> reason.
 
     Photos are decoded ahead by ``settings.workers`` processes, at most one a core. A forward pass takes about
     ``settings.batch_size`` images, never of two groups.
@@ -302,17 +300,16 @@ def encode(
             unreadable = {}
             for start in range(0, len(group), size):
                 items = next(decoded)
-                for place, (item, encoded) in enumerate(
-                    zip(items, _forward(items, backbone, settings, device), strict=True), start
-                ):
+                encoded = _forward(items, backbone, settings, device)
+                for number, item, own in zip(itertools.count(start), items, encoded, strict=False):
                     if isinstance(item, str):
-                        unreadable[place] = item
-                    elif not np.isfinite(encoded).all():
+                        unreadable[number] = item
+                    elif not np.isfinite(own).all():
                         raise BundleError(
-                            f"{photos.paths[group[place]]}: its feature is not finite as {settings.storage}; "
-                            "try backbone.storage=float32"
+                            f"{photos.paths[group[number]]}: its feature is not finite as "
+                            f"{settings.storage}; try backbone.storage=float32"
                         )
-                    all_views[place, : len(encoded)] = encoded
+                    all_views[number, : len(own)] = own
                 bar.update(len(items))
             yield all_views[:, 0], all_views[photos.augmented[list(group)], 1:], unreadable
 
@@ -326,26 +323,22 @@ def _decoded(
 ) -> Iterator[list[Item]]:
     """The items of ``batches`` of photos. Processes send them as arrays through pipes: tensors would need
     shared memory, of which a container may have 64 MB."""
+    cut = [batch[start : start + AT_A_TIME] for batch in batches for start in range(0, len(batch), AT_A_TIME)]
     workers = min(settings.workers, cores())
+    # Linux's own default until Python 3.14; closures of the preprocessing cannot be sent to a new process
+    context = "fork" if workers and sys.platform == "linux" else None
     loader = DataLoader(
-        photos,
-        batch_sampler=[
-            batch[start : start + AT_A_TIME] for batch in batches for start in range(0, len(batch), AT_A_TIME)
-        ],
-        collate_fn=list,
-        num_workers=workers,
-        # Linux's own default until Python 3.14; closures of the preprocessing cannot be sent to a new process
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        photos, batch_sampler=cut, collate_fn=list, num_workers=workers, multiprocessing_context=context
     )
-    pieces = iter(loader)  # here, as it forks, and not in the thread that asks for the items
+    pieces = iter(loader)  # it forks: here, and not in the thread that asks for the items
     pieces_of = (itertools.islice(pieces, -(-len(batch) // AT_A_TIME)) for batch in batches)
-    return (list(itertools.chain.from_iterable(of_batch)) for of_batch in pieces_of)
+    return (list(itertools.chain.from_iterable(parts)) for parts in pieces_of)
 
 
 def _forward(
     items: list[Item], backbone: Backbone, settings: BackboneSettings, device: torch.device
 ) -> list[np.ndarray]:
-    """Features [K, D] of the images of each item, in the settings' storage type; K = 0 of a photo without."""
+    """Features [K, D] of the K images of each item, in the settings' storage type."""
     images = [item for item in items if not isinstance(item, str)]
     if not images:
         return [np.empty((0, backbone.dimension), settings.storage)] * len(items)
@@ -355,6 +348,10 @@ def _forward(
     with np.errstate(over="ignore"):  # an overflow is found, and named, by the caller
         stored = encoded.astype(settings.storage)
     return np.split(stored, np.cumsum([0 if isinstance(item, str) else len(item) for item in items])[:-1])
+
+
+AT_ONCE = 65_536
+"""Photos whose features are loaded together."""
 
 
 @dataclass(frozen=True)
@@ -381,21 +378,21 @@ class Features:
         return self.stored.shape[1]
 
     def rows(self, indices: np.ndarray | torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Features v of the rows ``indices`` [n], float32 [n, D]; they travel to ``device`` as they are
-        stored."""
+        """Features v of the rows ``indices`` [n], float32 [n, D], on ``device``; copied there as stored."""
         device = torch.device(device)
         if self.on_card is not None and device.type == self.on_card.device.type:
             return self.on_card[on_device(torch.as_tensor(indices), device)].float()
         return on_device(torch.from_numpy(self.stored[np.asarray(indices)]), device).float()
 
     def near(self, device: torch.device) -> Features:
-        """The same for a training on ``device``: on a GPU, where that takes at most half of what is free."""
-        mean = self.mean.to(device)
+        """The same for a training on ``device``: copied to a GPU, where that takes at most half of what is
+        free there."""
+        here = replace(self, mean=self.mean.to(device))
         if device.type != "cuda" or 2 * self.stored.nbytes > torch.cuda.mem_get_info(device)[0]:
-            return replace(self, mean=mean)
-        blocks = range(0, len(self.stored), 65_536)
-        parts = [torch.from_numpy(self.stored[start : start + 65_536].copy()).to(device) for start in blocks]
-        return replace(self, mean=mean, on_card=torch.cat(parts) if len(parts) > 1 else parts[0])
+            return here
+        starts = range(0, len(self.stored), AT_ONCE)
+        parts = [torch.from_numpy(self.stored[one : one + AT_ONCE].copy()).to(device) for one in starts]
+        return replace(here, on_card=torch.cat(parts) if len(parts) > 1 else parts[0])
 
     def directions(self, photos: torch.Tensor) -> torch.Tensor:
         """Unit features u = (v - mean) / ||v - mean|| of features v [n, D]."""
@@ -406,12 +403,9 @@ class Features:
         return self.directions(self.rows(indices, device))
 
     def seen_in(self, epoch: int, indices: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-        """What the image head sees of the training photos ``indices`` [n] in ``epoch`` (from 1), float32 [n,
-        D].
-
-        The plain view where there is no other; else each photo's V views in turn, beginning at one of its
-        own, so that with as many views as epochs no view is seen twice.
-        """
+        """Features of the training photos ``indices`` [n] for the image head in ``epoch`` (from 1), float32
+        [n, D]: the plain view, or each photo's V views in turn. Photos start at different views. With as many
+        views as epochs none is seen twice."""
         if self.views is None:
             return self.rows(indices, device)
         # Knuth's multiplicative hash
@@ -441,27 +435,25 @@ def read(run: Run, manifest: pd.DataFrame) -> Features:
         return Features(stored, mean)
     splits = datasets.manifest.read(run.manifest, ["split"])  # a photo that cannot be decoded has views too
     rows = datasets.manifest.rows_of(splits, "train")
-    views = _mapped(run.require(run.views, "01_data_preparation"), len(rows))
+    shape = (len(rows), run.settings.backbone.views, stored.shape[1])
+    views = _mapped(run.require(run.views, "01_data_preparation"), *shape)
     if hasattr(mmap, "MADV_RANDOM"):  # else the system reads ahead what nobody will ask for
         views._mmap.madvise(mmap.MADV_RANDOM)
     return Features(stored, mean, views, rows)
 
 
-AT_ONCE = 65_536
-"""Photos whose features are loaded together."""
-
-
-def _mapped(path: Path, rows: int) -> np.ndarray:
-    """The array of ``rows`` rows at ``path``, mapped; never unpickled."""
+def _mapped(path: Path, *shape: int) -> np.ndarray:
+    """The array at ``path``, mapped, never unpickled; its shape begins with ``shape``."""
     try:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
     except READING_ERRORS as error:
         why = one_line(error)
         raise BundleError(f"{path}: not an array of features ({why}); run notebook 01 again") from error
-    if stored.ndim < 2 or len(stored) != rows or not np.issubdtype(stored.dtype, np.floating):
+    is_wanted = stored.ndim >= 2 and stored.shape[: len(shape)] == shape
+    if not (is_wanted and np.issubdtype(stored.dtype, np.floating)):
         raise BundleError(
-            f"{path}: holds {stored.dtype} of shape {stored.shape}, not {rows} rows of float16 or float32; "
-            "run notebook 01 again"
+            f"{path}: holds {stored.dtype} of shape {stored.shape}, not {' x '.join(map(str, shape))} rows "
+            "of float16 or float32; run notebook 01 again"
         )
     return stored
 
@@ -471,10 +463,8 @@ def most_alike(frozen: Features, manifest: pd.DataFrame, count: int = 2_000, see
     distance_km."""
     rows = datasets.manifest.rows_of(manifest, "train")
     chosen = np.random.default_rng(seed).choice(rows, min(count, len(rows)), replace=False)
-    unit = frozen.unit(chosen)
-    similarity = (unit @ unit.T).fill_diagonal_(-1.0)
-    best, twin = similarity.max(1)
-    places = datasets.manifest.coordinates(manifest)
+    unit, places = frozen.unit(chosen), datasets.manifest.coordinates(manifest)
+    best, twin = (unit @ unit.T).fill_diagonal_(-1.0).max(1)
     second = chosen[twin.numpy()]
     distance = distance_km(places[chosen], places[second])
     return pd.DataFrame(
