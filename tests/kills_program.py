@@ -120,14 +120,14 @@ def finish(child: int) -> int:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """What a run is: every file below ``folder`` but receipts, which have the time in them, shards and hidden
-    files."""
+    """What a run is: every file below ``folder`` but receipts, which have the time in them, unfinished and
+    hidden files."""
     files = (path for path in folder.rglob("*") if path.is_file())
     named = {str(path.relative_to(folder)): path for path in files}
     return {
         name: path.read_bytes()
         for name, path in sorted(named.items())
-        if not name.startswith(("receipts", ".")) and "shards-" not in name and "/." not in name
+        if not name.startswith(("receipts", ".")) and "unfinished/" not in name and "/." not in name
     }
 
 

@@ -68,7 +68,6 @@ class TestEachModule:
 
 LAZY = [
     "transformers",
-    "timm",
     "torchvision",
     "sklearn",
     "huggingface_hub",

@@ -3,6 +3,8 @@ resumable."""
 
 from __future__ import annotations
 
+import errno
+import importlib.metadata
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,10 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 from conftest import Runs, world
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from lib.data import backbones, datasets, features, manifest
 from lib.data.backbones import build
@@ -25,13 +27,40 @@ from lib.method.errors import BundleError
 from lib.runs import Run
 from lib.settings import Backbone
 
-
-def read(run: Run) -> Features:
-    return features.read(run, datasets.read(run))
-
-
 CPU = torch.device("cpu")
-ENCODE = features.encode
+ENCODE, PWRITE, VERSION = features.encode, os.pwrite, importlib.metadata.version
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+TOWER = {**SIZES, "image_size": 32, "patch_size": 8}
+TEXT = {**SIZES, "vocab_size": 50, "max_position_embeddings": 8}
+STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1] * 4}
+SQUARE = {"height": 32, "width": 32}
+CROP = {"size": {"shortest_edge": 32}, "crop_size": SQUARE}
+CLIP = {"text_config": TEXT, "vision_config": TOWER | {"projection_dim": 32}, "projection_dim": 32}
+FIRST, POOLED, MEAN = "class token", "pooler_output", "mean"
+KINDS = {
+    "clip": ("CLIP", CLIP, "CLIPImageProcessor", CROP, "image_embeds"),
+    "siglip": (
+        "Siglip",
+        {"text_config": TEXT, "vision_config": TOWER},
+        "SiglipImageProcessor",
+        {"size": SQUARE},
+        POOLED,
+    ),
+    "vit": ("ViT", TOWER, "ViTImageProcessor", {"size": SQUARE}, FIRST),
+    "dinov2": ("Dinov2", TOWER, "BitImageProcessor", CROP, FIRST),
+    "dinov2_with_registers": ("Dinov2WithRegisters", TOWER, "BitImageProcessor", CROP, FIRST),
+    "dinov3_vit": ("DINOv3ViT", TOWER, "DINOv3ViTImageProcessor", {"size": SQUARE}, FIRST),
+    "convnext": ("ConvNext", STAGES, "ConvNextImageProcessor", {"size": {"shortest_edge": 32}}, POOLED),
+    "segformer": (
+        "Segformer",
+        STAGES | {"num_attention_heads": [1] * 4},
+        "SegformerImageProcessor",
+        {"size": SQUARE},
+        MEAN,
+    ),
+    "deit": ("DeiT", TOWER, "ViTImageProcessor", {"size": SQUARE}, MEAN),
+}
+"""Family -> its classes' prefix, configuration, processor with its sizes, what the feature is."""
 
 
 def photo(seed: int, width: int = 40, height: int = 30) -> Image.Image:
@@ -39,50 +68,83 @@ def photo(seed: int, width: int = 40, height: int = 30) -> Image.Image:
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
+def checkpoint(kind: str, folder: Path) -> torch.nn.Module:
+    """A tiny random model of the very class, saved in ``folder`` as the hub has it."""
+    prefix, config, processor, sizes, _ = KINDS[kind]
+    torch.manual_seed(0)
+    # classifiers of DeiT are published without the pooler
+    options = {"add_pooling_layer": False} if kind == "deit" else {}
+    model = getattr(transformers, f"{prefix}Model")(
+        getattr(transformers, f"{prefix}Config")(**config), **options
+    )
+    model.eval().save_pretrained(folder)
+    getattr(transformers, processor)(**sizes).save_pretrained(folder)
+    return model
+
+
+def expected(kind: str, model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    """The feature of ``batch`` by the model's own class."""
+    if kind == "clip":
+        found = model.get_image_features(pixel_values=batch)
+        return getattr(found, "pooler_output", found)
+    output = (model.vision_model if kind == "siglip" else model)(pixel_values=batch)
+    last, of = output.last_hidden_state, KINDS[kind][-1]
+    by_name = {FIRST: lambda: last[:, 0], POOLED: lambda: output.pooler_output}
+    return by_name.get(of, lambda: last.mean(1) if last.ndim == 3 else last.mean((2, 3)))()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_gives_the_features_of_its_own_class(kind: str, tmp_path: Path) -> None:
+    model = checkpoint(kind, tmp_path)
+    backbone = build(Backbone(name=str(tmp_path)), CPU)
+    pixels = torch.stack([backbone.preprocess(photo(seed)) for seed in range(2)])
+    assert pixels.shape == (2, 3, 32, 32) and pixels.dtype == torch.uint8
+    own = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    batch = own(images=[photo(seed) for seed in range(2)], return_tensors="pt")["pixel_values"]
+    one_level = 1.0 / 255.0 / 0.22
+    normalised, off = backbone.normalise(pixels), one_level if kind == "dinov3_vit" else 1e-5
+    assert torch.allclose(normalised, batch, atol=off)
+    with torch.inference_mode():
+        found = backbone.encode(pixels)
+        assert torch.allclose(found, expected(kind, model, normalised), atol=1e-5)
+    assert found.shape == (2, backbone.dimension) == (2, 32) and (found[0] - found[1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "convnext", "segformer"])
+def test_a_network_of_any_size_of_input_takes_another(kind: str, tmp_path: Path) -> None:
+    checkpoint(kind, tmp_path)
+    backbone = build(Backbone(name=str(tmp_path), image_px=48), CPU)
+    tensor = backbone.preprocess(photo(0))
+    assert tensor.shape == (3, 48, 48) and backbone.encode(tensor[None]).shape == (1, 32)
+
+
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP checkpoint of two narrow layers with random weights, as transformers saves one."""
-    torch.manual_seed(0)
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = CLIPConfig(
-        text_config={**tower, "vocab_size": 50, "max_position_embeddings": 8},
-        vision_config={**tower, "image_size": 32, "patch_size": 8, "projection_dim": 24},
-        projection_dim=24,
-    )
     folder = tmp_path_factory.mktemp("clip")
-    CLIPModel(config).save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
-        folder
-    )
+    checkpoint("clip", folder)
     return folder
 
 
-class TestClip:
-    def test_features_are_transformers_own_projected_ones(self, clip_folder: Path) -> None:
-        backbone = build(Backbone(name=str(clip_folder)), CPU)
-        images = [photo(seed) for seed in range(3)]
-        whole = CLIPModel.from_pretrained(clip_folder).eval()
-        pixels = CLIPImageProcessor.from_pretrained(clip_folder)(images=images, return_tensors="pt")[
-            "pixel_values"
-        ]
-        with torch.inference_mode():
-            expected = whole.get_image_features(pixel_values=pixels)
-            found = backbone.encode(torch.stack([backbone.preprocess(image) for image in images]))
-        expected = getattr(expected, "pooler_output", expected)
-        assert found.shape == (3, backbone.dimension) == (3, 24)
-        assert torch.allclose(found, expected, atol=1e-6)
-        assert (found[0] - found[1]).abs().max() > 1e-3
-
+class TestRefusals:
     def test_a_relative_folder_is_relative_to_the_project_wherever_it_is_asked_from(
         self, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(backbones, "PROJECT", clip_folder.parent)
         monkeypatch.chdir(tmp_path)
-        assert build(Backbone(name=clip_folder.name), CPU).dimension == 24
+        assert build(Backbone(name=clip_folder.name), CPU).dimension == 32
 
     def test_another_side_than_the_checkpoints_is_refused(self, clip_folder: Path) -> None:
-        with pytest.raises(BundleError, match=r"takes 32 px; backbone\.image_px: 64"):
+        with pytest.raises(BundleError, match=r"not with backbone\.image_px=64 \(.*64"):
             build(Backbone(name=str(clip_folder), image_px=64), CPU)
+
+    def test_a_processor_that_leaves_photos_of_several_sizes_is_refused(
+        self, clip_folder: Path, tmp_path: Path
+    ) -> None:
+        shutil.copytree(clip_folder, tmp_path / "uneven")
+        uneven = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, do_center_crop=False)
+        uneven.save_pretrained(tmp_path / "uneven")
+        with pytest.raises(BundleError, match="takes no photos"):
+            build(Backbone(name=str(tmp_path / "uneven")), CPU)
 
     def test_a_checkpoint_without_its_projection_is_refused_not_filled_at_random(
         self, clip_folder: Path, tmp_path: Path
@@ -94,127 +156,26 @@ class TestClip:
         with pytest.raises(BundleError, match="visual_projection"):
             build(Backbone(name=str(torn)), CPU)
 
-    def test_an_empty_folder_is_an_error_that_names_it(self, tmp_path: Path) -> None:
-        with pytest.raises(
-            BundleError, match=r"neither a checkpoint folder nor a name: its config\.json cannot be read"
-        ):
+    def test_an_empty_folder_or_one_of_no_image_model_is_an_error_that_names_it(self, tmp_path: Path) -> None:
+        with pytest.raises(BundleError, match=r"neither a checkpoint folder .*config\.json cannot be read"):
+            backbones.find(Backbone(name=str(tmp_path)))
+        transformers.BertConfig().save_pretrained(tmp_path)
+        with pytest.raises(BundleError, match=f"{tmp_path}.*neither a checkpoint folder nor"):
             build(Backbone(name=str(tmp_path)), CPU)
+
+    def test_an_unknown_name_lists_the_known_ones(self) -> None:
+        with pytest.raises(BundleError) as caught:
+            build(Backbone(name="efficientnet-lite9"), CPU)
+        assert all(name in str(caught.value) for name in backbones.REGISTRY)
+
+
+def read(run: Run) -> Features:
+    return features.read(run, datasets.read(run))
 
 
 @pytest.fixture(scope="module")
 def network() -> backbones.Backbone:
     return build(Backbone(name="efficientnet-lite0", image_px=64), CPU)
-
-
-TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-
-
-@pytest.mark.parametrize("family", ["siglip", "vit", "dinov2", "dinov2_with_registers", "dinov3_vit"])
-def test_a_checkpoint_of_every_known_family_gives_the_features_of_its_own_class(
-    family: str, tmp_path: Path
-) -> None:
-    """A tiny random model of the very class, saved as the hub has it and loaded by the name of its folder."""
-    import transformers
-
-    torch.manual_seed(0)
-    classes = {
-        "siglip": "Siglip",
-        "vit": "ViT",
-        "dinov2": "Dinov2",
-        "dinov2_with_registers": "Dinov2WithRegisters",
-        "dinov3_vit": "DINOv3ViT",
-    }
-    prefix, sizes = classes[family], {**TOWER, "image_size": 32, "patch_size": 8}
-    if family == "siglip":
-        text = {**TOWER, "vocab_size": 50, "max_position_embeddings": 8}
-        whole = transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=sizes))
-    else:
-        whole = getattr(transformers, f"{prefix}Model")(getattr(transformers, f"{prefix}Config")(**sizes))
-    whole.eval().save_pretrained(tmp_path)
-    kind = {"siglip": "SiglipImageProcessor", "dinov3_vit": "DINOv3ViTImageProcessor"}.get(
-        family, "ViTImageProcessor"
-    )
-    if family.startswith("dinov2"):
-        processor = transformers.BitImageProcessor(
-            size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}
-        )
-    else:
-        processor = getattr(transformers, kind)(size={"height": 32, "width": 32})
-    processor.save_pretrained(tmp_path)
-    backbone = build(Backbone(name=str(tmp_path)), CPU)
-    pixels = torch.stack([backbone.preprocess(photo(seed)) for seed in range(2)])
-    assert pixels.shape == (2, 3, 32, 32) and pixels.dtype == torch.uint8
-    own = transformers.AutoImageProcessor.from_pretrained(tmp_path)
-    batch = own(images=[photo(seed) for seed in range(2)], return_tensors="pt")["pixel_values"]
-    one_level = 1.0 / 255.0 / 0.22
-    normalised, off = backbone.normalise(pixels), one_level if family == "dinov3_vit" else 1e-5
-    assert torch.allclose(normalised, batch, atol=off)
-    with torch.inference_mode():
-        found, batch = backbone.encode(pixels), normalised
-        if family == "siglip":
-            expected = whole.vision_model(pixel_values=batch).pooler_output
-        else:
-            expected = whole(pixel_values=batch).last_hidden_state[:, 0]
-    assert found.shape == (2, backbone.dimension) == (2, 32)
-    assert torch.allclose(found, expected, atol=1e-5)
-
-
-def test_dino_takes_another_size_of_input(tmp_path: Path) -> None:
-    import transformers
-
-    transformers.Dinov2Model(transformers.Dinov2Config(**TOWER, image_size=32, patch_size=8)).save_pretrained(
-        tmp_path
-    )
-    transformers.BitImageProcessor(
-        size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}
-    ).save_pretrained(tmp_path)
-    backbone = build(Backbone(name=str(tmp_path), image_px=48), CPU)
-    tensor = backbone.preprocess(photo(0))
-    assert tensor.shape == (3, 48, 48)
-    assert backbone.encode(tensor[None]).shape == (1, 32)
-
-
-def test_a_checkpoint_of_an_unknown_family_lists_the_known_ones(tmp_path: Path) -> None:
-    import transformers
-
-    transformers.ResNetConfig().save_pretrained(tmp_path)
-    with pytest.raises(BundleError, match="'resnet' checkpoint; known families: clip, siglip, vit, dinov2"):
-        build(Backbone(name=str(tmp_path)), CPU)
-
-
-@pytest.fixture(scope="module")
-def timm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of timm with random weights, as timm itself saves one for the hub."""
-    import timm
-    from timm.models import save_for_hf
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("timm")
-    save_for_hf(timm.create_model("test_vit", num_classes=7), folder, safe_serialization=True)
-    return folder
-
-
-class TestTimm:
-    def test_features_are_timms_own_pooled_ones(self, timm_folder: Path) -> None:
-        import timm
-        from timm.data import create_transform, resolve_model_data_config
-
-        backbone = build(Backbone(name=str(timm_folder)), CPU)
-        whole = timm.create_model(f"local-dir:{timm_folder}", pretrained=True).eval()
-        pixels = torch.stack([backbone.preprocess(photo(seed)) for seed in range(2)])
-        own = create_transform(**resolve_model_data_config(whole))
-        batch = torch.stack([own(photo(seed)) for seed in range(2)])
-        assert pixels.dtype == torch.uint8 and torch.allclose(backbone.normalise(pixels), batch, atol=1e-5)
-        with torch.inference_mode():
-            expected = whole.forward_head(whole.forward_features(batch), pre_logits=True)
-            found = backbone.encode(pixels)
-            assert torch.allclose(whole.get_classifier()(found), whole(batch), atol=1e-5)
-        assert found.shape == (2, backbone.dimension)
-        assert torch.allclose(found, expected, atol=1e-5)
-
-    def test_an_unknown_model_is_found_before_anything_is_computed_and_close_names_are_told(self) -> None:
-        with pytest.raises(BundleError, match="no such model; close names: .*resnet50"):
-            backbones.find(Backbone(name="timm/resnett50"))
 
 
 class TestEfficientNet:
@@ -246,16 +207,10 @@ class TestEfficientNet:
             assert tensor.shape == (3, 64, 64)
             assert torch.allclose(tensor, torch.tensor((value - 127.0) / 128.0), atol=1e-6)
 
-    def test_an_unknown_name_lists_the_known_ones(self) -> None:
-        with pytest.raises(BundleError) as caught:
-            build(Backbone(name="efficientnet-lite9"), CPU)
-        assert all(name in str(caught.value) for name in backbones.REGISTRY)
-
 
 @pytest.fixture
 def bare(make_run: Runs, clip_folder: Path, tmp_path: Path) -> Run:
-    """A run over ten photos before their features are made: shards of four, batches of three, the tiny
-    CLIP."""
+    """A run over ten photos before their features are made: blocks of four, batches of three, tiny CLIP."""
     run = make_run(
         f"dataset.root={tmp_path / 'data'}", f"backbone.name={clip_folder}", "backbone.image_px=null",
         "backbone.shard_size=4", "backbone.batch_size=3", sizes={"train": 8, "test": 2},
@@ -267,14 +222,14 @@ def bare(make_run: Runs, clip_folder: Path, tmp_path: Path) -> Run:
     return run
 
 
-def stop_after(shards: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Stop extraction, as a user would, before it writes one shard more; the list returned fills with the
-    shards' sizes."""
-    encode, encoded = ENCODE, []
+def stop_after(blocks: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Stop extraction, as a user would, before it writes one block more; the list returned fills with the
+    blocks' sizes."""
+    encoded = []
 
     def counted(*arguments: object) -> Iterator[tuple]:
-        for made in encode(*arguments):
-            if len(encoded) == shards:
+        for made in ENCODE(*arguments):
+            if len(encoded) == blocks:
                 raise KeyboardInterrupt
             encoded.append(len(made[0]))
             yield made
@@ -283,55 +238,117 @@ def stop_after(shards: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return encoded
 
 
+def turn_a_bit_round(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 5] ^= 1  # in the first block
+    file.write_bytes(content)
+
+
+def tear_the_last_line(file: Path) -> None:
+    journal = file.with_name("done-0.jsonl")
+    journal.write_bytes(journal.read_bytes()[:-9])
+
+
+BETWEEN = {
+    "nothing": (lambda file: None, [2]),
+    "another rank": (lambda file: file.with_name("done-0.jsonl").rename(file.with_name("done-3.jsonl")), [2]),
+    "a bit": (turn_a_bit_round, [4, 2]),
+    "a torn line": (tear_the_last_line, [4, 2]),
+    "no file": (Path.unlink, [4, 4, 2]),
+    "half a file": (lambda file: os.truncate(file, file.stat().st_size // 2), [4, 4, 2]),
+}
+"""What happens to the unfinished features between stop and restart -> the blocks that are made then."""
+
+
 class TestExtract:
-    def test_row_i_is_the_feature_of_photo_i(self, bare: Run, clip_folder: Path) -> None:
+    def test_row_i_is_the_feature_of_photo_i(self, bare: Run) -> None:
         stored = np.load(features.extract(bare))
         backbone = build(bare.settings.backbone, CPU)
-        assert (stored.shape, stored.dtype) == ((10, 24), np.float16)
+        assert (stored.shape, stored.dtype) == ((10, 32), np.float16)
         for row, path in enumerate(pd.read_parquet(bare.manifest)["path"]):
             with Image.open(bare.settings.dataset.root / path) as image, torch.inference_mode():
                 expected = backbone.encode(backbone.preprocess(image)[None])[0]
             assert np.allclose(stored[row], expected, atol=2e-3)
 
-    def test_it_is_done_once_and_leaves_no_shards(self, bare: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_it_is_done_once_and_leaves_nothing_else(
+        self, bare: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         features.extract(bare)
         monkeypatch.setattr(features, "encode", None)  # whoever calls it now fails
         features.extract(bare)
-        assert sorted(path.name for path in bare.features.parent.iterdir()) == [
-            "features.npy",
-            "unreadable.csv",
-        ]
+        left = sorted(path.name for path in bare.features.parent.iterdir())
+        assert left == ["features.npy", "unreadable.csv"]
         assert [report.split()[0] for report in bare.reports] == ["made", "reused"]
 
+    @pytest.mark.parametrize("between", BETWEEN)
     def test_a_run_that_was_stopped_goes_on_and_gives_the_same_bits(
-        self, bare: Run, monkeypatch: pytest.MonkeyPatch
+        self, viewed: Run, between: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     ) -> None:
-        whole = features.extract(bare).read_bytes()
-        bare.features.unlink()
-        encoded = stop_after(2, monkeypatch)
+        (viewed.settings.dataset.root / "photos" / "p0001.jpg").write_bytes(b"no photo")
+        outputs = [features.extract(viewed), viewed.views, datasets.unreadable_list(viewed)]
+        whole = [path.read_bytes() for path in outputs]
+        shutil.rmtree(viewed.features.parent)
+        stop_after(2, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
-            features.extract(bare)
-        assert not bare.features.exists()
-        shards = sorted(bare.features.parent.rglob("*.npy"))
-        assert len(shards) == 2
-        shards[0].unlink()  # a shard in the middle is missing as well
-
-        encoded.clear()
+            features.extract(viewed)
+        assert not viewed.features.exists()
+        happens, left = BETWEEN[between]
+        happens(viewed.features.parent / "unfinished" / "features.npy")
         encoded = stop_after(99, monkeypatch)
-        assert features.extract(bare).read_bytes() == whole
-        assert encoded == [4, 2]
+        features.extract(viewed)
+        assert [path.read_bytes() for path in outputs] == whole and encoded == left
+        damaged = len(left) - 1 if between in {"a bit", "no file", "half a file"} else 0
+        assert capsys.readouterr().out.count("is damaged, its checksum differs") == damaged
 
-    def test_another_setting_does_not_take_over_the_old_shards(
-        self, bare: Run, monkeypatch: pytest.MonkeyPatch
+    def test_one_that_was_killed_after_the_last_block_encodes_nothing_again(
+        self, viewed: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = features.extract(viewed).read_bytes()
+        shutil.rmtree(viewed.features.parent)
+        with monkeypatch.context() as patched, pytest.raises(TypeError):
+            patched.setattr(pd.DataFrame, "to_csv", None)  # it is called after the renaming
+            features.extract(viewed)
+        assert viewed.features.exists() and viewed.views.exists()
+        encoded = stop_after(99, monkeypatch)
+        assert features.extract(viewed).read_bytes() == whole and encoded == []
+
+    @pytest.mark.parametrize("change", ["storage", "version"])
+    def test_other_settings_and_other_packages_take_over_no_block(
+        self, bare: Run, change: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         stop_after(1, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             features.extract(bare)
-        encoded = stop_after(99, monkeypatch)
-        backbone = bare.settings.backbone.model_copy(update={"storage": "float32"})
+        encoded, backbone = stop_after(99, monkeypatch), bare.settings.backbone
+        if change == "storage":
+            backbone = backbone.model_copy(update={"storage": "float32"})
+        else:
+            monkeypatch.setattr(
+                importlib.metadata, "version", lambda name: "9.9" if name == "torch" else VERSION(name)
+            )
         other = Run(bare.settings.model_copy(update={"backbone": backbone}), bare.folder)
-        assert np.load(features.extract(other)).dtype == np.float32
+        assert np.load(features.extract(other)).dtype == backbone.storage
         assert encoded == [4, 4, 2]
+
+    def test_a_full_disk_is_one_sentence_and_what_was_done_is_kept(
+        self, bare: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole, left = features.extract(bare).read_bytes(), [700]
+        shutil.rmtree(bare.features.parent)
+
+        def pwrite(file: int, content: bytes, offset: int) -> int:
+            if left[0] <= 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written = PWRITE(file, content[:100], offset) if offset else PWRITE(file, content, offset)
+            left[0] -= written
+            return written
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pwrite", pwrite)
+            with pytest.raises(BundleError, match=r"unfinished/features\.npy: .* the disk is full"):
+                features.extract(bare)
+        encoded = stop_after(99, monkeypatch)
+        assert features.extract(bare).read_bytes() == whole and encoded == [4, 2]
 
     def test_weights_that_were_changed_in_place_are_another_backbone(
         self, bare: Run, clip_folder: Path, tmp_path: Path
@@ -361,11 +378,10 @@ class TestExtract:
             "test",
             "unreadable",
         ]
-        assert (
-            manifest.rows_of(frame, "train").tolist()
-            == features.read(viewed, frame).view_rows.tolist()
-            == [0, 1, 2, 3, 4, 6, 7]
-        )
+        assert manifest.rows_of(frame, "train").tolist() == [0, 1, 2, 3, 4, 6, 7]
+        frozen = features.read(viewed, frame)
+        assert frozen.view_rows.tolist() == list(range(8)) and np.isnan(frozen.views[5]).all()
+        assert np.isfinite(frozen.seen_in(1, np.array([0, 4, 6, 7]))).all()
         listed = pd.read_csv(viewed.table("left_out"))
         assert listed["id"].tolist() == ["p0005", "p0009"]
         assert "truncated" in listed["reason"][0].lower() and "No such file" in listed["reason"][1]
@@ -378,7 +394,7 @@ class TestExtract:
             match=r"none of 10 photos can be decoded \(.*p0000\.jpg: .*cannot identify.*check dataset\.root",
         ):
             features.extract(bare)
-        assert not bare.features.exists() and not list(bare.features.parent.glob("shards-*"))
+        assert not bare.features.exists() and not (bare.features.parent / "unfinished").exists()
 
     def test_a_feature_that_float16_cannot_hold_is_named_with_the_remedy(
         self, bare: Run, monkeypatch: pytest.MonkeyPatch
@@ -413,9 +429,9 @@ class TestViews:
         plain = np.load(features.extract(bare))
         assert np.array_equal(np.load(features.extract(viewed)), plain)
         views = np.load(viewed.views)
-        assert (views.shape, views.dtype) == ((8, 3, 24), np.float16)
+        assert (views.shape, views.dtype) == ((8, 3, 32), np.float16)
         assert all(np.abs(views[:, number] - plain[:8]).max() > 0 for number in range(3))
-        assert len(np.unique(views.reshape(24, 24), axis=0)) == 24
+        assert len(np.unique(views.reshape(24, 32), axis=0)) == 24
 
     def test_a_photo_is_decoded_once_for_all_of_its_views(
         self, viewed: Run, monkeypatch: pytest.MonkeyPatch

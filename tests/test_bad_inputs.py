@@ -358,7 +358,7 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
     # features
     "features of other photos": (
         lambda desk: desk.features(np.ones((7, 16), np.float32)),
-        r"shape \(7, 16\) does not fit the manifest's 160 rows",
+        r"shape \(7, 16\), not 160 rows of float16 or float32",
     ),
     "features that are pickled": (
         lambda desk: desk.features(np.array([{"a": 1}] * 160, dtype=object)),
@@ -366,7 +366,7 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
     ),
     "features of integers": (
         lambda desk: desk.features(np.ones((160, 16), int)),
-        "holds int64, not float16 or float32",
+        r"holds int64 of shape \(160, 16\), not 160 rows of float16 or float32",
     ),
     "features of no bytes": (lambda desk: desk.features(b""), "not an array of features"),
     "features not finite": (nan_features, "a feature is not finite; look for NaN, or extract"),

@@ -69,27 +69,6 @@ def test_any_number_of_processes_that_decode_gives_the_same_features(
     assert found[0] == found[1] == found[2]
 
 
-def test_an_extraction_that_was_stopped_and_went_on_gives_the_same_features(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = features.extract(over(photos, tmp_path / "whole")).read_bytes()
-    stopped, real, saved = over(photos, tmp_path / "stopped"), features._save, []
-
-    def save(shard: Path, array: np.ndarray) -> None:
-        if len(saved) == 2:
-            raise KeyboardInterrupt
-        saved.append(shard)
-        real(shard, array)
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(features, "_save", save)
-        features.extract(stopped)
-    content = bytearray(saved[0].read_bytes())  # of what had been done one half is damaged meanwhile
-    content[-1] ^= 1
-    saved[0].write_bytes(content)
-    assert features.extract(stopped).read_bytes() == whole
-
-
 @pytest.mark.thorough
 def test_the_order_of_pythons_sets_has_no_part_in_it(tmp_path: Path) -> None:
     """Whole processes, from photos to tables, each with another seed of Python's own hashes."""

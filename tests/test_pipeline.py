@@ -297,7 +297,6 @@ def test_a_notebook_with_other_parameters_is_refused(tmp_path):
         (["--set", "training.strategies=infonce,residul"], "registered: infonce"),
         (["--set", "training.strategies=decayed"], "needs infonce"),
         (["--set", "backbone=resnet"], "registered: efficientnet-lite0"),
-        (["--set", "backbone=timm/resnett50"], "timm has no such model; close names"),
         (
             ["--set", "evaluation.baselines=geoclip_pretrained"],
             "takes raw features: set backbone.centred=false",

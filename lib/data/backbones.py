@@ -2,21 +2,20 @@
 
 A backbone turns a PIL image into pixels of its size (``preprocess``) and a batch of those into features
 (``encode``). Pixels stay bytes until they are on the device that encodes them, a quarter of what floats
-take. ``build`` loads one by the name in the settings: a registered one, ``timm/NAME`` for any model of timm,
-or a checkpoint of the Hugging Face hub or of a local folder whose family is known (``FAMILIES``). An unknown
-name is an error that lists what there is. Weights are read from safetensors, and a checkpoint that lacks
-weights is refused, never filled at random.
+take. ``build`` loads one by the name in the settings: a registered one, or a checkpoint of the Hugging Face
+hub or of a local folder that transformers' ``AutoModel`` and ``AutoImageProcessor`` read. An unknown name is
+an error that lists what there is. Weights are read from safetensors. A checkpoint that lacks weights is
+refused, never filled at random.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ class Entry:
 
 
 REGISTRY: dict[str, Entry] = {}
-"""Name -> its entry; entries are added at the end of this file, which makes no finished stage anew."""
+"""Name -> its entry. Entries are added at the end of this file; a new one remakes no finished stage."""
 
 
 def build(settings: BackboneSettings, device: torch.device) -> Backbone:
@@ -103,31 +102,24 @@ def find(settings: BackboneSettings) -> Entry:
     name = settings.name
     if name in REGISTRY:
         return REGISTRY[name]
-    if name.startswith("timm/"):
-        _check_timm_name(name)
-        return Entry("a model of timm", load_timm)
     if (folder := folder_of(settings)) is not None:
-        is_timm = "architecture" in _config_of(folder)
-        return Entry("a checkpoint folder", load_timm if is_timm else load_transformers)
-    if "/" in name:
-        return Entry("a checkpoint of the hub", load_transformers)
+        _config_of(folder)
+    if folder is not None or "/" in name:
+        return Entry("a checkpoint of the hub or of a folder", load_transformers)
     raise BundleError(
-        f"backbone {name!r} is unknown; registered: {', '.join(REGISTRY)}; or timm/NAME, or a checkpoint of "
-        "a known family "
-        f"({', '.join(FAMILIES)}) as owner/name on the hub or as a folder"
+        f"backbone {name!r} is unknown; registered: {', '.join(REGISTRY)}; or a checkpoint as owner/name on "
+        "the hub or as a folder"
     )
 
 
 def folder_of(settings: BackboneSettings) -> Path | None:
-    """The checkpoint folder that ``settings.name`` names, or None; relative to the project, wherever it is
-    asked from."""
+    """The checkpoint folder that ``settings.name`` names, or None; a relative one is below the project."""
     folder = PROJECT / settings.name
     return folder if folder.is_dir() else None
 
 
 def weights(settings: BackboneSettings) -> dict[str, str]:
-    """Checksums of a checkpoint folder's files, by name: a model that is trained on in place is another
-    model."""
+    """Checksums of a checkpoint folder's files, by name: changed weights are another backbone."""
     folder = folder_of(settings)
     if folder is None:
         return {}
@@ -162,10 +154,10 @@ def _config_of(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        sentence = (
-            f"neither a checkpoint folder nor a name: its config.json cannot be read ({one_line(error)})"
-        )
-        raise BundleError(f"backbone {str(folder)!r}: {sentence}") from error
+        raise BundleError(
+            f"backbone {str(folder)!r}: neither a checkpoint folder nor a name: its config.json cannot be "
+            f"read ({one_line(error)})"
+        ) from error
 
 
 UNTRAINED = "-untrained"
@@ -173,8 +165,7 @@ UNTRAINED = "-untrained"
 
 
 def load_efficientnet_lite(name: str, settings: BackboneSettings) -> Backbone:
-    """EfficientNet-Lite (Tan & Le, 2019; "lite": 2020), ImageNet weights from a registry package, or random
-    ones.
+    """EfficientNet-Lite (Tan & Le, 2019; "lite": 2020), ImageNet weights of a registry package, or random.
 
     D = 1280, globally averaged. Input scaled as the weights were trained: (value - 127) / 128 on 0..255.
     """
@@ -232,33 +223,38 @@ def _with_statistics(network: nn.Module, side: int) -> nn.Module:
     return network.eval()
 
 
-def load_transformers(name: str, settings: BackboneSettings) -> Backbone:
-    """The image tower of a checkpoint through transformers, with the checkpoint's own processor.
+FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "clip": ("CLIPVisionModelWithProjection", "image_embeds", {}),
+    "siglip": ("SiglipVisionModel", "pooler_output", {}),
+    "vit": ("ViTModel", "class token", {"add_pooling_layer": False}),
+}
+"""``model_type`` of a config.json -> class of the image tower, what of its output is the feature, options."""
+ANY_OTHER: tuple[str, str, dict[str, Any]] = ("AutoModel", "pooler_output", {})
 
-    CLIP: projected features (ViT-L/14: D = 768); SigLIP: its pooled ones; DINO, DINOv2, DINOv3 and ViT: the
-    class token. Pixels are what the processor gives; to one level of 256 with DINOv3's, which resizes floats.
+
+def load_transformers(name: str, settings: BackboneSettings) -> Backbone:
+    """A checkpoint through transformers, with its own image processor.
+
+    CLIP: projected features (ViT-L/14: D = 768). SigLIP: its pooled ones. ViT: the class token. Any other
+    model: its ``pooler_output`` (of DINOv2 and DINOv3 the class token); the mean over all places of its last
+    layer where it has none, or where the checkpoint lacks the pooler's weights.
+
+    Pixels are the processor's, rounded to bytes. DINOv3's resizes floats: off by at most one level of 256.
 
     Raises:
-        BundleError: the family is unknown, weights are missing, the hub cannot be reached, or ``image_px``
-        does not fit.
+        BundleError: it cannot be loaded, lacks weights, or does not take photos alone, of ``image_px``.
     """
-
     try:
-        family, processor, network, lacking = _from_pretrained(str(folder_of(settings) or name), settings)
-    except (OSError, RuntimeError, ValueError) as error:
+        processor, network, output, lacking = _from_pretrained(str(folder_of(settings) or name), settings)
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
         raise BundleError(
             f"backbone {name!r}: neither a checkpoint folder nor to be had from the hub now "
-            f"({one_line(error)}); "
-            "download it first or name its folder"
+            f"({one_line(error)}); download it first or name its folder"
         ) from error
     if lacking:
         raise BundleError(
             f"backbone {name!r}: the checkpoint lacks weights of its image tower, or has them in another "
             "shape: " + ", ".join(lacking)
-        )
-    if family.fixed_px and settings.image_px not in (None, network.config.image_size):
-        raise BundleError(
-            f"backbone {name!r} takes {network.config.image_size} px; backbone.image_px: {settings.image_px}"
         )
 
     def preprocess(image: Image.Image) -> torch.Tensor:
@@ -267,10 +263,29 @@ def load_transformers(name: str, settings: BackboneSettings) -> Backbone:
         return pixels if pixels.dtype == torch.uint8 else pixels.round().clamp(0, 255).to(torch.uint8)
 
     def features(batch: torch.Tensor) -> torch.Tensor:
-        return family.features(network(pixel_values=batch))
+        return _feature(network(pixel_values=batch), output)
 
-    dimension = network.config.projection_dim if family.projected else network.config.hidden_size
-    return Backbone(name, dimension, preprocess, *_normalisation(processor), features, network)
+    backbone = Backbone(name, 0, preprocess, *_normalisation(processor), features, network.eval())
+    try:
+        photos = [preprocess(Image.new("RGB", size)) for size in ((64, 64), (96, 64))]
+        with torch.inference_mode():
+            dimension = backbone.encode(torch.stack(photos)).shape[1]
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+        raise BundleError(
+            f"backbone {name!r} takes no photos, or not with backbone.image_px={settings.image_px} "
+            f"({one_line(error)})"
+        ) from error
+    return replace(backbone, dimension=dimension)
+
+
+def _feature(output: Any, name: str) -> torch.Tensor:
+    """The feature [B, D] of a model's output."""
+    last = output.last_hidden_state  # [B, T, D] or [B, D, H, W]
+    if name == "class token":
+        return last[:, 0]
+    if (found := getattr(output, name, None)) is not None:
+        return found.flatten(1)
+    return last.mean(1) if last.ndim == 3 else last.mean((2, 3))
 
 
 def _normalisation(processor: Any) -> tuple[list[float], list[float]]:
@@ -284,146 +299,42 @@ def _normalisation(processor: Any) -> tuple[list[float], list[float]]:
     return [mean / scale for mean in means], [deviation / scale for deviation in deviations]
 
 
-def _from_pretrained(source: str, settings: BackboneSettings) -> tuple[Family, Any, nn.Module, list[str]]:
-    """Family, processor and image tower of the checkpoint ``source``, and the weights that it lacks."""
+def _from_pretrained(source: str, settings: BackboneSettings) -> tuple[Any, nn.Module, str, list[str]]:
+    """Processor and image tower of a checkpoint, what of its output is the feature, the weights it lacks."""
     import transformers
 
     revision, side = settings.revision, settings.image_px
     config = transformers.AutoConfig.from_pretrained(source, revision=revision)
-    family = _family(settings.name, config.model_type)
+    kind = config.model_type.removesuffix("_vision_model")
+    tower, output, options = FAMILIES.get(kind, ANY_OTHER)
     processor = transformers.AutoImageProcessor.from_pretrained(source, revision=revision)
-    if side and not family.fixed_px:
+    if side:
         square = {"height": side, "width": side}
-        own = (
-            {"size": {"shortest_edge": side}, "crop_size": square}
-            if processor.do_center_crop
-            else {"size": square}
-        )
+        own = {"size": {"shortest_edge": side} if "shortest_edge" in dict(processor.size) else square}
+        own |= {"crop_size": square} if getattr(processor, "do_center_crop", False) else {}
         processor = transformers.AutoImageProcessor.from_pretrained(source, revision=revision, **own)
-    network, loading = getattr(transformers, family.tower).from_pretrained(
+    network, loading = getattr(transformers, tower).from_pretrained(
         source,
         revision=revision,
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are reported, and refused by the caller
-        **family.options,
+        **options,
     )
-    return (
-        family,
-        processor,
-        network,
-        sorted(loading["missing_keys"]) + sorted(map(str, loading["mismatched_keys"])),
-    )
-
-
-@dataclass(frozen=True)
-class Family:
-    """How the checkpoints of one architecture are read through transformers.
-
-    Attributes:
-        tower: name of the image tower's class.
-        output: what of its output is the feature; ``class token`` is the first of ``last_hidden_state``.
-        fixed_px: its positions are learnt for one size of input.
-        projected: D is the dimension of the space that images share with texts.
-        options: of the class's ``from_pretrained``.
-    """
-
-    tower: str
-    output: str = "class token"
-    fixed_px: bool = True
-    projected: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def features(self, output: Any) -> torch.Tensor:
-        """[B, D] of the tower's output."""
-        return (
-            output.last_hidden_state[:, 0] if self.output == "class token" else getattr(output, self.output)
-        )
-
-
-FAMILIES: dict[str, Family] = {
-    "clip": Family("CLIPVisionModelWithProjection", "image_embeds", projected=True),
-    "siglip": Family("SiglipVisionModel", "pooler_output"),
-    "vit": Family("ViTModel", options={"add_pooling_layer": False}),
-    "dinov2": Family("Dinov2Model", fixed_px=False),
-    "dinov2_with_registers": Family("Dinov2WithRegistersModel", fixed_px=False),
-    "dinov3_vit": Family("DINOv3ViTModel", fixed_px=False),
-}
-"""``model_type`` of a checkpoint's config.json -> how it is read."""
-
-
-def _family(name: str, model_type: str) -> Family:
-    kind = model_type.removesuffix("_vision_model")
-    if kind not in FAMILIES:
-        raise BundleError(
-            f"backbone {name!r} is a {model_type!r} checkpoint; known families: {', '.join(FAMILIES)} (and "
-            "timm/NAME)"
-        )
-    return FAMILIES[kind]
-
-
-def load_timm(name: str, settings: BackboneSettings) -> Backbone:
-    """A model of timm: ``timm/NAME`` from the hub, or a folder that timm has saved; pooled features before
-    its classifier.
-
-    Raises:
-        BundleError: the weights cannot be had here, or ``image_px`` does not fit the model.
-    """
-    import timm
-    from timm.data import create_transform, resolve_model_data_config
-    from torchvision.transforms.functional import pil_to_tensor
-
-    at = f"@{settings.revision}" if settings.revision else ""
-    source = f"hf-hub:{name}{at}" if name.startswith("timm/") else f"local-dir:{folder_of(settings)}"
-    try:
-        network = timm.create_model(source, pretrained=True, num_classes=0)
-    except (OSError, RuntimeError, ValueError, AttributeError) as error:
-        raise BundleError(
-            f"backbone {name!r}: timm cannot load it now ({one_line(error)}); download it first or name its "
-            "folder"
-        ) from error
-    network = network.to(memory_format=torch.channels_last)
-    config = resolve_model_data_config(network)
-    if settings.image_px:
-        config["input_size"] = (3, settings.image_px, settings.image_px)
-    crop = create_transform(**config).transforms[:-2]  # after them: to floats, and their normalisation
-
-    def preprocess(image: Image.Image) -> torch.Tensor:
-        for step in crop:
-            image = step(image)
-        return pil_to_tensor(image)
-
-    try:
-        with torch.inference_mode():
-            dimension = network.eval()(torch.zeros(1, *config["input_size"])).shape[1]
-    except (AssertionError, RuntimeError) as error:
-        raise BundleError(
-            f"backbone {name!r}: backbone.image_px={settings.image_px} does not fit it ({one_line(error)})"
-        ) from error
-    mean, deviation = ([255.0 * value for value in config[name]] for name in ("mean", "std"))
-    return Backbone(name, dimension, preprocess, mean, deviation, network.forward, network)
-
-
-def _check_timm_name(name: str) -> None:
-    import timm
-
-    known = name.removeprefix("timm/")
-    if not timm.is_model(known.partition(".")[0]):
-        close = difflib.get_close_matches(known, timm.list_models(pretrained=True), n=3, cutoff=0.3)
-        raise BundleError(f"backbone {name!r}: timm has no such model; close names: {', '.join(close)}")
+    lacking = sorted(loading["missing_keys"]) + sorted(map(str, loading["mismatched_keys"]))
+    if kind not in FAMILIES and lacking and all(key.startswith("pooler.") for key in lacking):
+        return processor, network, "mean", []
+    return processor, network, output, lacking
 
 
 CLIP_VIT_LARGE = "openai/clip-vit-large-patch14"
+LITE = "EfficientNet-Lite (1280-d), weights in a registry package"
 REGISTRY |= {
-    "efficientnet-lite0": Entry(
-        "EfficientNet-Lite0, 1280-d, weights in a registry package", load_efficientnet_lite
-    ),
-    "efficientnet-lite2": Entry(
-        "EfficientNet-Lite2, 1280-d, weights in a registry package", load_efficientnet_lite
-    ),
-    f"efficientnet-lite0{UNTRAINED}": Entry("EfficientNet-Lite0 with random weights", load_efficientnet_lite),
+    "efficientnet-lite0": Entry(LITE, load_efficientnet_lite),
+    "efficientnet-lite2": Entry(LITE, load_efficientnet_lite),
+    f"efficientnet-lite0{UNTRAINED}": Entry("EfficientNet-Lite0, random weights", load_efficientnet_lite),
     CLIP_VIT_LARGE: Entry(
-        "CLIP ViT-L/14, 768-d projected, GeoCLIP's backbone",
+        "CLIP ViT-L/14 (768-d, projected), GeoCLIP's backbone",
         load_transformers,
         revision="32bd64288804d66eefd0ccbe215aa642df71cc41",
     ),

@@ -4,20 +4,24 @@ Each photo is decoded once. One that cannot be decoded gets a row of NaN, and a 
 unreadable.csv beside the features; its split is then ``unreadable`` for everybody who reads the manifest
 (:func:`lib.data.datasets.read`).
 
-Extraction writes shards of ``backbone.shard_size`` photos, each whole or not at all and with its checksum; a
-run that is stopped goes on at the first shard that is missing or damaged. Finished shards are joined into
-features.npy [N, D], row i of the manifest's row i.
+features.npy [N, D] has row i of the manifest's row i. It grows by whole blocks of ``backbone.shard_size``
+photos. A journal names each finished block with its checksum. An extraction that was stopped makes only the
+blocks that are missing or damaged.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import io
 import itertools
 import json
+import math
 import mmap
+import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,9 +38,8 @@ from lib.data.backbones import Backbone, build, find, weights
 from lib.data.photos import UNREADABLE, open_photo
 from lib.method.errors import BundleError
 from lib.method.geodesy import distance_km
-from lib.runs import Run, autocast, checksum, code_digest, generator, progress, ranks, writing
-from lib.runs.code import named
-from lib.runs.files import READING_ERRORS, one_line, write_json, write_rows
+from lib.runs import Run, autocast, generator, progress, ranks, writing
+from lib.runs.files import READING_ERRORS, one_line, refusals_named
 from lib.runs.machine import cores, on_device, one_ahead
 from lib.settings import Backbone as BackboneSettings
 
@@ -44,11 +47,10 @@ from lib.settings import Backbone as BackboneSettings
 class Photos(Dataset):
     """Photos below a folder, each decoded once for all of its views.
 
-    An item is bytes [K, 3, H, W], or why there are none.
+    An item is bytes [K, 3, H, W], or the reason why the photo cannot be decoded.
 
-    The first view is the plain crop; the photos of the mask ``augmented`` have ``views`` others besides,
-    drawn by the photo's path and the view's number alone: the same whichever process draws them, and in a run
-    that goes on after a stop.
+    The first view is the plain crop. The photos of the mask ``augmented`` have ``views`` others besides,
+    drawn by the photo's path and the view's number alone: the same in every process and after a stop.
     """
 
     def __init__(
@@ -59,7 +61,8 @@ class Photos(Dataset):
         views: int = 0,
         augmented: np.ndarray | None = None,
     ) -> None:
-        self.root, self.paths, self.views, self.augmented = root, paths, views, augmented
+        self.root, self.paths, self.views = root, paths, views
+        self.augmented = augmented if views else np.zeros(len(paths), bool)
         self.preprocess = backbone.preprocess
         self.augment = augmentation(backbone) if views else None
 
@@ -72,7 +75,7 @@ class Photos(Dataset):
             image = open_photo(self.root, path)
         except UNREADABLE as error:
             return f"{type(error).__name__}: {one_line(error)}"
-        count = self.views if self.views and self.augmented[index] else 0
+        count = self.views if self.augmented[index] else 0
         views = [self._view(image, path, number) for number in range(count)]
         return np.stack([self.preprocess(image).numpy(), *views])
 
@@ -85,9 +88,9 @@ class Photos(Dataset):
 def augmentation(backbone: Backbone) -> Callable[[Image.Image], Image.Image]:
     """GeoCLIP's training augmentation, RGB image -> RGB image of the backbone's size.
 
-    Random resized crop, horizontal flip, colour jitter (0.4, 0.4, 0.4, 0.1; p 0.8), greyscale (p 0.2). What
-    follows is the backbone's own normalisation; upstream takes ImageNet's for training and CLIP's for
-    prediction. Source: GeoCLIP's code.
+    Random resized crop, horizontal flip, colour jitter (0.4, 0.4, 0.4, 0.1; p 0.8), greyscale (p 0.2). The
+    backbone's own normalisation follows; upstream takes ImageNet's for training and CLIP's for prediction.
+    Source: GeoCLIP's code.
     """
     from torchvision.transforms import v2
 
@@ -104,99 +107,171 @@ def extract(run: Run) -> Path:
     Where ``backbone.views`` is V > 1, views.npy is written beside it: V augmented views of each training
     photo. Photos that cannot be decoded are listed in tables/left_out.csv, after what the data set left out.
 
-    Holds one shard in memory. Deterministic on one machine: batches never straddle shards, so a resumed run
-    gives the same bits.
+    Holds one block in memory. Deterministic on one machine: no batch has photos of two blocks, so a resumed
+    extraction gives the same bits.
 
     Raises:
-        BundleError: no photo can be decoded, or a feature is not finite.
+        BundleError: no photo can be decoded, a feature is not finite, or the disk is full.
     """
     settings = run.settings.backbone
     used = json.loads(settings.model_dump_json(exclude={"workers", "centred", "precision"}))
     used |= {"arithmetic": run.arithmetic(settings.precision), "weights": weights(settings)}
-    outputs = [run.features, datasets.unreadable_list(run), *([run.views] if settings.views > 1 else [])]
     code = [_extract, find(settings).load]
-
-    def make() -> None:
-        manifest = datasets.manifest.read(run.manifest, ["id", "path", "split"])
-        key = hashlib.sha256(
-            json.dumps([used, checksum(run.manifest), [code_digest(named(one)) for one in code]]).encode()
-        ).hexdigest()
-        _extract(run, manifest, run.features.parent / f"shards-{key[:12]}")
-
     run.produce(
         "features",
-        make=make,
+        make=lambda: _extract(run, _unfinished(run, used, code)),
         inputs=[run.manifest],
-        outputs=outputs,
+        outputs=[*_outputs(run), datasets.unreadable_list(run)],
         settings=used,
         code=code,
         by="all ranks",
         group="backbone",
     )
-    # not before the receipt is written: until then they are all that a killed extraction leaves
     if ranks.rank() == 0:
-        _remove_shards(run)
+        shutil.rmtree(run.features.with_name("unfinished"), ignore_errors=True)
         datasets.write_left_out(run)
     return run.features
 
 
-def _remove_shards(run: Run, but: Path | None = None) -> None:
-    for stale in run.features.parent.glob("shards-*"):
-        if stale != but and stale.is_dir():
-            shutil.rmtree(stale)
+def _outputs(run: Run) -> list[Path]:
+    return [run.features, run.views] if run.settings.backbone.views > 1 else [run.features]
 
 
-def _extract(run: Run, manifest: pd.DataFrame, folder: Path) -> None:
-    """Write the missing shards under ``folder`` and join them; shards of other settings are removed.
+def _unfinished(run: Run, used: dict[str, Any], code: list[Callable]) -> Path:
+    """The folder of an unfinished extraction; emptied where it belongs to other settings, photos, code or
+    versions of packages."""
+    folder = run.features.with_name("unfinished")
+    key = json.dumps(run._parts([run.manifest], used, code), default=str, indent=2)
+    file = folder / "key.json"
+    if ranks.rank() == 0 and not (file.exists() and file.read_text(errors="replace") == key):
+        shutil.rmtree(folder, ignore_errors=True)
+        with writing(file) as aside:
+            aside.write_text(key)
+    return folder
 
-    Of several processes each takes every k-th shard that is missing, and the first joins them.
+
+def _extract(run: Run, scratch: Path) -> None:
+    """Make the blocks that are missing in ``scratch``, rename the files, list what could not be decoded.
+
+    Of several processes each makes every k-th missing block. The first does the rest.
+
+    Args:
+        scratch: a folder of this extraction alone: of its settings, manifest, code and versions of packages.
     """
-    settings = run.settings.backbone
-    if ranks.rank() == 0:
-        _remove_shards(run, but=folder)
-    shards = {
-        folder / f"{start:09d}.npy": range(start, min(start + settings.shard_size, len(manifest)))
-        for start in range(0, len(manifest), settings.shard_size)
-    }
-    missing = ranks.said_by_first([shard for shard in shards if not _is_whole(shard)])
-    missing = {shard: shards[shard] for shard in missing[ranks.rank() :: ranks.count()]}
-    if missing:
-        backbone, paths = build(settings, run.device), manifest["path"].tolist()
-        views = settings.views if settings.views > 1 else 0
-        photos = Photos(
-            datasets.root_of(run), paths, backbone, views, (manifest["split"] == "train").to_numpy()
-        )
-        made = encode(photos, backbone, settings, run.device, list(missing.values()))
-        for (shard, rows), (plain, views, unreadable) in zip(missing.items(), made, strict=True):
-            if settings.views > 1:
-                _save(shard.with_suffix(".views.npy"), views)
-            _save(shard, plain)
-            _note(shard, {rows[place]: reason for place, reason in unreadable.items()})
+    manifest = datasets.manifest.read(run.manifest, ["id", "path", "split"])
+    blocks = _blocks(run, manifest)
+    missing = ranks.said_by_first(_missing(run, scratch, blocks) if ranks.rank() == 0 else [])
+    if own := missing[ranks.rank() :: ranks.count()]:
+        _make_blocks(run, scratch, manifest, {rows: blocks[rows] for rows in own})
     ranks.wait()
     if ranks.rank() > 0:
         return
-    _list_unreadable(run, manifest, shards)
-    _join(list(shards), run.features)
-    if settings.views > 1:
-        _join([shard.with_suffix(".views.npy") for shard in shards], run.views)
-
-
-def _list_unreadable(run: Run, manifest: pd.DataFrame, shards: Iterable[Path]) -> None:
-    """Write unreadable.csv: row in the manifest, id, path, reason.
-
-    Raises:
-        BundleError: not a single photo can be decoded.
-    """
-    reasons = {int(row): reason for shard in shards for row, reason in _noted(shard)["unreadable"].items()}
+    found = {int(row): why for note in _noted(scratch) for row, why in note["unreadable"].items()}
+    reasons = pd.Series(found, dtype=object).sort_index()
     if len(reasons) == len(manifest):
-        _remove_shards(run)  # whoever mends the photos starts anew
+        shutil.rmtree(scratch)  # whoever mends the photos starts afresh
         first = datasets.root_of(run) / manifest["path"].iloc[0]
         raise BundleError(
             f"none of {len(manifest):,} photos can be decoded ({first}: {reasons[0]}); check dataset.root"
         )
-    listed = manifest.iloc[list(reasons)][["id", "path"]].assign(reason=list(reasons.values()))
+    for path in _outputs(run):
+        os.replace(scratch / path.name, path)
     with writing(datasets.unreadable_list(run)) as aside:
-        listed.to_csv(aside, index_label="row")
+        manifest.loc[reasons.index, ["id", "path"]].assign(reason=reasons).to_csv(aside, index_label="row")
+
+
+Blocks = dict[range, list[tuple[str, int, slice]]]
+"""Rows of the manifest -> of each file that grows: its name, how many rows it has, which are the block's."""
+
+
+def _blocks(run: Run, manifest: pd.DataFrame) -> Blocks:
+    count, size = len(manifest), run.settings.backbone.shard_size
+    with_views = np.concatenate([[0], np.cumsum(manifest["split"] == "train")])  # before each row
+    blocks = {}
+    for start in range(0, count, size):
+        stop = min(start + size, count)
+        views = slice(int(with_views[start]), int(with_views[stop]))
+        files = [("features.npy", count, slice(start, stop)), ("views.npy", int(with_views[-1]), views)]
+        blocks[range(start, stop)] = files[: len(_outputs(run))]
+    return blocks
+
+
+def _missing(run: Run, scratch: Path, blocks: Blocks) -> list[range]:
+    """Blocks that no journal names, or that are damaged, which is printed. One journal keeps the others."""
+    notes, whole = _noted(scratch), {}
+    for path in _outputs(run) if notes else []:
+        if path.exists() and not (scratch / path.name).exists():  # it was stopped after the renaming
+            os.replace(path, scratch / path.name)
+    for note in notes:
+        rows = range(note["first"], note["first"] + note["count"])
+        if note["crc32"] == [_crc32(scratch / name, own) for name, _, own in blocks.get(rows, [])]:
+            whole[rows] = note
+    for first in sorted({note["first"] for note in notes} - {rows.start for rows in whole}):
+        print(f"again   {scratch}: the block from row {first} is damaged, its checksum differs", flush=True)
+    with writing(scratch / "done-0.jsonl") as aside:
+        aside.write_text("".join(json.dumps(note) + "\n" for note in whole.values()))
+    for journal in set(scratch.glob("done-*.jsonl")) - {scratch / "done-0.jsonl"}:
+        journal.unlink()
+    return [rows for rows in blocks if rows not in whole]
+
+
+def _noted(scratch: Path) -> list[dict[str, Any]]:
+    """What the journals say, a line a block; a line that is torn, as by a stop, is passed over."""
+    notes, names = [], ("first", "count", "crc32", "unreadable")
+    for journal in sorted(scratch.glob("done-*.jsonl")):
+        for line in journal.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError, LookupError, TypeError):
+                note = json.loads(line)
+                notes.append({name: note[name] for name in names})
+    return notes
+
+
+def _crc32(path: Path, rows: slice) -> int | None:
+    try:
+        return zlib.crc32(np.load(path, mmap_mode="r", allow_pickle=False)[rows].tobytes())
+    except READING_ERRORS:
+        return None
+
+
+def _make_blocks(run: Run, scratch: Path, manifest: pd.DataFrame, blocks: Blocks) -> None:
+    """Extract ``blocks`` into the files in ``scratch``; note each once its bytes are on the disk."""
+    settings, backbone = run.settings.backbone, build(run.settings.backbone, run.device)
+    views = settings.views if settings.views > 1 else 0
+    paths, augmented = manifest["path"].tolist(), (manifest["split"] == "train").to_numpy()
+    photos = Photos(datasets.root_of(run), paths, backbone, views, augmented)
+    journal = scratch / f"done-{ranks.rank()}.jsonl"
+    made = encode(photos, backbone, settings, run.device, list(blocks))
+    for (rows, files), (*arrays, unreadable) in zip(blocks.items(), made, strict=True):
+        parts = zip(files, arrays, strict=False)  # without views their array is empty, and has no file
+        crc32 = [_write(scratch / name, array, *where) for (name, *where), array in parts]
+        reasons = {rows[number]: why for number, why in unreadable.items()}
+        note = {"first": rows.start, "count": len(rows), "crc32": crc32, "unreadable": reasons}
+        with refusals_named(journal), journal.open("a") as file:
+            file.write(json.dumps(note) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _write(path: Path, array: np.ndarray, count: int, rows: slice) -> int:
+    """Write ``array`` as ``rows`` of the ``count`` rows of the file (npy) at ``path``; return its CRC-32 once
+    it is on the disk. Not through a memory map: a full disk would kill the process."""
+    form = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False}
+    np.lib.format.write_array_header_1_0(header := io.BytesIO(), form | {"shape": (count, *array.shape[1:])})
+    row_bytes, content = array.itemsize * math.prod(array.shape[1:]), array.tobytes()
+    at, left = header.tell() + rows.start * row_bytes, memoryview(content)
+    with refusals_named(path):
+        path.touch()
+        with path.open("r+b", buffering=0) as file:
+            os.pwrite(file.fileno(), header.getvalue(), 0)
+            file.truncate(header.tell() + count * row_bytes)
+            while left:
+                written = os.pwrite(file.fileno(), left, at)
+                at, left = at + written, left[written:]
+            os.fsync(file.fileno())
+    return zlib.crc32(content)
+
+
+Item = np.ndarray | str
 
 
 def encode(
@@ -206,144 +281,77 @@ def encode(
     device: torch.device,
     groups: Sequence[Sequence[int]],
 ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
-    """Of each of ``groups`` of photos: features [n, D], those of the augmented views [m, V, D], why which
-    photos have none.
+    """Of each of ``groups`` of photos: features [n, D]; those of its augmented photos' views [m, V, D]; and
+    its photos that cannot be decoded, whose features are NaN: number in the group -> reason.
 
-    A photo that cannot be decoded has a row of NaN, no views, and its place in the group -> the reason.
-
-    Photos are decoded ahead by ``settings.workers`` processes, at most one a core. They send arrays of bytes
-    through pipes: tensors would need shared memory, of which a container may have 64 MB. A forward pass takes
-    about ``settings.batch_size`` images, never of two groups.
+    Photos are decoded ahead by ``settings.workers`` processes, at most one a core. A forward pass takes about
+    ``settings.batch_size`` images, never of two groups.
 
     Raises:
         BundleError: a feature is not finite.
     """
     size = max(1, settings.batch_size // (1 + photos.views))
     batches = [list(group[start : start + size]) for group in groups for start in range(0, len(group), size)]
-    pieces = [
-        batch[start : start + AT_A_TIME] for batch in batches for start in range(0, len(batch), AT_A_TIME)
-    ]
-    workers = min(settings.workers, cores())
-    loader = DataLoader(
-        photos,
-        batch_sampler=pieces,
-        collate_fn=_stack,
-        num_workers=workers,
-        # Linux's own default until Python 3.14; closures of the preprocessing cannot be sent to a fresh
-        # process.
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-    )
-    decoded = one_ahead(_gathered(iter(loader), batches))
+    decoded = one_ahead(_decoded(photos, batches, settings))
     with progress((), "extracting features", len(photos)) as bar:
         bar.update(len(photos) - sum(map(len, groups)))
         for group in groups:
-            plain = np.full((len(group), backbone.dimension), np.nan, settings.storage)
-            views, unreadable = [], {}
+            all_views = np.full((len(group), 1 + photos.views, backbone.dimension), np.nan, settings.storage)
+            unreadable = {}
             for start in range(0, len(group), size):
-                images, counts, reasons = next(decoded)
-                encoded = _forward(images, backbone, settings, device)
-                _refuse_infinite(
-                    encoded, counts, [photos.paths[row] for row in group[start : start + size]], settings
-                )
-                first, decoded_here = (np.cumsum(counts) - counts)[counts > 0], start + np.flatnonzero(counts)
-                plain[decoded_here] = encoded[first]
-                views.append(
-                    np.delete(encoded, first, 0).reshape(-1, max(photos.views, 1), backbone.dimension)
-                )
-                unreadable |= {start + place: reason for place, reason in enumerate(reasons) if reason}
-                bar.update(len(counts))
-            yield plain, np.concatenate(views), unreadable
+                items = next(decoded)
+                encoded = _forward(items, backbone, settings, device)
+                for number, item, own in zip(itertools.count(start), items, encoded, strict=False):
+                    if isinstance(item, str):
+                        unreadable[number] = item
+                    elif not np.isfinite(own).all():
+                        raise BundleError(
+                            f"{photos.paths[group[number]]}: its feature is not finite as "
+                            f"{settings.storage}; try backbone.storage=float32"
+                        )
+                    all_views[number, : len(own)] = own
+                bar.update(len(items))
+            yield all_views[:, 0], all_views[photos.augmented[list(group)], 1:], unreadable
 
 
 AT_A_TIME = 32
 """Photos that a worker decodes before it sends them."""
-Decoded = tuple[np.ndarray, np.ndarray, list[str]]
-"""The images of a batch of photos, how many are of each photo, and why a photo has none, or nothing."""
 
 
-def _stack(items: list[np.ndarray | str]) -> Decoded:
-    reasons = [item if isinstance(item, str) else "" for item in items]
-    images = [item for item in items if not isinstance(item, str)]
-    counts = np.array([0 if reason else len(item) for item, reason in zip(items, reasons, strict=True)])
-    return np.concatenate(images) if images else np.empty((0, 3, 0, 0), np.uint8), counts, reasons
-
-
-def _gathered(pieces: Iterator[Decoded], batches: Iterable[Sequence[int]]) -> Iterator[Decoded]:
-    """Batches of pieces of up to ``AT_A_TIME`` photos."""
-    for batch in batches:
-        parts = list(itertools.islice(pieces, -(-len(batch) // AT_A_TIME)))
-        images = [images for images, *_ in parts if len(images)]
-        counts, reasons = (
-            np.concatenate([part[1] for part in parts]),
-            [one for part in parts for one in part[2]],
-        )
-        yield np.concatenate(images) if images else parts[0][0], counts, reasons
+def _decoded(
+    photos: Photos, batches: Sequence[list[int]], settings: BackboneSettings
+) -> Iterator[list[Item]]:
+    """The items of ``batches`` of photos. Processes send them as arrays through pipes: tensors would need
+    shared memory, of which a container may have 64 MB."""
+    cut = [batch[start : start + AT_A_TIME] for batch in batches for start in range(0, len(batch), AT_A_TIME)]
+    workers = min(settings.workers, cores())
+    # Linux's own default until Python 3.14; closures of the preprocessing cannot be sent to a new process
+    context = "fork" if workers and sys.platform == "linux" else None
+    loader = DataLoader(
+        photos, batch_sampler=cut, collate_fn=list, num_workers=workers, multiprocessing_context=context
+    )
+    pieces = iter(loader)  # it forks: here, and not in the thread that asks for the items
+    pieces_of = (itertools.islice(pieces, -(-len(batch) // AT_A_TIME)) for batch in batches)
+    return (list(itertools.chain.from_iterable(parts)) for parts in pieces_of)
 
 
 def _forward(
-    images: np.ndarray, backbone: Backbone, settings: BackboneSettings, device: torch.device
-) -> np.ndarray:
-    """Features of ``images``, bytes [B, 3, H, W], in the settings' storage type, [B, D]."""
-    if len(images) == 0:
-        return np.empty((0, backbone.dimension), settings.storage)
+    items: list[Item], backbone: Backbone, settings: BackboneSettings, device: torch.device
+) -> list[np.ndarray]:
+    """Features [K, D] of the K images of each item, in the settings' storage type."""
+    images = [item for item in items if not isinstance(item, str)]
+    if not images:
+        return [np.empty((0, backbone.dimension), settings.storage)] * len(items)
     with torch.inference_mode(), autocast(device, settings.precision):
-        pixels = on_device(torch.from_numpy(images), device).to(memory_format=torch.channels_last)
-        encoded = backbone.encode(pixels).float().cpu().numpy()
+        pixels = on_device(torch.from_numpy(np.concatenate(images)), device)
+        encoded = backbone.encode(pixels.to(memory_format=torch.channels_last)).float().cpu().numpy()
     with np.errstate(over="ignore"):  # an overflow is found, and named, by the caller
-        return encoded.astype(settings.storage)
+        stored = encoded.astype(settings.storage)
+    return np.split(stored, np.cumsum([0 if isinstance(item, str) else len(item) for item in items])[:-1])
 
 
-def _refuse_infinite(
-    encoded: np.ndarray, counts: np.ndarray, paths: list[str], settings: BackboneSettings
-) -> None:
-    wrong = ~np.isfinite(encoded).all(1)
-    if wrong.any():
-        photo = paths[int(np.searchsorted(np.cumsum(counts), np.flatnonzero(wrong)[0], side="right"))]
-        raise BundleError(
-            f"{photo}: its feature is not finite as {settings.storage}; try backbone.storage=float32"
-        )
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    write_rows(path, [array], array.dtype, array.shape)
-
-
-def _note(shard: Path, unreadable: dict[int, str]) -> None:
-    """Write beside a shard, as the last of its files, the checksums of them, and which of its rows have no
-    photo and why."""
-    of_shard = [path for path in (shard, shard.with_suffix(".views.npy")) if path.exists()]
-    sums = {path.name: checksum(path) for path in of_shard}
-    write_json(shard.with_suffix(".json"), {"sums": sums, "unreadable": unreadable})
-
-
-def _noted(shard: Path) -> dict[str, Any]:
-    return json.loads(shard.with_suffix(".json").read_text())
-
-
-def _is_whole(shard: Path) -> bool:
-    """Whether the shard, and what belongs to it, is there as it was written; one that is damaged is named."""
-    try:
-        sums = _noted(shard)["sums"]
-        damaged = [name for name, sum_ in sums.items() if checksum(shard.with_name(name)) != sum_]
-    except (OSError, ValueError, AttributeError, LookupError, TypeError):
-        return False
-    if damaged:
-        print(
-            f"again   {shard.with_name(damaged[0])} is damaged, its checksum is not the one that was noted",
-            flush=True,
-        )
-    return not damaged
-
-
-def _join(shards: list[Path], path: Path) -> None:
-    first, rows = (
-        np.load(shards[0], mmap_mode="r"),
-        sum(len(np.load(shard, mmap_mode="r")) for shard in shards),
-    )
-    # One map at a time: each holds a file open, and there may be more shards than a process may open files.
-    write_rows(
-        path, (np.load(shard, mmap_mode="r") for shard in shards), first.dtype, (rows, *first.shape[1:])
-    )
+AT_ONCE = 65_536
+"""Photos whose features are loaded together."""
 
 
 @dataclass(frozen=True)
@@ -353,7 +361,7 @@ class Features:
     Attributes:
         stored: [N, D] float16 or float32, row i of the manifest's row i.
         mean: [D], what is subtracted: the training mean where ``backbone.centred``, else zeros.
-        views: [n, V, D] of augmented views of the training photos, or None.
+        views: [n, V, D] of augmented views of the training photos, or None; NaN of an unreadable photo.
         view_rows: the manifest's rows that ``views`` is about, ascending, int64 [n].
         on_card: ``stored`` as a tensor on a GPU, or None.
     """
@@ -370,21 +378,21 @@ class Features:
         return self.stored.shape[1]
 
     def rows(self, indices: np.ndarray | torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Features v of the rows ``indices`` [n], float32 [n, D]; they travel to ``device`` as they are
-        stored."""
+        """Features v of the rows ``indices`` [n], float32 [n, D], on ``device``; copied there as stored."""
         device = torch.device(device)
         if self.on_card is not None and device.type == self.on_card.device.type:
             return self.on_card[on_device(torch.as_tensor(indices), device)].float()
         return on_device(torch.from_numpy(self.stored[np.asarray(indices)]), device).float()
 
     def near(self, device: torch.device) -> Features:
-        """The same for a training on ``device``: on a GPU, where that takes at most half of what is free."""
-        mean = self.mean.to(device)
+        """The same for a training on ``device``: copied to a GPU, where that takes at most half of what is
+        free there."""
+        here = replace(self, mean=self.mean.to(device))
         if device.type != "cuda" or 2 * self.stored.nbytes > torch.cuda.mem_get_info(device)[0]:
-            return replace(self, mean=mean)
-        blocks = range(0, len(self.stored), 65_536)
-        parts = [torch.from_numpy(self.stored[start : start + 65_536].copy()).to(device) for start in blocks]
-        return replace(self, mean=mean, on_card=torch.cat(parts) if len(parts) > 1 else parts[0])
+            return here
+        starts = range(0, len(self.stored), AT_ONCE)
+        parts = [torch.from_numpy(self.stored[one : one + AT_ONCE].copy()).to(device) for one in starts]
+        return replace(here, on_card=torch.cat(parts) if len(parts) > 1 else parts[0])
 
     def directions(self, photos: torch.Tensor) -> torch.Tensor:
         """Unit features u = (v - mean) / ||v - mean|| of features v [n, D]."""
@@ -395,12 +403,9 @@ class Features:
         return self.directions(self.rows(indices, device))
 
     def seen_in(self, epoch: int, indices: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-        """What the image head sees of the training photos ``indices`` [n] in ``epoch`` (from 1), float32 [n,
-        D].
-
-        The plain view where there is no other; else each photo's V views in turn, beginning at one of its
-        own, so that with as many views as epochs no view is seen twice.
-        """
+        """Features of the training photos ``indices`` [n] for the image head in ``epoch`` (from 1), float32
+        [n, D]: the plain view, or each photo's V views in turn. Photos start at different views. With as many
+        views as epochs none is seen twice."""
         if self.views is None:
             return self.rows(indices, device)
         # Knuth's multiplicative hash
@@ -417,54 +422,40 @@ def read(run: Run, manifest: pd.DataFrame) -> Features:
 
     Raises:
         ArtefactError: notebook 01 has not made them yet.
-        BundleError: the file has other rows than the manifest.
+        BundleError: the file holds no features, or of other photos.
     """
-    stored = _mapped(run.require(run.features, "01_data_preparation"))
-    if stored.ndim != 2 or len(stored) != len(manifest):
-        raise BundleError(
-            f"{run.features}: shape {stored.shape} does not fit the manifest's {len(manifest)} rows; run "
-            "notebook 01"
-        )
-    mean, wanted = _training_mean(run, stored, manifest), run.settings.backbone.views
-    if wanted == 1:
+    stored = _mapped(run.require(run.features, "01_data_preparation"), len(manifest))
+    mean = torch.zeros(stored.shape[1])
+    if run.settings.backbone.centred:
+        rows = datasets.manifest.rows_of(manifest, "train")
+        blocks = (stored[rows[start : start + AT_ONCE]] for start in range(0, len(rows), AT_ONCE))
+        total = sum(block.sum(0, dtype=np.float64) for block in blocks)
+        mean = torch.from_numpy((total / len(rows)).astype(np.float32))
+    if run.settings.backbone.views == 1:
         return Features(stored, mean)
-    views = _mapped(run.require(run.views, "01_data_preparation"))
+    splits = datasets.manifest.read(run.manifest, ["split"])  # a photo that cannot be decoded has views too
+    rows = datasets.manifest.rows_of(splits, "train")
+    shape = (len(rows), run.settings.backbone.views, stored.shape[1])
+    views = _mapped(run.require(run.views, "01_data_preparation"), *shape)
     if hasattr(mmap, "MADV_RANDOM"):  # else the system reads ahead what nobody will ask for
         views._mmap.madvise(mmap.MADV_RANDOM)
-    rows = datasets.manifest.rows_of(manifest, "train")
-    if views.shape != (len(rows), wanted, stored.shape[1]):
-        raise BundleError(
-            f"{run.views}: shape {views.shape} does not fit the settings; run notebook 01 again"
-        )
     return Features(stored, mean, views, rows)
 
 
-def _mapped(path: Path) -> np.ndarray:
-    """The array at ``path``, mapped; never unpickled.
-
-    Raises:
-        BundleError: it is no array of numbers.
-    """
+def _mapped(path: Path, *shape: int) -> np.ndarray:
+    """The array at ``path``, mapped, never unpickled; its shape begins with ``shape``."""
     try:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
     except READING_ERRORS as error:
+        why = one_line(error)
+        raise BundleError(f"{path}: not an array of features ({why}); run notebook 01 again") from error
+    is_wanted = stored.ndim >= 2 and stored.shape[: len(shape)] == shape
+    if not (is_wanted and np.issubdtype(stored.dtype, np.floating)):
         raise BundleError(
-            f"{path}: not an array of features ({one_line(error)}); run notebook 01 again"
-        ) from error
-    if not np.issubdtype(stored.dtype, np.floating):
-        raise BundleError(f"{path}: holds {stored.dtype}, not float16 or float32; run notebook 01 again")
+            f"{path}: holds {stored.dtype} of shape {stored.shape}, not {' x '.join(map(str, shape))} rows "
+            "of float16 or float32; run notebook 01 again"
+        )
     return stored
-
-
-def _training_mean(run: Run, stored: np.ndarray, manifest: pd.DataFrame) -> torch.Tensor:
-    """Mean of the training split's features, float32 [D], in blocks; zeros unless ``backbone.centred``."""
-    if not run.settings.backbone.centred:
-        return torch.zeros(stored.shape[1])
-    rows = datasets.manifest.rows_of(manifest, "train")
-    total = sum(
-        stored[rows[start : start + 65_536]].sum(0, dtype=np.float64) for start in range(0, len(rows), 65_536)
-    )
-    return torch.from_numpy((total / len(rows)).astype(np.float32))
 
 
 def most_alike(frozen: Features, manifest: pd.DataFrame, count: int = 2_000, seed: int = 0) -> pd.DataFrame:
@@ -472,10 +463,8 @@ def most_alike(frozen: Features, manifest: pd.DataFrame, count: int = 2_000, see
     distance_km."""
     rows = datasets.manifest.rows_of(manifest, "train")
     chosen = np.random.default_rng(seed).choice(rows, min(count, len(rows)), replace=False)
-    unit = frozen.unit(chosen)
-    similarity = (unit @ unit.T).fill_diagonal_(-1.0)
-    best, twin = similarity.max(1)
-    places = datasets.manifest.coordinates(manifest)
+    unit, places = frozen.unit(chosen), datasets.manifest.coordinates(manifest)
+    best, twin = (unit @ unit.T).fill_diagonal_(-1.0).max(1)
     second = chosen[twin.numpy()]
     distance = distance_km(places[chosen], places[second])
     return pd.DataFrame(
