@@ -21,8 +21,9 @@ import torch
 
 from lib.data import datasets, features
 from lib.data.sphere import cell_of
-from lib.method.empirical import EmpiricalSemivariogram, UnitRows
+from lib.method.empirical import EmpiricalSemivariogram, UnitRows, draw_photos
 from lib.method.errors import BundleError
+from lib.method.fitting import FAMILIES
 from lib.method.geodesy import chord_to_rad, rad_to_km, unit_vectors
 from lib.method.semivariogram import (
     RANGE_RULES,
@@ -35,7 +36,6 @@ from lib.method.semivariogram import (
 from lib.runs import Run, progress, writing
 from lib.train.curve import load_empirical
 
-FAMILIES = ("Stable", "Exponential", "Gaussian", "Spherical", "Matern", "Rational")
 METRICS = ("planar", "sphere")
 WEIGHTS = ("none", "pairs")
 LEAST_PAIRS = 30
@@ -560,14 +560,6 @@ def _band(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return bounds[0], bounds[1]
 
 
-def _drawn(count: int, max_pairs: int, seed: int) -> np.ndarray:
-    """Rows, ascending, of as many photos as have at most ``max_pairs`` pairs."""
-    most = int((1.0 + math.sqrt(1.0 + 8.0 * max_pairs)) / 2.0)
-    if count <= most:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
-
-
 @dataclass(frozen=True)
 class Findings:
     """What :func:`examine` found; every table is a file of the run too.
@@ -626,7 +618,7 @@ def _findings(run: Run, resamples: int) -> Findings:
     settings, manifest = run.settings.semivariogram, datasets.read(run)
     frozen = features.read(run, manifest)
     every_row = datasets.manifest.rows_of(manifest, "train")
-    rows = every_row[_drawn(len(every_row), settings.max_pairs, settings.seed)]
+    rows = every_row[draw_photos(len(every_row), settings.max_photos, settings.seed)]
     places, fitting = datasets.manifest.coordinates(manifest)[rows], {
         "family": settings.family, "metric": settings.metric, "weights": settings.weights,
         "max_lag_rad": settings.max_lag_rad,

@@ -117,13 +117,6 @@ def test_the_readme_begins_with_a_picture_and_the_two_commands():
     assert "![" in first and "./run_all.sh" in first and "./run_tests.sh" in first
 
 
-def test_strategies_bear_the_names_of_today():
-    for page in (page for page in PAGES if page.parent.name != "reference"):
-        for old in negatives.RENAMED:
-            said = [line for line in re.split(r"(?<=[.:])\s", read(page)) if f"`{old}`" in line]
-            assert all("earlier name" in line.lower() for line in said), said
-
-
 def test_the_reference_is_what_the_code_says():
     spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
     generate = importlib.util.module_from_spec(spec)

@@ -382,9 +382,6 @@ class TestModule:
         found = self.made("semivariance_margin")(plain.logits, plain.place_deg, plain.unit)
         assert found.item() == pytest.approx((infonce + risk).item(), rel=1e-5)
 
-    def test_the_earlier_name_of_the_margin_still_works(self) -> None:
-        assert SemivariogramLoss(MODEL, "distance_gate", beta=1.0).strategy.name == "semivariance_margin"
-
     def test_what_cannot_be_is_a_sentence(self) -> None:
         with pytest.raises(
             BundleError, match=r"'semivariance_margin' does not read alpha, sharpness; it reads beta"

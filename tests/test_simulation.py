@@ -11,7 +11,7 @@ import torch
 from conftest import Runs
 
 from lib.data import manifest as manifests
-from lib.data.sampling import estimate
+from lib.method.empirical import exact
 from lib.method.geodesy import distance_km
 from lib.method.negatives import Pairs
 from lib.method.semivariogram import fit
@@ -52,7 +52,7 @@ class TestWorld:
         )
         world = simulation.make(settings)
         places = manifests.coordinates(world.manifest)
-        empirical = estimate(unit(world.features), places, 0.02)
+        empirical = exact(unit(world.features), places, 0.02)
         used = empirical.pairs > 2_000
         assert np.abs(empirical.gamma[used] - world.gamma(empirical.lag_rad[used])).max() < 0.06
         fitted = fit(empirical, family="Exponential", metric="sphere", weights="pairs")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import gstools
 import numpy as np
@@ -12,9 +12,12 @@ from scipy import optimize
 from .errors import BundleError
 from .geodesy import EARTH_RADIUS_KM
 
+Family = Literal["Stable", "Exponential", "Gaussian", "Spherical", "Matern", "Rational"]
+"""The families of covariance models, by GSTools' names."""
+FAMILIES: tuple[str, ...] = get_args(Family)
 NO_RISE = (
-    "the lag means do not rise with distance, so no semivariogram can be fitted: near places look no more "
-    "alike than far ones; check coordinates, features and lag width"
+    "no curve that rises with distance beats a constant by Schwarz' criterion, so no semivariogram is fitted: "
+    "looks do not depend on distance here; check coordinates, features and lag width"
 )
 SHAPE_PARAMETERS = {"Stable": "alpha", "Matern": "nu", "Rational": "alpha"}
 """GSTools' name of the shape parameter of the families that have one; called exponent here."""
@@ -29,7 +32,7 @@ LEAST_R2 = 0.5
 
 
 class NoRise(BundleError):
-    """The lag means do not rise with distance: there is nothing to fit."""
+    """No rising curve explains the lag means better than a constant."""
 
 
 class Lags(NamedTuple):
@@ -85,7 +88,7 @@ def by_search(lags: Lags, family: str, metric: str) -> tuple[str, gstools.CovMod
     exponent, by Schwarz' criterion, the exponential family takes its place.
 
     Raises:
-        NoRise: the lag means do not rise with distance.
+        NoRise: no rising curve beats a constant.
     """
     lag, gamma, pairs = lags
     simple, best = None, _least_squares(lags, family, metric, SHAPES.get(family, (None,)))

@@ -135,8 +135,6 @@ class Strategy:
 
 REGISTRY: dict[str, Strategy] = {}
 PARAMETERS = ("alpha", "beta", "range_km", "softness_km", "sharpness", "concentration")
-RENAMED = {"distance_gate": "semivariance_margin"}
-"""Earlier name of a strategy -> its name."""
 
 
 def strategy(
@@ -166,12 +164,12 @@ def strategy(
 
 
 def get(name: str | Strategy) -> Strategy:
-    """The strategy registered under ``name``, or under the name that has replaced it; a strategy as it is.
+    """The strategy registered under ``name``; a strategy as it is.
 
     Raises:
         BundleError: there is none; the message lists those that there are.
     """
-    found = name if isinstance(name, Strategy) else REGISTRY.get(RENAMED.get(name, name))
+    found = name if isinstance(name, Strategy) else REGISTRY.get(name)
     if found is None:
         raise BundleError(f"strategy {name!r} is unknown; registered: {', '.join(REGISTRY)}")
     return found

@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 
 from . import fitting
-from .empirical import EmpiricalSemivariogram, exact
+from .empirical import EmpiricalSemivariogram, draw_photos, exact
 from .errors import BundleError
-from .fitting import SHAPE_PARAMETERS
-from .geodesy import EARTH_RADIUS_KM
+from .fitting import FAMILIES, SHAPE_PARAMETERS
+from .geodesy import EARTH_RADIUS_KM, check_precision
 
 SLOPE_LIMIT_PER_RAD = 1e-2
 """The range is where d gamma / dh falls below this, per radian (author code)."""
@@ -35,9 +35,6 @@ SLOPE_STEP_RAD = 0.01
 """Step of the author's search for the range, radians."""
 SILL_SHARE = 0.95
 """The rule ``sill95``: the range is where gamma has gained this share of the partial sill."""
-
-MOST_PHOTOS = 20_000
-"""Photos that :func:`fit_semivariogram` takes at most: their 200 million pairs."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,6 @@ class FittedSemivariogram:
         backbone, centred, photos, pairs: what it was fitted to.
         rises: False where looks do not depend on distance: the curve is flat (:func:`flat`), and no strategy
             should read it.
-        intervals: of 95 %, of ``nugget`` (its share of the sill) and ``range_km``, where the rise is faint.
     """
 
     family: str
@@ -75,7 +71,6 @@ class FittedSemivariogram:
     photos: int
     pairs: int
     rises: bool = True
-    intervals: dict[str, list[float]] | None = None
 
     @property
     def sill(self) -> float:
@@ -132,20 +127,22 @@ def fit_semivariogram(
     features: np.ndarray | torch.Tensor,
     coordinates_deg: np.ndarray | torch.Tensor,
     lag_width_rad: float = 0.001,
+    *,
+    max_photos: int = 20_000,
     **options: str | float,
 ) -> FittedSemivariogram:
     """The semivariogram of photos: cosine distance of features against great-circle distance of places.
 
     Args:
         features: [N, D], of any length; centre them first, here and in the loss, if they share a large mean.
-        coordinates_deg: [N, 2] latitude and longitude, degrees.
+        coordinates_deg: [N, 2] latitude and longitude, degrees, of 32 or 64 bits.
         lag_width_rad: width of a lag, radians (0.001: 6.37 km).
+        max_photos: of more photos, this many are drawn at random with a fixed seed; all pairs are used.
         options: of :func:`fit`, such as ``family="Exponential"``.
 
-    Uses all pairs of up to ``MOST_PHOTOS`` photos; of more, that many drawn at random with a fixed seed.
-
     Raises:
-        BundleError: too few photos, a number that is not finite, or nothing rises with distance.
+        BundleError: too few photos, a number that is not finite, coordinates in half precision, or no rising
+            curve beats a constant.
     """
     given = (features, coordinates_deg)
     features, coordinates = (one if isinstance(one, torch.Tensor) else np.asarray(one) for one in given)
@@ -153,11 +150,12 @@ def fit_semivariogram(
     if tuple(coordinates.shape) != (count, 2) or features.ndim != 2:
         shapes = f"{list(features.shape)} and {list(coordinates.shape)}"
         raise BundleError(f"features must be [N, D] and coordinates [N, 2]; they are {shapes}")
+    check_precision(coordinates)
     if unknown := sorted(set(options) - {*CHOICES, "max_lag_rad", "start", "fallback"}):
         raise BundleError(
             f"fit_semivariogram has no option {', '.join(unknown)}; it has {', '.join(CHOICES)}"
         )
-    chosen = np.sort(np.random.default_rng(0).permutation(count)[:MOST_PHOTOS])
+    chosen = draw_photos(count, max_photos)
     some, places = (torch.as_tensor(one[chosen]).detach().cpu() for one in (features, coordinates))
     unit, places = F.normalize(some.float(), dim=1), places.double().numpy()
     empirical = exact(lambda rows: unit[torch.from_numpy(rows)], places, lag_width_rad)
@@ -189,7 +187,7 @@ def fit(
         about: backbone, centred, photos: kept with the curve.
 
     Raises:
-        BundleError: fewer than 5 lags; as NoRise: the means do not rise with distance.
+        BundleError: fewer than 5 lags; as NoRise: no rising curve beats a constant.
 
     Source: author code, ``Stable(dim=2)`` on radians, unweighted, with GSTools' robust loss; plain squares
     and the rest are ours.
@@ -274,7 +272,7 @@ def range_by_sill(model: gstools.CovModel) -> float:
 RangeRule = Callable[[gstools.CovModel], float]
 RANGE_RULES: dict[str, RangeRule] = {"slope": range_by_slope, "sill95": range_by_sill}
 CHOICES = {
-    "family": ("Stable", "Exponential", "Gaussian", "Spherical", "Matern", "Rational"),
+    "family": FAMILIES,
     "metric": ("planar", "sphere"),
     "weights": ("none", "pairs"),
     "range_rule": tuple(RANGE_RULES),
