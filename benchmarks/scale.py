@@ -131,8 +131,8 @@ def run(sizes: Sequence[int]) -> Result:
                 )
             )
     goal = (
-        "semivariogram of 50,000 of the photos and an epoch's data path, 768 dimensions in half precision, within 4 GiB "
-        "of memory (the system's own limit)"
+        "semivariogram of 50,000 of the photos and an epoch's data path, 768 dimensions in half precision, "
+        "within 4 GiB of memory (the system's own limit)"
     )
     return Result(
         "scale", "photos", goal, all((one.ours_peak_bytes or 0) < LIMIT_BYTES for one in rows), rows

@@ -16,7 +16,6 @@ from PIL import Image
 
 from lib import pipeline, settings
 from lib.data.sphere import uniform_on_sphere
-from lib.method import negatives
 from lib.settings import PROJECT
 
 DOCS = PROJECT / "docs"

@@ -312,7 +312,7 @@ class TestWhereLooksHardlyDependOnThePlace:
 
     def test_what_does_not_rise_is_called_that_with_its_numbers(self) -> None:
         for seed in range(5):
-            with pytest.raises(BundleError, match=r"beats a constant .* \(dissimilarity [01]\.\d+ below .* km"):
+            with pytest.raises(BundleError, match=r"a constant .* \(dissimilarity [01]\.\d+ below .* km"):
                 fit_semivariogram(*tourists(300, 1.0, 300.0, seed))
 
     def test_an_exponent_that_the_lags_do_not_tell_is_left_out(self) -> None:
@@ -335,7 +335,7 @@ class TestWhereLooksHardlyDependOnThePlace:
         assert not found.rises and found.photos == 300
         assert found.gamma(np.array([0.01, 0.1, 3.0])) == pytest.approx(mean, rel=1e-3)
         said = curve.sentence(empirical, found)
-        assert said.startswith("no rising curve beats a constant here, by Schwarz' criterion: dissimilarity 1.0")
+        assert "beats a constant" in said and ": dissimilarity 1.0" in said
 
 
 class TestInOneCall:

@@ -150,7 +150,7 @@ def exact(
     device: torch.device | str = "cpu",
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> EmpiricalSemivariogram:
-    """Empirical semivariogram of N photos over all N (N - 1) / 2 pairs, tile by tile.
+    """Empirical semivariogram of N photos over all N (N - 1) / 2 pairs.
 
     Args:
         unit_rows: reads unit features of rows 0..N-1; called from several threads.
@@ -165,17 +165,19 @@ def exact(
 
     Source: Matheron 1962; the author code builds N x N matrices and masks them lag by lag.
     """
-    device = torch.device(device)
-    points = torch.from_numpy(_points(coordinates_deg).T.copy()).to(device)
-    photos, block = points.shape[1], block or (512 if device.type == "cpu" else 4_096)
+    photos, device = len(coordinates_deg), torch.device(device)
+    if photos < 2:
+        raise BundleError(f"a semivariogram needs at least two photos; there are {photos}")
+    check_degrees(coordinates_deg)
+    points = torch.from_numpy(unit_vectors(coordinates_deg).T.copy()).to(device)
+    block = block or (512 if device.type == "cpu" else 4_096)
     sums_of_tile, total = _fastest(device), EmpiricalSemivariogram.empty(lag_width_rad)
 
     def rows(first: int, count: int) -> torch.Tensor:
         return unit_rows(np.arange(first, min(first + count, photos))).to(device)
 
     def against(first: int, held: torch.Tensor, second: int) -> EmpiricalSemivariogram:
-        """Sums over the pairs of the rows ``held`` (from ``first``) with the block that begins at
-        ``second``."""
+        """Sums over the pairs of the rows ``held`` (from ``first``) with the block from ``second``."""
         is_held = second < first + len(held)
         right = held[second - first :][:block] if is_held else rows(second, block)
         sums = EmpiricalSemivariogram.empty(lag_width_rad)
@@ -187,7 +189,10 @@ def exact(
 
     with _one_thread_each(device) as apply:
         for first in progress(range(0, photos, block * BLOCKS_AT_A_TIME)):
-            held = _finite(rows(first, block * BLOCKS_AT_A_TIME))
+            held = rows(first, block * BLOCKS_AT_A_TIME)
+            if not torch.isfinite(held).all():
+                said = "look for NaN, or extract the features again (--fresh)"
+                raise BundleError(f"a feature is not finite; {said}")
             for sums in apply(partial(against, first, held), range(first, photos, block)):
                 total = total + sums
     return total
@@ -222,18 +227,3 @@ def _one_thread_each(device: torch.device) -> Iterator[Callable]:
             yield pool.map
     finally:
         torch.set_num_threads(threads)  # the number for matrix products is the process's, not the thread's
-
-
-def _points(coordinates_deg: np.ndarray) -> np.ndarray:
-    """Unit vectors [N, 3] of two places or more."""
-    if len(coordinates_deg) < 2:
-        raise BundleError(f"a semivariogram needs at least two photos; there are {len(coordinates_deg)}")
-    check_degrees(coordinates_deg)
-    return unit_vectors(coordinates_deg)
-
-
-def _finite(rows: torch.Tensor) -> torch.Tensor:
-    """``rows``, if every number of theirs is finite."""
-    if not torch.isfinite(rows).all():
-        raise BundleError("a feature is not finite; look for NaN, or extract the features again (--fresh)")
-    return rows

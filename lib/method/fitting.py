@@ -16,8 +16,8 @@ Family = Literal["Stable", "Exponential", "Gaussian", "Spherical", "Matern", "Ra
 """The families of covariance models, by GSTools' names."""
 FAMILIES: tuple[str, ...] = get_args(Family)
 NO_RISE = (
-    "no curve that rises with distance beats a constant by Schwarz' criterion, so no semivariogram is fitted: "
-    "looks do not depend on distance here; check coordinates, features and lag width"
+    "no curve that rises with distance beats a constant by Schwarz' criterion, so no semivariogram is fitted; "
+    "check coordinates, features and lag width"
 )
 SHAPE_PARAMETERS = {"Stable": "alpha", "Matern": "nu", "Rational": "alpha"}
 """GSTools' name of the shape parameter of the families that have one; called exponent here."""
@@ -58,7 +58,7 @@ def evaluate(model: gstools.CovModel, distance_rad: np.ndarray) -> np.ndarray:
 def by_gstools(
     lags: Lags, family: str, metric: str, weights: str, start: gstools.CovModel | None, least_r2: float | None
 ) -> gstools.CovModel | None:
-    """The model that GSTools' own search arrives at; None where it does not, or does not rise, or explains
+    """The model that GSTools' own search finds; None where it fails, or the model does not rise, or explains
     less than ``least_r2`` of unweighted lags."""
     lag, gamma, pairs = lags
     model = covariance_model(family, metric) if start is None else start
@@ -84,8 +84,8 @@ def by_search(lags: Lags, family: str, metric: str) -> tuple[str, gstools.CovMod
     """Family and model of least squares, lags weighted by their pairs, over shapes and length scales.
 
     For a given shape and length scale the curve is linear in nugget and partial sill, which are solved for
-    within their bounds (variable projection, Golub and Pereyra 1973). Where the lag means do not tell the
-    exponent, by Schwarz' criterion, the exponential family takes its place.
+    within their bounds (variable projection, Golub and Pereyra 1973). Where an exponent does not beat the
+    exponential family by Schwarz' criterion, that family takes its place.
 
     Raises:
         NoRise: no rising curve beats a constant.
@@ -99,11 +99,9 @@ def by_search(lags: Lags, family: str, metric: str) -> tuple[str, gstools.CovMod
         family, best = "Exponential", simple
     if not _rises(lags, best[1]):
         near = np.arange(len(lag)) < max(1, len(lag) // 10)
-        shown = [np.average(gamma[some], weights=pairs[some]) for some in (near, ~near)]
-        raise NoRise(
-            f"{NO_RISE} (dissimilarity {shown[0]:.3f} below {lag[near][-1] * EARTH_RADIUS_KM:,.0f} km, "
-            f"{shown[1]:.3f} beyond)"
-        )
+        here, beyond = (np.average(gamma[some], weights=pairs[some]) for some in (near, ~near))
+        limit_km = lag[near][-1] * EARTH_RADIUS_KM
+        raise NoRise(f"{NO_RISE} (dissimilarity {here:.3f} below {limit_km:,.0f} km, {beyond:.3f} beyond)")
     return family, best[1]
 
 
@@ -139,7 +137,7 @@ def _least_squares(lags: Lags, family: str, metric: str, shapes: tuple) -> tuple
 
 
 def _rises(lags: Lags, model: gstools.CovModel) -> bool:
-    """Whether the curve beats a constant by Schwarz' criterion, with 4 to spare; lags count by ``pairs``."""
+    """Whether the curve beats a constant by Schwarz' criterion and a margin of 4; lags count by ``pairs``."""
     lag, gamma, weights = lags
     constant = np.average(gamma, weights=weights)
     around_constant = np.sum(weights * (gamma - constant) ** 2)

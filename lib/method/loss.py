@@ -53,10 +53,8 @@ class SemivariogramLoss(nn.Module):
             if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
                 raise BundleError(f"{key}={value!r} is no number")
         if self.strategy.needs_curve and not isinstance(curve, FittedSemivariogram):
-            given = "" if curve is None else f", not a {type(curve).__name__}"
-            raise BundleError(
-                f"strategy {name!r} needs a fitted semivariogram{given}; call fit_semivariogram first"
-            )
+            needed = "a fitted semivariogram" + ("" if curve is None else f", not a {type(curve).__name__}")
+            raise BundleError(f"strategy {name!r} needs {needed}; call fit_semivariogram first")
         self.settings = parameters
         self.curve = Curve(curve) if self.strategy.needs_curve else None
 
@@ -77,7 +75,8 @@ class SemivariogramLoss(nn.Module):
         if coordinates_deg.device.type == "cpu":  # a check on a GPU would wait for it
             check_degrees(coordinates_deg.detach().double().numpy())
             if len(lost := logits.detach().diagonal().isneginf().nonzero()):
-                raise BundleError(f"logits, row {int(lost[0])} from 0: the photo's own place is no candidate (-inf)")
+                said = "the photo's own place is no candidate (-inf)"
+                raise BundleError(f"logits, row {int(lost[0])} from 0: {said}")
         return contrastive_loss(logits, weights)
 
     @torch.no_grad()
