@@ -46,6 +46,11 @@ class TestLocationEncoder:
         with torch.inference_mode():
             assert torch.allclose(model.embed_places(PLACES), F.normalize(package(PLACES), dim=1), atol=1e-6)
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_coordinates_in_half_precision_are_refused(self, pretrained: GeoCLIP, dtype: torch.dtype) -> None:
+        with pytest.raises(BundleError, match="float16 are off by up to .* km: give float32"):
+            pretrained.embed_places(PLACES.to(dtype))
+
     def test_bfloat16_keeps_the_phases(self, pretrained: GeoCLIP) -> None:
         with torch.inference_mode():
             exact = pretrained.embed_places(PLACES)

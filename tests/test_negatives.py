@@ -124,15 +124,14 @@ class TestFormula:
     def test_weights_of_every_negative(self, name: str, dtype: torch.dtype) -> None:
         candidates = batch(dtype)
         found = get(name).reweight(candidates)
+        if name == "infonce":
+            assert found.effect() is None
+            return
         for i, j, _, d, h in pairs(candidates):
             factor, log_weight = FORMULAS[name](d, h)
             if i != j:
-                assert (1.0 if found.factor is None else found.factor[i, j].item()) == pytest.approx(
-                    factor, abs=2e-5
-                )
-                assert (0.0 if found.log_weight is None else found.log_weight[i, j].item()) == pytest.approx(
-                    log_weight, abs=5e-5
-                )
+                expected = math.log(factor) + log_weight
+                assert found.effect()[i, j].item() == pytest.approx(expected, abs=5e-5)
 
     @pytest.mark.parametrize("seed", range(3))
     def test_the_loss(self, name: str, dtype: torch.dtype, seed: int) -> None:
@@ -195,6 +194,19 @@ class TestTargets:
             )
         found = contrastive_loss(candidates.logits, get(name).reweight(candidates)).item()
         assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_photo_whose_targets_are_no_candidates_has_no_loss_and_no_nan() -> None:
+    logits = batch().logits.clone()
+    logits[2, 2] = -math.inf
+    logits.requires_grad_()
+    shares = torch.eye(PHOTOS, PLACES)
+    loss = contrastive_loss(logits, Reweighting(targets=shares))
+    loss.backward()
+    others = [0, 1, 3, 4, 5]
+    expected = F.cross_entropy(logits[others], torch.tensor(others), reduction="sum") / PHOTOS
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.isfinite(logits.grad).all() and not logits.grad[2].any()
 
 
 class TestHcl:
@@ -314,18 +326,6 @@ class TestRegistry:
             get("semivariogramm")
         assert all(name in str(caught.value) for name in REGISTRY)
 
-    @pytest.mark.parametrize("name", sorted(FORMULAS))
-    def test_the_effect_is_the_log_of_what_is_done_to_a_negative(self, name: str) -> None:
-        candidates = batch()
-        effect = get(name).reweight(candidates).effect()
-        if name == "infonce":
-            assert effect is None
-            return
-        for i, j, _, d, h in pairs(candidates):
-            factor, log_weight = FORMULAS[name](d, h)
-            if i != j:
-                assert effect[i, j].item() == pytest.approx(math.log(factor) + log_weight, abs=5e-5)
-
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
 def test_weights_and_loss_never_leave_the_device(name: str) -> None:
@@ -381,6 +381,20 @@ class TestModule:
         infonce = F.cross_entropy(plain.logits, torch.arange(PHOTOS))
         found = self.made("semivariance_margin")(plain.logits, plain.place_deg, plain.unit)
         assert found.item() == pytest.approx((infonce + risk).item(), rel=1e-5)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_coordinates_in_half_precision_are_refused(self, dtype: torch.dtype) -> None:
+        plain, loss = batch(), self.made("decayed")
+        for call in (loss, loss.reweighting):
+            with pytest.raises(BundleError, match="float16 are off by up to .* km: give float32"):
+                call(plain.logits, plain.place_deg.to(dtype), plain.unit)
+
+    @pytest.mark.parametrize("name", ["infonce", "soft_targets", "distance_soft"])
+    def test_a_photo_whose_own_place_is_no_candidate_is_named(self, name: str) -> None:
+        plain, logits = batch(), batch().logits.clone()
+        logits[2, 2] = -math.inf
+        with pytest.raises(BundleError, match="row 2 from 0: the photo's own place is no candidate"):
+            self.made(name)(logits, plain.place_deg, plain.unit)
 
     def test_what_cannot_be_is_a_sentence(self) -> None:
         with pytest.raises(

@@ -262,6 +262,18 @@ class TestCurve:
 
 
 class TestRun:
+    def test_of_too_many_photos_some_are_drawn_by_the_seed(self, make_run: Runs) -> None:
+        found = []
+        for seed in (0, 0, 1):
+            run = make_run(
+                "semivariogram.lag_width_rad=0.1", "semivariogram.max_photos=60", f"semivariogram.seed={seed}"
+            )
+            run.semivariogram.unlink()
+            sums, model = curve.fit_run(run)
+            assert (model.photos, model.pairs, sums.pairs.sum()) == (60, 1_770, 1_770)
+            found.append(sums.gamma_sum)
+        assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
+
     def test_only_the_training_split_is_looked_at(self, make_run: Runs) -> None:
         run = make_run("semivariogram.lag_width_rad=0.1")
         run.semivariogram.unlink()
@@ -367,6 +379,12 @@ class TestInOneCall:
             BundleError, match=r"\[N, D\] and coordinates \[N, 2\]; they are \[5, 3\] and \[4, 2\]"
         ):
             fit_semivariogram(np.ones((5, 3)), np.zeros((4, 2)))
+
+    def test_coordinates_in_half_precision_are_refused(self) -> None:
+        features, places = torch.randn(300, 4), torch.linspace(-60.0, 60.0, 600).reshape(300, 2)
+        for wrong in (places.half(), places.bfloat16(), places.half().numpy()):
+            with pytest.raises(BundleError, match="coordinates in .*float16 are off by up to .*give float32"):
+                fit_semivariogram(features, wrong)
 
     def test_an_unknown_option_a_lag_of_no_width_and_radians_are_refused(self) -> None:
         manifest, features = world({"train": 50})

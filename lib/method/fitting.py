@@ -16,8 +16,8 @@ Family = Literal["Stable", "Exponential", "Gaussian", "Spherical", "Matern", "Ra
 """The families of covariance models, by GSTools' names."""
 FAMILIES: tuple[str, ...] = get_args(Family)
 NO_RISE = (
-    "no curve that rises with distance beats a constant by Schwarz' criterion, so no semivariogram is fitted; "
-    "check coordinates, features and lag width"
+    "no curve that rises with distance beats a constant by Schwarz' criterion, so no semivariogram is "
+    "fitted; check coordinates, features and lag width"
 )
 SHAPE_PARAMETERS = {"Stable": "alpha", "Matern": "nu", "Rational": "alpha"}
 """GSTools' name of the shape parameter of the families that have one; called exponent here."""
@@ -110,7 +110,7 @@ def _least_squares(lags: Lags, family: str, metric: str, shapes: tuple) -> tuple
     lag, gamma, pairs = lags
     root = np.sqrt(pairs / pairs.sum())
 
-    def solved(log_length: float, shape: float | None) -> tuple[float, dict[str, float]]:
+    def solved(log_length: float, shape: float | None = None) -> tuple[float, dict[str, float]]:
         given = {"len_scale": math.exp(log_length)}
         given |= {} if shape is None else {SHAPE_PARAMETERS[family]: shape}
         rise = evaluate(covariance_model(family, metric, var=1.0, nugget=0.0, **given), lag)
@@ -125,14 +125,10 @@ def _least_squares(lags: Lags, family: str, metric: str, shapes: tuple) -> tuple
     free, bounds = [first[0]], [ends]
     if first[1] is not None:
         free, bounds = [*free, first[1]], [*bounds, (min(shapes), max(shapes))]
-    found = optimize.minimize(
-        lambda values: solved(values[0], values[1] if len(values) > 1 else None)[0],
-        free,
-        method="Nelder-Mead",
-        bounds=bounds,
-        options={"maxiter": 200, "xatol": 1e-4, "fatol": 1e-14},
-    )
-    squares, parameters = solved(found.x[0], found.x[1] if len(found.x) > 1 else None)
+    options = {"maxiter": 200, "xatol": 1e-4, "fatol": 1e-14}
+    how = {"method": "Nelder-Mead", "bounds": bounds, "options": options}
+    found = optimize.minimize(lambda values: solved(*values)[0], free, **how)
+    squares, parameters = solved(*found.x)
     return squares, covariance_model(family, metric, **parameters)
 
 
