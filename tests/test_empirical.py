@@ -73,17 +73,6 @@ class TestExact:
         torch.set_num_threads(before)
         assert (alone.gamma_sum == together.gamma_sum).all() and (alone.pairs == together.pairs).all()
 
-    def test_sums_of_machines_add_up_and_other_lags_do_not(self) -> None:
-        features, coordinates = small_world()
-        north, south = coordinates[:, 0] >= 0.0, coordinates[:, 0] < 0.0
-        whole = exact(unit_rows(features), coordinates, 0.2)
-        halves = [exact(unit_rows(features[part]), coordinates[part], 0.2) for part in (north, south)]
-        between = whole.pairs - halves[0].pairs - halves[1].pairs
-        assert (halves[0] + halves[1]).pairs.sum() + north.sum() * south.sum() == whole.pairs.sum()
-        assert between.min() >= 0
-        with pytest.raises(BundleError, match="same lags"):
-            halves[0] + exact(unit_rows(features), coordinates, 0.1)
-
     def test_wider_lags_hold_the_same_sums(self) -> None:
         features, coordinates = small_world()
         fine, wide = (exact(unit_rows(features), coordinates, width) for width in (0.1, 0.4))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.polynomial import Chebyshev, Polynomial
 
-from .empirical import EmpiricalSemivariogram, lag_count
+from .empirical import lag_count
 
 COMPILED = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nnan", "ninf", "nsz", "arcp"}}
 """No flag changes the order of a sum, so the same tile gives the same bits."""
@@ -71,9 +71,9 @@ def add_tile(
 
 def of_tile(
     product: torch.Tensor, left: torch.Tensor, right: torch.Tensor, width: float, ahead: int
-) -> EmpiricalSemivariogram:
+) -> np.ndarray:
     """:func:`.empirical.of_tile` of tensors on the processor, five times as fast."""
     sums = np.zeros((lag_count(width), 4))
     places = (np.ascontiguousarray(points.numpy()) for points in (left, right))
     add_tile(product.numpy(), *places, width, ahead, sums)
-    return EmpiricalSemivariogram(width, sums[:, 0].astype(np.int64), *sums[:, 1:].T)
+    return sums.T

@@ -36,7 +36,7 @@ UnitRows = Callable[[np.ndarray], torch.Tensor]
 
 @dataclass(frozen=True)
 class EmpiricalSemivariogram:
-    """Sums over the pairs of each lag; the sums of parts add up.
+    """Sums over the pairs of each lag.
 
     Attributes:
         lag_width_rad: width of a lag; lag k holds the pairs with k width <= h < (k + 1) width.
@@ -51,18 +51,6 @@ class EmpiricalSemivariogram:
     distance_sum_rad: np.ndarray
     gamma_sum: np.ndarray
     square_sum: np.ndarray
-
-    @classmethod
-    def empty(cls, lag_width_rad: float) -> EmpiricalSemivariogram:
-        """No pairs, in the lags from 0 to pi."""
-        lags = lag_count(lag_width_rad)
-        return cls(lag_width_rad, np.zeros(lags, dtype=np.int64), *(np.zeros(lags) for _ in range(3)))
-
-    def __add__(self, other: EmpiricalSemivariogram) -> EmpiricalSemivariogram:
-        if self.lag_width_rad != other.lag_width_rad or len(self.pairs) != len(other.pairs):
-            raise BundleError("two semivariograms add up only over the same lags")
-        sums = (getattr(self, name) + getattr(other, name) for name in SUMS)
-        return EmpiricalSemivariogram(self.lag_width_rad, *sums)
 
     @property
     def lag_rad(self) -> np.ndarray:
@@ -102,8 +90,8 @@ def lag_count(width_rad: float) -> int:
     return max(1, math.ceil(math.pi / width_rad - 1e-9))
 
 
-def of_pairs(distance_rad: torch.Tensor, dissimilarity: torch.Tensor, width: float) -> EmpiricalSemivariogram:
-    """Sums over the given pairs, both tensors flat [P], P < 2**25, on any device.
+def of_pairs(distance_rad: torch.Tensor, dissimilarity: torch.Tensor, width: float) -> np.ndarray:
+    """Sums [4, K] over the given pairs, in the order of ``SUMS``; both tensors flat [P], P < 2**25.
 
     A GPU adds in any order. Whole quanta have an exact sum, so every order gives the same bits.
     """
@@ -112,7 +100,7 @@ def of_pairs(distance_rad: torch.Tensor, dissimilarity: torch.Tensor, width: flo
     weights = distance_rad.double(), dissimilarity, dissimilarity**2
     sums = [sum_by_lag(lag, whole_quanta(one), lags) for one in weights]
     counts = torch.bincount(lag, minlength=lags)
-    return EmpiricalSemivariogram(width, counts.cpu().numpy(), *(QUANTUM * one.cpu().numpy() for one in sums))
+    return np.stack([counts.cpu().numpy(), *(QUANTUM * one.cpu().numpy() for one in sums)])
 
 
 def whole_quanta(values: torch.Tensor) -> torch.Tensor:
@@ -127,8 +115,8 @@ def sum_by_lag(lag: torch.Tensor, weights: torch.Tensor, lags: int) -> torch.Ten
 
 def of_tile(
     product: torch.Tensor, left: torch.Tensor, right: torch.Tensor, width: float, ahead: int
-) -> EmpiricalSemivariogram:
-    """Sums over the pairs i < j of a tile, on any device.
+) -> np.ndarray:
+    """Sums [4, K] over the pairs i < j of a tile, on any device.
 
     Args:
         product: u_i . u_j [n, m].
@@ -171,20 +159,20 @@ def exact(
     check_degrees(coordinates_deg)
     points = torch.from_numpy(unit_vectors(coordinates_deg).T.copy()).to(device)
     block = block or (512 if device.type == "cpu" else 4_096)
-    sums_of_tile, total = _fastest(device), EmpiricalSemivariogram.empty(lag_width_rad)
+    sums_of_tile, total = _fastest(device), np.zeros((4, lag_count(lag_width_rad)))
 
     def rows(first: int, count: int) -> torch.Tensor:
         return unit_rows(np.arange(first, min(first + count, photos))).to(device)
 
-    def against(first: int, held: torch.Tensor, second: int) -> EmpiricalSemivariogram:
+    def against(first: int, held: torch.Tensor, second: int) -> np.ndarray:
         """Sums over the pairs of the rows ``held`` (from ``first``) with the block from ``second``."""
         is_held = second < first + len(held)
         right = held[second - first :][:block] if is_held else rows(second, block)
-        sums = EmpiricalSemivariogram.empty(lag_width_rad)
+        sums = np.zeros_like(total)
         for start in range(first, min(first + len(held), second + 1), block):
             product = held[start - first :][:block] @ right.T
             here, there = points[:, start : start + len(product)], points[:, second : second + len(right)]
-            sums = sums + sums_of_tile(product, here, there, lag_width_rad, second - start)
+            sums += sums_of_tile(product, here, there, lag_width_rad, second - start)
         return sums
 
     with _one_thread_each(device) as apply:
@@ -194,8 +182,8 @@ def exact(
                 said = "look for NaN, or extract the features again (--fresh)"
                 raise BundleError(f"a feature is not finite; {said}")
             for sums in apply(partial(against, first, held), range(first, photos, block)):
-                total = total + sums
-    return total
+                total += sums
+    return EmpiricalSemivariogram(lag_width_rad, total[0].astype(np.int64), *total[1:])
 
 
 def draw_photos(count: int, limit: int, seed: int = 0) -> np.ndarray:
@@ -203,7 +191,7 @@ def draw_photos(count: int, limit: int, seed: int = 0) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(count)[:limit])
 
 
-def _fastest(device: torch.device) -> Callable[..., EmpiricalSemivariogram]:
+def _fastest(device: torch.device) -> Callable[..., np.ndarray]:
     """:func:`of_tile`, on the processor that of :mod:`.binning` where numba is installed."""
     if device.type != "cpu" or find_spec("numba") is None:
         return of_tile
