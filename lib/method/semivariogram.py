@@ -189,13 +189,7 @@ def fit(
     for name, value in zip(CHOICES, (family, metric, weights, range_rule), strict=True):
         if value not in CHOICES[name]:
             raise BundleError(f"{name}={value!r} is unknown; take one of {', '.join(CHOICES[name])}")
-    used = (empirical.pairs > 0) & (empirical.lag_rad <= max_lag_rad)
-    lags = fitting.Lags(empirical.lag_rad[used], empirical.gamma[used], empirical.pairs[used])
-    if (count := int(used.sum())) < 5:
-        mend = "narrow" if count >= 0.8 * (used.nonzero()[0].max(initial=0) + 1) else "widen"
-        raise BundleError(
-            f"{count} lags with pairs are too few; {mend} lag_width_rad, or take photos at more places"
-        )
+    lags = _lags(empirical, max_lag_rad)
     least_r2 = fitting.LEAST_R2 if fallback else None
     model = fitting.by_gstools(lags, family, metric, weights, start and start.model(), least_r2)
     if model is None and not fallback:
@@ -218,6 +212,16 @@ def fit(
         pairs=int(empirical.pairs.sum()),
         **about,
     )
+
+
+def _lags(empirical: EmpiricalSemivariogram, max_lag_rad: float) -> fitting.Lags:
+    """The lags with pairs, 5 or more, up to ``max_lag_rad``."""
+    used = (empirical.pairs > 0) & (empirical.lag_rad <= max_lag_rad)
+    if (count := int(used.sum())) < 5:
+        mend = "narrow" if count >= 0.8 * (used.nonzero()[0].max(initial=0) + 1) else "widen"
+        said = f"{mend} lag_width_rad, or take photos at more places"
+        raise BundleError(f"{count} lags with pairs are too few; {said}")
+    return fitting.Lags(empirical.lag_rad[used], empirical.gamma[used], empirical.pairs[used])
 
 
 def flat(empirical: EmpiricalSemivariogram, **about: str | bool | int) -> FittedSemivariogram:

@@ -70,10 +70,9 @@ def _make(run: Run) -> None:
 
 def sentence(sums: EmpiricalSemivariogram, fitted: FittedSemivariogram) -> str:
     """The curve in one sentence."""
-    table = sums.table()
-    farthest = table["lag_km"].max()
-    near, far = (100.0, 1_000.0) if farthest > 1_000.0 else (0.05 * farthest, 0.5 * farthest)
-    at = np.interp([near, far], table["lag_km"], table["gamma"])
+    lag_km, gamma = sums.table()[["lag_km", "gamma"]].to_numpy().T
+    near, far = (100.0, 1_000.0) if lag_km.max() > 1_000.0 else (0.05 * lag_km.max(), 0.5 * lag_km.max())
+    at = np.interp([near, far], lag_km, gamma)
     measured = f"dissimilarity {at[0]:.2f} at {near:,.3g} km, {at[1]:.2f} at {far:,.4g} km"
     if not fitted.rises:
         return f"no rising curve beats a constant here, by Schwarz' criterion: {measured}"
@@ -109,8 +108,8 @@ def parameters(fitted: FittedSemivariogram) -> pd.DataFrame:
     ]
     if fitted.exponent is not None:
         rows.insert(4, ("exponent", fitted.exponent, "", "shape of the rise"))
-    columns = ["parameter", "value", "unit", "meaning"]
-    return pd.DataFrame(rows, columns=columns).round(4).set_index("parameter")
+    table = pd.DataFrame(rows, columns=["parameter", "value", "unit", "meaning"])
+    return table.round(4).set_index("parameter")
 
 
 def range_table(fitted: FittedSemivariogram) -> pd.DataFrame:
