@@ -31,7 +31,7 @@ from PIL import Image
 from benchmarks.reweighting import CURVE
 from benchmarks.semivariogram import world
 from lib import settings
-from lib.data import backbones, binning, features, sampling
+from lib.data import backbones, features
 from lib.evaluate import evaluation
 from lib.method import empirical, negatives
 from lib.method.loss import SemivariogramLoss
@@ -196,9 +196,9 @@ def trainings(bench: Bench) -> Lines:
 
 
 def curves(bench: Bench) -> Lines:
-    """Exact and sampled curve against the processor's compiled one, and their bytes over three runs."""
+    """The exact curve against the processor's compiled one, and their bytes over three runs."""
     unit, places = world(bench.size(2_000, 20_000))
-    wanted = empirical.exact(unit.__getitem__, places, tile=binning.of_tile)
+    wanted = empirical.exact(unit.__getitem__, places)
     found = [empirical.exact(unit.__getitem__, places, device=bench.device) for _ in range(3)]
     seconds = bench.seconds(lambda: empirical.exact(unit.__getitem__, places, device=bench.device))
     there = (wanted.pairs > 100) & (found[0].pairs > 100)
@@ -208,12 +208,6 @@ def curves(bench: Bench) -> Lines:
     yield "curve-exact", off < 1e-4, said
     sums = {one.gamma_sum.tobytes() + one.distance_sum_rad.tobytes() for one in found}
     yield "curve-bytes", None if bench.small else len(sums) == 1, f"{len(sums)} outcome of 3 runs"
-    wanted = wanted.coarsened(8)
-    drawn = sampling.sampled(unit.__getitem__, places, 0.008, pairs=bench.size(100_000, 2_000_000))
-    near = (drawn.pairs > 50) & (wanted.pairs > 500)
-    errors = np.abs(drawn.gamma - wanted.gamma)[near] / np.maximum(drawn.standard_error[near], 1e-9)
-    share = float((errors < 1.96).mean())
-    yield "curve-sampled", share > 0.9, f"{share:.1%} of {near.sum()} lags within 1.96 standard errors"
 
 
 def clip_folder(bench: Bench) -> Path:

@@ -38,8 +38,7 @@ class Row:
     was not run.
 
     ``floor_seconds``: the work that cannot be avoided, measured in the same run; ``floor_ratio`` is ours over
-    that. ``part``: what of several things the row is about. ``coverage``: share of the 95 % intervals that
-    hold the truth.
+    that. ``part``: what of several things the row is about.
     """
 
     size: int
@@ -52,7 +51,6 @@ class Row:
     floor_seconds: float | None = None
     floor_ratio: float | None = None
     part: str = ""
-    coverage: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,6 @@ def row(
     difference: float | None,
     floor: Measured | None = None,
     part: str = "",
-    coverage: float | None = None,
 ) -> Row:
     """A :class:`Row` of measured calls."""
     return Row(
@@ -103,7 +100,6 @@ def row(
         floor and floor.seconds,
         floor and ours.seconds / floor.seconds,
         part,
-        coverage,
     )
 
 

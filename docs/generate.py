@@ -103,8 +103,7 @@ def settings_page() -> str:
         curve, reads = "yes" if one.needs_curve else "no", ", ".join(one.parameters)
         rows.append((f"`{one.name}`", one.kind, cell(one.description), curve, reads))
     parts.append(table(("strategy", "kind", "what it does", "reads the curve", "reads"), rows))
-    old = [f"`{old}` is now called `{new}`" for old, new in negatives.RENAMED.items()]
-    return "\n\n".join([*parts, f"Earlier names are still taken: {', '.join(old)}."]) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def files_page() -> str:
@@ -197,7 +196,7 @@ def described(node: ast.stmt, indent: str = "") -> Iterator[str]:
 
 def kept(run: str, name: str) -> pd.DataFrame:
     """A table of a kept run, with the names that strategies have today."""
-    return pd.read_csv(KEPT / run / "tables" / f"{name}.csv").replace(negatives.RENAMED)
+    return pd.read_csv(KEPT / run / "tables" / f"{name}.csv").replace("distance_gate", "semivariance_margin")
 
 
 def accuracies() -> pd.DataFrame:

@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from lib.method.errors import BundleError
-from lib.method.negatives import RENAMED
+from lib.method.fitting import Family
 
 PROJECT = Path(__file__).resolve().parent.parent
 PROFILES = PROJECT / "notebooks" / "profiles"
@@ -141,15 +141,14 @@ class Backbone(_Group):
 class Semivariogram(_Group):
     """The empirical curve and the GSTools covariance model fitted to it."""
 
-    family: Literal["Stable", "Exponential", "Gaussian", "Spherical", "Matern", "Rational"] = "Stable"
+    family: Family = "Stable"
     metric: Literal["planar", "sphere"] = _entry("planar", "on radians (author code), or GSTools latlon=True")
     weights: Literal["none", "pairs"] = _entry("none", "of the lags: none, or their pairs")
     lag_width_rad: float = _entry(0.001, "width of a lag, radians (0.001: 6.37 km)", ge=1e-5, le=0.5)
     max_lag_rad: float = _entry(3.141592653589793, "longest lag, radians", gt=0, le=3.141592653589794)
     range_rule: Literal["slope", "sill95"] = _entry("slope", "d gamma/dh < 0.01 per rad, or 95 % of the sill")
-    max_pairs: int = _entry(200_000_000, "all pairs up to here, a stratified sample beyond", ge=100)
-    sample_pairs: int = _entry(20_000_000, "pairs of that sample", ge=100)
-    seed: Seed = _entry(0, "seed of the sample of pairs")
+    max_photos: int = _entry(50_000, "of more training photos, this many are drawn at random", ge=2)
+    seed: Seed = _entry(0, "seed of that draw")
 
 
 class Training(_Group):
@@ -252,18 +251,6 @@ class Settings(_Group):
         """Whether anything takes GeoCLIP's published image head, made for raw features of CLIP ViT-L/14."""
         return bool(self.evaluation.baselines) or self.training.image_head == "geoclip"
 
-    @model_validator(mode="before")
-    @classmethod
-    def _with_names_of_today(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        there = {name: values[name] for name in ("training", "evaluation") if name in values}
-        groups = _renamed(there)
-        for old, new in RENAMED.items() if groups != there else ():
-            if re.search(rf"\b{old}\b", str(there)):
-                print(f"note: strategy {old} is now called {new}")
-        return values | groups
-
     @model_validator(mode="after")
     def _raw_features_for_the_published_head(self) -> Settings:
         if self.uses_published_head and self.backbone.centred:
@@ -342,18 +329,6 @@ def _drop_own_values(values: dict[str, Any], overrides: Sequence[str]) -> None:
         for own in variants.values() if group == "training" else ():
             if isinstance(own, dict):
                 own.pop(name, None)
-
-
-def _renamed(value: Any) -> Any:
-    """``value`` with the strategies in it, alone or in a list, under their names of today."""
-    if isinstance(value, dict):
-        return {_renamed(name): _renamed(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_renamed(one) for one in value]
-    if not isinstance(value, str):
-        return value
-    names = [part.strip() for part in value.split(",")]
-    return ",".join(RENAMED.get(name, name) for name in names) if {*names} & {*RENAMED} else value
 
 
 class _Loader(yaml.SafeLoader):

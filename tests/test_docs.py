@@ -16,7 +16,6 @@ from PIL import Image
 
 from lib import pipeline, settings
 from lib.data.sphere import uniform_on_sphere
-from lib.method import negatives
 from lib.settings import PROJECT
 
 DOCS = PROJECT / "docs"
@@ -115,13 +114,6 @@ def test_every_page_can_be_reached_from_the_readme():
 def test_the_readme_begins_with_a_picture_and_the_two_commands():
     first = read(PROJECT / "README.md").partition("\n## ")[0]
     assert "![" in first and "./run_all.sh" in first and "./run_tests.sh" in first
-
-
-def test_strategies_bear_the_names_of_today():
-    for page in (page for page in PAGES if page.parent.name != "reference"):
-        for old in negatives.RENAMED:
-            said = [line for line in re.split(r"(?<=[.:])\s", read(page)) if f"`{old}`" in line]
-            assert all("earlier name" in line.lower() for line in said), said
 
 
 def test_the_reference_is_what_the_code_says():

@@ -1,19 +1,16 @@
-"""Statements about the empirical semivariogram: a mean over all pairs of a lag, or a uniform sample."""
+"""Statements about the empirical semivariogram: a mean over all pairs of a lag."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from conftest import small_world, unit_rows
 
-from lib.data import binning
-from lib.data.sampling import estimate, sampled
-from lib.data.sphere import uniform_on_sphere
-from lib.method.empirical import EmpiricalSemivariogram, exact
+from lib.method import binning, empirical
+from lib.method.empirical import draw_photos, exact
 from lib.method.errors import BundleError
 
 
@@ -38,11 +35,11 @@ def brute_force(features: np.ndarray, coordinates: np.ndarray, width: float) -> 
     }
 
 
-class TestEstimate:
+class TestExact:
     @pytest.mark.parametrize("width", [0.05, 0.31, 1.0])
     def test_it_is_the_mean_over_the_pairs_of_each_lag(self, width: float) -> None:
         features, coordinates = small_world()
-        found = estimate(unit_rows(features), coordinates, width)
+        found = exact(unit_rows(features), coordinates, width)
         expected = brute_force(features, coordinates, width)
         assert np.array_equal(found.pairs, expected["pairs"])
         for name in ("lag_rad", "gamma", "variance"):
@@ -50,7 +47,7 @@ class TestEstimate:
 
     def test_a_lag_without_pairs_is_nan_and_left_out_of_the_table(self) -> None:
         features, coordinates = small_world(4)
-        found = estimate(unit_rows(features), coordinates, 0.02)
+        found = exact(unit_rows(features), coordinates, 0.02)
         empty = found.pairs == 0
         assert empty.any()
         for name in ("gamma", "lag_rad", "variance"):
@@ -69,27 +66,16 @@ class TestEstimate:
 
     def test_several_threads_give_the_bits_of_one(self) -> None:
         x, places = small_world(1_500)
-        alone = estimate(unit_rows(x), places, 0.05)
+        alone = exact(unit_rows(x), places, 0.05)
         before = torch.get_num_threads()
         torch.set_num_threads(3)
-        together = estimate(unit_rows(x), places, 0.05)
+        together = exact(unit_rows(x), places, 0.05)
         torch.set_num_threads(before)
         assert (alone.gamma_sum == together.gamma_sum).all() and (alone.pairs == together.pairs).all()
 
-    def test_sums_of_machines_add_up_and_other_lags_do_not(self) -> None:
-        features, coordinates = small_world()
-        north, south = coordinates[:, 0] >= 0.0, coordinates[:, 0] < 0.0
-        whole = estimate(unit_rows(features), coordinates, 0.2)
-        halves = [estimate(unit_rows(features[part]), coordinates[part], 0.2) for part in (north, south)]
-        between = whole.pairs - halves[0].pairs - halves[1].pairs
-        assert (halves[0] + halves[1]).pairs.sum() + north.sum() * south.sum() == whole.pairs.sum()
-        assert between.min() >= 0
-        with pytest.raises(BundleError, match="same lags"):
-            halves[0] + estimate(unit_rows(features), coordinates, 0.1)
-
     def test_wider_lags_hold_the_same_sums(self) -> None:
         features, coordinates = small_world()
-        fine, wide = (estimate(unit_rows(features), coordinates, width) for width in (0.1, 0.4))
+        fine, wide = (exact(unit_rows(features), coordinates, width) for width in (0.1, 0.4))
         coarse = fine.coarsened(4)
         assert coarse.lag_width_rad == pytest.approx(0.4)
         assert np.array_equal(coarse.pairs, wide.pairs)
@@ -99,75 +85,19 @@ class TestEstimate:
     def test_one_photo_and_lost_coordinates_and_features_are_refused(self) -> None:
         features, coordinates = small_world(5)
         with pytest.raises(BundleError, match="at least two photos; there are 1"):
-            estimate(unit_rows(features[:1]), coordinates[:1])
+            exact(unit_rows(features[:1]), coordinates[:1])
         with pytest.raises(BundleError, match="row 3 from 0: nan, nan is no latitude"):
-            estimate(unit_rows(features), np.where(np.arange(5)[:, None] == 3, np.nan, coordinates))
+            exact(unit_rows(features), np.where(np.arange(5)[:, None] == 3, np.nan, coordinates))
         features[:, 0] = np.nan
-        for max_pairs in (10, 9):  # exact, sampled
-            with pytest.raises(BundleError, match="feature is not finite"):
-                estimate(unit_rows(features), coordinates, max_pairs=max_pairs, sample_pairs=100)
+        with pytest.raises(BundleError, match="feature is not finite"):
+            exact(unit_rows(features), coordinates)
 
-
-@pytest.fixture(scope="module")
-def clustered() -> tuple[Callable[[np.ndarray], torch.Tensor], np.ndarray, EmpiricalSemivariogram]:
-    """1,500 photos, 300 of them around one place, where most short lags are; their exact semivariogram."""
-    generator = np.random.default_rng(1)
-    coordinates = uniform_on_sphere(1_500, generator, 70.0)
-    coordinates[:300] = generator.normal([45.0, 10.0], 3.0, (300, 2))
-    phase = np.deg2rad(coordinates) @ generator.normal(size=(2, 16)) * 2.0 + generator.uniform(0, 6, 16)
-    rows = unit_rows(np.cos(phase) + 0.3 * generator.normal(size=(1_500, 16)))
-    return rows, coordinates, estimate(rows, coordinates, 0.01)
-
-
-@pytest.fixture(scope="module")
-def samples(clustered: tuple) -> tuple[EmpiricalSemivariogram, list[EmpiricalSemivariogram]]:
-    """The exact semivariogram, and 16 sampled ones of a tenth of the pairs."""
-    rows, coordinates, whole = clustered
-    return whole, [sampled(rows, coordinates, 0.01, pairs=110_000, seed=seed) for seed in range(16)]
-
-
-class TestSampledEstimate:
-    def test_in_each_lag_it_agrees_with_the_exact_one_within_its_standard_error(self, samples: tuple) -> None:
-        whole, parts = samples
-        gamma = np.stack([part.gamma for part in parts])
-        full = (np.stack([part.pairs for part in parts]).min(0) >= 30) & (gamma.std(0) > 0)
-        assert full.sum() > 200
-        error = gamma[:, full].std(0, ddof=1) / math.sqrt(len(parts))
-        z = (gamma[:, full].mean(0) - whole.gamma[full]) / error
-        assert np.abs(z).max() < 6.0
-        assert 0.8 < np.sqrt(np.mean(z**2)) < 1.35
-        assert abs(z.mean()) < 0.3
-
-    def test_its_standard_error_is_honest_in_near_lags_and_in_far_ones(self, clustered: tuple) -> None:
-        rows, coordinates, whole = clustered
-        parts = [sampled(rows, coordinates, 0.01, pairs=12_000, seed=seed) for seed in range(48)]
-        z = np.stack([(part.gamma - whole.gamma) / part.standard_error for part in parts])
-        enough = np.stack([part.pairs for part in parts]) >= 30
-        for lags in (slice(1, 6), slice(6, 300)):  # the first lag holds so few pairs that all are taken
-            covered = np.abs(z[:, lags])[enough[:, lags]] < 2.0
-            assert covered.size > 100
-            assert covered.mean() == pytest.approx(0.954, abs=3.5 * math.sqrt(0.044 / covered.size) + 0.01)
-
-    def test_a_shell_of_few_pairs_is_taken_whole(self, samples: tuple) -> None:
-        whole, parts = samples
-        for part in parts:
-            assert part.pairs[0] == whole.pairs[0]
-            assert part.gamma[0] == pytest.approx(whole.gamma[0], abs=1e-6)
-
-    def test_short_lags_hold_a_larger_share_of_the_sample_than_of_the_pairs(self, samples: tuple) -> None:
-        whole, parts = samples
-        share = parts[0].pairs / np.maximum(whole.pairs, 1)
-        assert share[:4].min() > 3.0 * share[20:200].mean()
-
-    def test_it_holds_about_as_many_pairs_as_were_asked_for_and_is_seeded(self, samples: tuple) -> None:
-        features, coordinates = small_world(200)
-        one, two, other = (
-            sampled(unit_rows(features), coordinates, 0.1, pairs=5_000, seed=seed) for seed in (3, 3, 4)
-        )
-        assert np.array_equal(one.gamma_sum, two.gamma_sum)
-        assert not np.array_equal(one.gamma_sum, other.gamma_sum)
-        for part in samples[1]:
-            assert 0.3 * 110_000 < part.pairs.sum() < 1.5 * 110_000
+    def test_photos_are_drawn_by_the_seed_only_where_there_are_too_many(self) -> None:
+        assert draw_photos(5, 5).tolist() == draw_photos(5, 9, seed=1).tolist() == [0, 1, 2, 3, 4]
+        few = draw_photos(1_000, 50, seed=1)
+        assert len(set(few)) == 50 and (np.diff(few) > 0).all() and few.max() < 1_000
+        assert np.array_equal(few, draw_photos(1_000, 50, seed=1))
+        assert not np.array_equal(few, draw_photos(1_000, 50, seed=2))
 
 
 class TestBinning:
@@ -197,9 +127,13 @@ class TestBinning:
         assert np.allclose(found, expected, rtol=1e-9, atol=1e-7)
 
     @pytest.mark.parametrize("block", [3, 64, 200])
-    def test_a_gpus_way_gives_the_same_sums(self, block: int) -> None:
+    def test_a_gpus_way_and_a_project_without_numba_get_the_same_sums(
+        self, block: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         features, coordinates = small_world(150)
-        here = exact(unit_rows(features), coordinates, 0.05, block=block, tile=binning.of_tile)
+        here = exact(unit_rows(features), coordinates, 0.05, block=block)
+        monkeypatch.setattr(empirical, "find_spec", lambda name: None)
+        monkeypatch.setattr(binning, "add_tile", None)
         there = exact(unit_rows(features), coordinates, 0.05, block=block)
         assert np.array_equal(here.pairs, there.pairs)
         for name in ("distance_sum_rad", "gamma_sum", "square_sum"):

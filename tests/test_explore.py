@@ -9,9 +9,10 @@ from conftest import fitted
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from lib.data import datasets, features, sampling
+from lib.data import datasets, features
 from lib.evaluate import pairs
 from lib.method import negatives
+from lib.method.empirical import exact
 from lib.method.semivariogram import Curve
 from lib.show import explore, maps
 
@@ -33,7 +34,7 @@ def empirical(run):
     frozen = features.read(run, manifest)
     rows = datasets.manifest.rows_of(manifest, "train")
     places = datasets.manifest.coordinates(manifest)[rows]
-    return sampling.estimate(lambda chosen: frozen.unit(rows[chosen]), places, 0.05)
+    return exact(lambda chosen: frozen.unit(rows[chosen]), places, 0.05)
 
 
 @pytest.fixture(autouse=True)

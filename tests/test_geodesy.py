@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from sklearn.metrics.pairwise import haversine_distances
 
 from lib.data import sphere
 from lib.method import geodesy
@@ -53,15 +52,6 @@ class TestDistance:
         tolerance = 1e-6 if expected < 20_000.0 else 3e-4
         assert geodesy.distance_km(a, b) == pytest.approx(expected, abs=tolerance)
         assert by_vectors_km(a, b) == pytest.approx(expected, abs=1e-5)
-
-    @given(place, place)
-    @example(*ANTIPODES)
-    @example(*DATE_LINE)
-    @example(*POLES)
-    @example(*SAME)
-    def test_it_is_the_haversine_distance_of_scikit_learn(self, a: tuple, b: tuple) -> None:
-        theirs = haversine_distances(np.deg2rad([a]), np.deg2rad([b]))[0, 0] * EARTH_RADIUS_KM
-        assert geodesy.distance_km(a, b) == pytest.approx(theirs, abs=1e-6 if theirs < 20_000.0 else 3e-4)
 
     @given(place, place)
     @example(*ANTIPODES)

@@ -18,14 +18,8 @@ from lib.settings import Training
 from lib.train.checkpoints import initialise, load, save
 from lib.train.training import Queue
 
-PLACES = torch.from_numpy(
-    np.concatenate(
-        [
-            uniform_on_sphere(60, np.random.default_rng(0)),
-            [[90.0, 0.0], [-90.0, 0.0], [0.0, 180.0], [0.0, -180.0]],
-        ]
-    )
-).float()
+EDGES = [[90.0, 0.0], [-90.0, 0.0], [0.0, 180.0], [0.0, -180.0]]
+PLACES = torch.from_numpy(np.concatenate([uniform_on_sphere(60, np.random.default_rng(0)), EDGES])).float()
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +30,19 @@ def pretrained() -> GeoCLIP:
 class TestLocationEncoder:
     def test_with_the_pretrained_weights_it_is_the_packages(self, pretrained: GeoCLIP) -> None:
         with torch.inference_mode():
-            assert torch.allclose(
-                pretrained.embed_places(PLACES), F.normalize(LocationEncoder()(PLACES), dim=1), atol=1e-6
-            )
+            expected = F.normalize(LocationEncoder()(PLACES), dim=1)
+            assert torch.allclose(pretrained.embed_places(PLACES), expected, atol=1e-6)
 
     def test_from_scratch_it_is_the_packages_with_the_same_weights(self) -> None:
         model, package = GeoCLIP(8), LocationEncoder(from_pretrained=False)
         package.load_state_dict(model.location_encoder.state_dict())
         with torch.inference_mode():
             assert torch.allclose(model.embed_places(PLACES), F.normalize(package(PLACES), dim=1), atol=1e-6)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_coordinates_in_half_precision_are_refused(self, pretrained: GeoCLIP, dtype: torch.dtype) -> None:
+        with pytest.raises(BundleError, match="float16 are off by up to .* km: give float32"):
+            pretrained.embed_places(PLACES.to(dtype))
 
     def test_bfloat16_keeps_the_phases(self, pretrained: GeoCLIP) -> None:
         with torch.inference_mode():
@@ -69,10 +67,8 @@ class TestEmbeddings:
         first, last = model.image_head[0], model.image_head[2]
         assert (first.weight.shape, last.weight.shape) == ((768, 8), (512, 768))
         hidden = ((features - mean) / 4.0 @ first.weight.T + first.bias).clamp(min=0.0)
-        expected = hidden @ last.weight.T + last.bias
-        assert torch.allclose(
-            model.embed_photos(features), expected / expected.norm(dim=1, keepdim=True), atol=1e-5
-        )
+        expected = F.normalize(hidden @ last.weight.T + last.bias, dim=1)
+        assert torch.allclose(model.embed_photos(features), expected, atol=1e-5)
 
     def test_a_logit_is_the_cosine_over_the_temperature_that_starts_at_0_07(
         self, pretrained: GeoCLIP
@@ -94,22 +90,14 @@ class TestInitialise:
         other = initialise(4, torch.zeros(4), 1.0, Training()).state_dict()
         assert all(torch.equal(one[name], two[name]) for name in one)
         assert not torch.equal(one["image_head.0.weight"], other["image_head.0.weight"])
-        assert not torch.equal(
-            one["location_encoder.LocEnc2.capsule.0.b"], other["location_encoder.LocEnc2.capsule.0.b"]
-        )
+        frequencies = "location_encoder.LocEnc2.capsule.0.b"
+        assert not torch.equal(one[frequencies], other[frequencies])
 
 
 class TestCheckpoint:
     def test_it_comes_back_bit_by_bit_and_gives_the_same_bytes_twice(self, tmp_path: Path) -> None:
         model = GeoCLIP(4, torch.arange(4.0), scale=0.3)
-        metadata = {
-            "strategy": "residual",
-            "seed": 3,
-            "gallery": "Städte.csv",
-            "training": {"epochs": 2},
-            "a": 1,
-            "z": None,
-        }
+        metadata = {"strategy": "residual", "seed": 3, "gallery": "Städte.csv", "training": {"epochs": 2}}
         for number in range(3):
             save(model, tmp_path / f"{number}.safetensors", **metadata)
         assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1

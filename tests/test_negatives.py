@@ -92,17 +92,11 @@ def batch(dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object) 
 def pairs(candidates: Pairs) -> list[tuple[int, int, float, float, float]]:
     """(i, j, z, d, h) of every pair, positives included."""
     u, a = candidates.unit.tolist(), candidates.place_deg.tolist()
-    return [
-        (
-            i,
-            j,
-            candidates.logits[i, j].item(),
-            1.0 - sum(x * y for x, y in zip(u[i], u[j], strict=True)),
-            haversine(a[i], a[j]),
-        )
-        for i in range(PHOTOS)
-        for j in range(PLACES)
-    ]
+    found = []
+    for i, j in itertools.product(range(PHOTOS), range(PLACES)):
+        d = 1.0 - sum(x * y for x, y in zip(u[i], u[j], strict=True))
+        found.append((i, j, candidates.logits[i, j].item(), d, haversine(a[i], a[j])))
+    return found
 
 
 def loss_by_hand(candidates: Pairs, formula: Formula) -> float:
@@ -124,15 +118,14 @@ class TestFormula:
     def test_weights_of_every_negative(self, name: str, dtype: torch.dtype) -> None:
         candidates = batch(dtype)
         found = get(name).reweight(candidates)
+        if name == "infonce":
+            assert found.effect() is None
+            return
         for i, j, _, d, h in pairs(candidates):
             factor, log_weight = FORMULAS[name](d, h)
             if i != j:
-                assert (1.0 if found.factor is None else found.factor[i, j].item()) == pytest.approx(
-                    factor, abs=2e-5
-                )
-                assert (0.0 if found.log_weight is None else found.log_weight[i, j].item()) == pytest.approx(
-                    log_weight, abs=5e-5
-                )
+                expected = math.log(factor) + log_weight
+                assert found.effect()[i, j].item() == pytest.approx(expected, abs=5e-5)
 
     @pytest.mark.parametrize("seed", range(3))
     def test_the_loss(self, name: str, dtype: torch.dtype, seed: int) -> None:
@@ -153,27 +146,18 @@ class TestIngredients:
 
     def test_the_baseline_the_peers_and_two_controls_need_no_curve(self) -> None:
         without = {name for name, one in REGISTRY.items() if not one.needs_curve}
-        assert without == {
-            "infonce",
-            "similarity",
-            "distance_soft",
-            "hcl",
-            "constant_offset",
-            "distance_margin",
-        }
+        peers = {"infonce", "distance_soft", "hcl"}
+        assert without == {*peers, "similarity", "constant_offset", "distance_margin"}
         for name in without:
             contrastive_loss(batch().logits, get(name).reweight(batch(curve=None)))
 
 
-class TestDirections:
-    def test_the_two_halves_make_the_whole(self) -> None:
-        candidates = batch()
-        hard, false, both = (
-            get(name).reweight(candidates).log_weight for name in ("hard_only", "false_only", "semivariogram")
-        )
-        assert torch.equal(hard + false, both)
-        assert torch.equal(get("semivariogram").reweight(batch(alpha=0.0)).log_weight, hard)
-        assert torch.equal(get("semivariogram").reweight(batch(beta=0.0)).log_weight, false)
+def test_the_two_halves_make_the_whole() -> None:
+    names, plain = ("hard_only", "false_only", "semivariogram"), batch()
+    hard, false, both = (get(name).reweight(plain).log_weight for name in names)
+    assert torch.equal(hard + false, both)
+    assert torch.equal(get("semivariogram").reweight(batch(alpha=0.0)).log_weight, hard)
+    assert torch.equal(get("semivariogram").reweight(batch(beta=0.0)).log_weight, false)
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
@@ -186,15 +170,23 @@ class TestTargets:
         expected = 0.0
         for i, row in enumerate(candidates.logits.tolist()):
             denominator = math.log(sum(map(math.exp, row)))
-            expected -= (
-                sum(
-                    share / sum(shares[i]) * (z - denominator)
-                    for share, z in zip(shares[i], row, strict=True)
-                )
-                / PHOTOS
-            )
+            for share, z in zip(shares[i], row, strict=True):
+                expected -= share / sum(shares[i]) * (z - denominator) / PHOTOS
         found = contrastive_loss(candidates.logits, get(name).reweight(candidates)).item()
         assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_photo_whose_targets_are_no_candidates_has_no_loss_and_no_nan() -> None:
+    logits = batch().logits.clone()
+    logits[2, 2] = -math.inf
+    logits.requires_grad_()
+    shares = torch.eye(PHOTOS, PLACES)
+    loss = contrastive_loss(logits, Reweighting(targets=shares))
+    loss.backward()
+    others = [0, 1, 3, 4, 5]
+    expected = F.cross_entropy(logits[others], torch.tensor(others), reduction="sum") / PHOTOS
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.isfinite(logits.grad).all() and not logits.grad[2].any()
 
 
 class TestHcl:
@@ -205,9 +197,8 @@ class TestHcl:
             others = [j for j in range(PLACES) if j != i]
             raw = {j: math.exp(CONCENTRATION * candidates.logits[i, j].item()) for j in others}
             for j in others:
-                assert weights[i, j].item() == pytest.approx(
-                    raw[j] / (sum(raw.values()) / len(raw)), rel=1e-4
-                )
+                mean = sum(raw.values()) / len(raw)
+                assert weights[i, j].item() == pytest.approx(raw[j] / mean, rel=1e-4)
 
     def test_a_place_that_is_no_candidate_does_not_count(self) -> None:
         logits = batch().logits.clone()
@@ -215,10 +206,9 @@ class TestHcl:
         shown = [j for j in range(PLACES) if j not in (2, 8)]
         weights = get("hcl").reweight(batch(logits=logits)).log_weight.exp()
         assert weights[2, shown].mean().item() == pytest.approx(1.0, rel=1e-5)
-        assert torch.isfinite(contrastive_loss(logits, get("hcl").reweight(batch(logits=logits))))
-        assert torch.isfinite(
-            contrastive_loss(logits, get("hcl").reweight(batch(logits=logits, concentration=0.0)))
-        )
+        for strength in (CONCENTRATION, 0.0):
+            found = get("hcl").reweight(batch(logits=logits, concentration=strength))
+            assert torch.isfinite(contrastive_loss(logits, found))
 
 
 class TestNoNegatives:
@@ -230,9 +220,8 @@ class TestNoNegatives:
         logits.requires_grad_()
         loss = contrastive_loss(logits, get(name).reweight(batch(logits=logits.detach())))
         loss.backward()
-        assert (
-            torch.isfinite(loss) and torch.isfinite(logits.grad).all() and logits.grad[1].abs().max() < 1e-6
-        )
+        assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
+        assert logits.grad[1].abs().max() < 1e-6
 
 
 class TestShuffled:
@@ -259,25 +248,14 @@ class TestRange:
 
 class TestInfoNCE:
     @pytest.mark.parametrize("places", [PHOTOS, PLACES])
-    @pytest.mark.parametrize(
-        "reweighting",
-        [
-            Reweighting(),
-            Reweighting(factor=torch.ones(PHOTOS, PLACES)),
-            Reweighting(log_weight=torch.zeros(PHOTOS, PLACES)),
-            Reweighting(torch.zeros(PHOTOS, PLACES), torch.ones(PHOTOS, PLACES)),
-        ],
-        ids=["nothing", "factor 1", "log-weight 0", "both"],
-    )
-    def test_weights_of_one_give_exactly_infonce(self, reweighting: Reweighting, places: int) -> None:
+    @pytest.mark.parametrize(("added", "factor"), [(None, None), (None, 1.0), (0.0, None), (0.0, 1.0)])
+    def test_weights_of_one_give_exactly_infonce(
+        self, added: float | None, factor: float | None, places: int
+    ) -> None:
         logits = batch().logits[:, :places]
-        cut = Reweighting(
-            *(
-                None if one is None else one[:, :places]
-                for one in (reweighting.log_weight, reweighting.factor)
-            )
-        )
-        assert torch.equal(contrastive_loss(logits, cut), F.cross_entropy(logits, torch.arange(PHOTOS)))
+        given = (None if value is None else torch.full_like(logits, value) for value in (added, factor))
+        plain = F.cross_entropy(logits, torch.arange(PHOTOS))
+        assert torch.equal(contrastive_loss(logits, Reweighting(*given)), plain)
 
     @pytest.mark.parametrize("name", sorted(set(FORMULAS) - {"infonce", "thesis"}))
     def test_without_alpha_and_beta_every_log_weight_is_zero(self, name: str) -> None:
@@ -313,18 +291,6 @@ class TestRegistry:
         with pytest.raises(BundleError) as caught:
             get("semivariogramm")
         assert all(name in str(caught.value) for name in REGISTRY)
-
-    @pytest.mark.parametrize("name", sorted(FORMULAS))
-    def test_the_effect_is_the_log_of_what_is_done_to_a_negative(self, name: str) -> None:
-        candidates = batch()
-        effect = get(name).reweight(candidates).effect()
-        if name == "infonce":
-            assert effect is None
-            return
-        for i, j, _, d, h in pairs(candidates):
-            factor, log_weight = FORMULAS[name](d, h)
-            if i != j:
-                assert effect[i, j].item() == pytest.approx(math.log(factor) + log_weight, abs=5e-5)
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
@@ -382,8 +348,19 @@ class TestModule:
         found = self.made("semivariance_margin")(plain.logits, plain.place_deg, plain.unit)
         assert found.item() == pytest.approx((infonce + risk).item(), rel=1e-5)
 
-    def test_the_earlier_name_of_the_margin_still_works(self) -> None:
-        assert SemivariogramLoss(MODEL, "distance_gate", beta=1.0).strategy.name == "semivariance_margin"
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_coordinates_in_half_precision_are_refused(self, dtype: torch.dtype) -> None:
+        plain, loss = batch(), self.made("decayed")
+        for call in (loss, loss.reweighting):
+            with pytest.raises(BundleError, match="float16 are off by up to .* km: give float32"):
+                call(plain.logits, plain.place_deg.to(dtype), plain.unit)
+
+    @pytest.mark.parametrize("name", ["infonce", "soft_targets", "distance_soft"])
+    def test_a_photo_whose_own_place_is_no_candidate_is_named(self, name: str) -> None:
+        plain, logits = batch(), batch().logits.clone()
+        logits[2, 2] = -math.inf
+        with pytest.raises(BundleError, match="row 2 from 0: the photo's own place is no candidate"):
+            self.made(name)(logits, plain.place_deg, plain.unit)
 
     def test_what_cannot_be_is_a_sentence(self) -> None:
         with pytest.raises(

@@ -64,18 +64,6 @@ class TestOverrides:
 
         assert load("smoke", ["training.seeds=7"]).training.seeds == [7]
 
-    def test_an_earlier_name_of_a_strategy_is_taken_with_a_note(self, capsys: pytest.CaptureFixture) -> None:
-        texts = ["training.strategies=infonce,distance_gate", "training.variants.distance_gate.beta=3"]
-        training = load("smoke", texts).training
-        assert training.strategies == ["infonce", "semivariance_margin"]
-        assert training.own("semivariance_margin")[1].beta == 3.0
-        assert (
-            load("smoke", ["dataset.root=/data/distance_gate/photos"]).dataset.root.parts[2]
-            == "distance_gate"
-        )
-        note = "note: strategy distance_gate is now called semivariance_margin"
-        assert capsys.readouterr().out.splitlines() == [note]
-
     @pytest.mark.parametrize("order", [1, -1])
     def test_another_data_set_by_its_name_alone_in_any_order(self, order: int) -> None:
         settings = load("quick", ["dataset=osv5m", "dataset.test_shards=2"][::order])

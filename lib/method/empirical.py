@@ -10,9 +10,12 @@ dimensions (docs/semivariograms.md). Lags are in radians; an empty lag is NaN, n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
@@ -22,16 +25,18 @@ from .errors import BundleError
 from .geodesy import check_degrees, chord_to_rad, rad_to_km, unit_vectors
 
 BLOCKS_AT_A_TIME = 8
-"""Blocks of photos that are held while the others pass by them one at a time."""
+"""Blocks of photos that are held in memory while the other blocks are read one by one."""
 SUMS = ("pairs", "distance_sum_rad", "gamma_sum", "square_sum")
 
+QUANTUM = 2.0**-26
+"""Distances and dissimilarities are rounded to this on a GPU: sums below 2**53 quanta are exact."""
 UnitRows = Callable[[np.ndarray], torch.Tensor]
 """Row numbers [n] -> unit features, float32 [n, D]."""
 
 
 @dataclass(frozen=True)
 class EmpiricalSemivariogram:
-    """Sums over the pairs of each lag; the sums of parts, blocks or machines add up.
+    """Sums over the pairs of each lag.
 
     Attributes:
         lag_width_rad: width of a lag; lag k holds the pairs with k width <= h < (k + 1) width.
@@ -47,18 +52,6 @@ class EmpiricalSemivariogram:
     gamma_sum: np.ndarray
     square_sum: np.ndarray
 
-    @classmethod
-    def empty(cls, lag_width_rad: float) -> EmpiricalSemivariogram:
-        """No pairs, in the lags from 0 to pi."""
-        lags = lag_count(lag_width_rad)
-        return cls(lag_width_rad, np.zeros(lags, dtype=np.int64), *(np.zeros(lags) for _ in range(3)))
-
-    def __add__(self, other: EmpiricalSemivariogram) -> EmpiricalSemivariogram:
-        if self.lag_width_rad != other.lag_width_rad or len(self.pairs) != len(other.pairs):
-            raise BundleError("two semivariograms add up only over the same lags")
-        sums = (getattr(self, name) + getattr(other, name) for name in SUMS)
-        return EmpiricalSemivariogram(self.lag_width_rad, *sums)
-
     @property
     def lag_rad(self) -> np.ndarray:
         """[K] mean distance of each lag's pairs, radians; NaN where there are none."""
@@ -73,11 +66,6 @@ class EmpiricalSemivariogram:
     def variance(self) -> np.ndarray:
         """[K] variance of the dissimilarity within each lag; NaN where there are no pairs."""
         return np.maximum(self._mean(self.square_sum) - self.gamma**2, 0.0)
-
-    @property
-    def standard_error(self) -> np.ndarray:
-        """[K] standard error of ``gamma`` where the pairs are a uniform sample; NaN below two pairs."""
-        return np.where(self.pairs > 1, np.sqrt(self.variance / np.maximum(self.pairs - 1, 1)), np.nan)
 
     def _mean(self, total: np.ndarray) -> np.ndarray:
         return np.divide(total, self.pairs, out=np.full(len(total), np.nan), where=self.pairs > 0)
@@ -102,23 +90,17 @@ def lag_count(width_rad: float) -> int:
     return max(1, math.ceil(math.pi / width_rad - 1e-9))
 
 
-QUANTUM = 2.0**-26
-"""What distances and dissimilarities are rounded to before they are added: sums below 2**53 quanta are
-exact."""
+def of_pairs(distance_rad: torch.Tensor, dissimilarity: torch.Tensor, width: float) -> np.ndarray:
+    """Sums [4, K] over the given pairs, in the order of ``SUMS``; both tensors flat [P], P < 2**25.
 
-
-def of_pairs(distance_rad: torch.Tensor, dissimilarity: torch.Tensor, width: float) -> EmpiricalSemivariogram:
-    """Sums over the given pairs, both tensors flat [P], P < 2**25, on any device.
-
-    A GPU adds in any order. What it adds are whole quanta, whose sum is exact, so that every order gives the
-    same bits.
+    A GPU adds in any order. Whole quanta have an exact sum, so every order gives the same bits.
     """
     lags, dissimilarity = lag_count(width), dissimilarity.double()
     lag = (distance_rad / width).long().clamp_(max=lags - 1)
     weights = distance_rad.double(), dissimilarity, dissimilarity**2
     sums = [sum_by_lag(lag, whole_quanta(one), lags) for one in weights]
     counts = torch.bincount(lag, minlength=lags)
-    return EmpiricalSemivariogram(width, counts.cpu().numpy(), *(QUANTUM * one.cpu().numpy() for one in sums))
+    return np.stack([counts.cpu().numpy(), *(QUANTUM * one.cpu().numpy() for one in sums)])
 
 
 def whole_quanta(values: torch.Tensor) -> torch.Tensor:
@@ -131,44 +113,16 @@ def sum_by_lag(lag: torch.Tensor, weights: torch.Tensor, lags: int) -> torch.Ten
     return torch.zeros(lags, dtype=torch.float64, device=lag.device).index_add_(0, lag, weights)
 
 
-@dataclass(frozen=True)
-class _Tiles:
-    """What the tiles of an exact estimate have in common; ``points`` [3, N]."""
-
-    unit_rows: UnitRows
-    points: torch.Tensor
-    width: float
-    block: int
-    of_tile: Callable[..., EmpiricalSemivariogram]
-
-    def rows(self, first: int, count: int) -> torch.Tensor:
-        """Unit features of up to ``count`` photos from row ``first``."""
-        rows = np.arange(first, min(first + count, self.points.shape[1]))
-        return self.unit_rows(rows).to(self.points.device)
-
-    def across(self, left: torch.Tensor, first: int, second: int) -> EmpiricalSemivariogram:
-        """Sums over the pairs of rows from ``first`` (features ``left``) with the block from ``second``."""
-        held = first <= second < first + len(left)
-        right = left[second - first :][: self.block] if held else self.rows(second, self.block)
-        total = EmpiricalSemivariogram.empty(self.width)
-        for start in range(first, min(first + len(left), second + 1), self.block):
-            product = left[start - first :][: self.block] @ right.T
-            here = self.points[:, start : start + len(product)]
-            there = self.points[:, second : second + len(right)]
-            total = total + self.of_tile(product, here, there, self.width, second - start)
-        return total
-
-
 def of_tile(
     product: torch.Tensor, left: torch.Tensor, right: torch.Tensor, width: float, ahead: int
-) -> EmpiricalSemivariogram:
-    """Sums over the pairs i < j of a tile.
+) -> np.ndarray:
+    """Sums [4, K] over the pairs i < j of a tile, on any device.
 
     Args:
         product: u_i . u_j [n, m].
         left, right: unit vectors of the places, [3, n] and [3, m].
         width: of a lag, radians.
-        ahead: how many rows of the photos the right block begins after the left one.
+        ahead: number of rows from the left block's first photo to the right block's.
     """
     distance = chord_to_rad(2.0 - 2.0 * (left.T @ right))
     once = torch.ones_like(product, dtype=torch.bool).triu_(1 - ahead)
@@ -182,51 +136,82 @@ def exact(
     *,
     block: int | None = None,
     device: torch.device | str = "cpu",
-    part: tuple[int, int] = (0, 1),
-    watch: Callable[[range], Iterable[int]] = iter,
-    apply: Callable = map,
-    tile: Callable[..., EmpiricalSemivariogram] = of_tile,
+    progress: Callable[[range], Iterable[int]] = iter,
 ) -> EmpiricalSemivariogram:
-    """Empirical semivariogram of N photos over all N (N - 1) / 2 pairs, tile by tile.
+    """Empirical semivariogram of N photos over all N (N - 1) / 2 pairs.
 
     Args:
-        unit_rows: reads unit features of rows 0..N-1.
+        unit_rows: reads unit features of rows 0..N-1; called from several threads.
         coordinates_deg: [N, 2] latitude and longitude.
         block: rows of a block, at most 4,096; None: 512, on a GPU 4,096. Memory, whatever N:
             ``BLOCKS_AT_A_TIME`` + 1 blocks of features, and 4 ``block``**2 bytes a thread, on a GPU about 60
             ``block``**2.
-        part: (k, n): the k-th of n shares of the pairs, whose sums add up to those of all.
-        watch: hands on the starts of the blocks one by one, as a progress bar does.
-        apply: ``map``, or that of a pool of threads.
-        tile: a faster :func:`of_tile`, such as that of :mod:`lib.data.binning`.
+        progress: a progress bar around the first rows of the blocks that are held.
 
     Raises:
         BundleError: fewer than two photos, or a coordinate or feature that is not finite.
 
     Source: Matheron 1962; the author code builds N x N matrices and masks them lag by lag.
     """
-    points, device = points_of(coordinates_deg), torch.device(device)
-    block = block or (512 if device.type == "cpu" else 4_096)
-    tiles = _Tiles(unit_rows, torch.from_numpy(points.T.copy()).to(device), lag_width_rad, block, tile)
-    starts = range(0, len(points), block * BLOCKS_AT_A_TIME)
-    total = EmpiricalSemivariogram.empty(lag_width_rad)
-    for first in watch(starts[part[0] :: part[1]]):
-        left = finite_rows(tiles.rows(first, block * BLOCKS_AT_A_TIME))
-        for sums in apply(partial(tiles.across, left, first), range(first, len(points), block)):
-            total = total + sums
-    return total
-
-
-def points_of(coordinates_deg: np.ndarray) -> np.ndarray:
-    """Unit vectors [N, 3] of two places or more."""
-    if len(coordinates_deg) < 2:
-        raise BundleError(f"a semivariogram needs at least two photos; there are {len(coordinates_deg)}")
+    photos, device = len(coordinates_deg), torch.device(device)
+    if photos < 2:
+        raise BundleError(f"a semivariogram needs at least two photos; there are {photos}")
     check_degrees(coordinates_deg)
-    return unit_vectors(coordinates_deg)
+    points = torch.from_numpy(unit_vectors(coordinates_deg).T.copy()).to(device)
+    block = block or (512 if device.type == "cpu" else 4_096)
+    sums_of_tile, total = _fastest(device), np.zeros((4, lag_count(lag_width_rad)))
+
+    def rows(first: int, count: int) -> torch.Tensor:
+        return unit_rows(np.arange(first, min(first + count, photos))).to(device)
+
+    def against(first: int, held: torch.Tensor, second: int) -> np.ndarray:
+        """Sums over the pairs of the rows ``held`` (from ``first``) with the block from ``second``."""
+        is_held = second < first + len(held)
+        right = held[second - first :][:block] if is_held else rows(second, block)
+        sums = np.zeros_like(total)
+        for start in range(first, min(first + len(held), second + 1), block):
+            product = held[start - first :][:block] @ right.T
+            here, there = points[:, start : start + len(product)], points[:, second : second + len(right)]
+            sums += sums_of_tile(product, here, there, lag_width_rad, second - start)
+        return sums
+
+    with _one_thread_each(device) as apply:
+        for first in progress(range(0, photos, block * BLOCKS_AT_A_TIME)):
+            held = rows(first, block * BLOCKS_AT_A_TIME)
+            if not torch.isfinite(held).all():
+                said = "look for NaN, or extract the features again (--fresh)"
+                raise BundleError(f"a feature is not finite; {said}")
+            for sums in apply(partial(against, first, held), range(first, photos, block)):
+                total += sums
+    return EmpiricalSemivariogram(lag_width_rad, total[0].astype(np.int64), *total[1:])
 
 
-def finite_rows(rows: torch.Tensor) -> torch.Tensor:
-    """``rows``, if every number of theirs is finite."""
-    if not torch.isfinite(rows).all():
-        raise BundleError("a feature is not finite; look for NaN, or extract the features again (--fresh)")
-    return rows
+def draw_photos(count: int, limit: int, seed: int = 0) -> np.ndarray:
+    """Ascending rows of ``limit`` of ``count`` photos, drawn at random; all rows where there are no more."""
+    return np.sort(np.random.default_rng(seed).permutation(count)[:limit])
+
+
+def _fastest(device: torch.device) -> Callable[..., np.ndarray]:
+    """:func:`of_tile`, on the processor that of :mod:`.binning` where numba is installed."""
+    if device.type != "cpu" or find_spec("numba") is None:
+        return of_tile
+    from . import binning  # numba takes a second to import
+
+    return binning.of_tile
+
+
+@contextmanager
+def _one_thread_each(device: torch.device) -> Iterator[Callable]:
+    """``map`` over as many threads as torch has, each with one of them; a GPU needs only one.
+
+    Binning runs on one thread, so the other threads work on further tiles. Results come in order.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        yield map
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)  # the number for matrix products is the process's, not the thread's

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import gstools
 import numpy as np
@@ -12,9 +12,12 @@ from scipy import optimize
 from .errors import BundleError
 from .geodesy import EARTH_RADIUS_KM
 
+Family = Literal["Stable", "Exponential", "Gaussian", "Spherical", "Matern", "Rational"]
+"""The families of covariance models, by GSTools' names."""
+FAMILIES: tuple[str, ...] = get_args(Family)
 NO_RISE = (
-    "the lag means do not rise with distance, so no semivariogram can be fitted: near places look no more "
-    "alike than far ones; check coordinates, features and lag width"
+    "no curve that rises with distance beats a constant by Schwarz' criterion, so no semivariogram is "
+    "fitted; check coordinates, features and lag width"
 )
 SHAPE_PARAMETERS = {"Stable": "alpha", "Matern": "nu", "Rational": "alpha"}
 """GSTools' name of the shape parameter of the families that have one; called exponent here."""
@@ -29,7 +32,7 @@ LEAST_R2 = 0.5
 
 
 class NoRise(BundleError):
-    """The lag means do not rise with distance: there is nothing to fit."""
+    """No rising curve explains the lag means better than a constant."""
 
 
 class Lags(NamedTuple):
@@ -55,7 +58,7 @@ def evaluate(model: gstools.CovModel, distance_rad: np.ndarray) -> np.ndarray:
 def by_gstools(
     lags: Lags, family: str, metric: str, weights: str, start: gstools.CovModel | None, least_r2: float | None
 ) -> gstools.CovModel | None:
-    """The model that GSTools' own search arrives at; None where it does not, or does not rise, or explains
+    """The model that GSTools' own search finds; None where it fails, or the model does not rise, or explains
     less than ``least_r2`` of unweighted lags."""
     lag, gamma, pairs = lags
     model = covariance_model(family, metric) if start is None else start
@@ -81,11 +84,11 @@ def by_search(lags: Lags, family: str, metric: str) -> tuple[str, gstools.CovMod
     """Family and model of least squares, lags weighted by their pairs, over shapes and length scales.
 
     For a given shape and length scale the curve is linear in nugget and partial sill, which are solved for
-    within their bounds (variable projection, Golub and Pereyra 1973). Where the lag means do not tell the
-    exponent, by Schwarz' criterion, the exponential family takes its place.
+    within their bounds (variable projection, Golub and Pereyra 1973). Where an exponent does not beat the
+    exponential family by Schwarz' criterion, that family takes its place.
 
     Raises:
-        NoRise: the lag means do not rise with distance.
+        NoRise: no rising curve beats a constant.
     """
     lag, gamma, pairs = lags
     simple, best = None, _least_squares(lags, family, metric, SHAPES.get(family, (None,)))
@@ -96,11 +99,9 @@ def by_search(lags: Lags, family: str, metric: str) -> tuple[str, gstools.CovMod
         family, best = "Exponential", simple
     if not _rises(lags, best[1]):
         near = np.arange(len(lag)) < max(1, len(lag) // 10)
-        shown = [np.average(gamma[some], weights=pairs[some]) for some in (near, ~near)]
-        raise NoRise(
-            f"{NO_RISE} (dissimilarity {shown[0]:.3f} below {lag[near][-1] * EARTH_RADIUS_KM:,.0f} km, "
-            f"{shown[1]:.3f} beyond)"
-        )
+        here, beyond = (np.average(gamma[some], weights=pairs[some]) for some in (near, ~near))
+        limit_km = lag[near][-1] * EARTH_RADIUS_KM
+        raise NoRise(f"{NO_RISE} (dissimilarity {here:.3f} below {limit_km:,.0f} km, {beyond:.3f} beyond)")
     return family, best[1]
 
 
@@ -109,7 +110,7 @@ def _least_squares(lags: Lags, family: str, metric: str, shapes: tuple) -> tuple
     lag, gamma, pairs = lags
     root = np.sqrt(pairs / pairs.sum())
 
-    def solved(log_length: float, shape: float | None) -> tuple[float, dict[str, float]]:
+    def solved(log_length: float, shape: float | None = None) -> tuple[float, dict[str, float]]:
         given = {"len_scale": math.exp(log_length)}
         given |= {} if shape is None else {SHAPE_PARAMETERS[family]: shape}
         rise = evaluate(covariance_model(family, metric, var=1.0, nugget=0.0, **given), lag)
@@ -124,19 +125,15 @@ def _least_squares(lags: Lags, family: str, metric: str, shapes: tuple) -> tuple
     free, bounds = [first[0]], [ends]
     if first[1] is not None:
         free, bounds = [*free, first[1]], [*bounds, (min(shapes), max(shapes))]
-    found = optimize.minimize(
-        lambda values: solved(values[0], values[1] if len(values) > 1 else None)[0],
-        free,
-        method="Nelder-Mead",
-        bounds=bounds,
-        options={"maxiter": 200, "xatol": 1e-4, "fatol": 1e-14},
-    )
-    squares, parameters = solved(found.x[0], found.x[1] if len(found.x) > 1 else None)
+    options = {"maxiter": 200, "xatol": 1e-4, "fatol": 1e-14}
+    how = {"method": "Nelder-Mead", "bounds": bounds, "options": options}
+    found = optimize.minimize(lambda values: solved(*values)[0], free, **how)
+    squares, parameters = solved(*found.x)
     return squares, covariance_model(family, metric, **parameters)
 
 
 def _rises(lags: Lags, model: gstools.CovModel) -> bool:
-    """Whether the curve beats a constant by Schwarz' criterion, with 4 to spare; lags count by ``pairs``."""
+    """Whether the curve beats a constant by Schwarz' criterion and a margin of 4; lags count by ``pairs``."""
     lag, gamma, weights = lags
     constant = np.average(gamma, weights=weights)
     around_constant = np.sum(weights * (gamma - constant) ** 2)

@@ -51,11 +51,14 @@ def chord_to_rad(squared_chord: Array) -> Array:
 
 
 def check_degrees(coordinates_deg: np.ndarray) -> None:
-    """Nothing, where ``coordinates_deg`` [N, 2] are latitudes and longitudes in degrees.
+    """Check that coordinates are degrees.
+
+    Args:
+        coordinates_deg: [N, 2] latitude and longitude.
 
     Raises:
-        BundleError: a row is none, or all are radians: so near to 0, 0 lies no land. (A toy world may lie
-            within a degree.)
+        BundleError: a row is out of range or not finite, or all rows are radians: there is no land so near
+            to 0, 0. (A toy world may lie within a degree.)
     """
     places = np.asarray(coordinates_deg, dtype=np.float64)
     if (wrong := ~(np.abs(places) <= [90.0, 360.0]).all(-1)).any():
@@ -67,6 +70,20 @@ def check_degrees(coordinates_deg: np.ndarray) -> None:
     if (np.abs(places) > 1.0).any() and (np.abs(places) <= [math.pi / 2.0, math.pi]).all():
         raise BundleError(
             "all coordinates lie in the sea around 0, 0: they are radians, not degrees; use rad2deg"
+        )
+
+
+def check_precision(coordinates_deg: Array) -> None:
+    """Check that coordinates are not in half precision, which moves places by kilometres.
+
+    Raises:
+        BundleError: they are float16 (up to 7 km off) or bfloat16 (up to 56 km), or shorter.
+    """
+    dtype = coordinates_deg.dtype
+    if "float" in str(dtype) and dtype.itemsize < 4:
+        raise BundleError(
+            f"coordinates in {dtype} are off by up to {'56' if 'bf' in str(dtype) else '7'} km: give float32 "
+            "or float64, also under mixed precision"
         )
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import BundleError
-from .geodesy import check_degrees
+from .geodesy import check_degrees, check_precision
 from .negatives import Pairs, Reweighting, Strategy, get
 from .semivariogram import Curve, FittedSemivariogram
 
@@ -53,10 +53,8 @@ class SemivariogramLoss(nn.Module):
             if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
                 raise BundleError(f"{key}={value!r} is no number")
         if self.strategy.needs_curve and not isinstance(curve, FittedSemivariogram):
-            given = "" if curve is None else f", not a {type(curve).__name__}"
-            raise BundleError(
-                f"strategy {name!r} needs a fitted semivariogram{given}; call fit_semivariogram first"
-            )
+            needed = "a fitted semivariogram" + ("" if curve is None else f", not a {type(curve).__name__}")
+            raise BundleError(f"strategy {name!r} needs {needed}; call fit_semivariogram first")
         self.settings = parameters
         self.curve = Curve(curve) if self.strategy.needs_curve else None
 
@@ -65,16 +63,20 @@ class SemivariogramLoss(nn.Module):
 
         Args:
             logits: z [B, M], any float type; photo i's own place in column i; -inf: no candidate.
-            coordinates_deg: [M, 2] latitude and longitude, degrees.
+            coordinates_deg: [M, 2] latitude and longitude, degrees, of 32 or 64 bits.
             features: [M, D] frozen features of the photos taken there, of the same kind as the curve's.
 
         Raises:
-            BundleError: the shapes do not fit; on the processor also: a coordinate is none in degrees.
+            BundleError: the shapes do not fit, or coordinates are in half precision; on the processor also:
+                a coordinate is none in degrees, or a photo's own place is no candidate.
         """
         unit = F.normalize(features.detach().float(), dim=-1)
         weights = self.reweighting(logits, coordinates_deg, unit)
-        if coordinates_deg.device.type == "cpu":  # a GPU would have to be waited for
+        if coordinates_deg.device.type == "cpu":  # a check on a GPU would wait for it
             check_degrees(coordinates_deg.detach().double().numpy())
+            if len(lost := logits.detach().diagonal().isneginf().nonzero()):
+                said = "the photo's own place is no candidate (-inf)"
+                raise BundleError(f"logits, row {int(lost[0])} from 0: {said}")
         return contrastive_loss(logits, weights)
 
     @torch.no_grad()
@@ -87,6 +89,7 @@ class SemivariogramLoss(nn.Module):
         if not fit or count < len(logits):
             shapes = ", ".join(str(list(one.shape)) for one in (logits, coordinates_deg, unit))
             raise BundleError(f"logits [B, M >= B], coordinates [M, 2], features [M, D] do not fit: {shapes}")
+        check_precision(coordinates_deg)
         with torch.autocast(logits.device.type, enabled=False):
             logits = _at_least_float32(logits.detach())
             read = self.settings | more
@@ -98,7 +101,8 @@ def contrastive_loss(logits: Tensor, reweighting: Reweighting) -> Tensor:
 
     Args:
         logits: z [B, M], photo i's own place in column i; -inf where a place is no candidate.
-        reweighting: taken without gradient. Of positives only their share in ``targets`` counts.
+        reweighting: taken without gradient. Of positives only their share in ``targets`` counts. A photo
+            whose targets are no candidates has loss 0.
     """
     logits = _at_least_float32(logits)
     for given in (reweighting.factor, reweighting.log_weight, reweighting.targets):
@@ -113,8 +117,9 @@ def contrastive_loss(logits: Tensor, reweighting: Reweighting) -> Tensor:
         return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
     no_candidate = logits.isinf()  # 0 times -inf is not a number
     shares = reweighting.targets.detach().masked_fill(no_candidate, 0.0)
+    whole = shares.sum(1, keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)  # 0: of no candidate at all
     log_probability = torch.log_softmax(logits, 1).masked_fill(no_candidate, 0.0)
-    return -(shares / shares.sum(1, keepdim=True) * log_probability).sum(1).mean()
+    return -(shares / whole * log_probability).sum(1).mean()
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

@@ -14,23 +14,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .geodesy import check_precision
+
 EMBEDDING = 512
 """Dimension of the space that photos and places share (GeoCLIP)."""
 INITIAL_TEMPERATURE = 0.07
 SCRATCH, PRETRAINED = "scratch", "geoclip"
 
 
-_GEOCLIP = ModuleType("geoclip_model")
-_GEOCLIP.__path__ = [
-    f"{one}/model" for one in getattr(find_spec("geoclip"), "submodule_search_locations", ())
-]
-sys.modules[_GEOCLIP.__name__] = _GEOCLIP
-
-
 @lru_cache(maxsize=1)
 def geoclip_locations() -> ModuleType:
-    """The module ``location_encoder`` of the package ``geoclip``, alone: the package as a whole imports
-    transformers, which takes seconds."""
+    """The module ``location_encoder`` of the package ``geoclip``, alone.
+
+    The package as a whole imports transformers, which takes seconds. So its folder ``model`` is loaded as a
+    package of its own.
+    """
+    package = ModuleType("geoclip_model")
+    places = getattr(find_spec("geoclip"), "submodule_search_locations", ())
+    package.__path__ = [f"{place}/model" for place in places]
+    sys.modules[package.__name__] = package  # relative imports look it up
     with warnings.catch_warnings():  # it scripts three functions in a way that torch calls outdated
         warnings.simplefilter("ignore", FutureWarning)
         return importlib.import_module("geoclip_model.location_encoder")
@@ -75,11 +77,15 @@ class GeoCLIP(nn.Module):
         return F.normalize(self.image_head(scaled).float(), dim=1)
 
     def embed_places(self, coordinates_deg: Tensor) -> Tensor:
-        """Unit embeddings [M, 512] of latitude and longitude in degrees [M, 2].
+        """Unit embeddings [M, 512] of latitude and longitude in degrees [M, 2], of 32 or 64 bits.
 
         The Fourier features are made in float32 under autocast too. bfloat16 would lose their phases,
         hundreds of radians at sigma = 2^8, and with them everything below some 50 km.
+
+        Raises:
+            BundleError: the coordinates are in half precision.
         """
+        check_precision(coordinates_deg)
         encoder = self.location_encoder
         projected = geoclip_locations().equal_earth_projection(coordinates_deg.float())
         capsules = [getattr(encoder, f"LocEnc{number}") for number in range(encoder.n)]

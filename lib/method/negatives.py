@@ -3,16 +3,16 @@
 Photo i of a batch stands against places j: its own (the positive, j = i) and all others (the negatives). A
 strategy sees the logits z_ij, dissimilarities d_ij, distances h_ij and the fitted curve gamma
 (:class:`Pairs`). It answers with a log-weight that is added to the negative logits, a factor on them, or
-targets (:class:`Reweighting`); :mod:`lib.method.loss` applies the answer. What these are compared with stands
-in :mod:`lib.method.controls`.
+targets (:class:`Reweighting`); :mod:`.loss` applies the answer.
 
 d is a dissimilarity (0: the same look). The residual r_ij = gamma(h_ij) - d_ij is positive where two photos
 look MORE alike than their distance leads one to expect. A kind is ``family`` (of the semivariogram), ``peer``
-(weights without it) or ``control`` (some of it left out). Sources: docs/strategies.md.
+(weights without it) or ``control`` (leaves out a part of what the curve says). Sources: docs/strategies.md.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,7 +40,7 @@ class Pairs:
         range_km: where far begins; None: the curve's range.
         softness_km, sharpness, concentration: see the strategies that read them.
         progress: share of the training's steps that are done, 0..1.
-        partner_deg: [M, 2] places of the photos that ``shuffled`` puts in the others' stead.
+        partner_deg: [M, 2] places of the photos that ``shuffled`` puts at the others' places.
 
     Matrices are made when a strategy asks for them, float32 [B, M] each: ``infonce`` costs nothing.
     """
@@ -135,8 +135,6 @@ class Strategy:
 
 REGISTRY: dict[str, Strategy] = {}
 PARAMETERS = ("alpha", "beta", "range_km", "softness_km", "sharpness", "concentration")
-RENAMED = {"distance_gate": "semivariance_margin"}
-"""Earlier name of a strategy -> its name."""
 
 
 def strategy(
@@ -166,12 +164,12 @@ def strategy(
 
 
 def get(name: str | Strategy) -> Strategy:
-    """The strategy registered under ``name``, or under the name that has replaced it; a strategy as it is.
+    """The strategy registered under ``name``; a strategy as it is.
 
     Raises:
         BundleError: there is none; the message lists those that there are.
     """
-    found = name if isinstance(name, Strategy) else REGISTRY.get(RENAMED.get(name, name))
+    found = name if isinstance(name, Strategy) else REGISTRY.get(name)
     if found is None:
         raise BundleError(f"strategy {name!r} is unknown; registered: {', '.join(REGISTRY)}")
     return found
@@ -250,3 +248,66 @@ def soft_targets(pairs: Pairs) -> Reweighting:
     """Target share of place j: max(0, C(h_ij))^sharpness, 1 for photo i's own place. Ours."""
     shares = pairs.correlation.clamp(min=0.0) ** pairs.sharpness
     return Reweighting(targets=shares.masked_fill(pairs.positive, 1.0))
+
+
+@strategy("distance_soft", "targets spread by distance alone", "softness_km", needs_curve=False, kind="peer")
+def distance_soft(pairs: Pairs) -> Reweighting:
+    """Target share of place j: exp(-h_ij in km / softness_km), 1 for photo i's own place.
+
+    Source: targets softened by geodesic distance, as in spatially weighted CLIP (arXiv 2604.04357); the form
+    is ours.
+    """
+    shares = torch.exp(-pairs.distance_rad * (EARTH_RADIUS_KM / pairs.softness_km))
+    return Reweighting(targets=shares.masked_fill(pairs.positive, 1.0))
+
+
+@strategy("hcl", "hard negatives by the logits alone", "concentration", needs_curve=False, kind="peer")
+def hcl(pairs: Pairs) -> Reweighting:
+    """w_ij = e^(concentration z_ij), scaled so that photo i's negatives have mean weight 1.
+
+    Source: Robinson et al. 2021, arXiv 2010.04592, without the correction for false negatives.
+    """
+    excluded = pairs.positive | pairs.logits.isneginf()  # 0 times infinity is no number
+    log_weight = (pairs.concentration * pairs.logits).masked_fill(excluded, -math.inf)
+    count = log_weight.isfinite().sum(1, keepdim=True)
+    log_mean = torch.logsumexp(log_weight, 1, keepdim=True) - count.clamp(min=1).log()
+    return Reweighting(log_weight=log_weight - log_mean.masked_fill(count == 0, 0.0))
+
+
+@strategy("similarity", "look alone, no geography", "beta", needs_curve=False, kind="control")
+def similarity(pairs: Pairs) -> Reweighting:
+    """log w_ij = beta u_i . u_j. Control: compare with it to see what the semivariogram adds."""
+    return Reweighting(log_weight=pairs.beta * (1.0 - pairs.dissimilarity))
+
+
+@strategy("constant_offset", "all negatives up alike", "beta", needs_curve=False, kind="control")
+def constant_offset(pairs: Pairs) -> Reweighting:
+    """log w_ij = beta. Control: a plain margin, the same for every pair."""
+    return Reweighting(log_weight=torch.full_like(pairs.logits, pairs.beta))
+
+
+@strategy(
+    "distance_margin", "margin by a kernel of distance set by hand", "beta", "softness_km",
+    needs_curve=False, kind="control",
+)  # fmt: skip
+def distance_margin(pairs: Pairs) -> Reweighting:
+    """log w_ij = beta (1 - exp(-h_ij in km / softness_km)). Control: no looks were fitted."""
+    kernel = torch.exp(-pairs.distance_rad * (EARTH_RADIUS_KM / pairs.softness_km))
+    return Reweighting(log_weight=pairs.beta * (1.0 - kernel))
+
+
+@strategy("shuffled", "semivariance_margin's weights on the wrong pairs", "beta", kind="control")
+def shuffled(pairs: Pairs) -> Reweighting:
+    """log w_ij = that of ``semivariance_margin`` for i and pi(j), pi one permutation of the training photos.
+
+    Control: the same weights on the wrong places. pi is the same in every step.
+
+    Raises:
+        BundleError: outside a training, which alone knows pi.
+    """
+    if pairs.partner_deg is None:
+        raise BundleError("strategy 'shuffled' needs partner_deg, the places of a permutation of the photos")
+    points = unit_vectors(pairs.place_deg)[: len(pairs.logits)]
+    distance = chord_to_rad(2.0 - 2.0 * points @ unit_vectors(pairs.partner_deg).T).float()
+    correlation = pairs.curve.correlation_of(pairs.curve.gamma(distance))
+    return Reweighting(log_weight=pairs.beta * (1.0 - correlation))

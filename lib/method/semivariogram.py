@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 
 from . import fitting
-from .empirical import EmpiricalSemivariogram, exact
+from .empirical import EmpiricalSemivariogram, draw_photos, exact
 from .errors import BundleError
-from .fitting import SHAPE_PARAMETERS
-from .geodesy import EARTH_RADIUS_KM
+from .fitting import FAMILIES, SHAPE_PARAMETERS
+from .geodesy import EARTH_RADIUS_KM, check_precision
 
 SLOPE_LIMIT_PER_RAD = 1e-2
 """The range is where d gamma / dh falls below this, per radian (author code)."""
@@ -35,9 +35,6 @@ SLOPE_STEP_RAD = 0.01
 """Step of the author's search for the range, radians."""
 SILL_SHARE = 0.95
 """The rule ``sill95``: the range is where gamma has gained this share of the partial sill."""
-
-MOST_PHOTOS = 20_000
-"""Photos that :func:`fit_semivariogram` takes at most: their 200 million pairs."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +46,11 @@ class FittedSemivariogram:
         metric: planar (h itself) or sphere (GSTools latlon=True: the chord 2 sin(h/2), valid on a sphere).
         nugget, partial_sill: cosine distance, 0..2.
         length_scale_rad: radians.
-        exponent: shape parameter (Stable: alpha, 0..2; Matern: nu; Rational: alpha); None where the family
-            has none.
+        exponent: shape parameter (Stable, Rational: alpha; Matern: nu); None where the family has none.
         range_rad, range_km: distance beyond which two photos count as far, by ``range_rule``.
         r2: share of the lag means' variance that the model explains.
         backbone, centred, photos, pairs: what it was fitted to.
-        rises: False where looks do not depend on distance: the curve is flat (:func:`flat`), and no strategy
-            should read it.
-        intervals: of 95 %, of ``nugget`` (its share of the sill) and ``range_km``, where the rise is faint.
+        rises: False where no rising curve fits: the curve is :func:`flat`, and no strategy should read it.
     """
 
     family: str
@@ -70,12 +64,11 @@ class FittedSemivariogram:
     range_rule: str
     weights: str
     r2: float
-    backbone: str
-    centred: bool
-    photos: int
-    pairs: int
+    backbone: str = ""
+    centred: bool = False
+    photos: int = 0
+    pairs: int = 0
     rises: bool = True
-    intervals: dict[str, list[float]] | None = None
 
     @property
     def sill(self) -> float:
@@ -116,15 +109,12 @@ class FittedSemivariogram:
             fitted = cls(**json.loads(Path(path).read_text(encoding="utf-8")))
             scales = (fitted.partial_sill, fitted.length_scale_rad)
             numbers = (fitted.nugget, *scales, fitted.range_rad, fitted.exponent or 0.0)
-            is_curve = all(map(math.isfinite, numbers)) and fitted.nugget >= 0 and min(scales) > 0
+            if not (all(map(math.isfinite, numbers)) and fitted.nugget >= 0 and min(scales) > 0):
+                names = "nugget, partial sill, length scale, range, exponent"
+                raise ValueError(f"no curve has {names} {numbers}")
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             said = " ".join(str(error).split())[:300]
             raise BundleError(f"{path}: not a saved semivariogram ({said}); run notebook 01") from error
-        if not is_curve:
-            raise BundleError(
-                f"{path}: not a saved semivariogram (no curve has nugget, partial sill, length scale, range, "
-                f"exponent {numbers}); run notebook 01"
-            )
         return fitted
 
 
@@ -132,20 +122,22 @@ def fit_semivariogram(
     features: np.ndarray | torch.Tensor,
     coordinates_deg: np.ndarray | torch.Tensor,
     lag_width_rad: float = 0.001,
+    *,
+    max_photos: int = 20_000,
     **options: str | float,
 ) -> FittedSemivariogram:
     """The semivariogram of photos: cosine distance of features against great-circle distance of places.
 
     Args:
         features: [N, D], of any length; centre them first, here and in the loss, if they share a large mean.
-        coordinates_deg: [N, 2] latitude and longitude, degrees.
+        coordinates_deg: [N, 2] latitude and longitude, degrees, of 32 or 64 bits.
         lag_width_rad: width of a lag, radians (0.001: 6.37 km).
+        max_photos: of more photos, this many are drawn at random with a fixed seed; all pairs are used.
         options: of :func:`fit`, such as ``family="Exponential"``.
 
-    Uses all pairs of up to ``MOST_PHOTOS`` photos; of more, that many drawn at random with a fixed seed.
-
     Raises:
-        BundleError: too few photos, a number that is not finite, or nothing rises with distance.
+        BundleError: too few photos, a number that is not finite, coordinates in half precision, or no rising
+            curve beats a constant.
     """
     given = (features, coordinates_deg)
     features, coordinates = (one if isinstance(one, torch.Tensor) else np.asarray(one) for one in given)
@@ -153,11 +145,11 @@ def fit_semivariogram(
     if tuple(coordinates.shape) != (count, 2) or features.ndim != 2:
         shapes = f"{list(features.shape)} and {list(coordinates.shape)}"
         raise BundleError(f"features must be [N, D] and coordinates [N, 2]; they are {shapes}")
+    check_precision(coordinates)
     if unknown := sorted(set(options) - {*CHOICES, "max_lag_rad", "start", "fallback"}):
-        raise BundleError(
-            f"fit_semivariogram has no option {', '.join(unknown)}; it has {', '.join(CHOICES)}"
-        )
-    chosen = np.sort(np.random.default_rng(0).permutation(count)[:MOST_PHOTOS])
+        known = ", ".join(CHOICES)
+        raise BundleError(f"fit_semivariogram has no option {', '.join(unknown)}; it has {known}")
+    chosen = draw_photos(count, max_photos)
     some, places = (torch.as_tensor(one[chosen]).detach().cpu() for one in (features, coordinates))
     unit, places = F.normalize(some.float(), dim=1), places.double().numpy()
     empirical = exact(lambda rows: unit[torch.from_numpy(rows)], places, lag_width_rad)
@@ -178,30 +170,26 @@ def fit(
 ) -> FittedSemivariogram:
     """Least-squares fit of a GSTools model with nugget to the lag means.
 
-    Where GSTools' own search does not arrive, or its curve explains less than half, lags are weighted by
-    their pairs, and shapes and length scales are searched through; ``family`` and ``weights`` then say so.
+    Where GSTools' own search fails, or its curve explains less than half, a search over shapes and length
+    scales takes its place, with lags weighted by their pairs; ``family`` and ``weights`` then say so.
 
     Args:
         weights: ``none`` (author code) or ``pairs`` (each lag counts by its number of pairs).
         max_lag_rad: longer lags are left out.
         start: a curve of the same family and metric from which to search; None: GSTools' own guess.
-        fallback: without it, a search that does not arrive is refused: to compare families as they are.
+        fallback: False: a failure of GSTools' search is an error, so that families compare as they are.
         about: backbone, centred, photos: kept with the curve.
 
     Raises:
-        BundleError: fewer than 5 lags; as NoRise: the means do not rise with distance.
+        BundleError: fewer than 5 lags; as NoRise: no rising curve beats a constant.
 
     Source: author code, ``Stable(dim=2)`` on radians, unweighted, with GSTools' robust loss; plain squares
     and the rest are ours.
     """
-    _check_choices(family=family, metric=metric, weights=weights, range_rule=range_rule)
-    used = (empirical.pairs > 0) & (empirical.lag_rad <= max_lag_rad)
-    lags = fitting.Lags(empirical.lag_rad[used], empirical.gamma[used], empirical.pairs[used])
-    if (count := int(used.sum())) < 5:
-        mend = "narrow" if count >= 0.8 * (used.nonzero()[0].max(initial=0) + 1) else "widen"
-        raise BundleError(
-            f"{count} lags with pairs are too few; {mend} lag_width_rad, or take photos at more places"
-        )
+    for name, value in zip(CHOICES, (family, metric, weights, range_rule), strict=True):
+        if value not in CHOICES[name]:
+            raise BundleError(f"{name}={value!r} is unknown; take one of {', '.join(CHOICES[name])}")
+    lags = _lags(empirical, max_lag_rad)
     least_r2 = fitting.LEAST_R2 if fallback else None
     model = fitting.by_gstools(lags, family, metric, weights, start and start.model(), least_r2)
     if model is None and not fallback:
@@ -222,41 +210,39 @@ def fit(
         weights=weights,
         r2=fitting.r2(lags, model),
         pairs=int(empirical.pairs.sum()),
-        **({"backbone": "", "centred": False, "photos": 0} | about),
+        **about,
     )
 
 
-def _check_choices(**given: str) -> None:
-    for name, value in given.items():
-        if value not in CHOICES[name]:
-            raise BundleError(f"{name}={value!r} is unknown; take one of {', '.join(CHOICES[name])}")
+def _lags(empirical: EmpiricalSemivariogram, max_lag_rad: float) -> fitting.Lags:
+    """The lags with pairs, 5 or more, up to ``max_lag_rad``."""
+    used = (empirical.pairs > 0) & (empirical.lag_rad <= max_lag_rad)
+    if (count := int(used.sum())) < 5:
+        mend = "narrow" if count >= 0.8 * (used.nonzero()[0].max(initial=0) + 1) else "widen"
+        said = f"{mend} lag_width_rad, or take photos at more places"
+        raise BundleError(f"{count} lags with pairs are too few; {said}")
+    return fitting.Lags(empirical.lag_rad[used], empirical.gamma[used], empirical.pairs[used])
 
 
 def flat(empirical: EmpiricalSemivariogram, **about: str | bool | int) -> FittedSemivariogram:
-    """The curve where looks do not depend on distance: their mean everywhere, but for a hundredth.
+    """The curve where no rising one fits: the mean dissimilarity at every distance, but for a hundredth.
 
     Args:
         about: as in :func:`fit`.
     """
     pairs = int(empirical.pairs.sum())
     mean, step = float(empirical.gamma_sum.sum() / pairs), 1e-3
-    shape = {
-        "length_scale_rad": step,
-        "exponent": None,
-        "range_rad": step,
-        "range_km": step * EARTH_RADIUS_KM,
-    }
-    scale = {"nugget": 0.99 * mean, "partial_sill": 0.01 * mean, "r2": 0.0, "pairs": pairs}
-    how = {"range_rule": "none", "weights": "pairs", "rises": False}
-    about = {"backbone": "", "centred": False, "photos": 0} | about
-    return FittedSemivariogram("Exponential", "planar", **scale, **shape, **how, **about)
+    scale = {"nugget": 0.99 * mean, "partial_sill": 0.01 * mean, "length_scale_rad": step, "exponent": None}
+    shown = {"range_rad": step, "range_km": step * EARTH_RADIUS_KM, "range_rule": "none", "weights": "pairs"}
+    return FittedSemivariogram(
+        "Exponential", "planar", **scale, **shown, r2=0.0, pairs=pairs, rises=False, **about
+    )
 
 
 def range_by_slope(model: gstools.CovModel) -> float:
     """First h, radians, at which d gamma / dh < 1e-2 per radian, in steps of 0.01; pi where there is none.
 
-    Source: author code. Ours: counted from where the curve is steepest, since a
-    Gaussian starts flat.
+    Source: author code. Ours: counted from where the curve is steepest, since a Gaussian starts flat.
     """
     grid = np.arange(SLOPE_STEP_RAD, math.pi + SLOPE_STEP_RAD, SLOPE_STEP_RAD)
     slope = np.diff(fitting.evaluate(model, grid)) / SLOPE_STEP_RAD
@@ -274,7 +260,7 @@ def range_by_sill(model: gstools.CovModel) -> float:
 RangeRule = Callable[[gstools.CovModel], float]
 RANGE_RULES: dict[str, RangeRule] = {"slope": range_by_slope, "sill95": range_by_sill}
 CHOICES = {
-    "family": ("Stable", "Exponential", "Gaussian", "Spherical", "Matern", "Rational"),
+    "family": FAMILIES,
     "metric": ("planar", "sphere"),
     "weights": ("none", "pairs"),
     "range_rule": tuple(RANGE_RULES),
@@ -284,9 +270,8 @@ CHOICES = {
 class Curve(torch.nn.Module):
     """A fitted semivariogram on a tensor's device: gamma(h) by linear interpolation in sqrt(h).
 
-    Families need no code of their own here: the model itself fills a table of 16,385 nodes, dense where gamma
-    is steep. From 6 m on the error is below 1e-4 of the partial sill, for all but extreme exponents below
-    1e-5.
+    The model itself fills a table of 16,385 nodes, dense where gamma is steep. From 6 m on the error is below
+    1e-4 of the partial sill, for all but extreme exponents below 1e-5.
     """
 
     NODES = 16_385

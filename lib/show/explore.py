@@ -24,6 +24,7 @@ from lib.data import datasets, features
 from lib.evaluate import pairs
 from lib.method import negatives, semivariogram
 from lib.method.empirical import EmpiricalSemivariogram
+from lib.method.fitting import FAMILIES
 from lib.method.geodesy import EARTH_RADIUS_KM, distance_km, km_to_rad
 from lib.method.semivariogram import Curve, FittedSemivariogram
 from lib.runs import Run
@@ -36,7 +37,6 @@ MOST_PHOTOS = 20_000
 """Training photos among which look-alikes are sought: their unit features are held in memory, 5 kB each."""
 MOST_PAIRS = 5_000
 """Pairs that are weighed at every move."""
-FAMILIES = ("Stable", "Exponential", "Gaussian", "Spherical", "Matern", "Rational")
 STRATEGIES = (
     "semivariogram", "hard_only", "false_only", "residual", "decayed", "semivariance_margin", "similarity",
 )  # fmt: skip
