@@ -110,6 +110,8 @@ class TestRefusals:
             ("path,lat,lon,split,split", "two columns for the split, split and split"),
             ("path,GPSLatitude,GPSLatitudeRef,GPSLongitude", "GPSLatitude and GPSLatitudeRef"),
             ("path,lat,lon,NS_hemisphere", "two columns for the latitude, lat and NS_hemisphere"),
+            ("path,lat,N/S,lon,E/W", "two columns for the latitude, lat and N/S"),
+            ("path,GPSLatitude,GPSLongitude,EXIF:GPSLongitudeRef", "GPSLongitude and EXIF:GPSLongitudeRef"),
             ("path,lat,lat_min,lon,lon_min", "two columns for the latitude, lat and lat_min"),
             ("path,lat,lon,lon_sec", "two columns for the longitude, lon and lon_sec"),
             ('{"type": "FeatureCollection"}', "no column for the latitude"),

@@ -39,9 +39,8 @@ MOST_STRETCHED = 100
 MAX_MEMBER_BYTES = 256 * 2**20
 """A member of an archive that claims to be larger is no photo."""
 UNREADABLE = (
-    OSError, SyntaxError, ValueError, KeyError, TypeError, OverflowError, RuntimeError, EOFError,
-    struct.error, MemoryError,
-    zipfile.BadZipFile, zlib.error, Image.DecompressionBombError,
+    OSError, SyntaxError, ValueError, KeyError, TypeError, OverflowError, RuntimeError, EOFError, MemoryError,
+    struct.error, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 """What opening a photo raises where the photo is missing or broken."""
 

@@ -37,6 +37,7 @@ COLUMN_NAMES = {
 """Our name -> the usual names, in small letters, without spaces and underscores."""
 PARTS = r"(?:ref|hem\w*|dir\w*|ns|ew|m|min\w*|s|sec\w*|\.\d+)"
 """How a second column of one coordinate goes on after its name: its hemisphere, minutes or seconds."""
+HEMISPHERES = r"n/?s|e/?w|.*hemisphere.*"
 NOTHING = ("", "na", "n/a", "nan", "null", "none", "-", "--", r"\n")
 """What stands in a cell, in lower case, where there is no number."""
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
@@ -189,7 +190,7 @@ def _named(header: Sequence[Hashable], ours: str) -> list[Hashable]:
     plain = [re.sub(r"[\s_]", "", str(column)).lower() for column in header]
     first = next((name for name in known if name in plain), None)
     allowed = {first} if ours in {"photo", "id"} else set(known)
-    parts = re.compile(f"(?:{'|'.join(known)}){PARTS}|.*hemisphere.*")
+    parts = re.compile(rf"(?:\w+:)?(?:{'|'.join(known)}){PARTS}|{HEMISPHERES}")
     whole = [column for column, name in zip(header, plain, strict=True) if name in allowed]
     rest = [column for column, name in zip(header, plain, strict=True) if parts.fullmatch(name)]
     return whole + (rest if whole and ours in LIMITS else [])
