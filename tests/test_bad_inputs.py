@@ -26,7 +26,7 @@ import torch
 from conftest import Runs, world
 from PIL import Image
 
-from lib.data import datasets, features, manifest, osv5m, sampling
+from lib.data import datasets, features, osv5m, sampling
 from lib.data.photos import UNREADABLE, open_photo
 from lib.evaluate import evaluation
 from lib.method import model, semivariogram
@@ -133,12 +133,6 @@ def png_that_claims(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
-def one_photo(desk: Desk) -> object:
-    kept, _ = desk.prepared("path,lat,lon,continent\na.jpg,11,12,Africa\n")
-    assert kept["split"].tolist() == ["train"]
-    return manifest.rows_of(kept, "validation")
-
-
 def one_photo_curve(desk: Desk) -> object:
     return sampling.estimate(lambda rows: torch.ones(len(rows), 4), np.array([[1.0, 2.0]]))
 
@@ -231,14 +225,12 @@ JPEG_2000_OF_EXABYTES = bytes.fromhex("0000000C6A5020200D0A870A")
 JPEG_2000_OF_EXABYTES += struct.pack(">I4sQ", 1, b"jp2h", 2**62) + b"x" * 40
 MERIDIAN = np.array([[10.0, 180.0], [10.0, -180.0], [-10.0, 179.9999999], [20.0, -179.9999999]])
 
+# fmt: off
 CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
     # the manifest
-    "manifest no parquet": (
-        damaged_run_file(lambda run: run.manifest, datasets.read),
-        "cannot be read as a manifest .*; run notebook 01 again",
-    ),
+    "manifest no parquet": (damaged_run_file(lambda run: run.manifest, datasets.read),
+        "cannot be read as a manifest .*; run notebook 01 again"),
     # photos and where they were taken
-    "one photo": (one_photo, "split 'validation' has no photos; the manifest has train"),
     "a curve of one photo": (one_photo_curve, "needs at least two photos; there are 1"),
     "a curve at one place": (at_one_place, "1 lags with pairs are too few"),
     "training at the poles": (lambda desk: desk.trained_on(POLES), ""),
@@ -262,31 +254,21 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
     "row that climbs": (climbing_row, ""),
     "member that climbs": (member_outside, "cannot identify image file"),
     # tables
-    "table of OSV5M with ragged rows": (
-        lambda desk: official(desk, "id,latitude\n1,2\n1,2,3\n"),
-        r"train\.csv: cannot be read as CSV .*saw 3\); download it anew",
-    ),
+    "table of OSV5M with ragged rows": (lambda desk: official(desk, "id,latitude\n1,2\n1,2,3\n"),
+        r"train\.csv: cannot be read as CSV .*saw 3\); download it anew"),
     "table of OSV5M for other photos": (
         lambda desk: official(desk, "id,latitude,longitude\n1,48.8,2.3\n2,33,S\n"),
         r"no row of train\.csv has a photo in the chosen shards",
     ),
-    "record of downloads torn": (
-        lambda desk: official(desk, "", osv5m.obtain, "[]"),
-        r"osv5m\.json: damaged .*; delete it",
-    ),
+    "record of downloads torn": (lambda desk: official(desk, "", osv5m.obtain, "[]"),
+        r"osv5m\.json: damaged .*; delete it"),
     # features
-    "features of other photos": (
-        lambda desk: desk.features(np.ones((7, 16), np.float32)),
-        r"shape \(7, 16\) does not fit the manifest's 160 rows",
-    ),
-    "features that are pickled": (
-        lambda desk: desk.features(np.array([{"a": 1}] * 160, dtype=object)),
-        "not an array of features",
-    ),
-    "features of integers": (
-        lambda desk: desk.features(np.ones((160, 16), int)),
-        "holds int64, not float16 or float32",
-    ),
+    "features of other photos": (lambda desk: desk.features(np.ones((7, 16), np.float32)),
+        r"shape \(7, 16\) does not fit the manifest's 160 rows"),
+    "features that are pickled": (lambda desk: desk.features(np.array([{"a": 1}] * 160, dtype=object)),
+        "not an array of features"),
+    "features of integers": (lambda desk: desk.features(np.ones((160, 16), int)),
+        "holds int64, not float16 or float32"),
     "features of no bytes": (lambda desk: desk.features(b""), "not an array of features"),
     "features not finite": (nan_features, "a feature is not finite; look for NaN, or extract"),
     # semivariograms and weights
@@ -298,46 +280,26 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
         lambda desk: desk.estimated(lambda lag: 0.5 + 0.1 * np.random.default_rng(0).normal(size=len(lag))),
         "do not rise with distance",
     ),
-    "lags without pairs": (
-        lambda _: semivariogram.fit(semivariogram.EmpiricalSemivariogram.empty(0.05)),
-        "0 lags with pairs are too few",
-    ),
     "coordinates not finite": (
         lambda _: sampling.estimate(
             lambda rows: torch.ones(len(rows), 2), np.array([[1.0, np.nan], [1.0, 2.0]])
         ),
         "row 0 from 0: 1, nan is no latitude and longitude in degrees",
     ),
-    "curve's file torn": (
-        damaged_run_file(
-            lambda run: run.semivariogram, lambda run: FittedSemivariogram.load(run.semivariogram)
-        ),
-        "not a saved semivariogram",
-    ),
     "curve without rise": (curve_of(partial_sill=0.0), "not a saved semivariogram .no curve has nugget"),
     "sums torn": (
         damaged_run_file(lambda run: run.empirical, lambda run: curve.load_empirical(run.empirical)),
         "not the sums of a semivariogram",
     ),
-    "weights torn": (
-        damaged_run_file(
-            lambda run: run.checkpoint("infonce", 0),
-            lambda run: checkpoints.load(run.checkpoint("infonce", 0)),
-        ),
-        "not a checkpoint of this model",
-    ),
     "weights not finite": (weights_of_nan, "not a checkpoint of this model .logit_scale is not finite"),
     # profiles
     "profile is a list": (profile("- a\n- b\n"), "must hold groups"),
-    "profile that would run code": (
-        profile("training: !!python/object/apply:os.system ['true']\n"),
-        "cannot be read as YAML",
-    ),
-    "setting out of range": (
-        profile("training: {epochs: -1}\n"),
-        r"training\.epochs: .*greater than or equal to 1",
-    ),
+    "profile that would run code": (profile("training: !!python/object/apply:os.system ['true']\n"),
+        "cannot be read as YAML"),
+    "setting out of range": (profile("training: {epochs: -1}\n"),
+        r"training\.epochs: .*greater than or equal to 1"),
 }
+# fmt: on
 
 
 @pytest.fixture

@@ -109,8 +109,8 @@ def places(table: Table, *, gaps: bool = False) -> pd.DataFrame:
         wrong = np.isinf(found[name]) | (found[name].isna() & (not gaps))
         table.refuse(wrong, name, "is no signed decimal number of degrees, such as -33.86")
         beyond = found[name].abs() > limit
-        is_swapped = name == "latitude" and found[name][beyond].abs().max() <= LIMITS["longitude"]
-        hint = ", columns swapped?" if is_swapped else ""
+        may_be_longitudes = found[name][beyond].abs().max() <= LIMITS["longitude"]
+        hint = ", columns swapped?" if may_be_longitudes else ""
         table.refuse(beyond, name, f"is not within +-{limit:g} degrees{hint}")
     try:
         check_degrees(found.dropna().to_numpy())
