@@ -11,6 +11,8 @@ import json
 import os
 import re
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -24,7 +26,7 @@ import torch
 from conftest import Runs, world
 from PIL import Image
 
-from lib.data import datasets, features, folder, manifest, osv5m
+from lib.data import datasets, features, osv5m
 from lib.data.photos import UNREADABLE, open_photo
 from lib.evaluate import evaluation
 from lib.method import model, semivariogram
@@ -32,8 +34,8 @@ from lib.method.errors import BundleError
 from lib.method.geodesy import distance_km
 from lib.method.semivariogram import FittedSemivariogram
 from lib.runs import Run
-from lib.settings import OSV5M, Folder, load
-from lib.train import checkpoints, curve, gallery, training
+from lib.settings import OSV5M, PROJECT, load
+from lib.train import checkpoints, curve, training
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
@@ -52,19 +54,11 @@ class Desk:
     def photo(self, name: str | bytes, content: bytes | None = None) -> None:
         (self.root / os.fsdecode(name)).write_bytes(jpeg() if content is None else content)
 
-    def built(self, table: str | bytes) -> datasets.manifest.Built:
-        (self.path / "table.csv").write_bytes(table if isinstance(table, bytes) else table.encode())
-        return folder.build(Folder(root=self.root, csv=self.path / "table.csv"), self.root)
-
     def run(self, table: str) -> Run:
         """A run over the photos, before notebook 01."""
         (self.path / "table.csv").write_text(table)
-        asked = [
-            "dataset=folder",
-            f"data.root={self.root}",
-            f"data.csv={self.path / 'table.csv'}",
-            "backbone.image_px=32",
-        ]
+        asked = ["dataset=folder", f"dataset.root={self.root}", f"dataset.csv={self.path / 'table.csv'}"]
+        asked.append("backbone.image_px=32")
         return Run(load("smoke", asked), self.path / "run")
 
     def prepared(self, table: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -77,16 +71,12 @@ class Desk:
         (self.root / "b.jpg").unlink()
         self.photo(name, content)
         shown = (name.encode() if isinstance(name, str) else name).decode("utf-8", "backslashreplace")
-        run = self.run("path,lat,lon\na.jpg,1,2\n" + (f"{name},3,4\n" if isinstance(name, str) else ""))
+        run = self.run("path,lat,lon\na.jpg,11,12\n" + (f"{name},3,4\n" if isinstance(name, str) else ""))
         datasets.prepare(run)
         features.extract(run)
         kept = datasets.read(run)
         assert kept["path"][kept["split"] != datasets.UNREADABLE].tolist() == ["a.jpg"]
         return pd.read_csv(run.table("left_out")).set_index("path").at[shown, "reason"]
-
-    def gallery(self, text: str | bytes) -> np.ndarray:
-        (self.path / "places.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
-        return gallery.read_csv(self.path / "places.csv")
 
     def features(self, array: np.ndarray | bytes) -> features.Features:
         run = self.make_run()
@@ -142,48 +132,6 @@ def png_that_claims(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
-def small(**changes: object) -> pd.DataFrame:
-    return world({"train": 3, "validation": 1, "test": 1, "test_blocked": 1})[0].assign(**changes)
-
-
-def checked(**changes: object) -> bool:
-    manifest.check(small(**changes), "given.parquet")
-    return True
-
-
-def with_row(column: str, value: object) -> dict[str, list[object]]:
-    return {column: [*small()[column].tolist()[:3], value, *small()[column].tolist()[4:]]}
-
-
-def saved(desk: Desk, image: Image.Image, name: str, **options: object) -> Image.Image:
-    image.save(desk.root / name, **options)
-    return open_photo(desk.root, name)
-
-
-def turned(desk: Desk) -> bool:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return saved(desk, Image.new("RGB", (20, 10)), "turned.jpg", exif=exif).size == (10, 20)
-
-
-def animated(desk: Desk) -> bool:
-    frames = [Image.new("RGB", (16, 16), colour) for colour in ((255, 0, 0), (0, 255, 0))]
-    return saved(
-        desk, frames[0], "moving.webp", save_all=True, append_images=frames[1:], lossless=True
-    ).getpixel((3, 3)) == (255, 0, 0)
-
-
-def sixteen_bits(desk: Desk) -> bool:
-    ramp = np.linspace(0, 65_535, 64, dtype=np.uint16).repeat(8).reshape(64, 8)
-    return len(np.unique(np.asarray(saved(desk, Image.fromarray(ramp), "deep.png")))) > 60
-
-
-def one_photo(desk: Desk) -> object:
-    kept, _ = desk.prepared("path,lat,lon,continent\na.jpg,1,2,Africa\n")
-    assert kept["split"].tolist() == ["train"]
-    return manifest.rows_of(kept, "validation")
-
-
 def one_photo_curve(desk: Desk) -> object:
     return semivariogram.exact(lambda rows: torch.ones(len(rows), 4), np.array([[1.0, 2.0]]))
 
@@ -206,16 +154,26 @@ def member_outside(desk: Desk) -> object:
 
 def climbing_row(desk: Desk) -> object:
     (desk.path / "secret.jpg").write_bytes(jpeg())
-    kept, out = desk.prepared("path,lat,lon,continent\na.jpg,1,2,Africa\n../secret.jpg,3,4,Africa\n")
+    kept, out = desk.prepared("path,lat,lon,continent\na.jpg,11,12,Africa\n../secret.jpg,3,4,Africa\n")
     return (
         kept["path"].tolist() == ["a.jpg"]
         and "no such photo" in out.set_index("id").at["../secret.jpg", "reason"]
     )
 
 
-def ragged_official(desk: Desk, table: str = "id,latitude\n1,2\n1,2,3\n") -> object:
-    (desk.path / "train.csv").write_text(table)
-    return osv5m.build(OSV5M(root=desk.path, train_shards=1, test_shards=1), desk.path)
+def official(
+    desk: Desk, table: str, of: Callable[[OSV5M, Path], object] = osv5m.build, record: str | None = None
+) -> object:
+    """OSV5M with one photo in each of its archives, a ``table``, and a ``record`` of downloads."""
+    for split in ("train", "test"):
+        (desk.path / "images" / split).mkdir(parents=True)
+        with zipfile.ZipFile(desk.path / "images" / split / "00.zip", "w") as archive:
+            archive.write(desk.root / "a.jpg", "00/7.jpg")
+        (desk.path / f"{split}.csv").write_text(table)
+    if record is not None:
+        (desk.path / osv5m.LOCK).write_text(record)
+    settings = OSV5M(root=desk.path, train_shards=1, test_shards=1, validation=1, download=False)
+    return of(settings, desk.path)
 
 
 def damaged_run_file(
@@ -266,45 +224,12 @@ JPEG_2000_OF_EXABYTES = bytes.fromhex("0000000C6A5020200D0A870A")
 JPEG_2000_OF_EXABYTES += struct.pack(">I4sQ", 1, b"jp2h", 2**62) + b"x" * 40
 MERIDIAN = np.array([[10.0, 180.0], [10.0, -180.0], [-10.0, 179.9999999], [20.0, -179.9999999]])
 
+# fmt: off
 CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
     # the manifest
-    "empty manifest": (
-        lambda _: manifest.check(small().iloc[:0], "given.parquet"),
-        r"given\.parquet: no photos; check",
-    ),
-    "latitude NaN": (lambda _: checked(**with_row("latitude", np.nan)), "row 4: latitude is not a number"),
-    "latitude 91": (lambda _: checked(**with_row("latitude", 91.0)), "row 4: latitude is not within"),
-    "columns swapped": (
-        lambda _: checked(latitude=[100.0] * 6),
-        r"row 1: latitude .*columns swapped\?.*6 such rows",
-    ),
-    "ids twice": (lambda _: checked(id=["a"] * 6), "row 2: id is missing or used twice"),
-    "split unknown": (
-        lambda _: checked(**with_row("split", "tset?")),
-        "row 4: split is none of train, validation, test",
-    ),
-    "path absolute": (
-        lambda _: checked(**with_row("path", "/etc/passwd")),
-        "row 4: path leaves the data set's folder",
-    ),
-    "path climbs": (
-        lambda _: checked(**with_row("path", "a/../../b.jpg")),
-        "row 4: path leaves the data set's folder",
-    ),
-    "column gone": (
-        lambda _: manifest.check(small().drop(columns="split"), "given.parquet"),
-        "column 'split' is missing; there are",
-    ),
-    "poles and meridian": (
-        lambda _: checked(latitude=[90.0, -90.0, 0, 0, 0, 0], longitude=[0, 0, 180.0, -180.0, 0, 0]),
-        "",
-    ),
-    "manifest no parquet": (
-        damaged_run_file(lambda run: run.manifest, datasets.read),
-        "cannot be read as a manifest .*; run notebook 01 again",
-    ),
+    "manifest no parquet": (damaged_run_file(lambda run: run.manifest, datasets.read),
+        "cannot be read as a manifest .*; run notebook 01 again"),
     # photos and where they were taken
-    "one photo": (one_photo, "split 'validation' has no photos; the manifest has train"),
     "a curve of one photo": (one_photo_curve, "needs at least two photos; there are 1"),
     "a curve at one place": (at_one_place, "1 lags with pairs are too few"),
     "training at the poles": (lambda desk: desk.trained_on(POLES), ""),
@@ -312,11 +237,6 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
     # images
     "image missing": (lambda desk: open_photo(desk.root, "nowhere.jpg"), "No such file"),
     "image of no bytes": (lambda desk: "cannot identify" in desk.left_out("x.jpg", b""), ""),
-    "image truncated": (lambda desk: "truncated" in desk.left_out("x.jpg", jpeg((200, 200))[:2_000]), ""),
-    "image is text": (
-        lambda desk: "cannot identify" in desk.left_out("x.jpg", b"<html>not found</html>"),
-        "",
-    ),
     "decompression bomb": (
         lambda desk: "DecompressionBomb" in desk.left_out("x.png", png_that_claims(60_000, 60_000)),
         "",
@@ -329,61 +249,27 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
         lambda desk: "MemoryError" in desk.left_out("x.jpg", JPEG_2000_OF_EXABYTES),
         "",
     ),
-    "image animated": (animated, ""),
-    "image CMYK": (lambda desk: saved(desk, Image.new("CMYK", (8, 8)), "ink.jpg").mode == "RGB", ""),
-    "image of 16 bits": (sixteen_bits, ""),
-    "image turned by EXIF": (turned, ""),
     "name not UTF-8": (lambda desk: "not UTF-8: rename it" in desk.left_out(b"caf\xe9.jpg"), ""),
     "row that climbs": (climbing_row, ""),
     "member that climbs": (member_outside, "cannot identify image file"),
     # tables
-    "semicolons, decimal commas": (
-        lambda desk: desk.built("path;lat;lon\na.jpg;1,5;2,5\n").photos["latitude"].tolist() == [1.5],
-        "",
+    "table of OSV5M with ragged rows": (lambda desk: official(desk, "id,latitude\n1,2\n1,2,3\n"),
+        r"train\.csv: cannot be read as CSV .*saw 3\); download it anew"),
+    "table of OSV5M for other photos": (
+        lambda desk: official(desk, "id,latitude,longitude\n1,48.8,2.3\n2,33,S\n"),
+        r"no row of train\.csv has a photo in the chosen shards",
     ),
-    "table empty": (lambda desk: desk.built(""), r"table\.csv: cannot be read as a table"),
-    "table in Latin-1": (
-        lambda desk: desk.built("path,lat,lon\ncafé.jpg,1,2\n".encode("latin-1")),
-        "cannot be read as a table .*UTF-8",
-    ),
-    "table of OSV5M with ragged rows": (
-        ragged_official,
-        r"train\.csv: cannot be read as CSV .*saw 3\); download it anew",
-    ),
-    "table with words": (lambda desk: desk.built("path,lat,lon\na.jpg,1,east\n"), "line 2: longitude 'east'"),
-    "table names a photo twice": (
-        lambda desk: desk.prepared("path,lat,lon\na.jpg,1,2\na.jpg,3,4\n"),
-        r"no photo has one place \(a\.jpg: line 2 and line 3 differ in its place\)",
-    ),
+    "record of downloads torn": (lambda desk: official(desk, "", osv5m.obtain, "[]"),
+        r"osv5m\.json: damaged .*; delete it"),
     # features
-    "features of other photos": (
-        lambda desk: desk.features(np.ones((7, 16), np.float32)),
-        r"shape \(7, 16\), not 160 rows of float16 or float32",
-    ),
-    "features that are pickled": (
-        lambda desk: desk.features(np.array([{"a": 1}] * 160, dtype=object)),
-        "not an array of features",
-    ),
-    "features of integers": (
-        lambda desk: desk.features(np.ones((160, 16), int)),
-        r"holds int64 of shape \(160, 16\), not 160 rows of float16 or float32",
-    ),
+    "features of other photos": (lambda desk: desk.features(np.ones((7, 16), np.float32)),
+        r"shape \(7, 16\), not 160 rows of float16 or float32"),
+    "features that are pickled": (lambda desk: desk.features(np.array([{"a": 1}] * 160, dtype=object)),
+        "not an array of features"),
+    "features of integers": (lambda desk: desk.features(np.ones((160, 16), int)),
+        r"holds int64 of shape \(160, 16\), not 160 rows of float16 or float32"),
     "features of no bytes": (lambda desk: desk.features(b""), "not an array of features"),
     "features not finite": (nan_features, "a feature is not finite; look for NaN, or extract"),
-    # the gallery
-    "gallery with NaN": (
-        lambda desk: desk.gallery("LAT,LON\n1,2\nnan,3\n"),
-        r"places\.csv: line 3 is no coordinate; mend or drop it",
-    ),
-    "gallery beyond the poles": (
-        lambda desk: desk.gallery("LAT,LON\n1,2\n-90.5,2\n"),
-        "line 3 is no coordinate",
-    ),
-    "gallery without rows": (lambda desk: desk.gallery("LAT,LON\n"), "it has no rows"),
-    "gallery that is not there": (
-        lambda desk: gallery.find(desk.make_run("evaluation.gallery=/nowhere/g.csv").settings.evaluation),
-        "is not there",
-    ),
     # semivariograms and weights
     "curve flat": (
         lambda desk: desk.estimated(lambda lag: np.full_like(lag, 0.5)),
@@ -393,52 +279,26 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
         lambda desk: desk.estimated(lambda lag: 0.5 + 0.1 * np.random.default_rng(0).normal(size=len(lag))),
         "beats a constant by Schwarz",
     ),
-    "lags without pairs": (
-        lambda _: semivariogram.fit(semivariogram.EmpiricalSemivariogram(0.05, *np.zeros((4, 63)))),
-        "0 lags with pairs are too few",
-    ),
     "coordinates not finite": (
         lambda _: semivariogram.exact(
             lambda rows: torch.ones(len(rows), 2), np.array([[1.0, np.nan], [1.0, 2.0]])
         ),
         "row 0 from 0: 1, nan is no latitude and longitude in degrees",
     ),
-    "curve's file torn": (
-        damaged_run_file(
-            lambda run: run.semivariogram, lambda run: FittedSemivariogram.load(run.semivariogram)
-        ),
-        "not a saved semivariogram",
-    ),
     "curve without rise": (curve_of(partial_sill=0.0), "not a saved semivariogram .no curve has nugget"),
     "sums torn": (
         damaged_run_file(lambda run: run.empirical, lambda run: curve.load_empirical(run.empirical)),
         "not the sums of a semivariogram",
     ),
-    "weights torn": (
-        damaged_run_file(
-            lambda run: run.checkpoint("infonce", 0),
-            lambda run: checkpoints.load(run.checkpoint("infonce", 0)),
-        ),
-        "not a checkpoint of this model",
-    ),
     "weights not finite": (weights_of_nan, "not a checkpoint of this model .logit_scale is not finite"),
     # profiles
     "profile is a list": (profile("- a\n- b\n"), "must hold groups"),
-    "profile that would run code": (
-        profile("training: !!python/object/apply:os.system ['true']\n"),
-        "cannot be read as YAML",
-    ),
-    "setting out of range": (
-        profile("training: {epochs: -1}\n"),
-        r"training\.epochs: .*greater than or equal to 1",
-    ),
+    "profile that would run code": (profile("training: !!python/object/apply:os.system ['true']\n"),
+        "cannot be read as YAML"),
+    "setting out of range": (profile("training: {epochs: -1}\n"),
+        r"training\.epochs: .*greater than or equal to 1"),
 }
-
-
-def png() -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (5, 5)).save(buffer, "PNG")
-    return buffer.getvalue()
+# fmt: on
 
 
 @pytest.fixture
@@ -468,3 +328,29 @@ def test_a_bad_input_gives_its_sentence_or_the_right_result(desk: Desk, name: st
     message = str(raised.value)
     assert re.search(sentence, message), message
     assert "\n" not in message.strip() and "Traceback" not in message
+
+
+def test_a_terminal_that_knows_no_utf8_is_no_reason_to_stop(tmp_path: Path) -> None:
+    (tmp_path / "\u0431.heic").write_bytes(b"")
+    environment = os.environ | {"PYTHONIOENCODING": "iso-8859-1", "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-m", "lib.predict", str(tmp_path), "--model", str(tmp_path / "\u0431…")]
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True)
+    assert done.returncode == 1 and b"no such folder" in done.stderr and b"Traceback" not in done.stderr
+    program = "from lib.runs.machine import print_anywhere; print_anywhere(); print('\u2026 \u0431')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, env=environment, capture_output=True)
+    assert done.stdout == b"? ?\n"
+
+
+def test_a_clone_on_windows_keeps_the_line_ends_of_scripts_and_the_bytes_of_pictures(tmp_path: Path) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "core.autocrlf=true"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    for name in (".gitattributes", "run_all.sh", "requirements.lock"):
+        (tmp_path / name).write_bytes((PROJECT / name).read_bytes())
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n\n")
+    (tmp_path / "b.parquet").write_bytes(b"\r\n\n\r\n")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    subprocess.run([*git, "add", "-A"], check=True, capture_output=True)
+    for name in before:
+        (tmp_path / name).unlink()
+    subprocess.run([*git, "checkout", "-q", "--", "."], check=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before

@@ -1,4 +1,6 @@
-"""A folder of photos: tables of every style, EXIF, and what is wrong with them said with line and mend."""
+"""A folder of photos: rows find their photos, EXIF fills gaps, and what is left out is listed."""
+
+from __future__ import annotations
 
 import os
 from pathlib import Path
@@ -7,235 +9,218 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from test_photos import photo
 
 from lib.data import datasets, folder
-from lib.data.photos import GPS_IFD, exif_coordinates
+from lib.data.manifest import Built
+from lib.data.photos import open_photo
 from lib.method.errors import BundleError
+from lib.predict.predict import find_photos
 from lib.runs import Run
-from lib.settings import PROJECT, Folder
+from lib.settings import PROJECT, Folder, load
 
 REAL = Path(os.environ.get("STREET_LEVEL_PHOTOS", PROJECT.parent / "shared" / "data" / "street_level_mini"))
 NAMES = ["a/one.jpg", "a/two.jpg", "b/three@3.jpg", "four.png", "five.JPG"]
-PLACES = [(48.8, 9.2), (1.3, 103.8), (-33.9, 151.2), (64.1, -21.9), (-17.7, 178.1)]
-
-
-def photo(path: Path, place: tuple[float, float] | None = None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    exif = Image.Exif()
-    if place is not None:
-        gps = {1: "N" if place[0] >= 0 else "S", 3: "E" if place[1] >= 0 else "W"}
-        for number, value in zip((2, 4), map(abs, place), strict=True):
-            minutes = value % 1 * 60
-            gps[number] = (float(int(value)), float(int(minutes)), minutes % 1 * 60)
-        exif[GPS_IFD] = gps
-    Image.new("RGB", (24, 16), (90, 120, len(path.name))).save(path, exif=exif)
+GPS = {"latitude": (64.0, 6.0, 0.0), "longitude": (21.0, 54.0, 0.0)}
 
 
 @pytest.fixture
-def root(tmp_path):
+def root(tmp_path: Path) -> Path:
     for name in NAMES:
         photo(tmp_path / "photos" / name)
     return tmp_path / "photos"
 
 
-def built(root, text=None, **settings):
+def built(root: Path, text: str | pd.DataFrame | None = None, **settings: object) -> Built:
+    """What is built of the photos below ``root`` and a table, CSV or parquet."""
     if text is not None:
-        table = root.parent / "table.csv"
-        table.write_bytes(text if isinstance(text, bytes) else text.encode())
-        settings["csv"] = table
+        settings["csv"] = root.parent / ("table.csv" if isinstance(text, str) else "table.parquet")
+        if isinstance(text, str):
+            settings["csv"].write_text(text, encoding="utf-8")
+        else:
+            text.to_parquet(settings["csv"])
     return folder.build(Folder(root=root, **settings), root)
 
 
-def rows(names, columns="id,latitude,longitude", separator=","):
-    lines = [columns.replace(",", separator)]
-    return "\n".join(
-        [
-            *lines,
-            *(separator.join(map(str, (name, *place))) for name, place in zip(names, PLACES, strict=False)),
-        ]
-    )
+def reasons(found: Built) -> dict[str, str]:
+    return found.left_out.set_index("id")["reason"].to_dict()
 
 
-@pytest.mark.parametrize(
-    "columns",
-    [
-        "IMG_ID,LAT,LON",
-        "image_id,lat,lng",
-        "file,latitude,longitude",
-        "Path,Latitude,Longitude",
-        "img_path,gt_lat,gt_lon",
-        "id,lat,long",
-    ],
-)
-@pytest.mark.parametrize(
-    "naming", [str, lambda name: Path(name).name, lambda name: Path(name).stem, lambda name: f"./{name}"]
-)
-def test_tables_of_every_style_find_their_photos(root, columns, naming):
-    photos, left_out = built(root, rows(map(naming, NAMES), columns))
-    assert photos.set_index("path").loc[NAMES, ["latitude", "longitude"]].to_numpy().tolist() == [
-        list(place) for place in PLACES
-    ]
-    assert left_out.empty
+class TestMatching:
+    @pytest.mark.parametrize(
+        "naming",
+        [str, lambda name: Path(name).name, lambda name: Path(name).stem, "./{}".format,
+         lambda name: name.replace("/", "\\")],
+    )  # fmt: skip
+    def test_by_path_name_or_stem(self, root: Path, naming: object) -> None:
+        rows = [f"{naming(name)},{11 + row},{-12 - row}" for row, name in enumerate(NAMES)]
+        photos, left_out = built(root, "\n".join(["id,lat,lon", *rows]))
+        places = photos.set_index("path").loc[NAMES, ["latitude", "longitude"]]
+        assert places.to_numpy().tolist() == [[11 + row, -12 - row] for row in range(5)] and left_out.empty
 
+    def test_a_row_without_photo_and_a_photo_without_row_are_left_out_and_listed(self, root: Path) -> None:
+        photo(root / "c" / "one.jpg")
+        found = built(root, "id,lat,lon\none.jpg,11,2\na/two.jpg,13,4\nnobody,13,4\n")
+        assert found.photos["path"].tolist() == ["a/two.jpg"]
+        listed = reasons(found)
+        assert listed.pop("nobody") == "line 4: no such photo, or several of that name"
+        assert listed.pop("one.jpg") == "line 2: no such photo, or several of that name"
+        assert list(listed.values()) == ["no row in the table"] * 5
 
-@pytest.mark.parametrize("separator", [";", "\t", "|"])
-def test_delimiter_and_byte_order_mark_do_not_matter(root, separator):
-    photos, _ = built(root, b"\xef\xbb\xbf" + rows(NAMES, separator=separator).encode())
-    assert photos["latitude"].tolist() == [place[0] for place in PLACES]
-
-
-def test_decimal_commas_are_read_where_the_delimiter_allows_them(root):
-    photos, _ = built(root, "id;lat;lon\none;48,8;9,2\n")
-    assert photos[["latitude", "longitude"]].iloc[0].tolist() == [48.8, 9.2]
-
-
-def test_a_parquet_table_is_as_good_and_its_other_columns_stay(root):
-    table = pd.DataFrame(
-        {
-            "file": NAMES,
-            "lat": [place[0] for place in PLACES],
-            "lon": [place[1] for place in PLACES],
-            "camera": list("abcde"),
+    def test_a_photo_in_two_rows_counts_once_unless_they_contradict(self, root: Path) -> None:
+        text = "name,lat,lon,split\none,48,2,train\none,,,Training\ntwo,11,1,test\nthree@3,14,3,train\n"
+        text += "two,11,1,test\ntwo,11,9,test\nthree@3,14,3,test\nfour,5,6,test\n"
+        found = built(root, text)
+        kept = found.photos[["path", "latitude", "split"]].values.tolist()
+        assert kept == [["a/one.jpg", 48, "train"], ["four.png", 5, "test"]]
+        assert reasons(found) == {
+            "five.JPG": "no row in the table",
+            "a/one.jpg": "line 3: is in line 2 already",
+            "a/two.jpg": "line 4 and line 7 differ in longitude",
+            "b/three@3.jpg": "line 5 and line 8 differ in split",
         }
-    )
-    table.to_parquet(root.parent / "table.parquet")
-    photos, _ = folder.build(Folder(root=root, csv=root.parent / "table.parquet"), root)
-    assert photos["camera"].tolist() == list("abcde")
+        with pytest.raises(BundleError, match="every photo contradicts itself .*line 2 and line 3 differ"):
+            built(root, "name,lat,lon\none,11,2\none,13,2\n")
+
+    @pytest.mark.parametrize(
+        ("text", "sentence"),
+        [
+            ("id,lat,lon\nx,11,2\n", r"none of its 1 rows names .*first row: x; first photo: a/one\.jpg"),
+            ("path,lat,lon,split\n\none,11,2,train\ntwo,1,2,tset\n", "line 4: split 'tset' is none of"),
+            ("path,id,lat,lon\none,7,11,2\ntwo,7,1,2\n", "line 3: id '7' is missing or used twice"),
+            ("path,lat,lon\none,103.8,1.3\n", "line 2: latitude '103.8' is not within .*swapped"),
+            ("", "cannot be read as a table"),
+        ],
+    )  # fmt: skip
+    def test_what_is_wrong_with_a_table_is_said_with_file_and_line(
+        self, root: Path, text: str, sentence: str
+    ) -> None:
+        with pytest.raises(BundleError, match=rf"table\.csv: {sentence}"):
+            built(root, text)
+
+    def test_parquet_counts_rows_and_what_it_alone_can_hold_is_text(self, root: Path, tmp_path: Path) -> None:
+        rows = pd.DataFrame({"path": ["one", "two"], "lat": [48.8, -33.9], "lon": [2.3, 18.4]})
+        for country in (pd.Categorical(["FR", None]), [1.0, None], [["FR"], None]):
+            frame = datasets._with_places(built(root, rows.assign(country=country)).photos)
+            datasets.manifest.write(frame, tmp_path / "manifest.parquet")
+            assert frame["country"].iloc[1] == "ZA"
+        with pytest.raises(BundleError, match=r"table\.parquet: row 2: id '7' is missing or used twice"):
+            built(root, rows.assign(uuid=["7", "7"]).set_index("path"))
+        photo(root / "12.jpg")
+        whole = pd.DataFrame({"id": pd.array([12, None], dtype="Int64"), "lat": 48.8, "lon": 2.3})
+        assert built(root, whole).photos["id"].tolist() == ["12"]
 
 
-def test_leading_zeros_of_identifiers_survive(root):
-    photo(root / "0012.jpg")
-    photos, _ = built(root, "id,lat,lon\n0012,1,2\n")
-    assert photos["id"].tolist() == ["0012"]
+class TestPlaces:
+    def test_without_a_table_exif_decides_and_photos_without_gps_are_listed(self, root: Path) -> None:
+        photo(root / "placed.jpg", **GPS)
+        found = built(root)
+        assert found.photos["id"].tolist() == ["placed.jpg"]
+        assert sorted(found.left_out["path"]) == sorted(NAMES)
+
+    def test_where_the_table_is_silent_exif_is_asked(self, root: Path) -> None:
+        photo(root / "a/one.jpg", **GPS)
+        found = built(root, "id,lat,lon\none,,NA\ntwo,5,6\nfour,,\n")
+        assert found.photos[["id", "latitude"]].values.tolist() == [["one", 64.1], ["two", 5.0]]
+        assert reasons(found)["four"] == "no coordinates in the table or in EXIF"
+
+    def test_zero_zero_is_kept_and_said(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert len(built(root, "id,lat,lon\none,0,0\ntwo,5,6\n").photos) == 2
+        assert "1 photos are kept that lie at exactly 0, 0" in "".join(capsys.readouterr())
+
+    @pytest.mark.parametrize("content", ["", " ", "NA"])
+    def test_missing_continents_come_from_the_coordinates(self, root: Path, content: str) -> None:
+        photos = built(root, f"path,lat,lon,continent\none,48.8,2.3,{content}\ntwo,-33.9,18.4,\n").photos
+        assert datasets._with_places(photos)["continent"].tolist() == [content.strip() or "Europe", "Africa"]
 
 
-def test_a_row_without_photo_and_a_photo_without_row_are_left_out_and_listed(root):
-    photos, left_out = built(root, "id,lat,lon\none,1,2\nnobody,3,4\n")
-    assert photos["path"].tolist() == ["a/one.jpg"]
-    reasons = left_out.set_index("id")["reason"]
-    assert reasons["nobody"] == "line 3: no such photo, or several of that name"
-    assert (reasons.drop("nobody") == "no row in the table").all() and len(reasons) == 5
+class TestSplits:
+    def test_those_of_the_table_have_our_names(self, root: Path) -> None:
+        rows = "one,11,2,val\ntwo,1,2, Training\nfour,1,2,test_coast\n"
+        splits = built(root, "id,lat,lon,Split\n" + rows).photos["split"].tolist()
+        assert splits == ["validation", "train", "test_coast"]
+
+    def test_those_in_the_index_of_a_parquet_table_are_the_tables(self, root: Path) -> None:
+        levels = [["train"] * 3 + ["test"] * 2, NAMES]
+        index = pd.MultiIndex.from_arrays(levels, names=["split", "photo"])
+        photos = built(root, pd.DataFrame({"lat": 11.0, "lon": range(5)}, index=index)).photos
+        assert photos[["split", "path"]].to_numpy().T.tolist() == levels
+
+    def test_without_splits_a_seeded_cut_is_made(self, tmp_path: Path) -> None:
+        for number in range(100):
+            photo(tmp_path / "photos" / f"{number}.png")
+        text = "id,lat,lon\n" + "\n".join(f"{number},1,{number}" for number in range(100))
+        first, second = (built(tmp_path / "photos", text).photos["split"] for _ in range(2))
+        assert first.equals(second)
+        assert first.value_counts().to_dict() == {"train": 70, "test": 20, "validation": 10}
 
 
-def test_a_name_that_two_photos_bear_is_taken_for_neither(root):
-    photo(root / "c" / "one.jpg")
-    photos, left_out = built(root, "id,lat,lon\none.jpg,1,2\na/two.jpg,3,4\n")
-    assert photos["path"].tolist() == ["a/two.jpg"]
-    assert "several of that name" in left_out.set_index("id").at["one.jpg", "reason"]
+class TestFolder:
+    def test_links_are_followed_once_and_what_leads_nowhere_is_listed(self, tmp_path: Path) -> None:
+        root, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+        photo(root / "a.jpg"), photo(elsewhere / "b.jfif"), photo(elsewhere / "c.gif")
+        (root / "linked").symlink_to(elsewhere)
+        (root / "a_link").symlink_to(root / "real")
+        photo(root / "real" / "d.jpg")
+        (elsewhere / "back").symlink_to(root)
+        (root / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
+        left_out: list[tuple] = []
+        found = [path.relative_to(root).as_posix() for path in sorted(folder.files_below(root, left_out))]
+        assert found == ["a.jpg", "linked/b.jfif", "linked/c.gif", "real/d.jpg"]
+        assert left_out == [("lost.jpg", "lost.jpg", "is a link that leads nowhere")]
+        assert sorted(folder.photo_sizes(root)) == ["a.jpg", "linked/b.jfif", "real/d.jpg"]
+        photos, (others, *_) = find_photos([str(root)])
+        assert len(photos) == 3 and others.endswith("c.gif")
 
+    def test_formats_that_are_not_read_are_called_that(self, root: Path) -> None:
+        for name in ("c.heic", "d.DNG"):
+            photo(root / "x.jpg").rename(root / name)
+        kept, left_out = built(root, "path,lat,lon\none,11,2\ntwo,3,4\nc.heic,5,6\n")
+        said = left_out["reason"].tolist()
+        assert len(kept) == 2 and sum("HEIC is not read: convert it" in one for one in said) == 2
+        assert "DNG (a camera's raw data) is not read: convert it to JPEG or PNG" in said
+        with pytest.raises(ValueError, match="HEIC is not read"):
+            open_photo(root, "c.heic")
+        assert [len(found) for found in find_photos([str(root)])] == [5, 2]
 
-@pytest.mark.parametrize("place", PLACES)
-def test_exif_gives_the_place_on_every_quarter_of_the_globe(tmp_path, place):
-    photo(tmp_path / "photo.jpg", place)
-    assert exif_coordinates(tmp_path, "photo.jpg") == pytest.approx(place, abs=1e-4)
+    def test_a_missing_or_empty_folder_or_table_is_named(self, root: Path, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        for name, table, sentence in (
+            ("nowhere", None, "nowhere: no such folder"), ("empty", None, "no photos in it"),
+            ("photos", None, "none of 5 photos has coordinates"), ("photos", tmp_path, "no such table"),
+        ):  # fmt: skip
+            with pytest.raises(BundleError, match=sentence):
+                built(tmp_path / name, csv=table)
 
+    def test_a_table_in_the_runs_own_folder_is_refused(self, root: Path, tmp_path: Path) -> None:
+        table = tmp_path / "run" / "tables" / "left_out.csv"
+        table.parent.mkdir(parents=True)
+        table.write_text("path,lat,lon\na.jpg,1,2\n")
+        asked = ["dataset=folder", f"dataset.root={root}", f"dataset.csv={table}"]
+        with pytest.raises(BundleError, match="lies in the folder that the run writes to"):
+            datasets.prepare(Run(load("smoke", asked), tmp_path / "run"))
+        assert table.read_text().startswith("path,lat,lon")
 
-def test_without_a_table_exif_decides_and_photos_without_gps_are_listed(root):
-    photo(root / "placed.jpg", PLACES[0])
-    photos, left_out = built(root)
-    assert photos["id"].tolist() == ["placed.jpg"]
-    assert sorted(left_out["path"]) == sorted(NAMES)
-
-
-def test_where_the_table_is_silent_exif_is_asked(root):
-    photo(root / "a/one.jpg", PLACES[2])
-    photos, left_out = built(root, "id,lat,lon\none,,\ntwo,5,6\n")
-    assert photos.set_index("id").loc["one", ["latitude", "longitude"]].tolist() == pytest.approx(
-        list(PLACES[2]), abs=1e-4
-    )
-    assert photos.set_index("id").at["two", "latitude"] == 5.0
-    assert len(left_out) == 3
-
-
-def test_splits_of_the_table_are_kept_under_our_names(root):
-    text = (
-        rows(NAMES)
-        .replace("longitude", "longitude,Split")
-        .replace("\n", ",val\n")
-        .replace("Split,val", "Split")
-        + ",test"
-    )
-    photos, _ = built(root, text)
-    assert photos["split"].tolist() == ["validation"] * 4 + ["test"]
-
-
-def test_without_splits_a_seeded_cut_is_made(tmp_path):
-    for number in range(100):
-        photo(tmp_path / f"{number}.png")
-    text = "id,lat,lon\n" + "\n".join(f"{number},1,{number}" for number in range(100))
-    first, second = (built(tmp_path, text)[0]["split"] for _ in range(2))
-    assert first.equals(second)
-    assert first.value_counts().to_dict() == {"train": 70, "test": 20, "validation": 10}
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        (
-            "id,lat,lon\none,1,2\ntwo,103.8,1.3\n",
-            r"table.csv: line 3: latitude '103.8' is not within \+-90 degrees .*swapped",
-        ),
-        ("id,lat,lon\none,1,200\n", r"line 2: longitude '200' is not within \+-180"),
-        ("id,lat,lon\none,north,2\n", "line 2: latitude 'north'"),
-        ("id,lat,lon\none,inf,2\n", "line 2: latitude 'inf'"),
-        ("id,lat\none,1\n", "no column names longitudes"),
-        ("title,lat,lon\none,1,2\n", "no column names the photos; it has title, lat, lon"),
-        ("id,lat,lon\nx,1,2\n", "none of its 1 rows names a photo"),
-        ("", "cannot be read as a table"),
-        (b"\xff\xfe\x00i\x00d", "cannot be read as a table"),
-    ],
-)
-def test_what_is_wrong_with_a_table_is_said_with_file_line_and_mend(root, text, sentence):
-    with pytest.raises(BundleError, match=sentence):
-        built(root, text)
-
-
-def test_a_missing_folder_or_table_and_an_empty_folder_are_named(tmp_path, root):
-    with pytest.raises(BundleError, match=r"nowhere: no such folder"):
-        built(tmp_path / "nowhere")
-    with pytest.raises(BundleError, match=r"none\.csv: no such table"):
-        built(root, csv=tmp_path / "none.csv")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(BundleError, match="no photos in it"):
-        built(tmp_path / "empty")
-    with pytest.raises(BundleError, match="none of 5 photos has coordinates"):
-        built(root)
-
-
-def test_a_photo_that_is_added_or_replaced_is_noticed(root, tmp_path):
-    for name, place in zip(NAMES, PLACES, strict=True):
-        photo(root / name, place)
-    run = Run.open("smoke", f"{tmp_path}/run", ["dataset=folder", f"data.root={root}"])
-    first = datasets.prepare(run)
-    before = run.manifest.read_bytes()
-    datasets.prepare(run)
-    assert run.reports[-1].startswith("reused")
-    Image.effect_noise((64, 64), 50).save(root / "four.png", exif=Image.open(root / "four.png").getexif())
-    assert datasets.prepare(run)["id"].tolist() == first["id"].tolist()
-    assert run.manifest.read_bytes() != before  # the features hang on the manifest
-    photo(root / "six.jpg", PLACES[0])
-    assert len(datasets.prepare(run)) == 6
+    def test_a_photo_that_is_added_or_replaced_is_noticed(self, root: Path, tmp_path: Path) -> None:
+        for name in NAMES:
+            photo(root / name, **GPS)
+        run = Run.open("smoke", f"{tmp_path}/run", ["dataset=folder", f"dataset.root={root}"])
+        first = datasets.prepare(run)
+        before = run.manifest.read_bytes()
+        datasets.prepare(run)
+        assert run.reports[-1].startswith("reused")
+        Image.effect_noise((64, 64), 50).save(root / "four.png", exif=Image.open(root / "four.png").getexif())
+        assert datasets.prepare(run)["id"].tolist() == first["id"].tolist()
+        assert run.manifest.read_bytes() != before  # the features hang on the manifest
+        photo(root / "six.jpg", **GPS)
+        assert len(datasets.prepare(run)) == 6
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the real photos are not at {REAL}")
-def test_real_street_level_photos_become_a_manifest_with_their_countries(tmp_path):
-    overrides = ["dataset=folder", f"data.root={REAL}", f"data.csv={REAL / 'metadata.csv'}"]
+def test_real_street_level_photos_become_a_manifest_with_their_countries(tmp_path: Path) -> None:
+    overrides = ["dataset=folder", f"dataset.root={REAL}", f"dataset.csv={REAL / 'metadata.csv'}"]
     manifest = datasets.prepare(Run.open("smoke", f"{tmp_path}/run", overrides))
     assert len(manifest) == 31
     assert {"IN", "SN", "GB", "NO", "US", "MA", "DE", "SG"} <= set(manifest["country"])
     assert {"source", "licence"} <= set(manifest)
     assert np.isfinite(datasets.manifest.coordinates(manifest)).all()
-
-
-def test_north_america_is_no_missing_value(tmp_path: Path) -> None:
-    (tmp_path / "places.csv").write_text("photo,lat,lon,Continent,country\na.jpg,1,NA,NA,NA\nb.jpg,3,4,,DE\n")
-    table = folder._read_table(tmp_path / "places.csv").frame
-    (tmp_path / "commas.csv").write_text("photo,lat,lon,country\na.jpg,1,2,NA,\nb.jpg,3,4,DE,\n")
-    assert folder._read_table(tmp_path / "commas.csv").frame["country"].tolist() == ["NA", "DE"], (
-        "lines that end in a comma"
-    )
-    assert table["Continent"].tolist()[0] == table["country"].tolist()[0] == "NA"
-    assert table["Continent"].isna().tolist() == [False, True] and table["longitude"].isna().tolist() == [
-        True,
-        False,
-    ]

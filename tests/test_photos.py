@@ -1,4 +1,4 @@
-"""Photos: upright, RGB, from folders and archives; what is broken raises something that callers know."""
+"""Photos: upright, RGB, from folders and archives; what is broken raises what callers know; GPS in EXIF."""
 
 import io
 import zipfile
@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib.data.photos import UNREADABLE, open_photo
+from lib.data.degrees import of_exif
+from lib.data.photos import GPS_IFD, UNREADABLE, exif_coordinates, open_photo
+
+
+def photo(path: Path, latitude: object = None, longitude: object = None, north: object = "N") -> Path:
+    """A small photo; with GPS in its EXIF, east of Greenwich, where a latitude is given."""
+    exif = Image.Exif()
+    if latitude is not None:
+        gps = {1: north, 2: latitude, 3: "E", 4: longitude}
+        exif[GPS_IFD] = {tag: value for tag, value in gps.items() if value is not None}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (90, 120, len(path.name))).save(path, exif=exif)
+    return path
 
 
 @pytest.fixture
@@ -55,6 +67,14 @@ def test_sixteen_bits_of_grey_keep_their_shades(tmp_path: Path) -> None:
     assert shades[0] == 0 and shades[-1] == 255 and (np.diff(shades) >= 3).all()
 
 
+@pytest.mark.parametrize("scale", [1.0, 255.0])
+def test_floats_become_the_right_grey(tmp_path: Path, scale: float) -> None:
+    values = np.full((4, 4), 0.5, np.float32) * scale
+    values[0, 0] = scale
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert abs(open_photo(tmp_path, "a.tif").getpixel((2, 2))[0] - 127) <= 1
+
+
 @pytest.mark.parametrize("mode", ["CMYK", "L", "LA", "P", "RGBA", "1", "F"])
 def test_every_mode_becomes_rgb(tmp_path: Path, picture: Image.Image, mode: str) -> None:
     path = "photo.tif" if mode in {"CMYK", "F"} else "photo.png"
@@ -73,42 +93,24 @@ def broken(folder: Path, kind: str) -> str:
     buffer = io.BytesIO()
     Image.effect_noise((200, 200), 80).save(buffer, "JPEG")
     whole = buffer.getvalue()
-    contents = {
-        "empty": b"",
-        "text": b"no photo",
-        "truncated": whole[: len(whole) // 2],
-        "header only": whole[:30],
-    }
+    contents = {"empty": b"", "text": b"no photo", "truncated": whole[:9_000], "header only": whole[:30]}
     if kind in contents:
         (folder / "a.jpg").write_bytes(contents[kind])
         return "a.jpg"
-    with zipfile.ZipFile(folder / "00.zip", "w") as archive:
-        archive.writestr(
-            "a.jpg", whole, zipfile.ZIP_DEFLATED if kind.endswith("deflated") else zipfile.ZIP_STORED
-        )
-    if kind == "no such member":
-        return "00.zip/b.jpg"
-    if kind == "archive cut":
-        content = (folder / "00.zip").read_bytes()
-        (folder / "00.zip").write_bytes(content[: len(content) // 2])
+    packing = zipfile.ZIP_DEFLATED if kind.endswith("deflated") else zipfile.ZIP_STORED
+    with zipfile.ZipFile(folder / "00.zip", "w", packing) as archive:
+        archive.writestr("a.jpg", whole)
+    content = bytearray((folder / "00.zip").read_bytes())
     if kind.startswith("byte flipped"):
-        content = bytearray((folder / "00.zip").read_bytes())
         content[len(content) // 2] ^= 0xFF
-        (folder / "00.zip").write_bytes(bytes(content))
-    return {"missing": "nowhere.jpg"}.get(kind, "00.zip/a.jpg")
+    (folder / "00.zip").write_bytes(content[: len(content) // 2] if kind == "archive cut" else content)
+    return {"missing": "nowhere.jpg", "no such member": "00.zip/b.jpg"}.get(kind, "00.zip/a.jpg")
 
 
 KINDS = [
-    "empty",
-    "text",
-    "truncated",
-    "header only",
-    "missing",
-    "no such member",
-    "archive cut",
-    "byte flipped",
+    "empty", "text", "truncated", "header only", "missing", "no such member", "archive cut", "byte flipped",
     "byte flipped, deflated",
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("smallest_px", [None, 1])
@@ -121,3 +123,45 @@ def test_what_is_broken_raises_what_callers_know_decoded_small_or_whole(
     path = broken(tmp_path, kind)
     with pytest.raises(UNREADABLE):
         open_photo(tmp_path, path, smallest_px)
+
+
+class TestExif:
+    @pytest.mark.parametrize("place", [(48.8, 9.2), (1.3, 103.8), (-33.9, 151.2), (64.1, -21.9)])
+    def test_every_quarter_of_the_globe(self, tmp_path: Path, place: tuple[float, float]) -> None:
+        gps = {}
+        for tag, value, letters in ((2, place[0], "NS"), (4, place[1], "EW")):
+            degrees, minutes = abs(value) // 1, abs(value) % 1 * 60
+            gps |= {tag - 1: letters[value < 0], tag: (degrees, minutes // 1, minutes % 1 * 60)}
+        exif = Image.Exif()
+        exif[GPS_IFD] = gps
+        Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
+        assert exif_coordinates(tmp_path, "a.jpg") == pytest.approx(place, abs=1e-4)
+
+    @pytest.mark.parametrize("south", ["S", "s", "S ", " S", "S\0", "South", "SOUTH", b"S"])
+    def test_a_hemisphere_however_it_is_written(self, tmp_path: Path, south: object) -> None:
+        photo(tmp_path / "a.jpg", (33.0, 54.0, 0.0), (18.0, 24.0, 0.0), south)
+        assert exif_coordinates(tmp_path, "a.jpg") == pytest.approx((-33.9, 18.4))
+        assert of_exif((18.0, 24.0), "West", "longitude") == of_exif(18.4, "w\0", "longitude") == -18.4
+
+    @pytest.mark.parametrize("north", ["", " ", "X", "NS", "E", None, "5"])
+    def test_without_a_hemisphere_there_is_no_place(self, tmp_path: Path, north: object) -> None:
+        photo(tmp_path / "a.jpg", (48.0, 51.0, 24.0), (2.0, 21.0, 7.0), north)
+        assert np.isnan(exif_coordinates(tmp_path, "a.jpg")).all()
+
+    @pytest.mark.parametrize(
+        ("parts", "reference", "expected"),
+        [
+            ((33.0, 54.0, 0.0), "S", -33.9), ((-33.0, 54.0, 0.0), "S", -33.9), ((33.9,), "S", -33.9),
+            (33.9, "N", 33.9), ((33.0, 54.0), "N", 33.9), ((-33.0, 54.0, 0.0), "N", np.nan),
+            ((33.0, 75.0, 0.0), "N", np.nan), ((33.0, -5.0, 0.0), "N", np.nan), ((np.nan, 0.0), "N", np.nan),
+            ((90.0, 0.0, 1.0), "N", np.nan),
+        ],
+    )  # fmt: skip
+    def test_a_sign_counts_once(self, parts: object, reference: str, expected: float) -> None:
+        assert of_exif(parts, reference, "latitude") == pytest.approx(expected, nan_ok=True)
+
+    def test_zero_zero_is_a_place_that_was_removed(self, tmp_path: Path) -> None:
+        photo(tmp_path / "a.jpg", (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
+        photo(tmp_path / "b.jpg", (0.0, 0.0, 0.0), (9.0, 0.0, 0.0))
+        assert np.isnan(exif_coordinates(tmp_path, "a.jpg")).all()
+        assert exif_coordinates(tmp_path, "b.jpg") == (0.0, 9.0)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from lib.data import blue_marble, folder, manifest, osv5m, places
+from lib.data import blue_marble, folder, manifest, osv5m, places, tables
 from lib.method.errors import BundleError
 from lib.runs import Run, note, ranks, writing
 from lib.runs.files import READING_ERRORS, refusals_named
@@ -101,7 +101,7 @@ def _with_places(photos: pd.DataFrame) -> pd.DataFrame:
 
 def _windows_are_whole(run: Run) -> bool:
     try:
-        paths = manifest.read_parquet(run.manifest, ["path"])["path"]
+        paths = tables.read_parquet(run.manifest, ["path"])["path"]
     except READING_ERRORS:  # torn: to be built again
         return False
     return not blue_marble.not_whole(list(paths), root_of(run), run.settings.dataset)

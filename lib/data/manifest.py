@@ -7,17 +7,18 @@ whatever the data set adds.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from pyarrow import ArrowException, parquet
+from pyarrow import ArrowException
 
+from lib.data import tables
 from lib.data.degrees import LIMITS
 from lib.data.sphere import nearest
+from lib.data.tables import Table
 from lib.method.errors import BundleError
 from lib.runs import writing
 from lib.runs.files import READING_ERRORS, one_line
@@ -27,9 +28,6 @@ PLACES = ("latitude", "longitude", "split")
 """What a training or a semivariogram needs to know: of five million photos ids and paths are a gigabyte."""
 OUTSIDE = r"^(?:[/\\]|[A-Za-z]:)|(?:^|[/\\])\.\.(?:[/\\]|$)"
 """Paths that are absolute or climb out of their folder."""
-
-
-NO_SPLIT = "split is none of train, validation, test…"
 
 
 class Built(NamedTuple):
@@ -50,31 +48,32 @@ def check(manifest: pd.DataFrame, source: str, columns: Sequence[str] = REQUIRED
     require_columns(manifest, columns, source)
     if manifest.empty:
         raise BundleError(f"{source}: no photos; check the folder and the table it was made from")
-    for name in (name for name in LIMITS if name in columns):
-        limit, values = LIMITS[name], pd.to_numeric(manifest[name], errors="coerce")
-        _refuse(source, manifest, ~np.isfinite(values), f"{name} is not a number")
-        _refuse(
-            source,
-            manifest,
-            values.abs() > limit,
-            f"{name} is not within +-{limit:g} degrees (columns swapped?)",
-        )
+    table = Table(manifest.reset_index(drop=True), source)
+    if set(LIMITS) <= set(columns):
+        tables.places(table)
     if "id" in columns:
-        wrong = manifest["id"].isna() | manifest["id"].duplicated()
-        _refuse(source, manifest, wrong, "id is missing or used twice")
+        refuse_ids(table)
     if "split" in columns:
-        _refuse(source, manifest, ~is_split(manifest["split"]), NO_SPLIT)
+        refuse_splits(table)
     if "path" in columns:
-        named = manifest["path"].map(lambda path: isinstance(path, str) and path != "")
-        _refuse(source, manifest, ~named, "path is missing")
-        outside = manifest["path"].str.contains(OUTSIDE, regex=True)
-        _refuse(source, manifest, outside, "path leaves the data set's folder")
+        paths = table.frame["path"]
+        named = paths.map(lambda path: isinstance(path, str) and path != "")
+        table.refuse(~named, "path", "is no path")
+        table.refuse(paths.str.contains(OUTSIDE, regex=True), "path", "leaves the data set's folder")
 
 
-def is_split(names: pd.Series) -> pd.Series:
-    """Whether each of ``names`` is a split's, bool."""
+def refuse_ids(table: Table) -> None:
+    """Raise a BundleError where an id of ``table`` is missing or used twice."""
+    ids = table.frame["id"]
+    table.refuse(ids.isna() | ids.duplicated(), "id", "is missing or used twice")
+
+
+def refuse_splits(table: Table) -> None:
+    """Raise a BundleError where a row of ``table`` is in no split that stages know."""
+    names = table.frame["split"]
     known = names.isin(["train", "validation", "validation_blocked"])
-    return known | names.astype(str).str.startswith("test")
+    known |= names.map(lambda name: str(name).startswith("test"))
+    table.refuse(~known, "split", "is none of train, validation, test…")
 
 
 def require_columns(table: pd.DataFrame, columns: Sequence[str], source: str | Path) -> None:
@@ -84,16 +83,6 @@ def require_columns(table: pd.DataFrame, columns: Sequence[str], source: str | P
         raise BundleError(f"{source}: column {missing[0]!r} is missing; there are {there}")
 
 
-def _refuse(source: str, manifest: pd.DataFrame, wrong: pd.Series, sentence: str) -> None:
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        entry = manifest.iloc[row]
-        shown = {name: str(entry[name]) for name in ("id", *PLACES) if name in entry}
-        raise BundleError(
-            f"{source}: row {row + 1}: {sentence} ({shown}; {int(wrong.sum())} such rows); mend or drop them"
-        )
-
-
 def write(manifest: pd.DataFrame, path: Path) -> None:
     """Check ``manifest`` and write it to ``path`` (parquet), whole or not at all."""
     check(manifest, str(path))
@@ -101,40 +90,8 @@ def write(manifest: pd.DataFrame, path: Path) -> None:
         try:
             manifest.reset_index(drop=True).to_parquet(aside, index=False)
         except (ValueError, TypeError, ArrowException) as error:
-            said = (
-                f"a column of the photos' table cannot be kept ({one_line(error)}); drop it, or make it text"
-            )
+            said = f"a column of the table cannot be kept ({one_line(error)}); drop it, or make it text"
             raise BundleError(f"{path}: {said}") from error
-
-
-def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """The table at ``path``, or those of ``columns`` that it has; its text is known to be UTF-8.
-
-    Raises one of ``READING_ERRORS`` where it is no table.
-    """
-    with parquet.ParquetFile(path) as file:
-        known = file.schema_arrow.names
-        if twice := [name for name in dict.fromkeys(known) if known.count(name) > 1]:
-            raise ValueError(f"it has two columns {twice[0]!r}")
-        table = file.read(columns=None if columns is None else [name for name in columns if name in known])
-    table.validate(full=True)
-    return table.to_pandas()
-
-
-def read_csv(path: Path, **options: Any) -> pd.DataFrame:
-    """The table at ``path``, read with pandas' ``options``.
-
-    Raises one of ``READING_ERRORS`` where it is no table, or its rows have more fields than its header has
-    names: pandas would take the first field for the row's name, and shift all others.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", pd.errors.ParserWarning)
-        try:
-            return pd.read_csv(path, index_col=False, **options)
-        except pd.errors.ParserWarning as error:
-            raise ValueError(
-                "its rows have more fields than its header has names; name every column"
-            ) from error
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -149,7 +106,7 @@ def read(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
         BundleError: it cannot be read, or not be used.
     """
     try:
-        manifest = read_parquet(path, columns)
+        manifest = tables.read_parquet(path, columns)
     except READING_ERRORS as error:
         raise BundleError(
             f"{path}: cannot be read as a manifest ({one_line(error)}); run notebook 01 again"

@@ -22,10 +22,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from lib.data import degrees
 from lib.data.degrees import LIMITS
-from lib.data.manifest import OUTSIDE, Built, read_csv, require_columns
+from lib.data.manifest import OUTSIDE, Built, require_columns
 from lib.data.photos import ENDINGS, open_archive
+from lib.data.tables import numbers, read_csv
 from lib.method.errors import BundleError
 from lib.runs import checksum, progress, write_json
 from lib.runs.files import READING_ERRORS, one_line
@@ -173,8 +173,8 @@ def _read_table(source: Path) -> pd.DataFrame:
 
 def _unplaced(table: pd.DataFrame) -> pd.Series:
     for name in LIMITS:
-        table[name] = degrees.of_column(table[name], name)
-    return ~np.isfinite(table[list(LIMITS)]).all(axis=1)
+        table[name] = numbers(table[name])
+    return ~(table[list(LIMITS)].abs() <= list(LIMITS.values())).all(axis=1)
 
 
 def _zip(root: Path, shard: str) -> Path:

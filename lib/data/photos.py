@@ -1,8 +1,6 @@
-"""Photos on disk: opened upright and in RGB, from a folder or straight out of a zip archive; and the GPS in
-their EXIF.
+"""Photos on disk, opened upright and in RGB from a folder or a zip archive; and the GPS in their EXIF.
 
-A photo is named by a folder and a path below it. Where a part of the path is a zip archive, the rest names
-the archive's member: ``images/train/00.zip/00/123.jpg``.
+A photo is named by a folder and a path below it, into a zip archive too: ``train/00.zip/00/123.jpg``.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lib.data import degrees
+from lib.data.degrees import of_exif
 
 ENDINGS = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw")
@@ -27,8 +25,8 @@ NOT_READ = {".heic": "HEIC", ".heif": "HEIF", ".avif": "AVIF", ".jxl": "JPEG XL"
 }
 """Endings of photos in formats that are not read -> the format's name."""
 GPS_IFD = 0x8825
-GPS_TAGS = {"latitude": 2, "longitude": 4}
-"""EXIF's number of each; the hemisphere stands in the tag before it."""
+LATITUDE, LONGITUDE = 2, 4
+"""EXIF's tags; the hemisphere stands in the tag before each."""
 ORIENTATION = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -41,9 +39,8 @@ MOST_STRETCHED = 100
 MAX_MEMBER_BYTES = 256 * 2**20
 """A member of an archive that claims to be larger is no photo."""
 UNREADABLE = (
-    OSError, SyntaxError, ValueError, KeyError, TypeError, OverflowError, RuntimeError, EOFError,
-    struct.error, MemoryError,
-    zipfile.BadZipFile, zlib.error, Image.DecompressionBombError,
+    OSError, SyntaxError, ValueError, KeyError, TypeError, OverflowError, RuntimeError, EOFError, MemoryError,
+    struct.error, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 """What opening a photo raises where the photo is missing or broken."""
 
@@ -57,8 +54,7 @@ def open_photo(root: Path, path: str, smallest_px: int | None = None) -> Image.I
     """The photo at ``path`` below ``root``, wholly decoded: RGB, turned as its EXIF says.
 
     Args:
-        smallest_px: a JPEG may be decoded smaller than it is, by powers of two, down to this side: for
-            thumbnails.
+        smallest_px: for thumbnails; a JPEG may be decoded at a half, a quarter … down to this side.
 
     Raises:
         One of ``UNREADABLE``: it is missing or cannot be decoded.
@@ -75,8 +71,7 @@ def open_photo(root: Path, path: str, smallest_px: int | None = None) -> Image.I
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """``image`` turned as its EXIF says. Pillow's own way writes the EXIF anew, and fails where a camera
-    wrote it wrong."""
+    """``image`` turned as its EXIF says. Pillow's own way fails where a camera wrote wrong EXIF."""
     try:
         turn = TURNS.get(image.getexif().get(ORIENTATION))
     except (SyntaxError, ValueError, TypeError, struct.error):  # the pixels are fine
@@ -109,13 +104,12 @@ def exif_coordinates(root: Path, path: str) -> tuple[float, float]:
     try:
         with Image.open(_source(root, path)) as image:
             gps = image.getexif().get_ifd(GPS_IFD)
-        place = tuple(
-            degrees.of_exif(gps[number], gps[number - 1], name) for name, number in GPS_TAGS.items()
-        )
+        latitude = of_exif(gps[LATITUDE], gps[LATITUDE - 1], "latitude")
+        longitude = of_exif(gps[LONGITUDE], gps[LONGITUDE - 1], "longitude")
     except (*UNREADABLE, ZeroDivisionError):
         return np.nan, np.nan
-    is_place = all(abs(value) <= limit for value, limit in zip(place, degrees.LIMITS.values(), strict=True))
-    return place if is_place and place != (0.0, 0.0) else (np.nan, np.nan)
+    is_place = not np.isnan([latitude, longitude]).any() and (latitude, longitude) != (0.0, 0.0)
+    return (latitude, longitude) if is_place else (np.nan, np.nan)
 
 
 def _source(root: Path, path: str) -> Path | io.BytesIO:
@@ -142,6 +136,5 @@ def open_archive(path: Path) -> zipfile.ZipFile:
 
 @lru_cache(maxsize=4)
 def _archive(path: Path, process: int, size: int, changed_ns: int) -> zipfile.ZipFile:
-    """A forked process would share the file's position with its parent: hence ``process`` in the cache's
-    key."""
+    """``process`` is in the cache's key because a forked process would share the file's position."""
     return zipfile.ZipFile(path)

@@ -8,14 +8,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lib.data import datasets, places, sphere
+from lib.data import datasets, places, sphere, tables
 from lib.data.blue_marble import photo_places
 from lib.data.features import Features
-from lib.data.folder import lines_of_rows
 from lib.method.errors import BundleError
 from lib.method.model import EMBEDDING, GeoCLIP
 from lib.runs import Run
-from lib.runs.files import READING_ERRORS, one_line
 from lib.settings import PROJECT, Evaluation
 
 NAMES = ("train", "lattice", "geoclip")
@@ -31,7 +29,7 @@ def coordinates(run: Run, manifest: pd.DataFrame) -> np.ndarray:
     * ``geoclip``: the 100,000 photo places of the package ``geoclip``.
 
     Raises:
-        BundleError: unknown name, or a CSV without usable LAT and LON.
+        BundleError: unknown name, or a CSV that :func:`read_csv` refuses.
     """
     name = find(run.settings.evaluation)
     if name == "train":
@@ -73,23 +71,12 @@ def input_files(run: Run) -> list[Path]:
 
 
 def read_csv(path: Path) -> np.ndarray:
-    """Coordinates of a CSV with columns LAT and LON (as ``geoclip`` has it), float64 [G, 2].
+    """Coordinates of a table with columns such as LAT and LON (as ``geoclip`` has it), float64 [G, 2].
 
     Raises:
-        BundleError: no such file, columns missing, or a row that is no coordinate.
+        BundleError: no such file, columns missing or doubled, or a row that is no place.
     """
-    try:
-        read = datasets.manifest.read_csv(path)[["LAT", "LON"]]
-        table = read.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-    except READING_ERRORS as error:
-        said = f"{path}: not a gallery, a CSV with columns LAT and LON"
-        raise BundleError(f"{said} ({one_line(error)})") from error
-    wrong = ~np.isfinite(table).all(1) | (np.abs(table) > [90.0, 180.0]).any(1)
-    if wrong.any() or len(table) == 0:
-        lines = lines_of_rows(path, 0, ",") if wrong.any() else []
-        where = f"line {lines[wrong.argmax()]} is no coordinate" if lines else "it has no rows"
-        raise BundleError(f"{path}: {where}; mend or drop it")
-    return table
+    return datasets.manifest.coordinates(tables.read(path).frame)
 
 
 @torch.inference_mode()
