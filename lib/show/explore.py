@@ -109,7 +109,7 @@ def curve_figure(
         label = f"{kind}s ({len(of_kind) / len(seen):.0%} of the pairs shown)"
         axis.plot(of_kind["distance_km"], of_kind["dissimilarity"], ".", ms=2.4, color=colour, label=label)
     means, grid_km = shown_lags(empirical), np.geomspace(5.0, np.pi * EARTH_RADIUS_KM, 300)
-    axis.plot(means["lag_km"], means["gamma"], ".", ms=4, color=PALETTE[1], label="mean of the lag")
+    axis.plot(means["lag_km"], means["gamma"], ".", ms=3, color=PALETTE[1], label="mean of the lag")
     axis.plot(grid_km, drawn.gamma(grid_km / EARTH_RADIUS_KM), color=INK, label="curve by hand")
     for level in (drawn.nugget, drawn.sill):
         axis.axhline(level, color=MUTED, ls="--", lw=0.9)

@@ -21,12 +21,12 @@ from lib.evaluate.intervals import PUBLISHED
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 INK, MUTED, LAND, WATER = "#1b1f24", "#6b7280", "#dfe3e6", "#ffffff"
-COLOURS = ("#4d4d4d", *(PALETTE[k] for k in (0, 3, 1, 2, 4, 9)), "#a16207")
+COLOURS = ("#4d4d4d", *(PALETTE[k] for k in (0, 3, 1, 2, 4, 9)), "#6a3d9a")
 """Colours of strategies. All are visible on white."""
 FAMILIES = {
     ("-", "o"): (
-        "infonce", "semivariogram", "semivariance_margin", "similarity", "decayed", "false_only", "residual",
-        "margin_frequencies",
+        "infonce", "semivariogram", "semivariance_margin", "similarity", "margin_frequencies", "false_only",
+        "decayed", "residual",
     ),
     ("-.", "s"): (
         "shuffled", "soft_targets", "distance_margin", "constant_offset", "distance_soft", "thesis", "hcl",
@@ -40,7 +40,7 @@ LOOKS = {
     for name, colour in zip(names, COLOURS, strict=True)
 }
 LOOKS["nearest_neighbour"] = {"color": MUTED, "ls": "--", "marker": "D"}
-LOOKS[PUBLISHED] = {"color": "#6a3d9a", "ls": "--", "marker": "D"}
+LOOKS[PUBLISHED] = {"color": "#00796b", "ls": "--", "marker": "D"}
 SPLIT_COLOURS = {"train": "#9aa5b1", "validation": PALETTE[1], "test": PALETTE[0], "test_blocked": PALETTE[3]}
 KIND_COLOURS = {pairs.FALSE_NEGATIVE: PALETTE[0], pairs.HARD_NEGATIVE: PALETTE[3], pairs.EASY: MUTED}
 ERROR_COLOURS = "viridis_r"
