@@ -21,21 +21,18 @@ from matplotlib.figure import Figure
 
 from lib.data import datasets, features
 from lib.evaluate import pairs
-from lib.method import semivariogram
 from lib.method.empirical import EmpiricalSemivariogram
 from lib.method.geodesy import EARTH_RADIUS_KM, distance_km
 from lib.method.semivariogram import FittedSemivariogram
 from lib.runs import Run
 from lib.show import style
-from lib.show.figures import few_lags, shown_lags
+from lib.show.figures import pair_cloud
 from lib.show.pages import PICTURES_ONLY
-from lib.show.style import INK, KIND_COLOURS, MUTED, PALETTE, look_of, panels, styled
+from lib.show.style import INK, KIND_COLOURS, look_of, styled
 from lib.show.world import great_circle
 
 SEARCHED_PHOTOS = 20_000
 """Look-alikes are sought among so many training photos: their unit features take 5 kB each in memory."""
-DRAWN_PAIRS = 5_000
-FAMILIES = ("Stable", "Exponential", "Gaussian", "Spherical", "Matern", "Rational")
 
 
 def is_watched() -> bool:
@@ -65,27 +62,15 @@ def interactive(draw: Callable[..., Figure], *data: Any, **controls: list[str] |
 def curve(cloud: pd.DataFrame, empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram) -> Any:
     """A curve by hand, and what it calls each pair of :func:`lib.evaluate.pairs.sample`, the ``cloud``."""
     controls = {
-        "family": [fitted.family, *(family for family in FAMILIES if family != fitted.family)],
         "nugget": (float(fitted.nugget), 0.0, 1.0, 0.01),
         "sill": (float(fitted.sill), 0.05, 1.5, 0.01),
         "range_km": (float(fitted.range_km), 50.0, 20_000.0, 50.0),
     }
-    few = cloud.iloc[:: max(1, len(cloud) // DRAWN_PAIRS)]
-    return interactive(curve_figure, few, empirical, fitted, **controls)
+    return interactive(curve_figure, cloud, empirical, fitted, **controls)
 
 
-def by_hand(
-    empirical: EmpiricalSemivariogram,
-    fitted: FittedSemivariogram,
-    family: str,
-    nugget: float,
-    sill: float,
-    range_km: float,
-) -> FittedSemivariogram:
-    """``fitted``, or the fit of another ``family``, stretched along the distance to ``range_km``."""
-    if family != fitted.family:
-        rules = {"metric": fitted.metric, "range_rule": fitted.range_rule}
-        fitted = semivariogram.fit(few_lags(empirical), family=family, **rules)
+def by_hand(fitted: FittedSemivariogram, nugget: float, sill: float, range_km: float) -> FittedSemivariogram:
+    """``fitted`` with another nugget and sill, stretched along the distance to ``range_km``."""
     return replace(
         fitted,
         nugget=nugget,
@@ -96,29 +81,12 @@ def by_hand(
     )
 
 
-@styled
 def curve_figure(
-    cloud: pd.DataFrame, empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram, **values: Any
+    cloud: pd.DataFrame, empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram, **values: float
 ) -> Figure:
-    """The curve :func:`by_hand` over the means of the lags, and the pairs of ``cloud`` by their kind."""
-    drawn = by_hand(empirical, fitted, **values)
-    seen = pairs.classify(cloud, drawn)
-    figure, ((axis,),) = panels(1, 1, (9, 4.4))
-    for kind, colour in KIND_COLOURS.items():
-        of_kind = seen[seen["kind"] == kind]
-        label = f"{kind}s ({len(of_kind) / len(seen):.0%} of the pairs shown)"
-        axis.plot(of_kind["distance_km"], of_kind["dissimilarity"], ".", ms=2.4, color=colour, label=label)
-    means, grid_km = shown_lags(empirical), np.geomspace(5.0, np.pi * EARTH_RADIUS_KM, 300)
-    axis.plot(means["lag_km"], means["gamma"], ".", ms=3, color=PALETTE[1], label="mean of the lag")
-    axis.plot(grid_km, drawn.gamma(grid_km / EARTH_RADIUS_KM), color=INK, label="curve by hand")
-    for level in (drawn.nugget, drawn.sill):
-        axis.axhline(level, color=MUTED, ls="--", lw=0.9)
-    axis.axvline(drawn.range_km, color=PALETTE[3], ls=":", lw=1.4)
-    style.logarithmic_km(axis)
-    axis.set(xlim=(5.0, np.pi * EARTH_RADIUS_KM), xlabel="great-circle distance h, km")
-    axis.set(ylim=(0.0, 1.5), ylabel="semivariance γ; dissimilarity d of a pair")
-    figure.legend(loc="outside right upper", markerscale=2.5)
-    return figure
+    """The curve :func:`by_hand` and the pairs of ``cloud`` by the kind that it gives them."""
+    drawn = by_hand(fitted, **values)
+    return pair_cloud(pairs.classify(cloud, drawn), empirical, drawn)
 
 
 def look_alikes(run: Run, fitted: FittedSemivariogram) -> Any:
@@ -174,9 +142,10 @@ def two_strategies(run: Run, predictions: pd.DataFrame) -> Any:
     """Two strategies photo by photo; ``predictions`` are of :func:`lib.evaluate.evaluation.evaluate`."""
     splits, names = (predictions[column].unique().tolist() for column in ("split", "strategy"))
     last = int(predictions.groupby("split")["id"].nunique().max()) - 1
-    controls = {"split": splits, "strategy": [*names[1:], names[0]], "against": names, "photo": (0, 0, last, 1)}
     paths = datasets.read(run).set_index("id")["path"]
-    return interactive(two_strategies_figure, predictions, datasets.root_of(run), paths, **controls)
+    controls = {"split": splits, "strategy": [*names[1:], names[0]], "against": names}
+    drawn = (two_strategies_figure, predictions, datasets.root_of(run), paths)
+    return interactive(*drawn, **controls, photo=(0, 0, last, 1))
 
 
 def from_gain_to_loss(predictions: pd.DataFrame, strategy: str, against: str) -> pd.Series:
@@ -191,9 +160,15 @@ def from_gain_to_loss(predictions: pd.DataFrame, strategy: str, against: str) ->
 
 @styled
 def two_strategies_figure(
-    predictions: pd.DataFrame, root: Path, paths: pd.Series, split: str, strategy: str, against: str, photo: int
+    predictions: pd.DataFrame,
+    root: Path,
+    paths: pd.Series,
+    split: str,
+    strategy: str,
+    against: str,
+    photo: int,
 ) -> Figure:
-    """The photo number ``photo`` :func:`from_gain_to_loss` and both strategies' predictions of it, every seed.
+    """The photo number ``photo`` :func:`from_gain_to_loss`, and where each seed of both puts it.
 
     Args:
         paths: of the photos below ``root``, by id.

@@ -9,12 +9,9 @@ import matplotlib as mpl
 import matplotlib.ticker
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.data.sphere import EARTH_AREA_KM2
-from lib.evaluate import pairs as pair_kinds
 from lib.evaluate.intervals import HELD_OUT, HELD_OUT_KM
 from lib.method.empirical import EmpiricalSemivariogram
 from lib.method.geodesy import EARTH_RADIUS_KM
@@ -52,8 +49,9 @@ def photo_grid(manifest: pd.DataFrame, root: Path) -> Figure:
         axis.set_axis_off()
     for axis, photo in zip(axes.ravel(), chosen.itertuples(), strict=False):
         town = getattr(photo, "town", "")
-        label = style.place_label(photo.latitude, photo.longitude)
-        style.show_photo(axis, root, photo.path, f"{label}\nnear {town}, {photo.country}" if town else f"{label}\n")
+        near = f"near {town}, {photo.country}" if town else ""
+        place = style.place_label(photo.latitude, photo.longitude)
+        style.show_photo(axis, root, photo.path, f"{place}\n{near}")
     return figure
 
 
@@ -67,24 +65,6 @@ def places_map(manifest: pd.DataFrame) -> Figure:
         look = {"s": 2.0 if split == "train" else 5.0, "color": style.SPLIT_COLOURS.get(split, MUTED)}
         style.scatter(axis, frame, label=f"{split} ({len(frame):,})", **look)
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, -0.13), ncols=4, markerscale=2.5)
-    return figure
-
-
-@styled
-def density(nearest_km: pd.DataFrame) -> Figure:
-    """Share of the places within a distance of the nearest training place, by split.
-
-    Args:
-        nearest_km: columns split, nearest_km.
-    """
-    figure, axes = panels(1, 1, (6.4, 3.7))
-    axis = axes[0, 0]
-    for split, values in nearest_km.groupby("split", sort=False)["nearest_km"]:
-        look = {"color": style.SPLIT_COLOURS.get(split, MUTED), "lw": 2.4 if split == "train" else 1.7}
-        axis.ecdf(np.maximum(values, 1.0), label=f"{split}: median {values.median():,.0f} km", **look)
-    style.logarithmic_km(axis)
-    axis.set(xlabel="distance to the nearest (other) training place, km", ylabel="share of the places")
-    axis.legend(loc="upper left")
     return figure
 
 
@@ -117,7 +97,8 @@ def semivariogram(empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram
     The linear panel shows about 150 of the lags; the fit used every one.
     """
     figure, axes = panels(2, 2, (10, 5.6), height_ratios=[4, 1], sharex="col")
-    for column, (sums, is_log) in enumerate([(few_lags(empirical), False), (empirical, True)]):
+    coarse = empirical.coarsened(max(1, len(empirical.pairs) // 150))
+    for column, (sums, is_log) in enumerate([(coarse, False), (empirical, True)]):
         upper, lower = axes[:, column]
         lags = shown_lags(sums)
         lag_km, mean, spread = lags["lag_km"], lags["gamma"], np.sqrt(lags["variance"])
@@ -141,11 +122,6 @@ def semivariogram(empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram
     axes[0, 0].set_ylabel("semivariance γ (mean cosine distance)")
     axes[0, 0].legend(loc="center right", bbox_to_anchor=(1.0, 0.27))
     return figure
-
-
-def few_lags(empirical: EmpiricalSemivariogram) -> EmpiricalSemivariogram:
-    """The same pairs in about 150 lags, which are quick to draw and to fit."""
-    return empirical.coarsened(max(1, len(empirical.pairs) // 150))
 
 
 def shown_lags(sums: EmpiricalSemivariogram) -> pd.DataFrame:
@@ -196,34 +172,27 @@ def margin(empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram, beta:
 
 
 @styled
-def pair_cloud(pairs: pd.DataFrame, fitted: FittedSemivariogram) -> Figure:
-    """Every sampled pair, distance against dissimilarity; the fitted curve, the three kinds of negative."""
-    figure, axes = panels(1, 1, (8.6, 4.6))
-    axis = axes[0, 0]
-    shown = pairs[pairs["distance_km"] >= 5.0]
-    shades = {"bins": "log", "mincnt": 1, "cmap": sns.light_palette(INK, as_cmap=True), "lw": 0}
-    points = shown["distance_km"], shown["dissimilarity"]
-    cells = axis.hexbin(*points, xscale="log", gridsize=(90, 50), **shades)
-    figure.colorbar(cells, ax=axis, label="sampled pairs", pad=0.01)
-    grid = np.geomspace(5.0, np.pi * EARTH_RADIUS_KM, 600)
-    axis.plot(grid, fitted.gamma(grid / EARTH_RADIUS_KM), color=PALETTE[1], lw=2.2, label="γ(h): expected")
-    axis.axvline(fitted.range_km, color=PALETTE[3], ls=":", lw=1.4)
-    box = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2}
-    look = {"fontsize": 8.5, "fontweight": "bold", "bbox": box, "transform": axis.get_xaxis_transform()}
-    for (kind, colour), x, y, align, text in zip(
-        KIND_COLOURS.items(),
-        (fitted.range_km * 0.85, 20_500.0, 5.6),
-        (0.02, 0.02, 0.98),
-        ("right", "right", "left"),
-        ("look-alikes and near:\nfalse", "but far:\nhard", "less alike than expected:\neasy"),
-        strict=True,
-    ):
-        above = "top" if kind == pair_kinds.EASY else "bottom"
-        axis.text(x, y, f"{text} negatives", color=colour, ha=align, va=above, **look)
-    axis.xaxis.set_major_formatter(style.KILOMETRES)
-    axis.set(xlabel="great-circle distance h, km", ylabel="dissimilarity d (cosine distance)")
-    axis.set_xlim(5, 21_000)
-    axis.legend(loc="upper center", frameon=True, framealpha=0.9, edgecolor="none")
+def pair_cloud(
+    pairs: pd.DataFrame, empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram, count: int = 10_000
+) -> Figure:
+    """About ``count`` of the sampled ``pairs`` in the colour of their kind; the lag means and the curve."""
+    figure, ((axis,),) = panels(1, 1, (9.6, 4.4))
+    shown = pairs.iloc[:: max(1, len(pairs) // count)]
+    for kind, colour in KIND_COLOURS.items():
+        of_kind = shown[shown["kind"] == kind]
+        label = f"{kind}s ({len(of_kind) / len(shown):.0%} of the pairs shown)"
+        dots = of_kind["distance_km"], of_kind["dissimilarity"]
+        axis.plot(*dots, ".", ms=2, color=colour, label=label, rasterized=True)
+    means, grid_km = shown_lags(empirical), np.geomspace(5.0, np.pi * EARTH_RADIUS_KM, 300)
+    axis.plot(means["lag_km"], means["gamma"], ".", ms=3, color=PALETTE[1], label="mean of the lag")
+    axis.plot(grid_km, fitted.gamma(grid_km / EARTH_RADIUS_KM), color=INK, label="γ(h): expected")
+    for level in (fitted.nugget, fitted.sill):
+        axis.axhline(level, color=MUTED, ls="--", lw=0.9)
+    axis.axvline(fitted.range_km, color=PALETTE[3], ls=":", lw=1.4, label="range")
+    style.logarithmic_km(axis)
+    axis.set(xlim=(5.0, np.pi * EARTH_RADIUS_KM), xlabel="great-circle distance h, km")
+    axis.set(ylim=(0.0, 1.5), ylabel="semivariance γ; dissimilarity d of a pair")
+    figure.legend(loc="outside right upper", markerscale=2.5)
     return figure
 
 
@@ -328,40 +297,6 @@ def by_continent(table: pd.DataFrame) -> Figure:
 def reported_radius_km(split: str) -> int:
     """The radius reported for a split: larger for held-out cells, which have no training photo near."""
     return HELD_OUT_KM if str(split).endswith(HELD_OUT) else 200
-
-
-@styled
-def error_map(predictions: pd.DataFrame) -> Figure:
-    """Where on Earth the errors are: median error over seeds of one strategy's photos, one map a split."""
-    figure, splits = panels_by_split(predictions, 6.2, 3.3, subplot_kw={"projection": "mollweide"})
-    colours = mpl.cm.ScalarMappable(mpl.colors.LogNorm(10, 10_000), style.ERROR_COLOURS)
-    for axis, split, rows in splits:
-        style.world(axis)
-        photos = rows.groupby("id")[["latitude", "longitude", "error_km"]].median().sort_values("error_km")
-        look = {"norm": colours.norm, "cmap": colours.cmap, "s": 7}
-        style.scatter(axis, photos, c=np.maximum(photos["error_km"], 10.0), **look)
-        axis.set_title(f"{' and '.join(rows['strategy'].unique())}, split {split}")
-    bar = {"label": "error, km", "shrink": 0.7, "pad": 0.02, "extend": "both"}
-    figure.colorbar(colours, ax=np.array([figure.axes]), **bar)
-    return figure
-
-
-@styled
-def factor_effect(factors: Sequence[float] = (1.0, 1.5, 2.0)) -> Figure:
-    """Pressure of a negative over its logit z: e^(s z), whose factor turns round at 0, and w e^z."""
-    figure, axes = panels(1, 2, (9, 3.3), sharey=True)
-    logit = np.linspace(-3.0, 3.0, 200)
-    for factor, shade in zip(factors, ("#4d4d4d", PALETTE[0], PALETTE[3]), strict=False):
-        axes[0, 0].plot(logit, np.exp(factor * logit), color=shade, label=f"s = {factor:g}")
-        axes[0, 1].plot(logit, factor * np.exp(logit), color=shade, label=f"w = {factor:g}")
-    for axis, title in zip(
-        axes[0], ("logit multiplied (thesis)", "log-weight added (all others)"), strict=True
-    ):
-        axis.set(title=title, xlabel="logit z of the negative", yscale="log")
-        axis.axvline(0.0, color=INK, lw=0.8)
-        axis.legend(loc="upper left")
-    axes[0, 0].set_ylabel("the negative's term in the loss")
-    return figure
 
 
 @styled

@@ -19,7 +19,7 @@ OF_CURVE = {"nugget": 0.005, "partial_sill": 0.005, "range_km": 0.02}
 """Tolerance of the curve's parameters, which no seed moves: absolute for cosine distances, a share of the
 reference for kilometres."""
 FALSE_ALARMS = 0.05
-"""Share of the runs that differ from the reference only by chance in which a figure may miss its tolerance."""
+"""Share of the runs in which, by chance alone, some figure may miss its tolerance."""
 KEYS = ["split", "strategy", "seed"]
 OF_REFERENCE = ["split", "strategy", "figure", "reference", "here", "tolerance", "reproduced"]
 
@@ -39,8 +39,8 @@ def compare_with_reference(run: Run) -> tuple[pd.DataFrame, str]:
         named = f"{', '.join(differing[:3])}{more}"
         return empty, f"Not compared with the reference run: other settings ({named})."
     table = beside(run, folder)
-    good = int(table["reproduced"].sum())
-    return table, f"{good} of {len(table)} figures of the reference run are reproduced within their tolerance."
+    good = f"{int(table['reproduced'].sum())} of {len(table)}"
+    return table, f"{good} figures of the reference run are reproduced within their tolerance."
 
 
 def _differing_settings(run: Run, folder: Path) -> list[str]:

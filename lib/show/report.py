@@ -41,14 +41,11 @@ FIGURES = {
     "training": "Loss and validation accuracy of every strategy.",
     "error_distribution": "How far off the predictions are.",
     "by_continent": "Accuracy by continent.",
-    "error_map": "Where on Earth the errors are.",
     "candidates": "Whole answers: where the model's probability lies for four test photos.",
-    "pair_cloud": "Every sampled pair, and the three kinds of negative.",
+    "pair_cloud": "Sampled pairs, the curve, and the three kinds of negative.",
     "places": "Places by split.",
     "photos": "What the photos look like.",
-    "density": "How far the places are from the training places.",
     "baseline_training": "Training of the baseline.",
-    "factor_effect": "Why multiplying logits is not weighting.",
 }
 MAPS = {
     "predictions": ("Every photo", "True and predicted place, clusters, heat of error, search by id."),
@@ -56,12 +53,6 @@ MAPS = {
     "candidates": ("Whole answers", "Candidates and probability of a few photos."),
 }
 """Title and description of each map."""
-SPLITS = {
-    ("blue_marble", "test"): "places drawn as the training photos\u2019 are",
-    ("osv5m", "test"): "the official test split",
-    ("blue_marble", "test_blocked"): "in cells held out whole",
-}
-"""What a split of a data set is."""
 DATA = {
     "blue_marble": "satellite windows of NASA\u2019s Blue Marble",
     "osv5m": "OpenStreetView-5M, street photos",
@@ -92,7 +83,6 @@ def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, 
         ),
         "validation_photos": _validation_photos(run),
         "least_validation_photos": LEAST_VALIDATION_PHOTOS,
-        "splits": {split: text for (name, split), text in SPLITS.items() if name == dataset},
         "fit": json.loads(run.semivariogram.read_text()) if run.semivariogram.exists() else None,
         "figures": _figures(run),
         "maps": [(name, *words) for name, words in MAPS.items() if run.map(name).exists()],

@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from lib.data import places
 from lib.data.photos import open_photo
 from lib.evaluate import pairs
-from lib.evaluate.intervals import PUBLISHED
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 INK, MUTED, LAND, WATER = "#1b1f24", "#6b7280", "#dfe3e6", "#ffffff"
@@ -40,11 +39,9 @@ LOOKS = {
     for name, colour in zip(names, COLOURS, strict=True)
 }
 LOOKS["nearest_neighbour"] = {"color": MUTED, "ls": "--", "marker": "D"}
-LOOKS[PUBLISHED] = {"color": "#00796b", "ls": "--", "marker": "D"}
+LOOKS["geoclip_pretrained"] = {"color": "#00796b", "ls": "--", "marker": "D"}
 SPLIT_COLOURS = {"train": "#9aa5b1", "validation": PALETTE[1], "test": PALETTE[0], "test_blocked": PALETTE[3]}
 KIND_COLOURS = {pairs.FALSE_NEGATIVE: PALETTE[0], pairs.HARD_NEGATIVE: PALETTE[3], pairs.EASY: MUTED}
-ERROR_COLOURS = "viridis_r"
-"""Colours of an error in km: bright is good."""
 KILOMETRES = mpl.ticker.StrMethodFormatter("{x:,.0f}")
 PARALLELS = np.array([-60, -30, 0, 30, 60])
 PARALLEL_LABELS = ["60°S", "30°S", "0°", "30°N", "60°N"]
