@@ -157,17 +157,14 @@ class Row(NamedTuple):
         return "loses" if self.high < 0 else "unclear"
 
     @property
-    def interval(self) -> str:
-        """The ends of the 95 % interval as text."""
-        return f"{points(self.low)} to {points(self.high)}"
-
-    @property
     def words(self) -> str:
         """Verdict, difference and interval as text, such as ``unclear: +9.0, −1.6 to +19.5``."""
+        if self.verdict == "too few photos":
+            return self.verdict
         if self.low == self.high == 0.0:
             return "unclear: no photo differs"
         named = {"gains": "a gain", "loses": "a loss"}.get(self.verdict, self.verdict)
-        return f"{named}: {points(self.difference)}, {self.interval}"
+        return f"{named}: {points(self.difference)}, {points(self.low)} to {points(self.high)}"
 
     @property
     def uses_curve(self) -> bool:
