@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lib.show.figures import INK, MUTED, PALETTE, _figure, _styled
+from lib.show.style import INK, MUTED, PALETTE, panels, styled
 
 WORLDS = {
     "blue_marble": ("Blue Marble", PALETTE[0], "o"),
@@ -20,7 +20,7 @@ PANELS = {
 }
 
 
-@_styled
+@styled
 def contrasts(table: pd.DataFrame) -> Figure:
     """Paired differences with 95 % intervals, both worlds, one panel an endpoint on equal scales.
 
@@ -34,7 +34,7 @@ def contrasts(table: pd.DataFrame) -> Figure:
         named["contrast"] = named["contrast"].str.replace(kind, words)
     first = named[(named["world"] == next(iter(WORLDS))) & (named["metric"] == "acc_200km")]
     order = first.sort_values("difference", ascending=False)["contrast"].tolist()
-    figure, axes = _figure(1, len(PANELS), (11.0, 3.2), sharex=True, sharey=True)
+    figure, axes = panels(1, len(PANELS), (11.0, 3.2), sharex=True, sharey=True)
     for axis, ((split, metric), title) in zip(axes[0], PANELS.items(), strict=True):
         for shift, (world, (_, colour, marker)) in zip((-0.15, 0.15), WORLDS.items(), strict=True):
             chosen = (named["world"] == world) & (named["split"] == split) & (named["metric"] == metric)
@@ -64,7 +64,7 @@ def contrasts(table: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def by_steps(table: pd.DataFrame) -> Figure:
     """Difference to ``infonce`` within 200 km on validation against steps, a line a batch size.
 
@@ -75,7 +75,7 @@ def by_steps(table: pd.DataFrame) -> Figure:
     shape = chosen["shape"].str.extract(r"batch (\d+) steps (\d+)").astype(int)
     chosen = chosen.assign(batch=shape[0], steps=shape[1])
     names = ("constant_offset", "semivariance_margin")
-    figure, axes = _figure(1, len(names), (8.0, 3.2), sharey=True, sharex=True)
+    figure, axes = panels(1, len(names), (8.0, 3.2), sharey=True, sharex=True)
     for axis, name in zip(axes[0], names, strict=True):
         of_name = chosen[chosen["strategy"] == name]
         for (batch, rows), colour, shift in zip(

@@ -332,7 +332,7 @@ def reference(smoke, tmp_path, monkeypatch):
     shutil.copytree(folder / "tables", kept / "tables")
     shutil.copy(folder / "semivariogram.json", kept / "semivariogram.json")
     shutil.copy(folder / "provenance.json", kept / "manifest.json")  # as earlier runs called it
-    monkeypatch.setattr(report, "REFERENCE", tmp_path)
+    monkeypatch.setattr("lib.show.reference.REFERENCE", tmp_path)
     return Run.open("smoke", str(folder)), kept
 
 

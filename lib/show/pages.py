@@ -12,13 +12,12 @@ from lib.runs import writing
 from lib.settings import PROJECT
 
 PICTURES_ONLY = "SEMIVARIOGRAM_PICTURES_ONLY"
-"""Environment variable that :mod:`lib.pipeline` sets for its kernels: pictures instead of controls."""
+"""Environment variable of kernels that show pictures without controls: those of a whole run."""
 DARK = """<style>@media screen and (prefers-color-scheme: dark) {
 THEME
 body.jp-Notebook { color-scheme: dark; background: var(--jp-layout-color0); }
-.jp-RenderedImage img { border-radius: 4px; }
-}</style>"""
-"""What makes a page dark where its reader's screen is: JupyterLab's own colours."""
+}</style></head>"""
+"""JupyterLab's own dark colours, for readers whose screen is dark."""
 
 
 def tidy(path: Path) -> None:
@@ -35,9 +34,8 @@ def tidy(path: Path) -> None:
                 kept[-1].text += output.text
             else:
                 kept.append(output)
-        for output in kept:
-            if "text" in output:
-                output.text = as_a_terminal_shows(output.text)
+        for output in [output for output in kept if "text" in output]:
+            output.text = as_a_terminal_shows(output.text)
         if "outputs" in cell:
             cell.outputs = [output for output in kept if output.get("text") != ""]
     text = nbformat.writes(content)
@@ -64,13 +62,11 @@ def render(executed: Path) -> Path:
     plain = {"exclude_input_prompt": True, "exclude_output_prompt": True}
     exporter = HTMLExporter(mathjax_url="", require_js_url="", **plain)
     body, _ = exporter.from_notebook_node(content)
-    # What a network would have to bring.
-    body = re.sub(r'<script[^>]*\bsrc="(https?:|")[^>]*>\s*</script>', "", body)
+    body = re.sub(r'<script[^>]*\bsrc="(https?:|")[^>]*>\s*</script>', "", body)  # scripts to fetch
     dark, *_ = exporter.environment.loader.get_source(exporter.environment, "static/theme-dark.css")
     page = executed.with_suffix(".html")
-    body = body.replace("</head>", DARK.replace("THEME", dark) + "</head>", 1)
     with writing(page) as aside:
-        aside.write_text(body, encoding="utf-8")
+        aside.write_text(body.replace("</head>", DARK.replace("THEME", dark), 1), encoding="utf-8")
     return page
 
 

@@ -1,0 +1,128 @@
+"""The look that all figures share: colours, one look for each strategy, panels, photos and the world map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from zlib import crc32
+
+import matplotlib as mpl
+import matplotlib.ticker
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lib.data import places
+from lib.data.photos import open_photo
+from lib.evaluate import pairs
+
+PALETTE = sns.color_palette("colorblind").as_hex()
+INK, MUTED, LAND, WATER = "#1b1f24", "#6b7280", "#dfe3e6", "#ffffff"
+COLOURS = ("#4d4d4d", *(PALETTE[k] for k in (0, 3, 1, 2, 4, 9)), "#6a3d9a")
+"""Colours of strategies. All are visible on white."""
+FAMILIES = {
+    ("-", "o"): (
+        "infonce", "semivariogram", "semivariance_margin", "similarity", "margin_frequencies", "false_only",
+        "decayed", "residual",
+    ),
+    ("-.", "s"): (
+        "shuffled", "soft_targets", "distance_margin", "constant_offset", "distance_soft", "thesis", "hcl",
+        "hard_only",
+    ),
+}  # fmt: skip
+"""Strategies by line and marker, in the order of ``COLOURS``."""
+LOOKS = {
+    name: {"color": colour, "ls": line, "marker": marker}
+    for (line, marker), names in FAMILIES.items()
+    for name, colour in zip(names, COLOURS, strict=True)
+}
+LOOKS["nearest_neighbour"] = {"color": MUTED, "ls": "--", "marker": "D"}
+LOOKS["geoclip_pretrained"] = {"color": "#00796b", "ls": "--", "marker": "D"}
+SPLIT_COLOURS = {"train": "#9aa5b1", "validation": PALETTE[1], "test": PALETTE[0], "test_blocked": PALETTE[3]}
+KIND_COLOURS = {pairs.FALSE_NEGATIVE: PALETTE[0], pairs.HARD_NEGATIVE: PALETTE[3], pairs.EASY: MUTED}
+KILOMETRES = mpl.ticker.StrMethodFormatter("{x:,.0f}")
+PARALLELS = np.array([-60, -30, 0, 30, 60])
+PARALLEL_LABELS = ["60°S", "30°S", "0°", "30°N", "60°N"]
+STYLE = {
+    "figure.dpi": 110, "savefig.dpi": 200, "figure.facecolor": "white", "font.size": 9.5,
+    "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 9.5,
+    "axes.edgecolor": MUTED, "axes.labelcolor": INK, "axes.spines.top": False, "axes.spines.right": False,
+    "text.color": INK, "xtick.color": INK, "ytick.color": INK, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5, "legend.frameon": False, "axes.grid": True, "grid.color": "#e5e7eb",
+    "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.7,
+}  # fmt: skip
+
+styled = mpl.rc_context(STYLE)
+"""Decorator: draw with ``STYLE`` and leave matplotlib's settings as they were."""
+
+
+def look_of(strategy: str) -> dict[str, str]:
+    """A strategy's color, ls and marker, the same in every figure; an unlisted one is dotted, by its name."""
+    code = crc32(strategy.encode())
+    unlisted = {"color": COLOURS[code % len(COLOURS)], "ls": ":", "marker": "^vPX"[code // 8 % 4]}
+    return LOOKS.get(strategy, unlisted)
+
+
+def panels(
+    rows: int, columns: int, size: tuple[float, float], **options: object
+) -> tuple[Figure, np.ndarray]:
+    """A Figure of ``size`` inches outside pyplot's global state, and its axes [rows, columns]."""
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def panels_by_split(
+    table: pd.DataFrame, width: float, height: float, **options: object
+) -> tuple[Figure, Iterator[tuple[Axes, str, pd.DataFrame]]]:
+    """A Figure with one panel a split, and each panel's axes, split and rows of ``table``."""
+    splits = table["split"].unique()
+    figure, axes = panels(1, len(splits), (width * len(splits), height), **options)
+    rows = (table[table["split"] == split] for split in splits)
+    return figure, zip(axes[0], splits, rows, strict=True)
+
+
+def note(text: str) -> Figure:
+    """A Figure that says why there is nothing to draw."""
+    figure, axes = panels(1, 1, (6, 1.6))
+    axes[0, 0].set_axis_off()
+    axes[0, 0].text(0.5, 0.5, text, ha="center", va="center", color=MUTED)
+    return figure
+
+
+def logarithmic_km(axis: Axes) -> None:
+    """Distances in km on a logarithmic horizontal axis, written out."""
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(KILOMETRES)
+
+
+def show_photo(axis: Axes, root: Path, path: str, title: str) -> None:
+    """The photo at ``root`` / ``path`` instead of ``axis``, with a small ``title``."""
+    axis.imshow(open_photo(root, path, smallest_px=400))
+    axis.set_title(title, fontsize=8, fontweight="normal", loc="center")
+    axis.set_axis_off()
+
+
+def place_label(latitude: float, longitude: float) -> str:
+    """A place in degrees: ``52.5°N 13.4°E``."""
+    north, east = "N" if latitude >= 0 else "S", "E" if longitude >= 0 else "W"
+    return f"{abs(latitude):.1f}°{north} {abs(longitude):.1f}°{east}"
+
+
+def world(axis: Axes) -> None:
+    """Land in grey on a Mollweide (equal-area) ``axis``."""
+    mask = places.land_mask()[::6, ::6].astype(float)
+    longitude = np.deg2rad(np.linspace(-180, 180, mask.shape[1] + 1))
+    latitude = np.deg2rad(np.linspace(-90, 90, mask.shape[0] + 1))
+    colours = mpl.colors.ListedColormap([WATER, LAND])
+    axis.pcolormesh(longitude, latitude, mask, cmap=colours, rasterized=True, zorder=0)
+    axis.grid(True, linewidth=0.3)
+    axis.set_xticks(np.deg2rad([-120, -60, 0, 60, 120]), labels=[])
+    axis.set_yticks(np.deg2rad(PARALLELS), labels=PARALLEL_LABELS)
+
+
+def scatter(axis: Axes, frame: pd.DataFrame, **options: object) -> None:
+    """The places of ``frame`` (latitude, longitude in degrees) as dots on a :func:`world`."""
+    drawn = {"linewidths": 0.0, "rasterized": True, **options}
+    axis.scatter(np.deg2rad(frame["longitude"]), np.deg2rad(frame["latitude"]), **drawn)
