@@ -20,7 +20,6 @@ import pandas as pd
 import torch
 
 from lib.data import datasets, features
-from lib.data.sphere import cell_of
 from lib.method.empirical import EmpiricalSemivariogram, UnitRows
 from lib.method.errors import BundleError
 from lib.method.geodesy import chord_to_rad, rad_to_km, unit_vectors
@@ -279,7 +278,8 @@ def place_groups(
     if kind == "random":
         groups = np.random.default_rng(seed).permutation(np.arange(len(coordinates_deg)) % count)
     elif kind == "cells":
-        groups = np.unique(cell_of(coordinates_deg, cell_deg), return_inverse=True)[1]
+        cells = (coordinates_deg + np.array([90.0, 180.0])) % 360.0 // cell_deg
+        groups = np.unique(cells, axis=0, return_inverse=True)[1]
     else:
         raise VariographyError(f"no groups of kind {kind!r}; there are random and cells")
     if len(np.unique(groups)) < 2:
