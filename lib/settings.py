@@ -71,23 +71,13 @@ class BlueMarble(_Group):
     test: int = _entry(2_000, "test places, drawn as the training places are", ge=1)
     test_blocked: int = _entry(2_000, "test places in cells held out whole", ge=1)
     validation_blocked: int = _entry(0, "validation places in other cells held out whole", ge=0)
-    blocked_cell_deg: float = _entry(10.0, "side of a held-out cell, degrees", gt=0, le=90)
-    blocked_share: float = _entry(0.1, "share of the land's cells that is held out", gt=0, lt=1)
-    blocked_cell_km: float | None = _entry(
-        None, "side of many small held-out cells, km; null: cells in degrees", ge=20, le=2_000
-    )
-    blocked_photos: int = _entry(50, "held-out places in each small cell", ge=1)
-    buffer_km: float = _entry(0.0, "no other place is as near to a held-out one, km", ge=0, le=2_000)
+    blocked_cell_km: float = _entry(300.0, "side of a held-out cell, km", ge=20, le=2_000)
+    blocked_photos: int = _entry(50, "held-out places in each cell", ge=1)
+    buffer_km: float = _entry(362.0, "other places are farther from held-out ones, km", ge=0, le=2_000)
     seed: Seed = _entry(20_250_921, "seed of places and splits")
     max_abs_latitude_deg: float = _entry(72.0, "no places beyond, degrees", gt=0, le=85)
     window_km: float = _entry(256.0, "side of a window, kilometres", gt=0, le=4_000)
     window_px: int = _entry(128, "side of a window, pixels", ge=16, le=1_024)
-
-    @model_validator(mode="after")
-    def _cells_are_small_or_large(self) -> BlueMarble:
-        if self.blocked_cell_km is None and (self.validation_blocked or self.buffer_km):
-            raise ValueError("validation_blocked and buffer_km need blocked_cell_km")
-        return self
 
 
 class OSV5M(_Group):

@@ -75,7 +75,6 @@ LAZY = [
     "numba",
     "papermill",
     "nbconvert",
-    "reverse_geocoder",
 ]
 """Packages that take seconds to import, and are imported where they are needed only."""
 

@@ -128,22 +128,6 @@ class TestJitter:
         )
 
 
-class TestCells:
-    @given(place, place, st.sampled_from([1.0, 5.0, 10.0, 45.0]))
-    def test_two_places_share_an_index_where_they_share_a_cell(self, a: tuple, b: tuple, size: float) -> None:
-        def cell(latitude: float, longitude: float) -> tuple[int, int]:
-            return math.floor((latitude + 90.0) / size), math.floor(((longitude + 180.0) % 360.0) / size)
-
-        first, second = sphere.cell_of(np.array([a, b]), size)
-        assert (first == second) == (cell(*a) == cell(*b))
-
-    @pytest.mark.parametrize("size", [7.0, 50.0, 0.7])
-    def test_sizes_that_do_not_divide_the_circle_keep_the_cells_apart(self, size: float) -> None:
-        last_of_a_row, first_of_the_next = (-90.0 + size / 2, 179.99), (-90.0 + 1.5 * size, -179.99)
-        first, second = sphere.cell_of(np.array([last_of_a_row, first_of_the_next]), size)
-        assert first != second
-
-
 class TestNearest:
     def test_it_is_the_smallest_of_all_distances(self) -> None:
         generator = np.random.default_rng(4)

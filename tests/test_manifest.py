@@ -15,7 +15,6 @@ from lib.data import datasets, features, manifest
 from lib.data.manifest import Built
 from lib.method.errors import BundleError
 from lib.runs import ArtefactError, Run
-from lib.runs.files import checksum
 
 
 def small() -> pd.DataFrame:
@@ -107,9 +106,7 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         for number, path in enumerate(frame["path"]):
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(root / path)
-        sums = root / datasets.blue_marble.window_folder(settings) / datasets.blue_marble.SUMS
-        sums.parent.mkdir(exist_ok=True)
-        sums.write_text("".join(f"{checksum(root / path)}  {path}\n" for path in frame["path"]))
+        datasets.blue_marble.window_archive(settings, root).write_bytes(b"")
         return Built(frame, pd.DataFrame([("x", "", "no such photo")], columns=["id", "path", "reason"]))
 
     monkeypatch.setattr(datasets.blue_marble, "build", build)
@@ -125,6 +122,10 @@ def bare(make_run: Runs, tmp_path: Path) -> Run:
     return run
 
 
+def archive_of(run: Run) -> Path:
+    return datasets.blue_marble.window_archive(run.settings.dataset, datasets.root_of(run))
+
+
 class TestPrepare:
     def test_photos_that_cannot_be_decoded_are_tried_again_when_photos_have_changed(
         self, bare: Run, builder: list[int]
@@ -138,19 +139,15 @@ class TestPrepare:
         splits = ["train", "unreadable", "train", "validation", "test", "test_blocked"]
         assert datasets.read(bare)["split"].tolist() == splits
         photo.write_bytes(whole)
-        (datasets.root_of(bare) / frame["path"][0]).unlink()
-        datasets.prepare(bare)  # a photo is gone: they are written anew
+        archive_of(bare).unlink()
+        datasets.prepare(bare)  # photos are gone: they are written again
         features.extract(bare)
         assert np.isfinite(np.load(bare.features)).all() and len(pd.read_csv(bare.table("left_out"))) == 1
         pd.testing.assert_frame_equal(datasets.read(bare), frame)
 
-    def test_it_is_built_once_and_again_when_a_photo_is_gone(self, bare: Run, builder: list[int]) -> None:
-        frame = datasets.prepare(bare)
-        pd.testing.assert_frame_equal(frame, datasets.prepare(bare))
+    def test_it_is_built_once(self, bare: Run, builder: list[int]) -> None:
+        pd.testing.assert_frame_equal(datasets.prepare(bare), datasets.prepare(bare))
         assert builder == [0]
-        (datasets.root_of(bare) / frame["path"][0]).unlink()
-        datasets.prepare(bare)
-        assert builder == [0, 1]
 
     def test_reading_before_it_is_made_names_the_notebook(self, bare: Run) -> None:
         with pytest.raises(ArtefactError, match="01_data_preparation"):

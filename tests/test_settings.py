@@ -34,12 +34,12 @@ def test_the_papers_profile_is_the_published_protocol() -> None:
 
 def test_quick_is_judged_at_places_that_had_no_part_in_the_choice_of_its_settings() -> None:
     """The studies chose them, on places of their own."""
-    drawn = [draw_places(load(profile).dataset) for profile in ("quick", "second", "large")]
+    drawn = [draw_places(load(profile).dataset) for profile in ("quick", "second")]
     quick, *others = (places.set_index(["latitude", "longitude"]).index for places in drawn)
     assert len(quick) == 10_100 and not any(quick.isin(other).any() for other in others)
 
 
-@pytest.mark.parametrize("profile", ["smoke", "quick", "large", "second"])
+@pytest.mark.parametrize("profile", ["smoke", "quick", "second"])
 def test_the_embedded_profiles_compute_in_float32_everywhere(profile: str) -> None:
     settings = load(profile)
     assert settings.training.precision == "float32" and settings.backbone.precision != "bfloat16"

@@ -1,5 +1,4 @@
-"""Places on the sphere: draws, noise, a lattice, cells, the nearest of several. Coordinates are degrees,
-latitude first."""
+"""Places on the sphere: draws, noise, a lattice, cells, the nearest. Coordinates are in degrees."""
 
 from __future__ import annotations
 
@@ -24,15 +23,6 @@ def coordinates_of(vectors: np.ndarray) -> np.ndarray:
     return np.stack((np.rad2deg(np.arctan2(z, np.hypot(x, y))), np.rad2deg(np.arctan2(y, x))), -1)
 
 
-def cell_of(coordinates_deg: np.ndarray, size_deg: float) -> np.ndarray:
-    """Index, int64 [...], of the ``size_deg`` x ``size_deg`` latitude-longitude cell that holds each
-    coordinate."""
-    columns = math.ceil(360.0 / size_deg)
-    row = np.floor((coordinates_deg[..., 0] + 90.0) / size_deg).astype(np.int64)
-    column = np.floor((wrap_longitude(coordinates_deg[..., 1]) + 180.0) / size_deg).astype(np.int64)
-    return row * columns + column
-
-
 def nearest(
     coordinates_deg: np.ndarray, among_deg: np.ndarray, rank: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -49,9 +39,8 @@ def nearest(
 def lattice(spacing_km: float) -> np.ndarray:
     """Nearly uniform points of the sphere, float64 [N, 2], each standing for ``spacing_km``**2 of surface.
 
-    A Fibonacci lattice: no pole, no row that is denser than another.
-    Source: Gonzalez, "Measurement of areas on a sphere using Fibonacci and latitude-longitude lattices",
-    2010.
+    Source: the Fibonacci lattice of Gonzalez, "Measurement of areas on a sphere using Fibonacci and
+    latitude-longitude lattices", 2010.
     """
     count = max(2, round(EARTH_AREA_KM2 / spacing_km**2))
     index = np.arange(count)
@@ -60,56 +49,48 @@ def lattice(spacing_km: float) -> np.ndarray:
     return np.stack((latitude, wrap_longitude(360.0 * (index / golden % 1.0))), -1)
 
 
-def uniform_on_sphere(
-    count: int, generator: np.random.Generator, max_abs_latitude_deg: float = 90.0
-) -> np.ndarray:
-    """``count`` points drawn uniformly by area from the sphere between +-``max_abs_latitude_deg``, float64
-    [N, 2]."""
-    limit = math.sin(math.radians(max_abs_latitude_deg))
+def uniform_on_sphere(count: int, generator: np.random.Generator, limit_deg: float = 90.0) -> np.ndarray:
+    """``count`` points drawn uniformly by area between the latitudes +-``limit_deg``, float64 [count, 2]."""
+    limit = math.sin(math.radians(limit_deg))
     latitude = np.rad2deg(np.arcsin(generator.uniform(-limit, limit, count)))
     return np.stack((latitude, generator.uniform(-180.0, 180.0, count)), -1)
 
 
 @dataclass(frozen=True)
 class EqualAreaGrid:
-    """Cells of the sphere with exactly the same area, nearly square: bands of latitude, each cut into equal
-    longitudes.
+    """Cells of exactly the same area, nearly square: bands of latitude, each cut into equal longitudes.
 
     Attributes:
         counts: cells of each band, from south to north, int64 [R].
+        first: index of each band's first cell, which begins at the 180th meridian, int64 [R].
         sines: sine of the latitude of each band's edges, float64 [R + 1].
     """
 
     counts: np.ndarray
+    first: np.ndarray
     sines: np.ndarray
 
     @classmethod
     def of(cls, side_km: float) -> EqualAreaGrid:
         """Cells of about ``side_km`` x ``side_km``.
 
-        A band has as many cells as fit at its middle; its edges then follow from its share of all cells,
-        since the area between two latitudes is proportional to the difference of their sines (Archimedes).
+        A band has as many cells as fit at its middle. Its edges follow from its share of all cells: the area
+        between two latitudes is proportional to the difference of their sines (Archimedes).
         """
         bands = max(1, round(np.pi * EARTH_RADIUS_KM / side_km))
         middle = (np.arange(bands) + 0.5) / bands * np.pi - np.pi / 2.0
-        counts = np.maximum(1, np.rint(2.0 * np.pi * EARTH_RADIUS_KM * np.cos(middle) / side_km)).astype(
-            np.int64
-        )
-        return cls(counts, np.concatenate(([0], np.cumsum(counts))) / counts.sum() * 2.0 - 1.0)
-
-    @property
-    def first(self) -> np.ndarray:
-        """Index of each band's first cell, which begins at the 180th meridian, int64 [R]."""
-        return np.concatenate(([0], np.cumsum(self.counts)[:-1]))
+        fitting = np.rint(2.0 * np.pi * EARTH_RADIUS_KM * np.cos(middle) / side_km)
+        counts = np.maximum(1, fitting).astype(np.int64)
+        ends = np.concatenate(([0], np.cumsum(counts)))
+        return cls(counts, ends[:-1], ends / ends[-1] * 2.0 - 1.0)
 
     def cell_of(self, coordinates_deg: np.ndarray) -> np.ndarray:
         """Index, int64 [...], of the cell that holds each of ``coordinates_deg`` [..., 2]."""
         sine = np.sin(np.deg2rad(coordinates_deg[..., 0]))
         band = np.clip(np.searchsorted(self.sines, sine, side="right") - 1, 0, len(self.counts) - 1)
         share = (wrap_longitude(coordinates_deg[..., 1]) + 180.0) / 360.0
-        return self.first[band] + np.minimum(
-            (share * self.counts[band]).astype(np.int64), self.counts[band] - 1
-        )
+        column = (share * self.counts[band]).astype(np.int64)
+        return self.first[band] + np.minimum(column, self.counts[band] - 1)
 
     def bounds_of(self, cells: np.ndarray) -> np.ndarray:
         """South, west, north and east edge in degrees, float64 [N, 4], of ``cells`` [N]."""
@@ -130,22 +111,17 @@ def destination(coordinates_deg: Array, east_km: Array, north_km: Array) -> Arra
     """Coordinates [..., 2] reached from ``coordinates_deg`` [..., 2] by an offset in the local tangent plane.
 
     The plane is azimuthal equidistant: the offset (``east_km``, ``north_km``) [...] gives bearing and
-    distance of a great circle, so a kilometre is a kilometre at every latitude and across the 180th meridian
-    and the poles.
+    distance of a great circle. A kilometre is a kilometre everywhere.
     """
     xp = torch if isinstance(coordinates_deg, torch.Tensor) else np
     latitude, longitude = xp.deg2rad(coordinates_deg[..., 0]), xp.deg2rad(coordinates_deg[..., 1])
     length_rad = km_to_rad(xp.hypot(east_km, north_km))
     bearing = xp.arctan2(east_km, north_km)
-    sin_target = xp.sin(latitude) * xp.cos(length_rad) + xp.cos(latitude) * xp.sin(length_rad) * xp.cos(
-        bearing
-    )
-    target_latitude = xp.arcsin(xp.clip(sin_target, -1.0, 1.0))
-    target_longitude = longitude + xp.arctan2(
-        xp.sin(bearing) * xp.sin(length_rad) * xp.cos(latitude),
-        xp.cos(length_rad) - xp.sin(latitude) * sin_target,
-    )
-    return xp.stack((xp.rad2deg(target_latitude), wrap_longitude(xp.rad2deg(target_longitude))), -1)
+    along, across = xp.cos(length_rad), xp.sin(length_rad)
+    sin_target = xp.sin(latitude) * along + xp.cos(latitude) * across * xp.cos(bearing)
+    turn = xp.arctan2(xp.sin(bearing) * across * xp.cos(latitude), along - xp.sin(latitude) * sin_target)
+    target = xp.rad2deg(xp.arcsin(xp.clip(sin_target, -1.0, 1.0)))
+    return xp.stack((target, wrap_longitude(xp.rad2deg(longitude + turn))), -1)
 
 
 def jitter(
@@ -154,7 +130,7 @@ def jitter(
     """Coordinates of all ``parts`` [N, 2], one below the other, moved by Gaussian noise.
 
     Each part has its own ``sigmas_m``, metres in each direction of the tangent plane. The noise is drawn on
-    the processor and travels at once.
+    the processor and copied at once.
 
     Source: GeoCLIP adds the noise in degrees, without cos(latitude); here metres are metres.
     """
@@ -162,9 +138,9 @@ def jitter(
     if not any(sigmas_m):
         return coordinates_deg
     for part, sigma_m in zip(parts, sigmas_m, strict=True):
-        drawn = torch.zeros(part.shape, dtype=part.dtype)
+        noise = torch.zeros(part.shape, dtype=part.dtype)
         noise_km.append(
-            drawn.normal_(0.0, 1.0, generator=generator) * (sigma_m / 1000.0) if sigma_m else drawn
+            noise.normal_(0.0, 1.0, generator=generator) * (sigma_m / 1000.0) if sigma_m else noise
         )
     offset = on_device(torch.cat(noise_km), coordinates_deg.device)
     return destination(coordinates_deg, offset[..., 0], offset[..., 1])
