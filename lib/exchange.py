@@ -24,7 +24,7 @@ from lib.train import checkpoints, gallery, training
 
 def card(run: Run, strategy: str, seed: int) -> str:
     """A model card in Markdown: what the model was trained on, how well it does, what it is not for."""
-    settings, counts = run.settings, datasets.read(run, ["split"])["split"].value_counts()
+    settings, counts = run.settings, features.photos(run, ["split"])["split"].value_counts()
     table = pd.read_csv(run.require(run.table("accuracy"), "05_error_at_granularity"))
     reached = [
         f"| {one.split} | {100 * one.acc_200km:.1f} | {100 * one.acc_2500km:.1f} | {one.median_km:,.0f} |"
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _write_card(export_location_encoder(trained, options.folder / "location-encoder"), text)
         settings = run.settings.backbone
         revision = settings.revision or backbones.find(settings).revision
-        places = gallery.coordinates(run, datasets.read(run, datasets.manifest.PLACES))
+        places = gallery.coordinates(run, features.photos(run, datasets.manifest.PLACES))
         release = Release(trained, places, settings.name, revision)
         _write_card(export_geolocation(release, options.folder / "geolocation"), text)
     except (BundleError, OSError) as error:

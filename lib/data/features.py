@@ -2,7 +2,7 @@
 
 Each photo is decoded once. One that cannot be decoded gets a row of NaN, and a line with the reason in
 unreadable.csv beside the features; its split is then ``unreadable`` for everybody who reads the manifest
-(:func:`lib.data.datasets.read`).
+(:func:`photos`).
 
 features.npy [N, D] has row i of the manifest's row i. It grows by whole blocks of ``backbone.shard_size``
 photos. A journal names each finished block with its checksum. An extraction that was stopped makes only the
@@ -33,15 +33,20 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from lib.data import datasets
+from lib.data import datasets, manifest
 from lib.data.backbones import Backbone, build, find, weights
 from lib.data.photos import UNREADABLE, open_photo
 from lib.method.errors import BundleError
 from lib.method.geodesy import distance_km
-from lib.runs import Run, autocast, generator, progress, ranks, writing
+from lib.data.draws import generator
+from lib.runs import Run, cached, progress, ranks, writing
 from lib.runs.files import READING_ERRORS, one_line, refusals_named
-from lib.runs.machine import cores, on_device, one_ahead
+from lib.runs.machine import autocast, cores, note, on_device, one_ahead
 from lib.settings import Backbone as BackboneSettings
+
+
+NOT_DECODED = "unreadable"
+"""The split of photos that could not be decoded: no stage asks for it."""
 
 
 class Photos(Dataset):
@@ -113,23 +118,23 @@ def extract(run: Run) -> Path:
     Raises:
         BundleError: no photo can be decoded, a feature is not finite, or the disk is full.
     """
-    settings = run.settings.backbone
+    datasets.prepare(run)
+    settings, scratch = run.settings.backbone, run.features.with_name("unfinished")
     used = json.loads(settings.model_dump_json(exclude={"workers", "centred", "precision"}))
     used |= {"arithmetic": run.arithmetic(settings.precision), "weights": weights(settings)}
-    code = [_extract, find(settings).load]
-    run.produce(
+    cached(
+        run,
         "features",
-        make=lambda: _extract(run, _unfinished(run, used, code)),
+        lambda: _extract(run, scratch),
         inputs=[run.manifest],
-        outputs=[*_outputs(run), datasets.unreadable_list(run)],
+        outputs=[*_outputs(run), unreadable_list(run)],
         settings=used,
-        code=code,
-        by="all ranks",
-        group="backbone",
+        code=[_extract, find(settings).load],
+        scratch=scratch,
+        together=True,
     )
     if ranks.rank() == 0:
-        shutil.rmtree(run.features.with_name("unfinished"), ignore_errors=True)
-        datasets.write_left_out(run)
+        _write_left_out(run)
     return run.features
 
 
@@ -137,17 +142,39 @@ def _outputs(run: Run) -> list[Path]:
     return [run.features, run.views] if run.settings.backbone.views > 1 else [run.features]
 
 
-def _unfinished(run: Run, used: dict[str, Any], code: list[Callable]) -> Path:
-    """The folder of an unfinished extraction; emptied where it belongs to other settings, photos, code or
-    versions of packages."""
-    folder = run.features.with_name("unfinished")
-    key = json.dumps(run._parts([run.manifest], used, code), default=str, indent=2)
-    file = folder / "key.json"
-    if ranks.rank() == 0 and not (file.exists() and file.read_text(errors="replace") == key):
-        shutil.rmtree(folder, ignore_errors=True)
-        with writing(file) as aside:
-            aside.write_text(key)
-    return folder
+def unreadable_list(run: Run) -> Path:
+    """List of photos that could not be decoded (CSV: row, id, path, reason), written with the features."""
+    return run.features.with_name("unreadable.csv")
+
+
+def photos(run: Run, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """The run's manifest, or ``columns`` of it; the split of a photo without features is ``NOT_DECODED``."""
+    extract(run)
+    found = manifest.read(run.manifest, columns)
+    if "split" in found:
+        found.loc[found.index.isin(_listed(unreadable_list(run))["row"].astype(int)), "split"] = NOT_DECODED
+    return found
+
+
+def _write_left_out(run: Run) -> None:
+    """Write tables/left_out.csv, unless it is up to date, and say how many photos and rows it names.
+
+    It holds what did not match and photos that could not be decoded: columns id, path, reason.
+    """
+    parts = [_listed(path) for path in (run.table("not_matched"), unreadable_list(run))]
+    found = pd.concat([part[["id", "path", "reason"]] for part in parts], ignore_index=True)
+    path = run.table("left_out")
+    if path.exists() and _listed(path).equals(found):
+        return
+    with writing(path) as aside:
+        found.to_csv(aside, index=False)
+    if len(found):
+        note(f"{len(found):,} photos or rows are left out, each with its reason in {path}")
+
+
+def _listed(path: Path) -> pd.DataFrame:
+    """A list of what was left out, all of it as text."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
 def _extract(run: Run, scratch: Path) -> None:
@@ -158,35 +185,40 @@ def _extract(run: Run, scratch: Path) -> None:
     Args:
         scratch: a folder of this extraction alone: of its settings, manifest, code and versions of packages.
     """
-    manifest = datasets.manifest.read(run.manifest, ["id", "path", "split"])
-    blocks = _blocks(run, manifest)
-    missing = ranks.said_by_first(_missing(run, scratch, blocks) if ranks.rank() == 0 else [])
-    if own := missing[ranks.rank() :: ranks.count()]:
-        _make_blocks(run, scratch, manifest, {rows: blocks[rows] for rows in own})
+    listed = manifest.read(run.manifest, ["id", "path", "split"])
+    blocks = _blocks(run, listed)
+    if ranks.rank() == 0:
+        _keep_whole_blocks(run, scratch, blocks)
+    ranks.wait()
+    done = {range(note["first"], note["first"] + note["count"]) for note in _noted(scratch)}
+    ranks.wait()  # until every rank has read it, the journal does not grow
+    own = [rows for rows in blocks if rows not in done][ranks.rank() :: ranks.count()]
+    if own:
+        _make_blocks(run, scratch, listed, {rows: blocks[rows] for rows in own})
     ranks.wait()
     if ranks.rank() > 0:
         return
     found = {int(row): why for note in _noted(scratch) for row, why in note["unreadable"].items()}
     reasons = pd.Series(found, dtype=object).sort_index()
-    if len(reasons) == len(manifest):
+    if len(reasons) == len(listed):
         shutil.rmtree(scratch)  # whoever mends the photos starts afresh
-        first = datasets.root_of(run) / manifest["path"].iloc[0]
+        first = datasets.root_of(run) / listed["path"].iloc[0]
         raise BundleError(
-            f"none of {len(manifest):,} photos can be decoded ({first}: {reasons[0]}); check dataset.root"
+            f"none of {len(listed):,} photos can be decoded ({first}: {reasons[0]}); check dataset.root"
         )
     for path in _outputs(run):
         os.replace(scratch / path.name, path)
-    with writing(datasets.unreadable_list(run)) as aside:
-        manifest.loc[reasons.index, ["id", "path"]].assign(reason=reasons).to_csv(aside, index_label="row")
+    with writing(unreadable_list(run)) as aside:
+        listed.loc[reasons.index, ["id", "path"]].assign(reason=reasons).to_csv(aside, index_label="row")
 
 
 Blocks = dict[range, list[tuple[str, int, slice]]]
 """Rows of the manifest -> of each file that grows: its name, how many rows it has, which are the block's."""
 
 
-def _blocks(run: Run, manifest: pd.DataFrame) -> Blocks:
-    count, size = len(manifest), run.settings.backbone.shard_size
-    with_views = np.concatenate([[0], np.cumsum(manifest["split"] == "train")])  # before each row
+def _blocks(run: Run, listed: pd.DataFrame) -> Blocks:
+    count, size = len(listed), run.settings.backbone.shard_size
+    with_views = np.concatenate([[0], np.cumsum(listed["split"] == "train")])  # before each row
     blocks = {}
     for start in range(0, count, size):
         stop = min(start + size, count)
@@ -196,8 +228,8 @@ def _blocks(run: Run, manifest: pd.DataFrame) -> Blocks:
     return blocks
 
 
-def _missing(run: Run, scratch: Path, blocks: Blocks) -> list[range]:
-    """Blocks that no journal names, or that are damaged, which is printed. One journal keeps the others."""
+def _keep_whole_blocks(run: Run, scratch: Path, blocks: Blocks) -> None:
+    """Leave one journal, of the blocks that are whole; say which one is damaged."""
     notes, whole = _noted(scratch), {}
     for path in _outputs(run) if notes else []:
         if path.exists() and not (scratch / path.name).exists():  # it was stopped after the renaming
@@ -212,7 +244,6 @@ def _missing(run: Run, scratch: Path, blocks: Blocks) -> list[range]:
         aside.write_text("".join(json.dumps(note) + "\n" for note in whole.values()))
     for journal in set(scratch.glob("done-*.jsonl")) - {scratch / "done-0.jsonl"}:
         journal.unlink()
-    return [rows for rows in blocks if rows not in whole]
 
 
 def _noted(scratch: Path) -> list[dict[str, Any]]:
@@ -233,11 +264,11 @@ def _crc32(path: Path, rows: slice) -> int | None:
         return None
 
 
-def _make_blocks(run: Run, scratch: Path, manifest: pd.DataFrame, blocks: Blocks) -> None:
+def _make_blocks(run: Run, scratch: Path, listed: pd.DataFrame, blocks: Blocks) -> None:
     """Extract ``blocks`` into the files in ``scratch``; note each once its bytes are on the disk."""
     settings, backbone = run.settings.backbone, build(run.settings.backbone, run.device)
     views = settings.views if settings.views > 1 else 0
-    paths, augmented = manifest["path"].tolist(), (manifest["split"] == "train").to_numpy()
+    paths, augmented = listed["path"].tolist(), (listed["split"] == "train").to_numpy()
     photos = Photos(datasets.root_of(run), paths, backbone, views, augmented)
     journal = scratch / f"done-{ranks.rank()}.jsonl"
     made = encode(photos, backbone, settings, run.device, list(blocks))
@@ -414,29 +445,29 @@ class Features:
         return on_device(seen, torch.device(device)).float()
 
 
-def read(run: Run, manifest: pd.DataFrame) -> Features:
+def read(run: Run, of: pd.DataFrame) -> Features:
     """The run's features, mapped, not loaded.
 
     Args:
-        manifest: the run's, with its column split at least; see :func:`lib.data.datasets.read`.
+        of: the run's :func:`photos`, with the column split at least.
 
     Raises:
-        ArtefactError: notebook 01 has not made them yet.
-        BundleError: the file holds no features, or of other photos.
+        BundleError: the file holds no features, or those of other photos.
     """
-    stored = _mapped(run.require(run.features, "01_data_preparation"), len(manifest))
+    extract(run)
+    stored = _mapped(run.features, len(of))
     mean = torch.zeros(stored.shape[1])
     if run.settings.backbone.centred:
-        rows = datasets.manifest.rows_of(manifest, "train")
+        rows = manifest.rows_of(of, "train")
         blocks = (stored[rows[start : start + AT_ONCE]] for start in range(0, len(rows), AT_ONCE))
         total = sum(block.sum(0, dtype=np.float64) for block in blocks)
         mean = torch.from_numpy((total / len(rows)).astype(np.float32))
     if run.settings.backbone.views == 1:
         return Features(stored, mean)
-    splits = datasets.manifest.read(run.manifest, ["split"])  # a photo that cannot be decoded has views too
-    rows = datasets.manifest.rows_of(splits, "train")
+    splits = manifest.read(run.manifest, ["split"])  # a photo that cannot be decoded has views too
+    rows = manifest.rows_of(splits, "train")
     shape = (len(rows), run.settings.backbone.views, stored.shape[1])
-    views = _mapped(run.require(run.views, "01_data_preparation"), *shape)
+    views = _mapped(run.views, *shape)
     if hasattr(mmap, "MADV_RANDOM"):  # else the system reads ahead what nobody will ask for
         views._mmap.madvise(mmap.MADV_RANDOM)
     return Features(stored, mean, views, rows)
@@ -448,22 +479,22 @@ def _mapped(path: Path, *shape: int) -> np.ndarray:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
     except READING_ERRORS as error:
         why = one_line(error)
-        raise BundleError(f"{path}: not an array of features ({why}); run notebook 01 again") from error
+        raise BundleError(f"{path}: not an array of features ({why}); delete it, and it is made again") from error
     is_wanted = stored.ndim >= 2 and stored.shape[: len(shape)] == shape
     if not (is_wanted and np.issubdtype(stored.dtype, np.floating)):
         raise BundleError(
             f"{path}: holds {stored.dtype} of shape {stored.shape}, not {' x '.join(map(str, shape))} rows "
-            "of float16 or float32; run notebook 01 again"
+            "of float16 or float32; delete it, and it is made again"
         )
     return stored
 
 
-def most_alike(frozen: Features, manifest: pd.DataFrame, count: int = 2_000, seed: int = 0) -> pd.DataFrame:
+def most_alike(frozen: Features, of: pd.DataFrame, count: int = 2_000, seed: int = 0) -> pd.DataFrame:
     """For ``count`` random training photos the most alike among them: rows first and second, dissimilarity,
     distance_km."""
-    rows = datasets.manifest.rows_of(manifest, "train")
+    rows = manifest.rows_of(of, "train")
     chosen = np.random.default_rng(seed).choice(rows, min(count, len(rows)), replace=False)
-    unit, places = frozen.unit(chosen), datasets.manifest.coordinates(manifest)
+    unit, places = frozen.unit(chosen), manifest.coordinates(of)
     best, twin = (unit @ unit.T).fill_diagonal_(-1.0).max(1)
     second = chosen[twin.numpy()]
     distance = distance_km(places[chosen], places[second])

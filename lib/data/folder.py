@@ -24,7 +24,8 @@ from lib.data.manifest import Built, refuse_ids, refuse_splits
 from lib.data.photos import ENDINGS, NOT_READ, exif_coordinates, not_read
 from lib.data.tables import Table
 from lib.method.errors import BundleError
-from lib.runs import note, progress
+from lib.runs import progress
+from lib.runs.machine import note
 from lib.runs.files import one_line
 from lib.settings import PROJECT, Folder
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +11,25 @@ import pandas as pd
 
 from lib.data import backbones, datasets, features
 from lib.data.blue_marble import photo_places
+from lib.data.manifest import read_table
 from lib.data.sphere import nearest
 from lib.evaluate import neighbour
-from lib.evaluate.intervals import BASELINE, GEOCLIP_PRETRAINED, NEAREST_NEIGHBOUR, UNTRAINED, compare
+from lib.evaluate.intervals import (
+    BASELINE, GEOCLIP_PRETRAINED, NEAREST_NEIGHBOUR, UNTRAINED, compare, corrected, levels,
+)  # fmt: skip
 from lib.method.errors import BundleError
 from lib.method.geodesy import distance_km
-from lib.runs import Run, note, progress, writing
+from lib.runs import Run, cached, progress, writing
+from lib.runs.machine import note
 from lib.settings import Evaluation
 from lib.train import checkpoints, gallery, training
-from lib.train.metrics import COLUMNS, summarise
+from lib.train.metrics import COLUMNS, COMPARED, summarise
 
 CONTROL = "similarity"
 """The strategy without geography: what the semivariogram adds is the difference to it."""
-TABLES = ("accuracy", "comparison", "bounds", "by_continent", "by_latitude")
+TABLES = (
+    "accuracy", "comparison", "intervals", "bounds", "by_continent", "gain_by_continent", "by_latitude",
+)  # fmt: skip
 
 
 def splits_of(run: Run, manifest: pd.DataFrame) -> list[str]:
@@ -65,11 +70,11 @@ def predict_all(
         cell where the manifest has it.
 
     Raises:
-        ArtefactError: a strategy has not been trained yet.
         BundleError: GeoCLIP as published is asked for, and the run's features are not CLIP ViT-L/14's.
     """
     if manifest is None:
-        manifest = datasets.read(run, [*datasets.manifest.PLACES, "id"])
+        manifest = features.photos(run, [*datasets.manifest.PLACES, "id"])
+    training.train_all(run, [name for name in strategies if name not in UNTRAINED])
     frozen, of_run = features.read(run, manifest), gallery.coordinates(run, manifest)
     splits = split_names or splits_of(run, manifest)
     rows = np.concatenate([datasets.manifest.rows_of(manifest, split) for split in splits])
@@ -83,8 +88,8 @@ def predict_all(
             published, candidates = checkpoints.published().to(run.device), photo_places()
             found = candidates[gallery.search(published, frozen, rows, candidates)]
         else:
-            path = run.require(run.checkpoint(name, seed), "02_baseline_geoclip or 04_regularized_training")
-            found = of_run[gallery.search(checkpoints.load(path, run.device), frozen, rows, of_run)]
+            trained = checkpoints.load(run.checkpoint(name, seed), run.device)
+            found = of_run[gallery.search(trained, frozen, rows, of_run)]
         frames.append(predictions_of(manifest.iloc[rows], found, name, seed))
     return pd.concat(frames, ignore_index=True)
 
@@ -163,43 +168,53 @@ def comparison(predictions: pd.DataFrame, settings: Evaluation) -> pd.DataFrame:
     return pd.concat(against, ignore_index=True)
 
 
+def continent_gains(predictions: pd.DataFrame, continents: pd.Series) -> pd.DataFrame:
+    """Differences by continent, corrected for all strategies and continents of a split and radius.
+
+    Args:
+        continents: continent of each photo, indexed by id.
+    """
+    table = compare(predictions, metrics=COMPARED, groups=continents)
+    return corrected(table, ("split", "metric")).rename(columns={"group": "continent"})
+
+
 def evaluate(run: Run) -> dict[str, pd.DataFrame]:
     """Predictions and tables of the run's strategies on its evaluation splits, made once or reused.
 
     Returns:
         ``predictions`` and ``TABLES``, each as its file has it.
     """
-    strategies, settings = training.strategies_of(run), run.settings.evaluation
-    checkpoints = [run.checkpoint(name, seed) for name in strategies for seed in run.settings.training.seeds]
-    training.refuse_outdated(run, strategies)
-    run.produce(
+    settings = run.settings.evaluation
+    strategies = training.train_all(run, training.strategies_of(run))
+    weights = [run.checkpoint(name, seed) for name in strategies for seed in run.settings.training.seeds]
+    used = settings.model_dump(exclude={"shown"}) | {"strategies": strategies}
+    cached(
+        run,
         "evaluation",
-        make=partial(_write, run, strategies),
-        inputs=[
-            *(run.require(path, "01_data_preparation") for path in (run.manifest, run.features)),
-            *(run.require(path, "04_regularized_training") for path in checkpoints),
-            *gallery.input_files(run),
-        ],
+        lambda: _evaluate(run, strategies),
+        inputs=[run.manifest, run.features, *weights, *gallery.input_files(run)],
         outputs=[run.predictions, *map(run.table, TABLES)],
-        settings=settings.model_dump(exclude={"shown"})
-        | {"strategies": strategies, "seeds": run.settings.training.seeds},
-        code=[evaluate],
+        settings=used | {"seeds": run.settings.training.seeds},
+        code=[_evaluate],
     )
-    tables = {name: datasets.manifest.read_table(run.table(name)) for name in TABLES}
+    tables = {name: read_table(run.table(name)) for name in TABLES}
     return {"predictions": pd.read_parquet(run.predictions)} | tables
 
 
-def _write(run: Run, strategies: list[str]) -> None:
+def _evaluate(run: Run, strategies: list[str]) -> None:
     """Predict with ``strategies`` and those that are not trained; write the predictions and ``TABLES``."""
-    manifest, settings = datasets.read(run), run.settings.evaluation
+    manifest, settings = features.photos(run), run.settings.evaluation
     predictions = predict_all(run, [*strategies, *settings.baselines, NEAREST_NEIGHBOUR], manifest=manifest)
     with writing(run.predictions) as aside:
         predictions.to_parquet(aside, index=False)
+    continents = manifest.set_index("id")["continent"]
     made = (
         accuracy(predictions),
         comparison(predictions, settings),
+        levels(predictions, settings.bootstrap, settings.seed),
         bounds(run, manifest, predictions["split"].unique()),
-        by_group(predictions, manifest.set_index("id")["continent"], "continent"),
+        by_group(predictions, continents, "continent"),
+        continent_gains(predictions, continents),
         by_group(predictions, latitude_band(manifest), "latitude_band"),
     )
     for name, table in zip(TABLES, made, strict=True):

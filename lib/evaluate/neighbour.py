@@ -21,7 +21,7 @@ from lib.data.features import Features
 from lib.data.manifest import coordinates, rows_of
 from lib.evaluate.intervals import NEAREST_NEIGHBOUR
 from lib.method.geodesy import distance_km
-from lib.runs import note
+from lib.runs.machine import note
 from lib.train.gallery import GALLERY_BLOCK, most_similar
 from lib.train.metrics import CHOICE_KM
 

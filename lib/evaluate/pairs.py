@@ -27,7 +27,7 @@ def sample(run: Run, fitted: FittedSemivariogram, count: int = 200_000, seed: in
     Returns:
         first, second (manifest rows), distance_km, dissimilarity (0..2), gamma, residual, kind.
     """
-    manifest, generator = datasets.read(run), np.random.default_rng(seed)
+    manifest, generator = features.photos(run), np.random.default_rng(seed)
     rows = datasets.manifest.rows_of(manifest, "train")
     rows = generator.choice(rows, min(len(rows), 20_000), replace=False)
     anchors = generator.choice(rows, min(len(rows), 1_000), replace=False)
@@ -108,7 +108,7 @@ def examples(frame: pd.DataFrame, fitted: FittedSemivariogram, count: int = 4) -
 def shares(run: Run, fitted: FittedSemivariogram, count: int = 200_000, seed: int = 1) -> pd.DataFrame:
     """Share of each kind among about ``count`` uniform random pairs of training photos, and how many of a
     batch's negatives that is."""
-    manifest = datasets.read(run)
+    manifest = features.photos(run)
     rows = datasets.manifest.rows_of(manifest, "train")
     some = min(len(rows), 1 + int(np.sqrt(2 * count)))
     anchors = np.random.default_rng(seed).choice(rows, some, replace=False)

@@ -79,8 +79,9 @@ def of_run(run: Run, strategy: str | None = None, seed: int | None = None) -> Pr
         if value is not None and value not in known:
             raise BundleError(f"run {run.name} has no {word} {value}; it has {', '.join(map(str, known))}")
     seed = min(settings.seeds) if seed is None else seed
-    path = run.require(run.checkpoint(strategy, seed), "02_baseline_geoclip or 04_regularized_training")
-    dataset, places = run.settings.dataset, datasets.read(run, datasets.manifest.PLACES)
+    training.train_job(training.Job.of(run, strategy, seed))
+    path = run.checkpoint(strategy, seed)
+    dataset, places = run.settings.dataset, features.photos(run, datasets.manifest.PLACES)
     among = run.settings.evaluation.gallery, gallery.coordinates(run, places)
     description = f"run {run.name}, strategy {strategy}{reason}, seed {seed}; trained on {dataset.name}"
     made = _assembled(description, checkpoints.load(path, run.device), run.settings.backbone, among)

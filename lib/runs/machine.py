@@ -38,6 +38,11 @@ def print_anywhere() -> None:
             stream.reconfigure(errors="replace")
 
 
+def note(sentence: str) -> None:
+    """Print what a reader of the run must know, such as how many photos were left out."""
+    print(f"note    {sentence}", flush=True)
+
+
 def find_device(wanted: str) -> torch.device:
     """The device that ``wanted`` (auto, cpu, cuda) stands for here. Does not start CUDA.
 

@@ -91,7 +91,7 @@ def curve_figure(
 
 def look_alikes(run: Run, fitted: FittedSemivariogram) -> Any:
     """A training photo, numbered from south to north, and the photos that look most like it."""
-    manifest = datasets.read(run)
+    manifest = features.photos(run)
     training = np.random.default_rng(0).permutation(datasets.manifest.rows_of(manifest, "train"))
     rows = training[:SEARCHED_PHOTOS]
     rows = rows[np.argsort(manifest["latitude"].to_numpy()[rows], kind="stable")]
@@ -142,7 +142,7 @@ def two_strategies(run: Run, predictions: pd.DataFrame) -> Any:
     """Two strategies photo by photo; ``predictions`` are of :func:`lib.evaluate.evaluation.evaluate`."""
     splits, names = (predictions[column].unique().tolist() for column in ("split", "strategy"))
     last = int(predictions.groupby("split")["id"].nunique().max()) - 1
-    paths = datasets.read(run).set_index("id")["path"]
+    paths = features.photos(run).set_index("id")["path"]
     controls = {"split": splits, "strategy": [*names[1:], names[0]], "against": names}
     drawn = (two_strategies_figure, predictions, datasets.root_of(run), paths)
     return interactive(*drawn, **controls, photo=(0, 0, last, 1))

@@ -125,7 +125,7 @@ def _chosen(run: Run) -> str:
 
 def _validation_photos(run: Run) -> int:
     """How many validation photos chose the strategy."""
-    return int((datasets.read(run, ["split"])["split"] == "validation").sum()) if run.manifest.exists() else 0
+    return int((features.photos(run, ["split"])["split"] == "validation").sum()) if run.manifest.exists() else 0
 
 
 def _figures(run: Run) -> list[dict[str, Any]]:

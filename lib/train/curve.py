@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from lib.data import datasets, features
+from lib.data import features, manifest
 from lib.method import empirical, fitting, semivariogram
 from lib.method.empirical import EmpiricalSemivariogram
 from lib.method.errors import BundleError
 from lib.method.geodesy import rad_to_km
 from lib.method.semivariogram import RANGE_RULES, FittedSemivariogram
-from lib.runs import Run, note, progress, writing
+from lib.runs import Run, cached, progress, writing
 from lib.runs.files import READING_ERRORS, one_line
+from lib.runs.machine import note
 
 
 def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
@@ -24,28 +24,29 @@ def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
 
     Never sees the validation and test splits.
     """
+    features.extract(run)
     used = run.settings.semivariogram.model_dump() | {"centred": run.settings.backbone.centred}
-    run.produce(
+    cached(
+        run,
         "semivariogram",
-        make=partial(_make, run),
-        inputs=[run.require(path, "01_data_preparation") for path in (run.manifest, run.features)],
+        lambda: _fit(run),
+        inputs=[run.manifest, run.features],
         outputs=[run.empirical, run.table("semivariogram"), run.semivariogram],
         settings=used | {"device": run.adding_device.type},
-        code=[fit_run],
-        group="semivariogram",
+        code=[_fit],
     )
     return load_empirical(run.empirical), FittedSemivariogram.load(run.semivariogram)
 
 
-def _make(run: Run) -> None:
+def _fit(run: Run) -> None:
     """Write the sums, their table and the fitted curve, which is flat where no rising curve fits."""
     settings, backbone = run.settings.semivariogram, run.settings.backbone
-    manifest = datasets.read(run, datasets.manifest.PLACES)
-    frozen, rows = features.read(run, manifest), datasets.manifest.rows_of(manifest, "train")
+    photos = features.photos(run, manifest.PLACES)
+    frozen, rows = features.read(run, photos), manifest.rows_of(photos, "train")
     rows = rows[empirical.draw_photos(len(rows), settings.max_photos, settings.seed)]
     sums = empirical.exact(
         lambda chosen: frozen.unit(rows[chosen]),
-        datasets.manifest.coordinates(manifest)[rows],
+        manifest.coordinates(photos)[rows],
         settings.lag_width_rad,
         device=run.adding_device,
         progress=lambda starts: progress(starts, "semivariogram"),
@@ -93,7 +94,7 @@ def load_empirical(path: Path) -> EmpiricalSemivariogram:
             return EmpiricalSemivariogram(**{name: value[()] for name, value in stored.items()})
     except READING_ERRORS as error:
         said = f"{path}: not the sums of a semivariogram ({one_line(error)})"
-        raise BundleError(f"{said}; run notebook 01") from error
+        raise BundleError(f"{said}; delete it, and it is made again") from error
 
 
 def parameters(fitted: FittedSemivariogram) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import torch
 
 from lib.data import datasets, places, sphere, tables
 from lib.data.blue_marble import photo_places
-from lib.data.features import Features
+from lib.data.features import NOT_DECODED, Features
 from lib.method.errors import BundleError
 from lib.method.model import EMBEDDING, GeoCLIP
 from lib.runs import Run
@@ -36,7 +36,7 @@ def coordinates(run: Run, manifest: pd.DataFrame) -> np.ndarray:
         return datasets.manifest.coordinates(manifest)[datasets.manifest.rows_of(manifest, "train")]
     if name == "lattice":
         points = sphere.lattice(run.settings.evaluation.lattice_km)
-        readable = manifest["split"] != datasets.UNREADABLE
+        readable = manifest["split"] != NOT_DECODED
         within = np.abs(points[:, 0]) <= manifest["latitude"][readable].abs().max()
         return points[within & places.is_land(points)]
     if name == "geoclip":
