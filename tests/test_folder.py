@@ -68,7 +68,7 @@ class TestMatching:
         assert list(listed.values()) == ["no row in the table"] * 5
 
     def test_a_photo_in_two_rows_counts_once_unless_they_contradict(self, root: Path) -> None:
-        text = "name,lat,lon,split\none,48,2,train\none,,,Training\ntwo,11,1,test\nthree@3,14,3,train\n"
+        text = "name,lat,lon,split\none,,,train\none,48,2,Training\ntwo,11,1,test\nthree@3,14,3,train\n"
         text += "two,11,1,test\ntwo,11,9,test\nthree@3,14,3,test\nfour,5,6,test\n"
         found = built(root, text)
         kept = found.photos[["path", "latitude", "split"]].values.tolist()
