@@ -37,27 +37,17 @@ SQUARE = {"height": 32, "width": 32}
 CROP = {"size": {"shortest_edge": 32}, "crop_size": SQUARE}
 CLIP = {"text_config": TEXT, "vision_config": TOWER | {"projection_dim": 32}, "projection_dim": 32}
 FIRST, POOLED, MEAN = "class token", "pooler_output", "mean"
+SIGLIP = {"text_config": TEXT, "vision_config": TOWER}
+SEGFORMER = STAGES | {"num_attention_heads": [1] * 4}
 KINDS = {
     "clip": ("CLIP", CLIP, "CLIPImageProcessor", CROP, "image_embeds"),
-    "siglip": (
-        "Siglip",
-        {"text_config": TEXT, "vision_config": TOWER},
-        "SiglipImageProcessor",
-        {"size": SQUARE},
-        POOLED,
-    ),
+    "siglip": ("Siglip", SIGLIP, "SiglipImageProcessor", {"size": SQUARE}, POOLED),
     "vit": ("ViT", TOWER, "ViTImageProcessor", {"size": SQUARE}, FIRST),
     "dinov2": ("Dinov2", TOWER, "BitImageProcessor", CROP, FIRST),
     "dinov2_with_registers": ("Dinov2WithRegisters", TOWER, "BitImageProcessor", CROP, FIRST),
     "dinov3_vit": ("DINOv3ViT", TOWER, "DINOv3ViTImageProcessor", {"size": SQUARE}, FIRST),
     "convnext": ("ConvNext", STAGES, "ConvNextImageProcessor", {"size": {"shortest_edge": 32}}, POOLED),
-    "segformer": (
-        "Segformer",
-        STAGES | {"num_attention_heads": [1] * 4},
-        "SegformerImageProcessor",
-        {"size": SQUARE},
-        MEAN,
-    ),
+    "segformer": ("Segformer", SEGFORMER, "SegformerImageProcessor", {"size": SQUARE}, MEAN),
     "deit": ("DeiT", TOWER, "ViTImageProcessor", {"size": SQUARE}, MEAN),
 }
 """Family -> its classes' prefix, configuration, processor with its sizes, what the feature is."""
@@ -374,10 +364,8 @@ class TestExtract:
             np.flatnonzero(np.isnan(stored).all(1)).tolist() == [5, 9] and np.isnan(stored).any(1).sum() == 2
         )
         frame = datasets.read(viewed)
-        assert frame["split"].tolist() == ["train"] * 5 + ["unreadable"] + ["train"] * 2 + [
-            "test",
-            "unreadable",
-        ]
+        lost = ["unreadable"]
+        assert frame["split"].tolist() == ["train"] * 5 + lost + ["train"] * 2 + ["test"] + lost
         assert manifest.rows_of(frame, "train").tolist() == [0, 1, 2, 3, 4, 6, 7]
         frozen = features.read(viewed, frame)
         assert frozen.view_rows.tolist() == list(range(8)) and np.isnan(frozen.views[5]).all()
@@ -389,30 +377,20 @@ class TestExtract:
     def test_where_no_photo_can_be_decoded_one_sentence_says_so(self, bare: Run) -> None:
         for path in (bare.settings.dataset.root / "photos").iterdir():
             path.write_bytes(b"")
-        with pytest.raises(
-            BundleError,
-            match=r"none of 10 photos can be decoded \(.*p0000\.jpg: .*cannot identify.*check dataset\.root",
-        ):
+        said = r"none of 10 photos can be decoded \(.*p0000\.jpg: .*cannot identify.*check dataset\.root"
+        with pytest.raises(BundleError, match=said):
             features.extract(bare)
         assert not bare.features.exists() and not (bare.features.parent / "unfinished").exists()
 
     def test_a_feature_that_float16_cannot_hold_is_named_with_the_remedy(
         self, bare: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        huge = backbones.Backbone(
-            "huge",
-            2,
-            lambda image: torch.zeros(3, 4, 4, dtype=torch.uint8),
-            [0.0] * 3,
-            [1.0] * 3,
-            lambda batch: torch.full((len(batch), 2), 1e6),
-            torch.nn.Identity(),
-        )
+        black, large = torch.zeros(3, 4, 4, dtype=torch.uint8), torch.full((9, 2), 1e6)
+        encode, scale = (lambda batch: large[: len(batch)]), ([0.0] * 3, [1.0] * 3)
+        huge = backbones.Backbone("huge", 2, lambda image: black, *scale, encode, torch.nn.Identity())
         monkeypatch.setattr(features, "build", lambda *_: huge)
-        with pytest.raises(
-            BundleError,
-            match=r"p0000\.jpg: its feature is not finite as float16; try backbone\.storage=float32",
-        ):
+        said = r"p0000\.jpg: its feature is not finite as float16; try backbone\.storage=float32"
+        with pytest.raises(BundleError, match=said):
             features.extract(bare)
 
 
@@ -452,15 +430,9 @@ class TestViews:
         for position, row in enumerate(rows):
             ours = {tuple(view) for view in seen[position].tolist()}
             assert ours == {tuple(view) for view in frozen.views[row].astype(np.float32).tolist()}
-        assert (
-            len(
-                {
-                    np.flatnonzero((frozen.views[row] == frozen.seen_in(1, rows)[at].numpy()).all(1))[0]
-                    for at, row in enumerate(rows)
-                }
-            )
-            > 1
-        )
+        first = frozen.seen_in(1, rows).numpy()
+        numbers = [np.argmax((frozen.views[row] == own).all(1)) for row, own in zip(rows, first, strict=True)]
+        assert len(set(numbers)) > 1
 
     def test_the_augmentation_is_the_published_one(self, clip_folder: Path) -> None:
         """Of many views about a fifth is grey, half is flipped, and none but the size is fixed."""
