@@ -12,12 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
-from lib.data import backbones, datasets
+from lib.data import backbones, features, manifest
+from lib.evaluate import evaluation
 from lib.method.errors import BundleError
 from lib.predict.releases import Release, export_geolocation, export_location_encoder
-from lib.runs import Run, writing
+from lib.runs import Run, cache, writing
 from lib.runs.machine import print_anywhere
 from lib.train import checkpoints, gallery, training
 
@@ -25,7 +24,7 @@ from lib.train import checkpoints, gallery, training
 def card(run: Run, strategy: str, seed: int) -> str:
     """A model card in Markdown: what the model was trained on, how well it does, what it is not for."""
     settings, counts = run.settings, features.photos(run, ["split"])["split"].value_counts()
-    table = pd.read_csv(run.require(run.table("accuracy"), "05_error_at_granularity"))
+    table = evaluation.evaluate(run)["accuracy"]
     reached = [
         f"| {one.split} | {100 * one.acc_200km:.1f} | {100 * one.acc_2500km:.1f} | {one.median_km:,.0f} |"
         for one in table[(table["strategy"] == strategy) & (table["seed"] == seed)].itertuples()
@@ -57,21 +56,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     try:
-        run = Run.finished(options.run)
-        strategy = options.strategy or training.best_strategy(run)[0]
-        print(f"strategy {strategy}, seed {options.seed}")
-        path = run.require(run.checkpoint(strategy, options.seed), "04_regularized_training")
-        trained, text = checkpoints.load(path), card(run, strategy, options.seed)
-        _write_card(export_location_encoder(trained, options.folder / "location-encoder"), text)
-        settings = run.settings.backbone
-        revision = settings.revision or backbones.find(settings).revision
-        places = gallery.coordinates(run, features.photos(run, datasets.manifest.PLACES))
-        release = Release(trained, places, settings.name, revision)
-        _write_card(export_geolocation(release, options.folder / "geolocation"), text)
+        with cache.as_finished():
+            _export(Run.finished(options.run), options)
     except (BundleError, OSError) as error:
         print(f"lib.exchange: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _export(run: Run, options: argparse.Namespace) -> None:
+    strategy = options.strategy or training.best_strategy(run)[0]
+    print(f"strategy {strategy}, seed {options.seed}")
+    training.train_job(training.Job.of(run, strategy, options.seed))
+    trained, text = checkpoints.load(run.checkpoint(strategy, options.seed)), card(run, strategy, options.seed)
+    _write_card(export_location_encoder(trained, options.folder / "location-encoder"), text)
+    settings = run.settings.backbone
+    revision = settings.revision or backbones.find(settings).revision
+    places = gallery.coordinates(run, features.photos(run, manifest.PLACES))
+    release = Release(trained, places, settings.name, revision)
+    _write_card(export_geolocation(release, options.folder / "geolocation"), text)
 
 
 def _write_card(folder: Path, text: str) -> None:

@@ -224,16 +224,16 @@ def finish(run: Run, seconds: Mapping[str, float]) -> None:
 
 def _say_comparison(run: Run) -> None:
     """Print what the comparison with the reference came to, and what was missed; every figure goes to a file."""
-    from lib.show import report
+    from lib.show import reference
 
-    compared, sentence = report.compare_with_reference(run)
+    compared, sentence = reference.compare_with_reference(run)
     if len(compared):
         path = run.folder / "logs" / "comparison.txt"
         with writing(path) as aside:
-            aside.write_text(report.format_comparison(compared, sentence) + "\n", encoding="utf-8")
+            aside.write_text(reference.format_comparison(compared, sentence) + "\n", encoding="utf-8")
         sentence += f" Every figure: {path}"
     missed = compared[~compared["reproduced"].astype(bool)].head(20)
-    print(report.format_comparison(missed, sentence))
+    print(reference.format_comparison(missed, sentence))
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lib.data import blue_marble, folder, manifest, osv5m, places
 from lib.method.errors import BundleError
-from lib.runs import Run, cached, ranks, writing
+from lib.runs import Run, cache, cached, ranks, writing
 from lib.settings import PROJECT, BlueMarble
 
 MODULES: dict[str, ModuleType] = {"blue_marble": blue_marble, "folder": folder, "osv5m": osv5m}
@@ -36,6 +36,8 @@ def prepare(run: Run) -> Path:
     Raises:
         BundleError: photos cannot be had, or the manifest cannot be used.
     """
+    if cache.is_as_finished():
+        return run.manifest
     settings, root, module = run.settings.dataset, root_of(run), MODULES[run.settings.dataset.name]
     table = PROJECT / settings.csv if getattr(settings, "csv", None) else None
     if table and table.resolve().is_relative_to(run.folder.resolve()):

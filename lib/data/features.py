@@ -35,15 +35,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from lib.data import datasets, manifest
 from lib.data.backbones import Backbone, build, find, weights
+from lib.data.draws import generator
 from lib.data.photos import UNREADABLE, open_photo
 from lib.method.errors import BundleError
 from lib.method.geodesy import distance_km
-from lib.data.draws import generator
-from lib.runs import Run, cached, progress, ranks, writing
+from lib.runs import Run, cached, machine, progress, ranks, writing
 from lib.runs.files import READING_ERRORS, one_line, refusals_named
-from lib.runs.machine import autocast, cores, note, on_device, one_ahead
+from lib.runs.machine import autocast, cores, on_device, one_ahead
 from lib.settings import Backbone as BackboneSettings
-
 
 NOT_DECODED = "unreadable"
 """The split of photos that could not be decoded: no stage asks for it."""
@@ -169,7 +168,7 @@ def _write_left_out(run: Run) -> None:
     with writing(path) as aside:
         found.to_csv(aside, index=False)
     if len(found):
-        note(f"{len(found):,} photos or rows are left out, each with its reason in {path}")
+        machine.note(f"{len(found):,} photos or rows are left out, each with its reason in {path}")
 
 
 def _listed(path: Path) -> pd.DataFrame:

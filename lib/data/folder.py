@@ -25,8 +25,8 @@ from lib.data.photos import ENDINGS, NOT_READ, exif_coordinates, not_read
 from lib.data.tables import Table
 from lib.method.errors import BundleError
 from lib.runs import progress
-from lib.runs.machine import note
 from lib.runs.files import one_line
+from lib.runs.machine import note
 from lib.settings import PROJECT, Folder
 
 SPLIT_NAMES = {"training": "train", "val": "validation", "valid": "validation"}

@@ -15,7 +15,13 @@ from lib.data.manifest import read_table
 from lib.data.sphere import nearest
 from lib.evaluate import neighbour
 from lib.evaluate.intervals import (
-    BASELINE, GEOCLIP_PRETRAINED, NEAREST_NEIGHBOUR, UNTRAINED, compare, corrected, levels,
+    BASELINE,
+    GEOCLIP_PRETRAINED,
+    NEAREST_NEIGHBOUR,
+    UNTRAINED,
+    compare,
+    corrected,
+    levels,
 )  # fmt: skip
 from lib.method.errors import BundleError
 from lib.method.geodesy import distance_km

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib.data import backbones, datasets
+from lib.data import backbones, datasets, features, manifest
 from lib.data.backbones import Backbone
 from lib.data.blue_marble import photo_places
 from lib.method.errors import BundleError
 from lib.method.model import GeoCLIP
 from lib.predict.releases import read_geolocation
-from lib.runs import RESULTS, Run, find_device
+from lib.runs import RESULTS, Run, cache, machine
 from lib.runs.files import one_line
 from lib.settings import Backbone as BackboneSettings
 from lib.settings import BlueMarble
@@ -81,7 +81,7 @@ def of_run(run: Run, strategy: str | None = None, seed: int | None = None) -> Pr
     seed = min(settings.seeds) if seed is None else seed
     training.train_job(training.Job.of(run, strategy, seed))
     path = run.checkpoint(strategy, seed)
-    dataset, places = run.settings.dataset, features.photos(run, datasets.manifest.PLACES)
+    dataset, places = run.settings.dataset, features.photos(run, manifest.PLACES)
     among = run.settings.evaluation.gallery, gallery.coordinates(run, places)
     description = f"run {run.name}, strategy {strategy}{reason}, seed {seed}; trained on {dataset.name}"
     made = _assembled(description, checkpoints.load(path, run.device), run.settings.backbone, among)
@@ -161,7 +161,8 @@ def load_predictor(
         moved = {"name": backbone, "revision": None} if backbone else {}
         _reach(run.settings.backbone.model_copy(update=moved))
         changes = {"backbone": run.settings.backbone.model_copy(update=moved), "device": "auto"}
-        return of_run(Run(run.settings.model_copy(update=changes), run.folder), strategy, seed)
+        with cache.as_finished():
+            return of_run(Run(run.settings.model_copy(update=changes), run.folder), strategy, seed)
     if strategy is not None or seed is not None:
         raise BundleError(f"--strategy and --seed choose among a run's models; {name} is a single one")
     release = None if folder is None else read_geolocation(folder)
@@ -170,7 +171,7 @@ def load_predictor(
         name, revision = backbone, None
     plain = BackboneSettings(name=name, revision=revision, precision="float32", storage="float32")
     _reach(plain)
-    device = find_device("auto")
+    device = machine.find_device("auto")
     if release:
         description = f"release {folder.resolve().name}; it does not say what it was trained on"
         return _assembled(description, release.model.to(device), plain, ("its own", release.gallery_deg))

@@ -12,7 +12,9 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,22 @@ KINDS = {
     "settings": "other settings", "inputs": "another input", "code": "other code", "packages": "another package",
 }  # fmt: skip
 _told: set[tuple[str, str]] = set()
+_as_finished: ContextVar[bool] = ContextVar("as_finished", default=False)
+
+
+@contextmanager
+def as_finished() -> Iterator[None]:
+    """Take results as they are, if they are whole: of whatever code and packages, and without the photos."""
+    token = _as_finished.set(True)
+    try:
+        yield
+    finally:
+        _as_finished.reset(token)
+
+
+def is_as_finished() -> bool:
+    """Whether results are taken as they are."""
+    return _as_finished.get()
 
 
 def cached(
@@ -63,7 +81,12 @@ def cached(
     Raises:
         BundleError: an input is not there, ``make`` left an output out, or another run writes to the folder.
     """
-    outputs, needs = list(outputs), needs_of(run.folder, inputs, settings or {}, code)
+    outputs = list(outputs)
+    if is_as_finished():
+        if why := why_damaged(run, name, outputs):
+            raise BundleError(f"{run.folder}: {name}: {why}; run run_all.sh again")
+        return True
+    needs = needs_of(run.folder, inputs, settings or {}, code)
     why = why_stale(run, name, needs, outputs)
     if together:
         ranks.wait()  # until every rank has looked, nothing changes
@@ -119,10 +142,14 @@ def _relative(path: Path, folder: Path) -> str:
 def why_stale(run: Run, name: str, needs: Mapping[str, Any], outputs: Sequence[Path]) -> str:
     """Why a stage must be made (again), as half a sentence; empty where its receipt holds."""
     known = read_receipt(run, name)
+    return (differences(known["needs"], needs) if known else "") or why_damaged(run, name, outputs)
+
+
+def why_damaged(run: Run, name: str, outputs: Sequence[Path]) -> str:
+    """What is wrong with a stage's files, as half a sentence; empty where they are those that it wrote."""
+    known = read_receipt(run, name)
     if known is None:
         return "its receipt is damaged" if run.receipt(name).exists() else NOT_MADE
-    if why := differences(known["needs"], needs):
-        return why
     for path in outputs:
         noted = known["outputs"].get(_relative(path, run.folder))
         if noted is None or not path.exists():

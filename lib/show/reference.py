@@ -11,7 +11,7 @@ from scipy import stats
 
 from lib.evaluate.intervals import BASELINE
 from lib.runs import Run
-from lib.runs.provenance import provenance_file
+from lib.runs.provenance import FILE, read_provenance
 from lib.runs.run import REFERENCE
 from lib.train.metrics import COLUMNS
 
@@ -32,7 +32,7 @@ def compare_with_reference(run: Run) -> tuple[pd.DataFrame, str]:
         compare with, and the sentence says why.
     """
     folder, empty = REFERENCE / run.settings.profile, pd.DataFrame(columns=OF_REFERENCE)
-    if not provenance_file(folder).is_file():
+    if not (folder / FILE).is_file():
         return empty, f"No reference run is kept for profile {run.settings.profile}."
     if differing := _differing_settings(run, folder):
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
@@ -45,7 +45,7 @@ def compare_with_reference(run: Run) -> tuple[pd.DataFrame, str]:
 
 def _differing_settings(run: Run, folder: Path) -> list[str]:
     """Names of the settings in which ``run`` and reference differ, other than places of files and devices."""
-    kept = json.loads(provenance_file(folder).read_text(encoding="utf-8"))["settings"]
+    kept = read_provenance(folder)["settings"]
     here = run.settings.model_dump(mode="json")
     then, now = (pd.json_normalize(settings).iloc[0].to_dict() for settings in (kept, here))
     ignored = {"device", "deterministic", "dataset.root", "backbone.workers"}

@@ -15,14 +15,14 @@ import jinja2
 import pandas as pd
 from PIL import Image
 
-from lib.data import datasets
+from lib.data import features
 from lib.data.manifest import read_table
 from lib.evaluate.evaluation import CONTROL
 from lib.evaluate.intervals import BASELINE, HELD_OUT_KM, LEAST_PHOTOS, points
+from lib.method.errors import BundleError
 from lib.method.negatives import REGISTRY
-from lib.runs import ArtefactError, Run, writing
+from lib.runs import Run, cache, writing
 from lib.show.reference import compare_with_reference
-from lib.show.reference import format_comparison as format_comparison
 from lib.train.metrics import COMPARED, HEADLINE
 from lib.train.training import best_strategy
 
@@ -118,14 +118,19 @@ def _only(table: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
 def _chosen(run: Run) -> str:
     """The strategy that the validation split chooses; "" before every strategy has been trained."""
     try:
-        return best_strategy(run)[0]
-    except ArtefactError:
+        with cache.as_finished():
+            return best_strategy(run)[0]
+    except BundleError:
         return ""
 
 
 def _validation_photos(run: Run) -> int:
     """How many validation photos chose the strategy."""
-    return int((features.photos(run, ["split"])["split"] == "validation").sum()) if run.manifest.exists() else 0
+    try:
+        with cache.as_finished():
+            return int((features.photos(run, ["split"])["split"] == "validation").sum())
+    except BundleError:
+        return 0
 
 
 def _figures(run: Run) -> list[dict[str, Any]]:
