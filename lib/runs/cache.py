@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from lib.method.errors import BundleError
 from lib.runs import locks, ranks
-from lib.runs.code import code_of, digest, packages_of, version
+from lib.runs.code import GONE, PROJECT, code_of, digest, packages_of, version
 from lib.runs.files import checksum, refusals_named, remember, signature, write_json
 from lib.runs.machine import deterministic, machine
 
@@ -129,14 +129,24 @@ def needs_of(
     for path in inputs:
         if not path.exists():
             raise BundleError(f"{path} is not there; it is read here: put it back, or change the setting")
-    sums = {_relative(path, folder): checksum(path) for path in inputs}
+    sums = {_named(path, folder): checksum(path) for path in inputs}
     needs = {"inputs": sums, "settings": settings, "code": code, "packages": packages_of(code)}
     return json.loads(json.dumps(needs, default=str))
 
 
-def _relative(path: Path, folder: Path) -> str:
-    """``path`` as receipts of ``folder`` name it: the folder may be moved, and so may what lies outside."""
-    return str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name
+IN_PROJECT = "{project}/"
+
+
+def _named(path: Path, folder: Path) -> str:
+    """``path`` as receipts of ``folder`` name it: run and project may be moved."""
+    if path.is_relative_to(folder):
+        return str(path.relative_to(folder))
+    return f"{IN_PROJECT}{path.relative_to(PROJECT)}" if path.is_relative_to(PROJECT) else str(path)
+
+
+def _located(name: str, folder: Path) -> Path:
+    """The path that :func:`_named` has named."""
+    return PROJECT / name.removeprefix(IN_PROJECT) if name.startswith(IN_PROJECT) else folder / name
 
 
 def why_stale(run: Run, name: str, needs: Mapping[str, Any], outputs: Sequence[Path]) -> str:
@@ -151,7 +161,7 @@ def why_damaged(run: Run, name: str, outputs: Sequence[Path]) -> str:
     if known is None:
         return "its receipt is damaged" if run.receipt(name).exists() else NOT_MADE
     for path in outputs:
-        noted = known["outputs"].get(_relative(path, run.folder))
+        noted = known["outputs"].get(_named(path, run.folder))
         if noted is None or not path.exists():
             return f"{path} is {'gone' if noted else 'not in its receipt'}"
         if list(signature(path)) == noted[1:]:  # it need not be read again
@@ -196,14 +206,14 @@ def is_current(run: Run, name: str) -> bool:
     known = read_receipt(run, name)
     if known is None:
         return False
-    needs, paths = known["needs"], [run.folder / one for one in known["outputs"]]
-    inside = {one: run.folder / one for one in needs["inputs"] if (run.folder / one).exists()}
+    needs, outputs = known["needs"], [_located(one, run.folder) for one in known["outputs"]]
+    inputs = {one: _located(one, run.folder) for one in needs["inputs"]}
     now = {
         "code": {one: digest(one) for one in needs["code"]},
         "packages": {one: version(one) for one in needs["packages"]},
-        "inputs": needs["inputs"] | {one: checksum(path) for one, path in inside.items()},
+        "inputs": {one: checksum(path) if path.exists() else GONE for one, path in inputs.items()},
     }
-    return not why_stale(run, name, needs | now, paths)
+    return not why_stale(run, name, needs | now, outputs)
 
 
 def read_receipt(run: Run, name: str) -> dict[str, Any] | None:
@@ -225,7 +235,7 @@ def write_receipt(
     """
     if missing := [str(path) for path in outputs if not path.exists()]:
         raise BundleError(f"stage {name} ended without {', '.join(missing)}")
-    sums = {_relative(path, run.folder): [checksum(path), *signature(path)] for path in outputs}
+    sums = {_named(path, run.folder): [checksum(path), *signature(path)] for path in outputs}
     now = datetime.now(UTC).isoformat(timespec="seconds")
     about = {"stage": name, "made": now, "seconds": round(seconds, 1), "machine": machine()}
     content = json.loads(json.dumps(about | {"needs": needs, "outputs": sums}, default=str))
