@@ -3,11 +3,10 @@
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from conftest import NarrowLocationEncoder
 
-from lib.data import datasets, features
+from lib.data import features
 from lib.evaluate import evaluation
 from lib.method import model
 from lib.runs import Run, ranks
@@ -20,7 +19,7 @@ def main(folder: Path, overrides: list[str]) -> None:
     model.geoclip_locations().LocationEncoder = NarrowLocationEncoder
     ranks.start()
     run = Run(load("smoke", overrides), folder)
-    manifest = datasets.read(run)
+    manifest = features.photos(run)
     frozen = features.read(run, manifest)
     training.train_all(run, run.settings.training.strategies)
     ranks.wait()

@@ -160,7 +160,7 @@ class TestRefusals:
 
 
 def read(run: Run) -> Features:
-    return features.read(run, datasets.read(run))
+    return features.read(run, features.photos(run))
 
 
 @pytest.fixture(scope="module")
@@ -363,7 +363,7 @@ class TestExtract:
         assert (
             np.flatnonzero(np.isnan(stored).all(1)).tolist() == [5, 9] and np.isnan(stored).any(1).sum() == 2
         )
-        frame = datasets.read(viewed)
+        frame = features.photos(viewed)
         lost = ["unreadable"]
         assert frame["split"].tolist() == ["train"] * 5 + lost + ["train"] * 2 + ["test"] + lost
         assert manifest.rows_of(frame, "train").tolist() == [0, 1, 2, 3, 4, 6, 7]

@@ -74,7 +74,7 @@ class Desk:
         run = self.run("path,lat,lon\na.jpg,11,12\n" + (f"{name},3,4\n" if isinstance(name, str) else ""))
         datasets.prepare(run)
         features.extract(run)
-        kept = datasets.read(run)
+        kept = features.photos(run)
         assert kept["path"][kept["split"] != datasets.UNREADABLE].tolist() == ["a.jpg"]
         return pd.read_csv(run.table("left_out")).set_index("path").at[shown, "reason"]
 
@@ -84,7 +84,7 @@ class Desk:
             run.features.write_bytes(array)
         else:
             np.save(run.features, array)
-        return features.read(run, datasets.read(run))
+        return features.read(run, features.photos(run))
 
     def trained_on(self, places: np.ndarray) -> bool:
         """A training, and its evaluation, of the world with other places."""

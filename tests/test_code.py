@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from importlib import import_module
-from pathlib import Path
-
-import pytest
-
-from lib.settings import PROJECT
 
 code = import_module("lib.runs.code")
 

@@ -12,11 +12,12 @@ import pyproj
 import pytest
 from conftest import SIZES, Runs, lognormal, table, world
 
-from lib.data import datasets, manifest
+from lib.data import manifest
 from lib.evaluate import evaluation
 from lib.evaluate.evaluation import accuracy, bounds, by_group, evaluate, latitude_band, predict_all
+from lib.method.errors import BundleError
 from lib.method.geodesy import EARTH_RADIUS_KM
-from lib.runs import ArtefactError, Run
+from lib.runs import Run
 from lib.train import gallery, training
 
 DEMANDED = ["strategy", "seed", "split", "n", "acc_1km", "acc_25km", "acc_200km", "acc_750km", "acc_2500km"]
@@ -90,7 +91,7 @@ class TestRun:
     def test_tables_predictions_and_bounds_of_a_trained_run(self, run: Run) -> None:
         """One run for several statements, for it takes four trainings."""
         found = evaluate(run)
-        predictions, candidates = found["predictions"], gallery.coordinates(run, datasets.read(run))
+        predictions, candidates = found["predictions"], gallery.coordinates(run, features.photos(run))
         # two strategies with two seeds, and the nearest neighbour
         assert len(predictions) == 5 * (SIZES["test"] + SIZES["test_blocked"])
         manifest = world()[0].set_index("id")
@@ -116,7 +117,7 @@ class TestRun:
         )
 
         # no gallery point is nearer than the nearest
-        best = bounds(run, datasets.read(run), ["test"]).set_index("strategy")
+        best = bounds(run, features.photos(run), ["test"]).set_index("strategy")
         assert best.loc["ceiling", "n"] == best.loc["chance", "n"] == 24
         ours = found["accuracy"][found["accuracy"]["split"] == "test"]
         assert (ours["mean_km"] >= best.loc["ceiling", "mean_km"]).all()
@@ -155,7 +156,7 @@ class TestRun:
         assert after["predicted_latitude"].isin([60.0, 50.0, 55.0]).all()
 
     def test_a_missing_checkpoint_is_named_with_its_notebook(self, make_run: Runs) -> None:
-        with pytest.raises(ArtefactError, match=r"infonce_seed0\.safetensors is not there: run notebook"):
+        with pytest.raises(BundleError, match=r"infonce_seed0\.safetensors is not there: run notebook"):
             evaluate(make_run("training.strategies=infonce"))
 
 

@@ -17,7 +17,7 @@ from lib.show import explore, maps
 @pytest.fixture
 def run(make_run):
     made = make_run("training.strategies=infonce,decayed")
-    for number, path in enumerate(datasets.read(made)["path"]):
+    for number, path in enumerate(features.photos(made)["path"]):
         (made.folder / path).parent.mkdir(exist_ok=True)
         Image.new("RGB", (32, 24), (number % 256, 90, 60)).save(made.folder / path)
     settings = made.settings.dataset.model_copy(update={"root": made.folder})
@@ -27,7 +27,7 @@ def run(make_run):
 
 @pytest.fixture
 def empirical(run):
-    manifest = datasets.read(run)
+    manifest = features.photos(run)
     frozen = features.read(run, manifest)
     rows = datasets.manifest.rows_of(manifest, "train")
     places = datasets.manifest.coordinates(manifest)[rows]
@@ -83,7 +83,7 @@ def test_a_curve_by_hand_is_stretched_to_its_range_and_keeps_nugget_and_sill():
 
 
 def test_look_alikes_are_the_most_alike_and_of_the_kind_that_the_curve_gives_them(run):
-    manifest = datasets.read(run)
+    manifest = features.photos(run)
     photos, unit = manifest.head(40), features.read(run, manifest).unit(np.arange(40))
     found = explore.most_alike(photos, unit, fitted(), 3, 20)
     everyone = 1.0 - (unit @ unit[3]).numpy()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import Runs, world
 
-from lib.data import datasets, places
+from lib.data import places
 from lib.data.sphere import uniform_on_sphere
 from lib.method.errors import BundleError
 from lib.method.geodesy import EARTH_RADIUS_KM
@@ -19,7 +19,7 @@ from lib.train import gallery
 
 
 def coordinates_of(run: Run) -> np.ndarray:
-    return gallery.coordinates(run, datasets.read(run))
+    return gallery.coordinates(run, features.photos(run))
 
 
 class TestCoordinates:

@@ -14,7 +14,7 @@ from PIL import Image
 from lib.data import datasets, features, manifest
 from lib.data.manifest import Built
 from lib.method.errors import BundleError
-from lib.runs import ArtefactError, Run
+from lib.runs import Run
 
 
 def small() -> pd.DataFrame:
@@ -137,18 +137,18 @@ class TestPrepare:
         features.extract(bare)
         assert pd.read_csv(bare.table("left_out"))["id"].tolist() == ["x", "p0001"]
         splits = ["train", "unreadable", "train", "validation", "test", "test_blocked"]
-        assert datasets.read(bare)["split"].tolist() == splits
+        assert features.photos(bare)["split"].tolist() == splits
         photo.write_bytes(whole)
         archive_of(bare).unlink()
         datasets.prepare(bare)  # photos are gone: they are written again
         features.extract(bare)
         assert np.isfinite(np.load(bare.features)).all() and len(pd.read_csv(bare.table("left_out"))) == 1
-        pd.testing.assert_frame_equal(datasets.read(bare), frame)
+        pd.testing.assert_frame_equal(features.photos(bare), frame)
 
     def test_it_is_built_once(self, bare: Run, builder: list[int]) -> None:
         pd.testing.assert_frame_equal(datasets.prepare(bare), datasets.prepare(bare))
         assert builder == [0]
 
     def test_reading_before_it_is_made_names_the_notebook(self, bare: Run) -> None:
-        with pytest.raises(ArtefactError, match="01_data_preparation"):
-            datasets.read(bare)
+        with pytest.raises(BundleError, match="01_data_preparation"):
+            features.photos(bare)

@@ -97,7 +97,7 @@ class TestManifest:
         run = run_on(root, "backbone.image_px=32")
         assert len(datasets.prepare(run)) == 299
         features.extract(run)
-        photos, listed = datasets.read(run), pd.read_csv(run.table("left_out"))
+        photos, listed = features.photos(run), pd.read_csv(run.table("left_out"))
         assert (photos["split"] == datasets.UNREADABLE).sum() == 1
         assert listed["reason"].str.contains("(?i)truncated").sum() == 1
         assert {"continent", "town", "country", "climate"} <= set(photos)

@@ -14,7 +14,7 @@ import pytest
 from conftest import Runs
 from test_locks import OWNER, start
 
-from lib.data import datasets, features
+from lib.data import features
 from lib.evaluate import evaluation
 from lib.method.errors import BundleError
 from lib.runs import Run
@@ -225,6 +225,6 @@ class TestNaNLoss:
             training.train_all(run, ["infonce"])
         found = json.loads(path.read_text())
         assert "p0007" in found["ids"] and len(found["ids"]) == 24 and found["epoch"] == 1
-        assert datasets.read(run).iloc[found["rows"]]["id"].tolist() == found["ids"]
+        assert features.photos(run).iloc[found["rows"]]["id"].tolist() == found["ids"]
         assert found["features_not_finite"] == ["p0007"]
         assert not run.checkpoint("infonce", 0).exists() and not list(run.folder.glob("receipts/training*"))

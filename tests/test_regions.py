@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from conftest import table
+from lib.evaluate.regions import continent_gains
 
 from lib.evaluate.intervals import LEAST_PHOTOS
-from lib.evaluate.regions import continent_gains
 
 
 def predictions(shares: dict[str, np.ndarray]) -> pd.DataFrame:

@@ -16,7 +16,8 @@ from conftest import Runs
 
 from lib import runs
 from lib.method import geodesy
-from lib.runs import ArtefactError, Run
+from lib.method.errors import BundleError
+from lib.runs import Run
 
 machine_module, provenance_module, run_module = map(
     import_module, ("lib.runs.machine", "lib.runs.provenance", "lib.runs.run")
@@ -134,7 +135,7 @@ class TestProduce:
 
     def test_a_missing_input_is_named_and_nothing_is_made(self, stage: Stage) -> None:
         stage.source.unlink()
-        with pytest.raises(ArtefactError, match=r"source\.txt is not there"):
+        with pytest.raises(BundleError, match=r"source\.txt is not there"):
             stage()
         assert stage.count == 0
 
@@ -169,7 +170,7 @@ class TestRun:
     def test_what_is_missing_is_named_with_the_notebook_that_makes_it(self, make_run: Runs) -> None:
         run = make_run()
         assert run.require(run.manifest, "01") == run.manifest
-        with pytest.raises(ArtefactError, match=r"predictions\.parquet is not there: run notebook 05_x"):
+        with pytest.raises(BundleError, match=r"predictions\.parquet is not there: run notebook 05_x"):
             run.require(run.predictions, "05_x")
 
 

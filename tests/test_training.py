@@ -15,7 +15,7 @@ from lib.method import model, negatives
 from lib.method.errors import BundleError
 from lib.method.model import GeoCLIP
 from lib.method.negatives import REGISTRY, Pairs, Reweighting, Strategy
-from lib.runs import ArtefactError, Run
+from lib.runs import Run
 from lib.settings import SettingsError
 from lib.train import curve, training
 from lib.train.training import TrainingData, train
@@ -266,7 +266,7 @@ class TestErrors:
     def test_a_missing_curve_is_named_only_where_it_is_needed(self, make_run: Runs) -> None:
         run = make_run(*SHORT)
         run.semivariogram.unlink()
-        with pytest.raises(ArtefactError, match="01_data_preparation"):
+        with pytest.raises(BundleError, match="01_data_preparation"):
             training.train_all(run, ["residual"])
         training.train_all(run, ["infonce"])
         assert run.checkpoint("infonce", 0).exists()

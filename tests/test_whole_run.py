@@ -13,10 +13,10 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from lib.verify import verify
 
 from lib.runs.provenance import read_provenance
 from lib.settings import PROJECT
-from lib.verify import verify
 
 KILLS = 4
 
