@@ -214,7 +214,7 @@ def climbing_row(desk: Desk) -> object:
     )
 
 
-def ragged_official(desk: Desk, table: str = "id,latitude\n1,2\n1,2,3\n") -> object:
+def ragged_official(desk: Desk, table: str = "id,latitude,longitude\n1,2,3\n1,2,3,4\n") -> object:
     (desk.path / "train.csv").write_text(table)
     return osv5m.build(OSV5M(root=desk.path, train_shards=1, test_shards=1), desk.path)
 
@@ -349,7 +349,7 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
     ),
     "table of OSV5M with ragged rows": (
         ragged_official,
-        r"train\.csv: cannot be read as CSV .*saw 3\); download it anew",
+        r"train\.csv: cannot be read as CSV .*saw 4\); download it anew",
     ),
     "table with words": (lambda desk: desk.built("path,lat,lon\na.jpg,1,east\n"), "line 2: longitude 'east'"),
     "table names a photo twice": (

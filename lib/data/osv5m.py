@@ -146,11 +146,15 @@ def _read_table(source: Path) -> pd.DataFrame:
     """``COLUMNS`` of the table, those that it has: ids as text, coordinates float64. Of rows with one id the
     first counts."""
     try:
-        known = read_csv(source, nrows=0)
+        known = read_csv(source, nrows=1)
         require_columns(known, ("id", *LIMITS), source)
-        # "NA" is Namibia, not a missing value
-        options = {"keep_default_na": False, "na_values": ["", "NaN"], "dtype": dict.fromkeys(TEXTS, "str")}
-        table = read_csv(source, usecols=[name for name in known if name in COLUMNS], **options)
+        used = [name for name in known if name in COLUMNS]
+        # Not by usecols, which passes over rows that are too long. "NA" is Namibia, not a missing value.
+        options = {"keep_default_na": False, "na_values": ["", "NaN"], "low_memory": False}
+        blocks = pd.read_csv(
+            source, dtype=dict.fromkeys(TEXTS, "str"), index_col=False, chunksize=100_000, **options
+        )
+        table = pd.concat([block[used] for block in blocks], ignore_index=True)
     except READING_ERRORS as error:
         raise BundleError(f"{source}: cannot be read as CSV ({one_line(error)}); download it anew") from error
     for name in LIMITS:
