@@ -1,13 +1,11 @@
-"""OpenStreetView-5M: street-level photos of the whole world, as they lie on the Hugging Face hub or on one's
-own disk.
+"""OpenStreetView-5M: street-level photos of the whole world, from the Hugging Face hub or one's own disk.
 
 Layout: ``images/{train,test}/NN.zip`` (98 and 5 archives of about 50,000 photos ``NN/<id>.jpg``),
-``train.csv``, ``test.csv`` (id, latitude, longitude, country, region, sub-region, city, land_cover, climate,
-…). Of each chosen shard the first that is there is taken: the folder ``NN`` of an unpacked archive, the
-archive ``NN.zip``, a download. Photos are read straight out of the archives.
+``train.csv``, ``test.csv``. Of each chosen shard the first that is there is taken: the folder ``NN`` of an
+unpacked archive, the archive ``NN.zip``, a download. Photos are read straight out of the archives.
 
-Splits: the official training split, less a seeded random cut for validation; the official test split. Every
-column of the tables stays in the manifest. Source: Astruc et al., arXiv 2404.18873;
+Splits: the official training split, less a seeded random cut for validation; the official test split. The
+manifest has ``COLUMNS`` of the tables. Source: Astruc et al., arXiv 2404.18873;
 https://huggingface.co/datasets/osv5m/osv5m (CC BY-SA 4.0).
 """
 
@@ -25,7 +23,7 @@ import pandas as pd
 from lib.data.degrees import LIMITS
 from lib.data.manifest import OUTSIDE, Built, require_columns
 from lib.data.photos import ENDINGS, open_archive
-from lib.data.tables import numbers, read_csv
+from lib.data.tables import read_csv
 from lib.method.errors import BundleError
 from lib.runs import checksum, progress, write_json
 from lib.runs.files import READING_ERRORS, one_line
@@ -35,9 +33,14 @@ REPOSITORY = "osv5m/osv5m"
 SHARDS = {"train": 98, "test": 5}
 """Archives a split on the hub."""
 TABLES = ("train.csv", "test.csv")
+TEXTS = ("id", "country", "region", "sub-region", "city")
+COLUMNS = (
+    *TEXTS, "latitude", "longitude", "captured_at", "land_cover", "road_index", "drive_side", "climate",
+    "soil", "dist_sea",
+)  # fmt: skip
+"""What is read of the tables: not their addresses, names of users, sequences, and cells of several grids."""
 LOCK = "osv5m.json"
-"""Beside the tables: the hub's commit that the first download took, and each downloaded file's size and
-checksum."""
+"""Beside the tables: the commit of the first download, and each downloaded file's size and checksum."""
 SPARE_BYTES = 2**30
 """What a download must leave free."""
 FEWER = "choose fewer shards (dataset.train_shards, dataset.test_shards)"
@@ -60,29 +63,21 @@ def obtain(settings: OSV5M, root: Path) -> None:
     if missing and not settings.download:
         raise BundleError(
             f"{root}: {missing[0]} is not there ({len(missing)} of the chosen files are not) and "
-            "dataset.download is off; put "
-            "them there, set dataset.root to the folder that holds images/, train.csv and test.csv, or "
-            f"{FEWER}"
+            "dataset.download is off; put them there, set dataset.root to the folder that holds images/, "
+            f"train.csv and test.csv, or {FEWER}"
         )
     if missing:
         _download(missing, settings, root)
 
 
 def listing(settings: OSV5M, root: Path) -> str:
-    """Digest of what the manifest is made from: tables, archives by size and time, unpacked photos by name
-    and size."""
-    found = [(name, checksum(root / name)) for name in TABLES]
+    """Digest of the tables, the archives by size and time, and the unpacked photos by name and size."""
+    found: list[tuple[str, object]] = [(name, checksum(root / name)) for name in TABLES]
     for shard in _shards(settings):
-        source = _source(root, shard) or _zip(root, shard)
-        if source.is_dir():
-            found.append(
-                (
-                    shard,
-                    [(path.relative_to(root).as_posix(), path.stat().st_size) for path in _unpacked(source)],
-                )
-            )
-        else:
-            found.append((shard, [source.stat().st_size, source.stat().st_mtime_ns]))
+        source = _source(root, shard) or root / f"{shard}.zip"
+        status = source.stat()
+        sizes = [(path.relative_to(root).as_posix(), path.stat().st_size) for path in _unpacked(source)]
+        found.append((shard, sizes if source.is_dir() else [status.st_size, status.st_mtime_ns]))
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
@@ -104,8 +99,7 @@ def build(settings: OSV5M, root: Path) -> Built:
     if settings.validation > len(train) // 2:
         raise BundleError(
             f"{root}: dataset.validation={settings.validation:,} would take more than half of the "
-            f"{len(train):,} "
-            "training photos; lower it or choose more shards"
+            f"{len(train):,} training photos; lower it or choose more shards"
         )
     chosen = np.random.default_rng(settings.seed).permutation(train)[: settings.validation]
     photos.loc[chosen, "split"] = "validation"
@@ -131,69 +125,56 @@ def _split(settings: OSV5M, root: Path, split: str) -> Built:
         names += _photos_of(root, shard)
     paths = pd.Series(names, index=[PurePosixPath(name).stem for name in names], dtype="str")
     paths = paths[~paths.index.duplicated()]
-    left_out = [
-        (photo, path, f"no row in {source.name}")
-        for photo, path in paths[~paths.index.isin(table["id"])].items()
-    ]
-    without = ~table["id"].isin(paths.index)
+    without_row, has_photo = paths[~paths.index.isin(table["id"])], table["id"].isin(paths.index)
+    left_out = [(photo, path, f"no row in {source.name}") for photo, path in without_row.items()]
+    lacking = table["id"][~has_photo]
     if len(shards) == SHARDS[split]:
-        left_out += [
-            (photo, "", f"{source.name}: its photo is in no archive") for photo in table["id"][without]
-        ]
-    elif without.any():
-        count = int(without.sum())
-        left_out.append(("", "", f"{source.name}: rows without photo in the chosen shards: {count:,}"))
-    table = table[~without]
-    unplaced = _unplaced(table)
-    left_out += [
-        (photo, paths[photo], f"{source.name}: no usable coordinates") for photo in table["id"][unplaced]
-    ]
-    table = table[~unplaced]
-    photos = table.assign(path=paths[table["id"]].to_numpy(), split=split)
+        left_out += [(photo, "", f"{source.name}: its photo is in no archive") for photo in lacking]
+    elif len(lacking):
+        why = f"{source.name}: rows without photo in the chosen shards: {len(lacking):,}"
+        left_out.append(("", "", why))
+    photos = table[has_photo].assign(split=split)
+    photos.insert(1, "path", paths[photos["id"]].to_numpy())
+    placed = (photos[[*LIMITS]].abs() <= [*LIMITS.values()]).all(axis=1)
+    unplaced = photos.loc[~placed, ["id", "path"]].itertuples(index=False)
+    left_out += [(*one, f"{source.name}: no usable coordinates") for one in unplaced]
     # In the order of the archives: to open one takes as long as to decode fifty photos.
-    photos = photos.sort_values("path", ignore_index=True)
-    first = ["id", "path", "latitude", "longitude", "split"]
-    return Built(
-        photos[[*first, *(name for name in photos if name not in first)]],
-        pd.DataFrame(left_out, columns=["id", "path", "reason"]),
-    )
+    photos = photos[placed].sort_values("path", ignore_index=True)
+    return Built(photos, pd.DataFrame(left_out, columns=["id", "path", "reason"]))
 
 
 def _read_table(source: Path) -> pd.DataFrame:
-    """The table, ids as text, no id twice (the first row counts)."""
+    """``COLUMNS`` of the table, those that it has: ids as text, coordinates float64. Of rows with one id the
+    first counts."""
     try:
-        # "NA" is Namibia, not a missing value
+        known = read_csv(source, nrows=1)
+        require_columns(known, ("id", *LIMITS), source)
+        used = [name for name in known if name in COLUMNS]
+        # Not by usecols, which passes over rows that are too long. "NA" is Namibia, not a missing value.
         options = {"keep_default_na": False, "na_values": ["", "NaN"], "low_memory": False}
-        table = read_csv(source, dtype={"id": "str"}, **options)
+        blocks = pd.read_csv(
+            source, dtype=dict.fromkeys(TEXTS, "str"), index_col=False, chunksize=100_000, **options
+        )
+        table = pd.concat([block[used] for block in blocks], ignore_index=True)
     except READING_ERRORS as error:
         raise BundleError(f"{source}: cannot be read as CSV ({one_line(error)}); download it anew") from error
-    require_columns(table, ("id", "latitude", "longitude"), source)
-    return table.drop_duplicates("id").drop(columns=["path", "split"], errors="ignore")
-
-
-def _unplaced(table: pd.DataFrame) -> pd.Series:
     for name in LIMITS:
-        table[name] = numbers(table[name])
-    return ~(table[list(LIMITS)].abs() <= list(LIMITS.values())).all(axis=1)
-
-
-def _zip(root: Path, shard: str) -> Path:
-    return root / f"{shard}.zip"
+        table[name] = pd.to_numeric(table[name], errors="coerce")
+    return table.drop_duplicates("id")
 
 
 def _source(root: Path, shard: str) -> Path | None:
     """What a shard is read from: its unpacked folder, unless the archive beside it holds more photos; its
     archive; or None."""
-    folder, archive = root / shard, _zip(root, shard)
+    folder, archive = root / shard, root / f"{shard}.zip"
     if folder.is_dir() and not (archive.is_file() and len(_unpacked(folder)) < len(_members(archive))):
         return folder
     return archive if archive.is_file() else None
 
 
 def _photos_of(root: Path, shard: str) -> list[str]:
-    """Paths below ``root`` of a shard's photos, in order of their names; of an unpacked folder or inside an
-    archive."""
-    source = _source(root, shard) or _zip(root, shard)
+    """Paths below ``root`` of a shard's photos, in order of their names."""
+    source = _source(root, shard) or root / f"{shard}.zip"
     if source.is_dir():
         return [path.relative_to(root).as_posix() for path in _unpacked(source)]
     return [f"{shard}.zip/{name}" for name in sorted(_members(source))]
@@ -211,20 +192,19 @@ def _members(archive: Path) -> list[str]:
     """
     try:
         members = dict.fromkeys(open_archive(archive).namelist())  # an archive may hold a name twice
-        names = [name for name in members if PurePosixPath(name).suffix.lower() in ENDINGS]
     except (OSError, zipfile.BadZipFile) as error:
         sentence = f"cannot be read as an archive ({one_line(error)}); delete it and download it anew"
         raise BundleError(f"{archive}: {sentence}") from error
+    names = [name for name in members if PurePosixPath(name).suffix.lower() in ENDINGS]
     outside = pd.Series(names, dtype="str").str.contains(OUTSIDE, regex=True)
     if outside.any():
-        raise BundleError(
-            f"{archive}: its member {names[int(outside.argmax())]!r} would leave the folder; do not use it"
-        )
+        name = names[int(outside.argmax())]
+        raise BundleError(f"{archive}: its member {name!r} would leave the folder; do not use it")
     return names
 
 
 def _lock(root: Path) -> dict:
-    """What earlier downloads into ``root`` have left about themselves."""
+    """What earlier downloads into ``root`` noted."""
     if not (root / LOCK).is_file():
         return {"repository": REPOSITORY, "files": {}}
     try:
@@ -238,14 +218,15 @@ def _lock(root: Path) -> dict:
 
 
 def _download(names: list[str], settings: OSV5M, root: Path) -> None:
-    """Download ``names`` from the hub into ``root``; a download that was stopped goes on where it was.
+    """Download ``names`` from the hub into ``root``. After a stop, files that have arrived are kept; the one
+    that was on its way may begin anew.
 
     All of one commit: the settings', else the one that the first download took, which ``LOCK`` remembers.
     Sizes are checked against the free disk beforehand, checksums (SHA-256) afterwards.
     """
     from httpx import HTTPError
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     root.mkdir(parents=True, exist_ok=True)
     lock = _lock(root)
@@ -254,38 +235,30 @@ def _download(names: list[str], settings: OSV5M, root: Path) -> None:
         wanted = settings.revision or lock.get("revision")
         lock["revision"] = api.dataset_info(REPOSITORY, revision=wanted).sha
         described = api.get_paths_info(REPOSITORY, names, repo_type="dataset", revision=lock["revision"])
-        sizes = {entry.path: entry for entry in described}
-        if unknown := [name for name in names if name not in sizes]:
+        entries = {entry.path: entry for entry in described}
+        if unknown := [name for name in names if name not in entries]:
             raise BundleError(
                 f"{REPOSITORY} has no {unknown[0]} at {lock['revision']}; check dataset.revision"
             )
-        _check_space(root, sum(sizes[name].size for name in names), len(names))
+        _check_space(root, [entries[name].size for name in names])
         for name in progress(names, "downloading", len(names)):
             hf_hub_download(REPOSITORY, name, repo_type="dataset", revision=lock["revision"], local_dir=root)
-            lock["files"][name] = _verified(root / name, sizes[name])
+            lock["files"][name] = _verified(root / name, entries[name])
             write_json(root / LOCK, lock)
-    except (
-        HfHubHTTPError,
-        HTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        ConnectionError,
-    ) as error:
+    except (HTTPError, LocalEntryNotFoundError, ConnectionError) as error:
         raise BundleError(
             f"{root}: {names[0]} is not there ({len(names)} files are not) and the hub does not give it now "
-            f"({one_line(error)}); what has arrived is kept: try again, put {REPOSITORY}'s files there, or "
-            f"{FEWER}"
+            f"({one_line(error)}); files that have arrived are kept: try again, put {REPOSITORY}'s files "
+            f"there, or {FEWER}"
         ) from error
 
 
-def _check_space(root: Path, size: int, files: int) -> None:
-    needed = max(0, size - sum(path.stat().st_size for path in root.rglob("*.incomplete"))) + SPARE_BYTES
-    free = shutil.disk_usage(root).free
+def _check_space(root: Path, sizes: list[int]) -> None:
+    needed, free = sum(sizes) + SPARE_BYTES, shutil.disk_usage(root).free
     if needed > free:
         raise BundleError(
-            f"{root}: to download {files} files takes {needed / 1e9:,.1f} GB, 1 GB to spare among them, and "
-            f"{free / 1e9:,.1f} GB "
-            f"are free; {FEWER} or another dataset.root"
+            f"{root}: to download {len(sizes)} files takes {needed / 1e9:,.1f} GB, 1 GB to spare among them, "
+            f"and {free / 1e9:,.1f} GB are free; {FEWER} or another dataset.root"
         )
 
 

@@ -59,9 +59,8 @@ def write(root: Path, seed: int = 0) -> dict[str, list[list[str]]]:
 
 
 def _table(ids: list[str], coordinates: np.ndarray, generator: np.random.Generator) -> pd.DataFrame:
-    """The columns that a reader of the hub's tables meets, in their order, some of them empty here and
-    there."""
-    count = len(ids)
+    """All columns of the hub's train.csv, in their order, some of them empty here and there."""
+    count, grids = len(ids), (5000, 25000, 1000, 50000, 12500, 500, 2500)
     return pd.DataFrame(
         {
             "id": ids,
@@ -71,11 +70,24 @@ def _table(ids: list[str], coordinates: np.ndarray, generator: np.random.Generat
             "country": generator.choice(["NZ", "FR", "NA", "BR"], count),  # NA: Namibia, not a missing value
             "sequence": "s",
             "captured_at": generator.integers(10**12, 2 * 10**12, count),
+            "lon_bin": 0,
+            "lat_bin": 8,
+            "cell": "(0, 8)",
             "region": generator.choice(["Chatham Islands", "Bretagne"], count),
             "sub-region": np.where(generator.random(count) < 0.5, None, "somewhere"),
             "city": generator.choice(["Waitangi", "Brest"], count),
             "land_cover": generator.integers(0, 12, count).astype(float),
+            "road_index": generator.random(count),
+            "drive_side": generator.integers(0, 2, count),
             "climate": generator.integers(0, 30, count),
+            "soil": generator.integers(0, 15, count),
+            "dist_sea": generator.random(count),
+            **{f"quadtree_10_{size}": 0 for size in grids},
+            "unique_region": "Chatham Islands_NZ",
+            "unique_sub-region": "",
+            "unique_city": "Waitangi_NaN_Chatham Islands_NZ",
             "unique_country": "NZ",
+            "creator_username": "somebody",
+            "creator_id": generator.integers(10**9, 10**14, count),
         }
     )
