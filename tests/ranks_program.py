@@ -20,7 +20,6 @@ def main(folder: Path, overrides: list[str]) -> None:
     ranks.start()
     run = Run(load("smoke", overrides), folder)
     manifest = features.photos(run)
-    frozen = features.read(run, manifest)
     training.train_all(run, run.settings.training.strategies)
     ranks.wait()
     evaluation.evaluate(run)
