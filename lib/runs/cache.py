@@ -86,8 +86,6 @@ def cached(
         return True
     needs = needs_of(run.folder, inputs, settings or {}, code)
     why = why_stale(run, name, needs, outputs)
-    if together:
-        ranks.wait()  # until every rank has looked, nothing changes
     if not why:
         _tell_reused(run, name)
         return True
