@@ -117,7 +117,7 @@ def files_page() -> str:
         elif name in examples:
             value = getter(run, *examples[name])
         if isinstance(value, Path):
-            rows.append((f"`{value.relative_to(folder)}`", paragraph(inspect.getdoc(getter))))
+            rows.append((f"`{value.relative_to(folder)}`", paragraph(inspect.getdoc(member))))
     rows += [
         ("`notebooks/*.ipynb`, `*.html`", "the executed notebooks, and each as a page that needs no network"),
         ("`logs/*.log`", "what each notebook printed, with the time"),

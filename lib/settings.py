@@ -21,8 +21,11 @@ from lib.method.fitting import Family
 
 PROJECT = Path(__file__).resolve().parent.parent
 PROFILES = PROJECT / "notebooks" / "profiles"
-_CHOICES = {"dataset", "dataset.name", "data.name"}
+_CHOICES = {"dataset", "dataset.name"}
 """Overrides that decide which other keys exist; they are applied first, wherever they stand."""
+
+
+_UNREADABLE = (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 
 
 class SettingsError(BundleError):
@@ -269,15 +272,7 @@ def load(profile: str | Path = "quick", overrides: Sequence[str] = ()) -> Settin
     path = _profile_path(profile)
     try:
         values = _Loader(path.read_text(encoding="utf-8")).get_single_data() or {}
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        RecursionError,
-        yaml.YAMLError,
-    ) as error:
+    except (*_UNREADABLE, yaml.YAMLError) as error:
         raise SettingsError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise SettingsError(f"{path}: must hold groups such as `training:`, not a {type(values).__name__}")
@@ -337,7 +332,6 @@ def _apply(values: dict[str, Any], override: str) -> None:
     """Set the entry that ``override`` ("group.key=value") names."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
-    parts[0] = {"data": "dataset"}.get(parts[0], parts[0])
     if not equals or not all(parts):
         raise SettingsError(f"--set {override!r}: write it as group.key=value, such as training.epochs=4")
     if parts in (["dataset"], ["backbone"]):

@@ -85,35 +85,29 @@ def cached(
             raise BundleError(f"{run.folder}: {name}: {why}; run run_all.sh again")
         return True
     needs = needs_of(run.folder, inputs, settings or {}, code)
-    why = why_stale(run, name, needs, outputs)
-    if not why:
+    if not why_stale(run, name, needs, outputs):
         _tell_reused(run, name)
         return True
-    if ranks.rank() > 0 and together:
-        ranks.wait()  # for the scratch folder
+    wait = ranks.wait if together else lambda: None
+    if together and ranks.rank() > 0:
+        wait()  # for the scratch folder
         make()
-        ranks.wait()
+        wait()
         return False
     with locks.holding(run.folder):
-        if not together and not (why := why_stale(run, name, needs, outputs)):  # who held the lock made it
+        why = why_stale(run, name, needs, outputs)
+        if not why:  # whoever held the lock has made it
             _tell_reused(run, name)
             return True
-        if why != NOT_MADE:
-            print(f"again   {name}: {why}", flush=True)
+        _begin(run, name, why, scratch, needs)
+        wait()
         started = time.perf_counter()
-        with refusals_named(run.receipt(name)):
-            run.receipt(name).unlink(missing_ok=True)
-        if scratch is not None:
-            _prepare_scratch(scratch, needs)
-        if together:
-            ranks.wait()
         with deterministic(run.settings.deterministic):
             make()
         write_receipt(run, name, needs, outputs, time.perf_counter() - started)
         if scratch is not None:
             shutil.rmtree(scratch)
-        if together:
-            ranks.wait()
+        wait()
     return False
 
 
@@ -253,8 +247,14 @@ def _tell_reused(run: Run, name: str) -> None:
     _told.add((str(run.folder), name))
 
 
-def _prepare_scratch(scratch: Path, needs: Mapping[str, Any]) -> None:
-    """Empty ``scratch`` unless it was left by work that depended on the same ``needs``."""
+def _begin(run: Run, name: str, why: str, scratch: Path | None, needs: Mapping[str, Any]) -> None:
+    """Say why a stage is made again, remove its receipt, and empty ``scratch`` unless it was left by this work."""
+    if why != NOT_MADE:
+        print(f"again   {name}: {why}", flush=True)
+    with refusals_named(run.receipt(name)):
+        run.receipt(name).unlink(missing_ok=True)
+    if scratch is None:
+        return
     noted = scratch / "needs.json"
     try:
         same = json.loads(noted.read_text(encoding="utf-8")) == needs

@@ -140,17 +140,21 @@ class _Bare(ast.NodeTransformer):
     """A syntax tree without docstrings and annotations."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        """Nothing, where it is a docstring."""
         return None if isinstance(node.value, ast.Constant) else self.generic_visit(node)
 
     def visit_arg(self, node: ast.arg) -> ast.AST:
+        """An argument without its type."""
         node.annotation = None
         return node
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        """A variable without its type."""
         node.annotation = ast.Constant(None)
         return self.generic_visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        """A function without the type of its result."""
         node.returns = None
         return self.generic_visit(node)
 

@@ -41,7 +41,8 @@ def holding(folder: Path) -> Iterator[None]:
         if not _acquire(lock, folder, token):
             yield
             return
-        (folder / ".owner").write_text(f"{token}\n{_this_process()}\n")
+        since = datetime.now().astimezone().isoformat(" ", "seconds")
+        (folder / ".owner").write_text(f"{token}\nprocess {os.getpid()} on {platform.node()} since {since}\n")
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = token
     try:
@@ -64,10 +65,8 @@ def _acquire(lock: FileLock, folder: Path, token: str) -> bool:
         except NotImplementedError:
             print(f"{folder}: this disk knows no locks; see to it that no other run writes here")
             return False
-    raise BundleError(
-        f"{folder}: another run writes here, {_owner(folder)[1]}; wait for its end, or give this one "
-        "another name (--run)"
-    )
+    advice = "wait for its end, or give this one another name (--run)"
+    raise BundleError(f"{folder}: another run writes here, {_owner(folder)[1]}; {advice}")
 
 
 def _owner(folder: Path) -> tuple[str, str]:
@@ -77,11 +76,6 @@ def _owner(folder: Path) -> tuple[str, str]:
     except (OSError, ValueError):
         return "", "a process that has not said who it is"
     return token, who
-
-
-def _this_process() -> str:
-    since = datetime.now().astimezone().isoformat(" ", "seconds")
-    return f"process {os.getpid()} on {platform.node()} since {since}"
 
 
 def _torchrun() -> str:

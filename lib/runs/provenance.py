@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import torch
 
 from lib.method.errors import BundleError
 from lib.runs import cache
+from lib.runs.code import version
 from lib.runs.files import READING_ERRORS, checksum, one_line, write_json, writing
 from lib.runs.machine import machine
 from lib.settings import PROJECT
@@ -36,15 +37,12 @@ def read_provenance(folder: Path) -> dict[str, Any]:
         written = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(written["settings"], dict):
             raise TypeError("no settings")
+        return written
     except FileNotFoundError:
-        raise BundleError(
-            f"{path} is not there: give the folder of a run that run_all.sh has finished"
-        ) from None
+        raise BundleError(f"{path} is not there: give the folder of a finished run") from None
     except READING_ERRORS as error:
-        raise BundleError(
-            f"{path}: damaged, or no run's provenance ({one_line(error)}); run run_all.sh again"
-        ) from error
-    return written
+        said = f"damaged, or no run's provenance ({one_line(error)}); run run_all.sh again"
+        raise BundleError(f"{path}: {said}") from error
 
 
 def write_provenance(run: Run, seconds: Mapping[str, float]) -> dict[str, Any]:
@@ -85,25 +83,20 @@ def _is_result(path: Path, folder: Path) -> bool:
 
 
 def package_versions() -> dict[str, str]:
-    """Installed version of each package that requirements.txt pins, or that there is none."""
+    """Installed version of each package that requirements.txt pins."""
     lines = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    names = [line.partition("==")[0].strip() for line in lines if "==" in line and not line.startswith("#")]
-    there = {one.name.lower().replace("_", "-"): one.version for one in importlib.metadata.distributions()}
-    return {name: there.get(name.lower().replace("_", "-"), "not installed") for name in names}
+    return {name: version(name) for name, equals, _ in (line.partition("==") for line in lines) if equals}
 
 
 def _git_state() -> dict[str, Any]:
     """Commit and whether the tree differs from it; nulls outside a git checkout."""
 
     def ask(*words: str) -> str:
-        options = {"cwd": PROJECT, "capture_output": True, "text": True, "check": True}
-        return subprocess.run(["git", *words], **options).stdout.strip()  # noqa: S603, S607
+        done = subprocess.run(["git", *words], cwd=PROJECT, capture_output=True, text=True)  # noqa: S603, S607
+        return done.stdout.strip()
 
-    try:
-        top = Path(ask("rev-parse", "--show-toplevel"))
-        if top.resolve() == PROJECT.resolve():  # not a checkout around ours
+    with suppress(OSError):
+        if Path(ask("rev-parse", "--show-toplevel") or "/").resolve() == PROJECT.resolve():  # none around ours
             changes = ask("status", "--porcelain", "--untracked-files=no")
             return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(changes)}
-    except (OSError, subprocess.CalledProcessError):
-        pass
     return {"commit": None, "dirty": None}

@@ -22,6 +22,11 @@ REFERENCE = RESULTS / "reference"
 """Tables, figures and provenance of runs of ours, kept in git."""
 
 
+def _file(name: str, meaning: str) -> property:
+    """The path of a file of a run, which holds what ``meaning`` says."""
+    return property(lambda run: run.folder / name, doc=meaning)
+
+
 @dataclass(frozen=True)
 class Run:
     """One folder under results/ and the settings that fill it.
@@ -64,45 +69,18 @@ class Run:
                 f"{folder / FILE}: its settings are not of this version; run run_all.sh again"
             ) from error
 
+    manifest = _file("manifest.parquet", "Photos, one row each (parquet).")
+    features = _file("features/features.npy", "Frozen features [N, D], row i of the manifest's row i (npy).")
+    views = _file("features/views.npy", "Features of augmented views of the training photos [n, V, D] (npy).")
+    semivariogram = _file("semivariogram.json", "The fitted model (JSON).")
+    empirical = _file("semivariogram/empirical.npz", "The empirical semivariogram's sums (npz).")
+    predictions = _file("predictions.parquet", "One row a photo, strategy and seed (parquet).")
+    provenance = _file(FILE, "Settings, versions, machine, commit, times (JSON).")
+
     @property
     def name(self) -> str:
         """The folder's name."""
         return self.folder.name
-
-    @property
-    def manifest(self) -> Path:
-        """Photos, one row each (parquet)."""
-        return self.folder / "manifest.parquet"
-
-    @property
-    def features(self) -> Path:
-        """Frozen features [N, D], row i of the manifest's row i (npy)."""
-        return self.folder / "features" / "features.npy"
-
-    @property
-    def views(self) -> Path:
-        """Features of augmented views of the training photos [n, V, D], in their order (npy)."""
-        return self.folder / "features" / "views.npy"
-
-    @property
-    def semivariogram(self) -> Path:
-        """The fitted model (JSON)."""
-        return self.folder / "semivariogram.json"
-
-    @property
-    def empirical(self) -> Path:
-        """The empirical semivariogram's sums (npz)."""
-        return self.folder / "semivariogram" / "empirical.npz"
-
-    @property
-    def predictions(self) -> Path:
-        """One row a photo, strategy and seed (parquet)."""
-        return self.folder / "predictions.parquet"
-
-    @property
-    def provenance(self) -> Path:
-        """Settings, versions, machine, times, checksums (JSON)."""
-        return self.folder / "provenance.json"
 
     def checkpoint(self, strategy: str, seed: int) -> Path:
         """Trained weights (safetensors)."""
