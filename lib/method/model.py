@@ -47,7 +47,7 @@ class GeoCLIP(nn.Module):
     """
 
     def __init__(
-        self, dimension: int, mean: Tensor | None = None, scale: float = 1.0, location_weights: str = "scratch"
+        self, dimension: int, mean: Tensor | None = None, scale: float = 1, location_weights: str = "scratch"
     ) -> None:
         super().__init__()
         self.image_head = nn.Sequential(nn.Linear(dimension, 768), nn.ReLU(), nn.Linear(768, EMBEDDING))
