@@ -90,13 +90,10 @@ def sum_by_lag(lag: torch.Tensor, values: torch.Tensor, lags: int) -> torch.Tens
 def of_tile(
     product: torch.Tensor, left: torch.Tensor, right: torch.Tensor, width: float, ahead: int
 ) -> np.ndarray:
-    """Sums [4, K] over the pairs i < j of a tile, in the order of ``SUMS``, on any device.
+    """Sums [4, K], in the order of ``SUMS``, over the pairs i < j of a tile ``product`` u_i . u_j [n, m].
 
-    Args:
-        product: u_i . u_j [n, m].
-        left, right: unit vectors of the places, [3, n] and [3, m].
-        width: of a lag, radians.
-        ahead: number of rows from the left block's first photo to the right block's.
+    ``left`` [3, n] and ``right`` [3, m] are unit vectors of the places, ``width`` that of a lag in radians;
+    ``ahead`` is the number of rows from the left block's first photo to the right block's. On any device.
     """
     once, lags = torch.ones_like(product, dtype=torch.bool).triu_(1 - ahead), lag_count(width)
     distance, dissimilarity = chord_to_rad(2.0 - 2.0 * (left.T @ right))[once], (1.0 - product[once]).double()

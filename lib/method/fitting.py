@@ -89,11 +89,9 @@ def by_search(lags: Lags, family: str, metric: str) -> tuple[str, gstools.CovMod
     near = np.arange(len(lag)) < max(1, len(lag) // 10)
     here, beyond = (np.average(gamma[some], weights=pairs[some]) for some in (near, ~near))
     limit_km = lag[near][-1] * EARTH_RADIUS_KM
-    raise NoRise(
-        "no curve that rises with distance beats a constant by Schwarz' criterion, so no semivariogram is "
-        "fitted; check coordinates, features and lag width "
-        f"(dissimilarity {here:.3f} below {limit_km:,.0f} km, {beyond:.3f} beyond)"
-    )
+    said = "no curve that rises with distance beats a constant by Schwarz' criterion"
+    seen = f"dissimilarity {here:.3f} below {limit_km:,.0f} km, {beyond:.3f} beyond"
+    raise NoRise(f"{said} ({seen}); check coordinates, features and lag width")
 
 
 def _least_squares(lags: Lags, family: str, metric: str, shapes: tuple) -> tuple[float, gstools.CovModel]:

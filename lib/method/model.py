@@ -22,10 +22,7 @@ EMBEDDING = 512
 
 @lru_cache(maxsize=1)
 def geoclip_locations() -> ModuleType:
-    """The module ``location_encoder`` of the package ``geoclip``, alone.
-
-    The package as a whole imports transformers. So its folder ``model`` is loaded as a package of its own.
-    """
+    """The module ``location_encoder`` of ``geoclip``, alone: the whole package imports transformers."""
     package = ModuleType("geoclip_model")
     places = getattr(find_spec("geoclip"), "submodule_search_locations", ())
     package.__path__ = [f"{place}/model" for place in places]

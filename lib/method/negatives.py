@@ -100,9 +100,8 @@ class Pairs:
 class Reweighting:
     """What a strategy does to the negatives, each [B, M] or None for nothing; the loss leaves positives out.
 
-    Attributes:
-        log_weight, factor: log w_ij, added to z_ij; s_ij, multiplies z_ij.
-        targets: shares >= 0 of the places in photo i's target, of any sum; None: its own place alone.
+    ``log_weight`` log w_ij is added to z_ij, ``factor`` s_ij multiplies it; ``targets`` are shares >= 0
+    of the places in photo i's target, of any sum (None: its own place alone).
     """
 
     log_weight: Tensor | None = None

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -151,7 +150,12 @@ def fit(
     for name, value in zip(CHOICES, (family, metric, weights, range_rule), strict=True):
         if value not in CHOICES[name]:
             raise BundleError(f"{name}={value!r} is unknown; take one of {', '.join(CHOICES[name])}")
-    lags = _lags(empirical, max_lag_rad)
+    used = (empirical.pairs > 0) & (empirical.lag_rad <= max_lag_rad)
+    if (count := int(used.sum())) < 5:
+        mend = "narrow" if count >= 0.8 * (used.nonzero()[0].max(initial=0) + 1) else "widen"
+        said = f"{mend} lag_width_rad, or take photos at more places"
+        raise BundleError(f"{count} lags with pairs are too few; {said}")
+    lags = fitting.Lags(empirical.lag_rad[used], empirical.gamma[used], empirical.pairs[used])
     model = fitting.by_gstools(lags, family, metric, weights)
     if model is None:
         weights, (family, model) = "pairs", fitting.by_search(lags, family, metric)
@@ -163,16 +167,6 @@ def fit(
         range_km=float(range_rad * EARTH_RADIUS_KM), range_rule=range_rule, weights=weights,
         r2=fitting.r2(lags, model), pairs=int(empirical.pairs.sum()), **about,
     )  # fmt: skip
-
-
-def _lags(empirical: EmpiricalSemivariogram, max_lag_rad: float) -> fitting.Lags:
-    """The lags with pairs, 5 or more, up to ``max_lag_rad``."""
-    used = (empirical.pairs > 0) & (empirical.lag_rad <= max_lag_rad)
-    if (count := int(used.sum())) < 5:
-        mend = "narrow" if count >= 0.8 * (used.nonzero()[0].max(initial=0) + 1) else "widen"
-        said = f"{mend} lag_width_rad, or take photos at more places"
-        raise BundleError(f"{count} lags with pairs are too few; {said}")
-    return fitting.Lags(empirical.lag_rad[used], empirical.gamma[used], empirical.pairs[used])
 
 
 def flat(empirical: EmpiricalSemivariogram, **about: str | bool | int) -> FittedSemivariogram:
@@ -204,9 +198,7 @@ def range_by_sill(model: gstools.CovModel) -> float:
     return float(grid[reached[0]]) if len(reached) else math.pi
 
 
-RANGE_RULES: dict[str, Callable[[gstools.CovModel], float]] = {
-    "slope": range_by_slope, "sill95": range_by_sill,
-}  # fmt: skip
+RANGE_RULES = {"slope": range_by_slope, "sill95": range_by_sill}
 CHOICES = {
     "family": FAMILIES, "metric": ("planar", "sphere"), "weights": ("none", "pairs"),
     "range_rule": tuple(RANGE_RULES),
