@@ -116,14 +116,13 @@ class TestFit:
         assert np.allclose(found.gamma(LAG), gamma, atol=1e-6)
         assert np.allclose(found.correlation(LAG), np.exp(-((LAG / length) ** a)), atol=1e-5)
 
-    def test_on_the_sphere_the_distance_is_the_chord(self) -> None:
+    def test_on_the_sphere_the_distance_is_the_chord_and_at_zero_gamma_is_the_nugget(self) -> None:
         found = fitted(family="Exponential", metric="sphere", exponent=None)
         expected = [0.1 + 0.85 * (1.0 - math.exp(-2.0 * math.sin(h / 2.0) / 0.3)) for h in LAG]
         assert np.allclose(found.gamma(LAG), expected, atol=1e-9)
-
-    def test_at_distance_zero_two_photos_differ_by_the_nugget(self) -> None:
-        assert fitted().gamma(np.array(0.0)) == pytest.approx(0.1, abs=1e-6)
-        assert fitted().correlation(np.array(0.0)) == pytest.approx(1.0, abs=1e-6)
+        for one in (found, fitted()):
+            assert one.gamma(np.array(0.0)) == pytest.approx(0.1, abs=1e-6)
+            assert one.correlation(np.array(0.0)) == pytest.approx(1.0, abs=1e-6)
 
     def test_longer_lags_than_the_limit_are_left_out(self) -> None:
         spoilt = np.where(LAG > 1.5, 0.2, RISE)
@@ -198,9 +197,8 @@ class TestCurve:
     def test_it_is_the_model_to_1e_5_of_the_sill(self, family: str, metric: str, length: float) -> None:
         exponent = SHAPE.get(family, ("", None))[1]
         model = fitted(family=family, metric=metric, length_scale_rad=length, exponent=exponent)
-        curve = Curve(model)
         for dtype in (torch.float32, torch.float64):
-            found = curve.gamma(torch.tensor(self.DISTANCE, dtype=dtype))
+            found = Curve(model).gamma(torch.tensor(self.DISTANCE, dtype=dtype))
             assert np.abs(found.numpy() - model.gamma(self.DISTANCE)).max() < 1e-5 * model.partial_sill
 
     @pytest.mark.parametrize("exponent", [0.3, 0.6, 2.0])
@@ -271,20 +269,19 @@ class TestWhereLooksHardlyDependOnThePlace:
                 fit_semivariogram(*tourists(300, 1.0, 300.0, seed))
 
     def test_an_exponent_that_the_lags_do_not_tell_is_left_out(self) -> None:
-        lag = (np.arange(400) + 0.5) * 0.005
+        lag, pairs = (np.arange(400) + 0.5) * 0.005, np.full(400, 50)
         noisy = 0.95 + 0.05 * (1.0 - np.exp(-lag / 0.03)) + np.random.default_rng(0).normal(0, 0.01, 400)
-        family, model = fitting.by_search(fitting.Lags(lag, noisy, np.full(400, 50)), "Stable", "planar")
+        family, model = fitting.by_search(fitting.Lags(lag, noisy, pairs), "Stable", "planar")
         assert family == "Exponential" and model.len_scale == pytest.approx(0.03, rel=0.6)
         clear = 0.2 + 0.8 * (1.0 - np.exp(-((lag / 0.3) ** 1.6)))
-        family, model = fitting.by_search(fitting.Lags(lag, clear, np.full(400, 50)), "Stable", "planar")
+        family, model = fitting.by_search(fitting.Lags(lag, clear, pairs), "Stable", "planar")
         assert family == "Stable" and model.alpha == pytest.approx(1.6, abs=0.01)
         assert (model.nugget, model.var) == pytest.approx((0.2, 0.8), abs=1e-3)
 
     def test_the_curve_of_what_does_not_rise_is_flat_and_says_so(self, tmp_path: Path) -> None:
         x, places = tourists(300, 1.0, 300.0, 0)
         empirical = exact(unit_rows(x), places)
-        found = semivariogram.flat(empirical, photos=300)
-        found.save(tmp_path / "flat.json")
+        semivariogram.flat(empirical, photos=300).save(tmp_path / "flat.json")
         found = FittedSemivariogram.load(tmp_path / "flat.json")
         mean = empirical.gamma_sum.sum() / empirical.pairs.sum()
         assert not found.rises and found.photos == 300

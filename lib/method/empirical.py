@@ -23,8 +23,7 @@ import torch
 from .errors import BundleError
 from .geodesy import check_degrees, chord_to_rad, rad_to_km, unit_vectors
 
-BLOCKS_AT_A_TIME = 8
-"""Blocks of photos that are held in memory while the other blocks are read one by one."""
+BLOCKS_AT_A_TIME = 8  # held in memory while the other blocks are read one by one
 SUMS = ("pairs", "distance_sum_rad", "gamma_sum", "square_sum")
 QUANTUM = 2.0**-26
 """Distances and dissimilarities are rounded to this on a GPU: sums below 2**53 quanta are exact."""

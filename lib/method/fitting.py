@@ -72,10 +72,8 @@ def r2(lags: Lags, model: gstools.CovModel) -> float:
 def by_search(lags: Lags, family: str, metric: str) -> tuple[str, gstools.CovModel]:
     """Family and model of least squares, lags weighted by their pairs, over shapes and length scales.
 
-    Where an exponent does not beat the exponential family by Schwarz' criterion, that family takes its place.
-
-    Raises:
-        NoRise: no rising curve beats a constant.
+    The exponential family takes the place of an exponent that does not beat it by Schwarz' criterion. Raises
+    :class:`NoRise` where no rising curve beats a constant.
     """
     lag, gamma, pairs = lags
     best = _least_squares(lags, family, metric, SHAPES.get(family, (None,)))
