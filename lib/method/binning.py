@@ -16,51 +16,31 @@ from .empirical import lag_count
 
 COMPILED = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nnan", "ninf", "nsz", "arcp"}}
 """No flag changes the order of a sum, so the same tile gives the same bits."""
-
-
-def _arcsine(degree: int = 12) -> tuple[float, ...]:
-    """Coefficients in y of asin(sqrt(y)) / sqrt(y), 0 <= y <= 1/2, to 2e-12. A polynomial is vectorised."""
-    fitted = Chebyshev.interpolate(lambda y: np.arcsin(np.sqrt(y)) / np.sqrt(y), degree, [0.0, 0.5])
-    return tuple(fitted.convert(kind=Polynomial).coef)
-
-
-ARCSINE = _arcsine()
-
-
-@numba.njit(**COMPILED)
-def distances(
-    x: float, y: float, z: float, places: np.ndarray, width: float, distance: np.ndarray, lag: np.ndarray
-) -> None:
-    """Write ``distance`` [m], radians, from (x, y, z) to unit vectors ``places`` [3, m], and ``lag`` [m].
-
-    Haversine formula; beyond a right angle from the antipode, so that the arcsine's argument stays small.
-    """
-    for j in range(places.shape[1]):
-        east, north, up = places[0, j] - x, places[1, j] - y, places[2, j] - z
-        haversine = 0.25 * (east * east + north * north + up * up)
-        is_far = haversine > 0.5
-        rest = max(1.0 - haversine if is_far else haversine, 0.0)
-        value = 0.0
-        for power in range(len(ARCSINE) - 1, -1, -1):
-            value = value * rest + ARCSINE[power]
-        angle = 2.0 * math.sqrt(rest) * value
-        angle = math.pi - angle if is_far else angle
-        distance[j] = angle
-        lag[j] = np.int32(angle / width)
+_FITTED = Chebyshev.interpolate(lambda y: np.arcsin(np.sqrt(y)) / np.sqrt(y), 12, [0.0, 0.5])
+ARCSINE = tuple(_FITTED.convert(kind=Polynomial).coef)
+"""Coefficients in y of asin(sqrt(y)) / sqrt(y), 0 <= y <= 1/2, to 2e-12. A polynomial is vectorised."""
 
 
 @numba.njit(**COMPILED)
 def add_tile(
     product: np.ndarray, left: np.ndarray, right: np.ndarray, width: float, ahead: int, sums: np.ndarray
 ) -> None:
-    """Add the pairs i < j of a tile to ``sums`` [K, 4], of each lag: pairs, h, d, d**2.
-
-    Other arguments as in :func:`.empirical.of_tile`, as arrays; ``product`` is float32.
-    """
+    """Add the pairs i < j of a tile to ``sums`` [K, 4]; other arguments as of :func:`of_tile`, as arrays."""
     last = len(sums) - 1
     distance, lag = np.empty(product.shape[1]), np.empty(product.shape[1], np.int32)
     for i in range(len(product)):
-        distances(left[0, i], left[1, i], left[2, i], right, width, distance, lag)
+        x, y, z = left[0, i], left[1, i], left[2, i]
+        for j in range(product.shape[1]):
+            east, north, up = right[0, j] - x, right[1, j] - y, right[2, j] - z
+            haversine = 0.25 * (east * east + north * north + up * up)
+            is_far = haversine > 0.5  # then from the antipode, so that the arcsine's argument stays small
+            rest = max(1.0 - haversine if is_far else haversine, 0.0)
+            value = 0.0
+            for power in range(len(ARCSINE) - 1, -1, -1):
+                value = value * rest + ARCSINE[power]
+            angle = 2.0 * math.sqrt(rest) * value
+            distance[j] = math.pi - angle if is_far else angle
+            lag[j] = np.int32(distance[j] / width)
         for j in range(max(0, i + 1 - ahead), product.shape[1]):
             row, dissimilarity = min(lag[j], last), 1.0 - product[i, j]
             sums[row, 0] += 1.0

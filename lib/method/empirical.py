@@ -1,10 +1,9 @@
 """The empirical semivariogram: sums over pairs of photos by lag.
 
-    gamma_hat(k) = mean of d_ij over the pairs whose distance h_ij lies in lag k
-
-Convention: gamma, not 2 gamma. With unit features u the cosine distance d_ij = 1 - u_i . u_j equals half of
-||u_i - u_j||^2, so this is Matheron's classical semivariogram of the feature field, summed over its
-dimensions (docs/semivariograms.md). Lags are in radians; an empty lag is NaN, not 0.
+gamma_hat(k) is the mean of d_ij over the pairs whose distance h_ij lies in lag k: gamma, not 2 gamma. With
+unit features u the cosine distance d_ij = 1 - u_i . u_j equals half of ||u_i - u_j||^2, so this is Matheron's
+classical semivariogram of the feature field, summed over its dimensions (docs/semivariograms.md). Lags are in
+radians; an empty lag is NaN, not 0.
 """
 
 from __future__ import annotations
@@ -24,26 +23,17 @@ import torch
 from .errors import BundleError
 from .geodesy import check_degrees, chord_to_rad, rad_to_km, unit_vectors
 
-BLOCKS_AT_A_TIME = 8
-"""Blocks of photos that are held in memory while the other blocks are read one by one."""
+BLOCKS_AT_A_TIME = 8  # held in memory while the other blocks are read one by one
 SUMS = ("pairs", "distance_sum_rad", "gamma_sum", "square_sum")
-
 QUANTUM = 2.0**-26
 """Distances and dissimilarities are rounded to this on a GPU: sums below 2**53 quanta are exact."""
-UnitRows = Callable[[np.ndarray], torch.Tensor]
-"""Row numbers [n] -> unit features, float32 [n, D]."""
 
 
 @dataclass(frozen=True)
 class EmpiricalSemivariogram:
-    """Sums over the pairs of each lag.
+    """Sums over the pairs of each lag, [K] each: number of pairs, distance h, dissimilarity d, and d**2.
 
-    Attributes:
-        lag_width_rad: width of a lag; lag k holds the pairs with k width <= h < (k + 1) width.
-        pairs: [K] number of pairs.
-        distance_sum_rad: [K] sum of the pairs' distances h.
-        gamma_sum: [K] sum of the dissimilarities d.
-        square_sum: [K] sum of d**2.
+    Lag k holds the pairs with k ``lag_width_rad`` <= h < (k + 1) ``lag_width_rad``.
     """
 
     lag_width_rad: float
@@ -62,11 +52,6 @@ class EmpiricalSemivariogram:
         """[K] mean dissimilarity of each lag, 0..2; NaN where there are no pairs."""
         return self._mean(self.gamma_sum)
 
-    @property
-    def variance(self) -> np.ndarray:
-        """[K] variance of the dissimilarity within each lag; NaN where there are no pairs."""
-        return np.maximum(self._mean(self.square_sum) - self.gamma**2, 0.0)
-
     def _mean(self, total: np.ndarray) -> np.ndarray:
         return np.divide(total, self.pairs, out=np.full(len(total), np.nan), where=self.pairs > 0)
 
@@ -78,7 +63,8 @@ class EmpiricalSemivariogram:
 
     def table(self) -> pd.DataFrame:
         """Columns lag_km, gamma, variance, pairs; lags without pairs are left out."""
-        columns = {"lag_km": rad_to_km(self.lag_rad), "gamma": self.gamma, "variance": self.variance}
+        variance = np.maximum(self._mean(self.square_sum) - self.gamma**2, 0.0)
+        columns = {"lag_km": rad_to_km(self.lag_rad), "gamma": self.gamma, "variance": variance}
         frame = pd.DataFrame(columns | {"pairs": self.pairs})
         return frame[frame["pairs"] > 0].reset_index(drop=True)
 
@@ -90,68 +76,49 @@ def lag_count(width_rad: float) -> int:
     return max(1, math.ceil(math.pi / width_rad - 1e-9))
 
 
-def of_pairs(distance_rad: torch.Tensor, dissimilarity: torch.Tensor, width: float) -> np.ndarray:
-    """Sums [4, K] over the given pairs, in the order of ``SUMS``; both tensors flat [P], P < 2**25.
+def sum_by_lag(lag: torch.Tensor, values: torch.Tensor, lags: int) -> torch.Tensor:
+    """Sums of ``values`` [P], each at most 4, by their ``lag``, int64 [P]; float64 [lags], P < 2**25.
 
     A GPU adds in any order. Whole quanta have an exact sum, so every order gives the same bits.
     """
-    lags, dissimilarity = lag_count(width), dissimilarity.double()
-    lag = (distance_rad / width).long().clamp_(max=lags - 1)
-    weights = distance_rad.double(), dissimilarity, dissimilarity**2
-    sums = [sum_by_lag(lag, whole_quanta(one), lags) for one in weights]
-    counts = torch.bincount(lag, minlength=lags)
-    return np.stack([counts.cpu().numpy(), *(QUANTUM * one.cpu().numpy() for one in sums)])
-
-
-def whole_quanta(values: torch.Tensor) -> torch.Tensor:
-    """``values``, at most 4, in quanta: whole numbers as float64."""
-    return (values.double() / QUANTUM).round_()
-
-
-def sum_by_lag(lag: torch.Tensor, weights: torch.Tensor, lags: int) -> torch.Tensor:
-    """Sum of ``weights`` [P] by their ``lag``, int64 [P], float64 [lags]."""
-    return torch.zeros(lags, dtype=torch.float64, device=lag.device).index_add_(0, lag, weights)
+    quanta = (values.double() / QUANTUM).round_()
+    sums = torch.zeros(lags, dtype=torch.float64, device=lag.device)
+    return sums.index_add_(0, lag, quanta).mul_(QUANTUM)
 
 
 def of_tile(
     product: torch.Tensor, left: torch.Tensor, right: torch.Tensor, width: float, ahead: int
 ) -> np.ndarray:
-    """Sums [4, K] over the pairs i < j of a tile, on any device.
+    """Sums [4, K], in the order of ``SUMS``, over the pairs i < j of a tile ``product`` u_i . u_j [n, m].
 
-    Args:
-        product: u_i . u_j [n, m].
-        left, right: unit vectors of the places, [3, n] and [3, m].
-        width: of a lag, radians.
-        ahead: number of rows from the left block's first photo to the right block's.
+    ``left`` [3, n] and ``right`` [3, m] are unit vectors of the places, ``width`` that of a lag in radians;
+    ``ahead`` is the number of rows from the left block's first photo to the right block's. On any device.
     """
-    distance = chord_to_rad(2.0 - 2.0 * (left.T @ right))
-    once = torch.ones_like(product, dtype=torch.bool).triu_(1 - ahead)
-    return of_pairs(distance[once], 1.0 - product[once], width)
+    once, lags = torch.ones_like(product, dtype=torch.bool).triu_(1 - ahead), lag_count(width)
+    distance, dissimilarity = chord_to_rad(2.0 - 2.0 * (left.T @ right))[once], (1.0 - product[once]).double()
+    lag = (distance / width).long().clamp_(max=lags - 1)
+    sums = [sum_by_lag(lag, one, lags) for one in (distance, dissimilarity, dissimilarity**2)]
+    return torch.stack([torch.bincount(lag, minlength=lags).double(), *sums]).cpu().numpy()
 
 
 def exact(
-    unit_rows: UnitRows,
-    coordinates_deg: np.ndarray,
-    lag_width_rad: float = 0.001,
-    *,
-    block: int | None = None,
-    device: torch.device | str = "cpu",
+    unit_rows: Callable[[np.ndarray], torch.Tensor], coordinates_deg: np.ndarray, lag_width_rad: float = 1e-3,
+    *, block: int | None = None, device: torch.device | str = "cpu",
     progress: Callable[[range], Iterable[int]] = iter,
-) -> EmpiricalSemivariogram:
+) -> EmpiricalSemivariogram:  # fmt: skip
     """Empirical semivariogram of N photos over all N (N - 1) / 2 pairs.
 
     Args:
-        unit_rows: reads unit features of rows 0..N-1; called from several threads.
+        unit_rows: row numbers 0..N-1 [n] -> unit features, float32 [n, D]; called from several threads.
         coordinates_deg: [N, 2] latitude and longitude.
-        block: rows of a block, at most 4,096; None: 512, on a GPU 4,096. Memory, whatever N:
-            ``BLOCKS_AT_A_TIME`` + 1 blocks of features, and 4 ``block``**2 bytes a thread, on a GPU about 60
-            ``block``**2.
+        block: rows of a block, at most 4,096; None: 512, on a GPU 4,096. Memory, whatever N: nine blocks of
+            features, and 4 ``block``**2 bytes a thread, on a GPU about 60 ``block``**2.
         progress: a progress bar around the first rows of the blocks that are held.
 
     Raises:
         BundleError: fewer than two photos, or a coordinate or feature that is not finite.
 
-    Source: Matheron 1962; the author code builds N x N matrices and masks them lag by lag.
+    Source: Matheron 1962.
     """
     photos, device = len(coordinates_deg), torch.device(device)
     if photos < 2:
@@ -175,13 +142,12 @@ def exact(
             sums += sums_of_tile(product, here, there, lag_width_rad, second - start)
         return sums
 
-    with _one_thread_each(device) as apply:
+    with _one_thread_each(torch.get_num_threads() if device.type == "cpu" else 1) as pool:
         for first in progress(range(0, photos, block * BLOCKS_AT_A_TIME)):
             held = rows(first, block * BLOCKS_AT_A_TIME)
             if not torch.isfinite(held).all():
-                said = "look for NaN, or extract the features again (--fresh)"
-                raise BundleError(f"a feature is not finite; {said}")
-            for sums in apply(partial(against, first, held), range(first, photos, block)):
+                raise BundleError("a feature is not finite; look for NaN, or extract again (--fresh)")
+            for sums in pool.map(partial(against, first, held), range(first, photos, block)):
                 total += sums
     return EmpiricalSemivariogram(lag_width_rad, total[0].astype(np.int64), *total[1:])
 
@@ -192,7 +158,7 @@ def draw_photos(count: int, limit: int, seed: int = 0) -> np.ndarray:
 
 
 def _fastest(device: torch.device) -> Callable[..., np.ndarray]:
-    """:func:`of_tile`, on the processor that of :mod:`.binning` where numba is installed."""
+    """:func:`of_tile`, or :func:`.binning.of_tile` on a processor with numba."""
     if device.type != "cpu" or find_spec("numba") is None:
         return of_tile
     from . import binning  # numba takes a second to import
@@ -201,17 +167,11 @@ def _fastest(device: torch.device) -> Callable[..., np.ndarray]:
 
 
 @contextmanager
-def _one_thread_each(device: torch.device) -> Iterator[Callable]:
-    """``map`` over as many threads as torch has, each with one of them; a GPU needs only one.
-
-    Binning runs on one thread, so the other threads work on further tiles. Results come in order.
-    """
+def _one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that each bin a tile for themselves, with one of torch's threads; a GPU needs only one."""
     threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1:
-        yield map
-        return
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool.map
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
     finally:
         torch.set_num_threads(threads)  # the number for matrix products is the process's, not the thread's

@@ -15,17 +15,10 @@ from .geodesy import EARTH_RADIUS_KM
 Family = Literal["Stable", "Exponential", "Gaussian", "Spherical", "Matern", "Rational"]
 """The families of covariance models, by GSTools' names."""
 FAMILIES: tuple[str, ...] = get_args(Family)
-NO_RISE = (
-    "no curve that rises with distance beats a constant by Schwarz' criterion, so no semivariogram is "
-    "fitted; check coordinates, features and lag width"
-)
 SHAPE_PARAMETERS = {"Stable": "alpha", "Matern": "nu", "Rational": "alpha"}
 """GSTools' name of the shape parameter of the families that have one; called exponent here."""
-SHAPES = {
-    "Stable": (0.3, 0.5, 0.7, 1.0, 1.4, 2.0),
-    "Matern": (0.2, 0.35, 0.5, 1.0, 2.0),
-    "Rational": (0.5, 1.0, 2.0, 5.0),
-}
+SHAPES = {"Stable": (0.3, 0.5, 0.7, 1.0, 1.4, 2.0), "Matern": (0.2, 0.35, 0.5, 1.0, 2.0),
+          "Rational": (0.5, 1.0, 2.0, 5.0)}  # fmt: skip
 """Exponents that a search begins with; it stays between the first and the last."""
 LEAST_R2 = 0.5
 """An unweighted fit that explains less of the lag means' variance follows lags of a handful of pairs."""
@@ -55,23 +48,19 @@ def evaluate(model: gstools.CovModel, distance_rad: np.ndarray) -> np.ndarray:
     return model.vario_yadrenko(distance) if model.latlon else model.variogram(distance)
 
 
-def by_gstools(
-    lags: Lags, family: str, metric: str, weights: str, start: gstools.CovModel | None, least_r2: float | None
-) -> gstools.CovModel | None:
+def by_gstools(lags: Lags, family: str, metric: str, weights: str) -> gstools.CovModel | None:
     """The model that GSTools' own search finds; None where it fails, or the model does not rise, or explains
-    less than ``least_r2`` of unweighted lags."""
-    lag, gamma, pairs = lags
-    model = covariance_model(family, metric) if start is None else start
-    options = {"loss": "linear", "init_guess": "default" if start is None else "current"}
-    root = None if weights == "none" else np.sqrt(pairs)
+    less than ``LEAST_R2`` of unweighted lags."""
+    model, root = covariance_model(family, metric), np.sqrt(lags.pairs) if weights == "pairs" else None
     try:
-        model.fit_variogram(lag, gamma, nugget=True, weights=root, **options)
+        model.fit_variogram(lags.lag, lags.gamma, nugget=True, weights=root, loss="linear")
     except (RuntimeError, ValueError):
         return None
-    if weights == "none" and least_r2 is not None and r2(lags, model) < least_r2:
-        return None
-    counted = lags._replace(pairs=np.ones(len(lag))) if weights == "none" else lags
-    return model if _rises(counted, model) else None
+    if weights == "none":
+        if r2(lags, model) < LEAST_R2:
+            return None
+        lags = lags._replace(pairs=np.ones(len(lags.lag)))
+    return model if _rises(lags, model) else None
 
 
 def r2(lags: Lags, model: gstools.CovModel) -> float:
@@ -83,30 +72,32 @@ def r2(lags: Lags, model: gstools.CovModel) -> float:
 def by_search(lags: Lags, family: str, metric: str) -> tuple[str, gstools.CovModel]:
     """Family and model of least squares, lags weighted by their pairs, over shapes and length scales.
 
-    For a given shape and length scale the curve is linear in nugget and partial sill, which are solved for
-    within their bounds (variable projection, Golub and Pereyra 1973). Where an exponent does not beat the
-    exponential family by Schwarz' criterion, that family takes its place.
-
-    Raises:
-        NoRise: no rising curve beats a constant.
+    The exponential family takes the place of an exponent that does not beat it by Schwarz' criterion. Raises
+    :class:`NoRise` where no rising curve beats a constant.
     """
     lag, gamma, pairs = lags
-    simple, best = None, _least_squares(lags, family, metric, SHAPES.get(family, (None,)))
+    best = _least_squares(lags, family, metric, SHAPES.get(family, (None,)))
     if family in {"Stable", "Matern"}:
         simple = _least_squares(lags, "Exponential", metric, (None,))
-    told = math.log(len(lag)) / len(lag)
-    if simple is not None and math.log(max(simple[0], 1e-300) / max(best[0], 1e-300)) < told:
-        family, best = "Exponential", simple
-    if not _rises(lags, best[1]):
-        near = np.arange(len(lag)) < max(1, len(lag) // 10)
-        here, beyond = (np.average(gamma[some], weights=pairs[some]) for some in (near, ~near))
-        limit_km = lag[near][-1] * EARTH_RADIUS_KM
-        raise NoRise(f"{NO_RISE} (dissimilarity {here:.3f} below {limit_km:,.0f} km, {beyond:.3f} beyond)")
-    return family, best[1]
+        told = math.log(len(lag)) / len(lag)
+        if math.log(max(simple[0], 1e-300) / max(best[0], 1e-300)) < told:
+            family, best = "Exponential", simple
+    if _rises(lags, best[1]):
+        return family, best[1]
+    near = np.arange(len(lag)) < max(1, len(lag) // 10)
+    here, beyond = (np.average(gamma[some], weights=pairs[some]) for some in (near, ~near))
+    limit_km = lag[near][-1] * EARTH_RADIUS_KM
+    said = "no curve that rises with distance beats a constant by Schwarz' criterion"
+    seen = f"dissimilarity {here:.3f} below {limit_km:,.0f} km, {beyond:.3f} beyond"
+    raise NoRise(f"{said} ({seen}); check coordinates, features and lag width")
 
 
 def _least_squares(lags: Lags, family: str, metric: str, shapes: tuple) -> tuple[float, gstools.CovModel]:
-    """Weighted sum of squares and model, the least over a grid that is then refined."""
+    """Weighted sum of squares and model, the least over a grid that is then refined.
+
+    For a given shape and length scale the curve is linear in nugget and partial sill, which are solved for
+    within their bounds (variable projection, Golub and Pereyra 1973).
+    """
     lag, gamma, pairs = lags
     root = np.sqrt(pairs / pairs.sum())
 
@@ -122,12 +113,11 @@ def _least_squares(lags: Lags, family: str, metric: str, shapes: tuple) -> tuple
     ends = math.log(min(shortest, 0.5) / 2.0), math.log(math.pi)
     grid = [(length, shape) for length in np.linspace(*ends, 24) for shape in shapes]
     first = min(grid, key=lambda one: solved(*one)[0])
-    free, bounds = [first[0]], [ends]
-    if first[1] is not None:
-        free, bounds = [*free, first[1]], [*bounds, (min(shapes), max(shapes))]
+    has_shape = first[1] is not None
+    bounds = [ends, (min(shapes), max(shapes))] if has_shape else [ends]
     options = {"maxiter": 200, "xatol": 1e-4, "fatol": 1e-14}
     how = {"method": "Nelder-Mead", "bounds": bounds, "options": options}
-    found = optimize.minimize(lambda values: solved(*values)[0], free, **how)
+    found = optimize.minimize(lambda values: solved(*values)[0], first if has_shape else first[:1], **how)
     squares, parameters = solved(*found.x)
     return squares, covariance_model(family, metric, **parameters)
 

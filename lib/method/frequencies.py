@@ -1,13 +1,10 @@
 """Fourier frequencies of the location encoder, drawn from the fitted semivariogram.
 
 By Bochner's theorem a covariance is a law of frequencies. That of the stable family, C(h) = exp(-(h / l)^a),
-is the isotropic a-stable law:
-
-    B = sqrt(A) G / (2 pi l),   G ~ N(0, 2 I),   A positive and a/2-stable,   so that
-    E cos(2 pi B . x) = exp(-(|x| / l)^a)
-
-Exponential and Gaussian are a = 1 and 2. Draws beyond the Nyquist frequency of the training places are drawn
-again: places tell nothing about them. Source: Rahimi and Recht 2007; Kanter 1975.
+is the isotropic a-stable law: B = sqrt(A) G / (2 pi l) with G ~ N(0, 2 I) and A positive and a/2-stable, so
+that E cos(2 pi B . x) = exp(-(|x| / l)^a). Exponential and Gaussian are a = 1 and 2. Draws beyond the Nyquist
+frequency of the training places, which tell nothing about them, are drawn again. Source: Rahimi and Recht
+2007; Kanter 1975.
 """
 
 from __future__ import annotations
@@ -20,12 +17,11 @@ import torch
 from scipy.spatial import KDTree
 
 from .errors import BundleError
-from .geodesy import unit_vectors
+from .geodesy import chord_to_rad, unit_vectors
 from .semivariogram import FittedSemivariogram
 
 UNITS_PER_RAD = 66.50336 / 180.0
 """Length of a radian in GeoCLIP's projection (Equal Earth, scaled), as the mean over the sphere's area."""
-EXPONENTS = {"Exponential": 1.0, "Gaussian": 2.0}
 
 
 def from_curve(
@@ -36,15 +32,13 @@ def from_curve(
     In cycles per unit of GeoCLIP's projection.
 
     Raises:
-        BundleError: the curve is of a family whose law is not known here, or nearly all of it lies beyond
-            ``most``.
+        BundleError: the law of the curve's family is not known here, or nearly all of it is beyond ``most``.
     """
-    if curve.metric != "planar" or curve.family not in {"Stable", *EXPONENTS}:
-        raise BundleError(
-            f"training.frequencies=curve needs a planar Stable, Exponential or Gaussian curve, not "
-            f"{curve.metric} {curve.family}; set semivariogram.family or training.frequencies=geoclip"
-        )
-    exponent = curve.exponent if curve.family == "Stable" else EXPONENTS[curve.family]
+    exponent = {"Stable": curve.exponent, "Exponential": 1.0, "Gaussian": 2.0}.get(curve.family)
+    if curve.metric != "planar" or exponent is None:
+        said = f"a planar Stable, Exponential or Gaussian curve, not {curve.metric} {curve.family}"
+        mend = "set semivariogram.family or training.frequencies=geoclip"
+        raise BundleError(f"training.frequencies=curve needs {said}; {mend}")
     length = curve.model().len_rescaled * UNITS_PER_RAD
     found = torch.empty(0, 2, dtype=torch.float64)
     for _ in range(1_000):
@@ -54,10 +48,8 @@ def from_curve(
         found = torch.cat((found, drawn[drawn.norm(dim=1) <= most]))
         if len(found) >= count:
             return found[:count][found[:count].norm(dim=1).argsort()].float()
-    raise BundleError(
-        f"the curve's frequencies lie beyond {most:.3g}, the highest that the training places can tell; "
-        "set training.frequencies=geoclip"
-    )
+    said = f"beyond {most:.3g}, the highest that the training places can tell"
+    raise BundleError(f"the curve's frequencies lie {said}; set training.frequencies=geoclip")
 
 
 def positive_stable(b: float, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -77,7 +69,7 @@ def nyquist(places_deg: np.ndarray) -> float:
     """
     points = unit_vectors(np.asarray(places_deg, dtype=np.float64))
     chord = KDTree(points).query(points, k=[2])[0]
-    spacing_rad = 2.0 * float((2.0 * np.arcsin(np.minimum(chord / 2.0, 1.0))).mean())
+    spacing_rad = 2.0 * float(chord_to_rad(chord**2).mean())
     return 1.0 / (2.0 * max(spacing_rad, 1e-9) * UNITS_PER_RAD)
 
 
@@ -86,13 +78,13 @@ def hand_set(sigmas: Sequence[float], count: int, generator: torch.Generator) ->
     return torch.cat([sigma * torch.randn(count, 2, generator=generator) for sigma in sigmas])
 
 
+def of_capsules(encoder: torch.nn.Module) -> list[torch.Tensor]:
+    """The frequencies of each capsule of a location encoder, [256, 2] each in GeoCLIP's own."""
+    return [getattr(encoder, f"LocEnc{number}").capsule[0].b for number in range(encoder.n)]
+
+
 @torch.no_grad()
 def set_in(encoder: torch.nn.Module, frequencies: torch.Tensor) -> None:
     """Give the capsules of geoclip's location ``encoder`` these ``frequencies`` [F, 2], in order."""
     for own, part in zip(of_capsules(encoder), frequencies.chunk(encoder.n), strict=True):
         own.copy_(part)
-
-
-def of_capsules(encoder: torch.nn.Module) -> list[torch.Tensor]:
-    """The frequencies of each capsule of a location encoder, [256, 2] each in GeoCLIP's own."""
-    return [getattr(encoder, f"LocEnc{number}").capsule[0].b for number in range(encoder.n)]

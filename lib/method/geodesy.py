@@ -16,7 +16,6 @@ from .errors import BundleError
 
 EARTH_RADIUS_KM = 6371.0088
 """Mean radius R1 of the WGS84 ellipsoid, in kilometres (Moritz, 2000)."""
-
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 
@@ -31,10 +30,8 @@ def km_to_rad(length_km: Array | float) -> Array | float:
 
 
 def unit_vectors(coordinates_deg: Array) -> Array:
-    """Points of the unit sphere, float64 [..., 3], of ``coordinates_deg`` [..., 2] (latitude, longitude).
-
-    float64 whatever the input: in float32 the cosine of a kilometre is 1.
-    """
+    """Points of the unit sphere [..., 3] of ``coordinates_deg`` [..., 2], always float64: in float32 the
+    cosine of a kilometre is 1."""
     if isinstance(coordinates_deg, torch.Tensor):
         xp, angles = torch, torch.deg2rad(coordinates_deg.to(torch.float64))
     else:
@@ -51,56 +48,38 @@ def chord_to_rad(squared_chord: Array) -> Array:
 
 
 def check_degrees(coordinates_deg: np.ndarray) -> None:
-    """Check that coordinates are degrees.
+    """Refuse coordinates [N, 2] that are out of range, not finite, or all radians: a :class:`BundleError`.
 
-    Args:
-        coordinates_deg: [N, 2] latitude and longitude.
-
-    Raises:
-        BundleError: a row is out of range or not finite, or all rows are radians: there is no land so near
-            to 0, 0. (A toy world may lie within a degree.)
+    There is no land so near to 0, 0 as radians would say. A toy world may lie within a degree of it.
     """
     places = np.asarray(coordinates_deg, dtype=np.float64)
     if (wrong := ~(np.abs(places) <= [90.0, 360.0]).all(-1)).any():
         row = int(wrong.argmax())
         found = ", ".join(f"{value:g}" for value in places[row])
-        raise BundleError(
-            f"coordinates, row {row} from 0: {found} is no latitude and longitude in degrees, in this order"
-        )
+        said = f"{found} is no latitude and longitude in degrees, in this order"
+        raise BundleError(f"coordinates, row {row} from 0: {said}")
     if (np.abs(places) > 1.0).any() and (np.abs(places) <= [math.pi / 2.0, math.pi]).all():
-        raise BundleError(
-            "all coordinates lie in the sea around 0, 0: they are radians, not degrees; use rad2deg"
-        )
+        said = "they are radians, not degrees; use rad2deg"
+        raise BundleError(f"all coordinates lie in the sea around 0, 0: {said}")
 
 
 def check_precision(coordinates_deg: Array) -> None:
-    """Check that coordinates are not in half precision, which moves places by kilometres.
-
-    Raises:
-        BundleError: they are float16 (up to 7 km off) or bfloat16 (up to 56 km), or shorter.
-    """
+    """Refuse coordinates in float16 (up to 7 km off), bfloat16 (56 km) or shorter: a :class:`BundleError`."""
     dtype = coordinates_deg.dtype
     if "float" in str(dtype) and dtype.itemsize < 4:
-        raise BundleError(
-            f"coordinates in {dtype} are off by up to {'56' if 'bf' in str(dtype) else '7'} km: give float32 "
-            "or float64, also under mixed precision"
-        )
+        said = f"coordinates in {dtype} are off by up to {'56' if 'bf' in str(dtype) else '7'} km"
+        raise BundleError(f"{said}: give float32 or float64, also under mixed precision")
 
 
 def pairwise_distance_rad(a_deg: Array, b_deg: Array) -> Array:
-    """Great-circle distances in radians, float64 [N, M], between ``a_deg`` [N, 2] and ``b_deg`` [M, 2].
-
-    Through the chord, sqrt(2 - 2 cos h), whose rounding error in float64 is below 1e-7 rad (0.7 m)
-    everywhere.
-    """
+    """Great-circle distances, radians, float64 [N, M], of ``a_deg`` [N, 2] and ``b_deg`` [M, 2], to 1e-7."""
     return chord_to_rad(2.0 - 2.0 * unit_vectors(a_deg) @ unit_vectors(b_deg).T)
 
 
 def distance_km(a_deg: np.ndarray, b_deg: np.ndarray) -> np.ndarray:
     """Great-circle distances, km, float64 [...], between ``a_deg`` [..., 2] and ``b_deg`` [..., 2], paired.
 
-    Haversine formula; agrees with ``pyproj.Geod`` on the same sphere to a millimetre, near the antipode to
-    0.3 m.
+    Haversine formula: a millimetre from ``pyproj.Geod`` on the same sphere, 0.3 m near the antipode.
     """
     lat_a, lon_a = np.moveaxis(np.deg2rad(np.asarray(a_deg, dtype=np.float64)), -1, 0)
     lat_b, lon_b = np.moveaxis(np.deg2rad(np.asarray(b_deg, dtype=np.float64)), -1, 0)

@@ -2,8 +2,7 @@
 
     L_i = -log( e^{z_ii} / (e^{z_ii} + sum_{j != i} w_ij e^{s_ij z_ij}) ),   averaged over the batch
 
-With all weights 1 this is InfoNCE, GeoCLIP's loss. Gradient flows through the logits z only. Source:
-docs/strategies.md.
+With all weights 1 this is InfoNCE, GeoCLIP's loss. Gradient flows through the logits z only.
 """
 
 from __future__ import annotations
@@ -27,34 +26,29 @@ class SemivariogramLoss(nn.Module):
     Args:
         curve: from :func:`lib.method.semivariogram.fit_semivariogram`; None for a strategy that reads none.
         strategy: a name or a strategy of :mod:`lib.method.negatives`.
-        parameters: those that the strategy reads, such as ``beta=8.0``; else the defaults of
-            :class:`~lib.method.negatives.Pairs`.
+        parameters: those that the strategy reads, such as ``beta=8.0``; defaults as in ``negatives.Pairs``.
 
     Raises:
         BundleError: the strategy is unknown, needs a curve, or does not read one of ``parameters``.
 
-    The curve is held as buffers, so ``.to(device)`` moves it. A call makes a few float32 matrices [B, M] and
-    one of float64.
+    ``.to(device)`` moves the curve. A call makes a few float32 matrices [B, M] and one of float64.
     """
 
     def __init__(
-        self,
-        curve: FittedSemivariogram | None,
-        strategy: str | Strategy = "semivariance_margin",
+        self, curve: FittedSemivariogram | None, strategy: str | Strategy = "semivariance_margin",
         **parameters: float | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.strategy = get(strategy)
-        name, read = self.strategy.name, self.strategy.parameters
-        if unread := sorted(set(parameters) - set(read)):
-            reads = ", ".join(read) or "none"
-            raise BundleError(f"strategy {name!r} does not read {', '.join(unread)}; it reads {reads}")
+        said, read = f"strategy {self.strategy.name!r}", ", ".join(self.strategy.parameters) or "none"
+        if unread := sorted(set(parameters) - set(self.strategy.parameters)):
+            raise BundleError(f"{said} does not read {', '.join(unread)}; it reads {read}")
         for key, value in parameters.items():
             if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
                 raise BundleError(f"{key}={value!r} is no number")
         if self.strategy.needs_curve and not isinstance(curve, FittedSemivariogram):
-            needed = "a fitted semivariogram" + ("" if curve is None else f", not a {type(curve).__name__}")
-            raise BundleError(f"strategy {name!r} needs {needed}; call fit_semivariogram first")
+            other = "" if curve is None else f", not a {type(curve).__name__}"
+            raise BundleError(f"{said} needs a fitted semivariogram{other}; call fit_semivariogram first")
         self.settings = parameters
         self.curve = Curve(curve) if self.strategy.needs_curve else None
 
@@ -67,16 +61,16 @@ class SemivariogramLoss(nn.Module):
             features: [M, D] frozen features of the photos taken there, of the same kind as the curve's.
 
         Raises:
-            BundleError: the shapes do not fit, or coordinates are in half precision; on the processor also:
-                a coordinate is none in degrees, or a photo's own place is no candidate.
+            BundleError: shapes do not fit, or coordinates are in half precision; on the processor also: they
+                are not in degrees, or a photo's own place is no candidate.
         """
         unit = F.normalize(features.detach().float(), dim=-1)
         weights = self.reweighting(logits, coordinates_deg, unit)
         if coordinates_deg.device.type == "cpu":  # a check on a GPU would wait for it
             check_degrees(coordinates_deg.detach().double().numpy())
             if len(lost := logits.detach().diagonal().isneginf().nonzero()):
-                said = "the photo's own place is no candidate (-inf)"
-                raise BundleError(f"logits, row {int(lost[0])} from 0: {said}")
+                row = f"logits, row {int(lost[0])} from 0"
+                raise BundleError(f"{row}: the photo's own place is no candidate (-inf)")
         return contrastive_loss(logits, weights)
 
     @torch.no_grad()
@@ -97,12 +91,10 @@ class SemivariogramLoss(nn.Module):
 
 
 def contrastive_loss(logits: Tensor, reweighting: Reweighting) -> Tensor:
-    """Mean of L_i over the batch, a scalar, in float32 or better; with no weights exactly InfoNCE.
+    """Mean of L_i over logits z [B, M], a scalar, in float32 or better; with no weights exactly InfoNCE.
 
-    Args:
-        logits: z [B, M], photo i's own place in column i; -inf where a place is no candidate.
-        reweighting: taken without gradient. Of positives only their share in ``targets`` counts. A photo
-            whose targets are no candidates has loss 0.
+    ``reweighting`` is taken without gradient; of positives only their share in ``targets`` counts. A photo
+    whose targets are no candidates has loss 0.
     """
     logits = _at_least_float32(logits)
     for given in (reweighting.factor, reweighting.log_weight, reweighting.targets):

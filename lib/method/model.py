@@ -18,17 +18,11 @@ from .geodesy import check_precision
 
 EMBEDDING = 512
 """Dimension of the space that photos and places share (GeoCLIP)."""
-INITIAL_TEMPERATURE = 0.07
-SCRATCH, PRETRAINED = "scratch", "geoclip"
 
 
 @lru_cache(maxsize=1)
 def geoclip_locations() -> ModuleType:
-    """The module ``location_encoder`` of the package ``geoclip``, alone.
-
-    The package as a whole imports transformers, which takes seconds. So its folder ``model`` is loaded as a
-    package of its own.
-    """
+    """The module ``location_encoder`` of ``geoclip``, alone: the whole package imports transformers."""
     package = ModuleType("geoclip_model")
     places = getattr(find_spec("geoclip"), "submodule_search_locations", ())
     package.__path__ = [f"{place}/model" for place in places]
@@ -38,36 +32,25 @@ def geoclip_locations() -> ModuleType:
         return importlib.import_module("geoclip_model.location_encoder")
 
 
-def fourier_features(places: Tensor, frequencies: Tensor) -> Tensor:
-    """cos and sin of 2 pi B x, [M, 2 F], of projected ``places`` x [M, 2] and ``frequencies`` B [F, 2].
-
-    With plain operations. The package's is TorchScript, which a GPU compiles anew as shapes change.
-    """
-    phase = (2.0 * math.pi * places) @ frequencies.T
-    return torch.cat((phase.cos(), phase.sin()), -1)
-
-
 class GeoCLIP(nn.Module):
-    """Photos and places in one space of unit vectors [*, 512].
+    """Photos and places in one space of unit vectors [*, 512]; the head is D-768-ReLU-512.
 
     Args:
         dimension: D of the frozen features.
-        mean: [D] subtracted from the features before the head (zeros: GeoCLIP's own protocol).
-        scale: divides them after that (1: GeoCLIP's own protocol).
+        mean, scale: the head sees (features - mean [D]) / scale; zeros and 1 are GeoCLIP's own protocol.
         location_weights: ``scratch``, or ``geoclip`` for the package's pretrained location encoder.
 
-    Mean and scale are affine, so an export can fold them into the head's first layer.
-    Source: GeoCLIP paper and package; head D-768-ReLU-512.
+    Source: GeoCLIP paper and package.
     """
 
     def __init__(
-        self, dimension: int, mean: Tensor | None = None, scale: float = 1.0, location_weights: str = SCRATCH
+        self, dimension: int, mean: Tensor | None = None, scale: float = 1, location_weights: str = "scratch"
     ) -> None:
         super().__init__()
         self.image_head = nn.Sequential(nn.Linear(dimension, 768), nn.ReLU(), nn.Linear(768, EMBEDDING))
-        is_pretrained = location_weights == PRETRAINED
+        is_pretrained = location_weights == "geoclip"
         self.location_encoder = geoclip_locations().LocationEncoder(from_pretrained=is_pretrained)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1.0 / INITIAL_TEMPERATURE)))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1.0 / 0.07)))
         self.register_buffer("feature_mean", torch.zeros(dimension) if mean is None else mean.clone())
         self.register_buffer("feature_scale", torch.tensor(float(scale)))
 
@@ -77,20 +60,19 @@ class GeoCLIP(nn.Module):
         return F.normalize(self.image_head(scaled).float(), dim=1)
 
     def embed_places(self, coordinates_deg: Tensor) -> Tensor:
-        """Unit embeddings [M, 512] of latitude and longitude in degrees [M, 2], of 32 or 64 bits.
+        """Unit embeddings [M, 512] of latitude and longitude [M, 2], degrees; half precision is refused.
 
         The Fourier features are made in float32 under autocast too. bfloat16 would lose their phases,
         hundreds of radians at sigma = 2^8, and with them everything below some 50 km.
-
-        Raises:
-            BundleError: the coordinates are in half precision.
         """
         check_precision(coordinates_deg)
         encoder = self.location_encoder
-        projected = geoclip_locations().equal_earth_projection(coordinates_deg.float())
         capsules = [getattr(encoder, f"LocEnc{number}") for number in range(encoder.n)]
+        projected = geoclip_locations().equal_earth_projection(coordinates_deg.float())
         with torch.autocast(projected.device.type, enabled=False):
-            encoded = [fourier_features(projected, capsule.capsule[0].b) for capsule in capsules]
+            # the package's own features are TorchScript, which a GPU compiles anew as shapes change
+            phases = [(2.0 * math.pi * projected) @ capsule.capsule[0].b.T for capsule in capsules]
+            encoded = [torch.cat((phase.cos(), phase.sin()), -1) for phase in phases]
         parts = [capsule.head(capsule.capsule[1:](x)) for capsule, x in zip(capsules, encoded, strict=True)]
         return F.normalize(sum(part.float() for part in parts), dim=1)
 

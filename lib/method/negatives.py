@@ -1,13 +1,9 @@
 """Strategies: how each negative of a batch is reweighted. One pure function each, headed by its equation.
 
 Photo i of a batch stands against places j: its own (the positive, j = i) and all others (the negatives). A
-strategy sees the logits z_ij, dissimilarities d_ij, distances h_ij and the fitted curve gamma
-(:class:`Pairs`). It answers with a log-weight that is added to the negative logits, a factor on them, or
-targets (:class:`Reweighting`); :mod:`.loss` applies the answer.
-
-d is a dissimilarity (0: the same look). The residual r_ij = gamma(h_ij) - d_ij is positive where two photos
-look MORE alike than their distance leads one to expect. A kind is ``family`` (of the semivariogram), ``peer``
-(weights without it) or ``control`` (leaves out a part of what the curve says). Sources: docs/strategies.md.
+strategy sees logits z_ij, dissimilarities d_ij (0: the same look), distances h_ij and the fitted curve gamma.
+The residual r_ij = gamma(h_ij) - d_ij is positive where two photos look MORE alike than their distance leads
+one to expect. Sources: docs/strategies.md.
 """
 
 from __future__ import annotations
@@ -16,7 +12,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import pandas as pd
 import torch
@@ -34,8 +29,7 @@ class Pairs:
     Attributes:
         logits: z [B, M], detached.
         unit: u [M, D] unit features of the photos taken at the places.
-        place_deg: [M, 2] latitude and longitude, degrees.
-        curve: the fitted semivariogram.
+        place_deg, curve: [M, 2] latitude and longitude, degrees; the fitted semivariogram.
         alpha, beta: damping of near look-alikes; emphasis on far ones, or height of a margin.
         range_km: where far begins; None: the curve's range.
         softness_km, sharpness, concentration: see the strategies that read them.
@@ -106,10 +100,8 @@ class Pairs:
 class Reweighting:
     """What a strategy does to the negatives, each [B, M] or None for nothing; the loss leaves positives out.
 
-    Attributes:
-        log_weight: log w_ij, added to z_ij.
-        factor: s_ij, multiplies z_ij.
-        targets: shares >= 0 of the places in photo i's target, of any sum; None: its own place alone.
+    ``log_weight`` log w_ij is added to z_ij, ``factor`` s_ij multiplies it; ``targets`` are shares >= 0
+    of the places in photo i's target, of any sum (None: its own place alone).
     """
 
     log_weight: Tensor | None = None
@@ -123,7 +115,10 @@ class Reweighting:
 
 @dataclass(frozen=True)
 class Strategy:
-    """A registered strategy; ``parameters`` are the settings that it reads, of ``PARAMETERS``."""
+    """A registered strategy; ``parameters`` are the settings that it reads, of ``PARAMETERS``.
+
+    Its kind is ``family`` (of the semivariogram), ``peer`` (weights without it) or ``control``.
+    """
 
     name: str
     description: str
@@ -138,11 +133,7 @@ PARAMETERS = ("alpha", "beta", "range_km", "softness_km", "sharpness", "concentr
 
 
 def strategy(
-    name: str,
-    description: str,
-    *parameters: str,
-    needs_curve: bool = True,
-    kind: Literal["family", "peer", "control"] = "family",
+    name: str, description: str, *parameters: str, needs_curve: bool = True, kind: str = "family"
 ) -> Callable:
     """Decorator: register a function of :class:`Pairs` that reads the settings ``parameters``.
 
@@ -150,9 +141,8 @@ def strategy(
         BundleError: there is no such setting, or another module has registered ``name``.
     """
     if unknown := sorted(set(parameters) - set(PARAMETERS)):
-        raise BundleError(
-            f"strategy {name!r}: no setting {', '.join(unknown)}; there are {', '.join(PARAMETERS)}"
-        )
+        said = f"no setting {', '.join(unknown)}; there are {', '.join(PARAMETERS)}"
+        raise BundleError(f"strategy {name!r}: {said}")
 
     def register(reweight: Callable[[Pairs], Reweighting]) -> Callable[[Pairs], Reweighting]:
         if name in REGISTRY and REGISTRY[name].reweight.__module__ != reweight.__module__:
@@ -164,11 +154,7 @@ def strategy(
 
 
 def get(name: str | Strategy) -> Strategy:
-    """The strategy registered under ``name``; a strategy as it is.
-
-    Raises:
-        BundleError: there is none; the message lists those that there are.
-    """
+    """The strategy registered under ``name``, or a strategy as it is; an unknown one is a BundleError."""
     found = name if isinstance(name, Strategy) else REGISTRY.get(name)
     if found is None:
         raise BundleError(f"strategy {name!r} is unknown; registered: {', '.join(REGISTRY)}")
@@ -177,8 +163,7 @@ def get(name: str | Strategy) -> Strategy:
 
 def table() -> pd.DataFrame:
     """Registered strategies: name, kind, description, whether the curve is needed, the settings read."""
-    columns = ["strategy", "kind", "description", "needs_curve", "reads"]
-    of = REGISTRY.values()
+    columns, of = ["strategy", "kind", "description", "needs_curve", "reads"], REGISTRY.values()
     rows = [(one.name, one.kind, one.description, one.needs_curve, ", ".join(one.parameters)) for one in of]
     return pd.DataFrame(rows, columns=columns).set_index("strategy")
 
@@ -191,11 +176,9 @@ def infonce(pairs: Pairs) -> Reweighting:
 
 @strategy("thesis", "author code: factor on near negative logits", "range_km")
 def thesis(pairs: Pairs) -> Reweighting:
-    """s_ij = exp(max(0, d_ij - gamma(h_ij))) for h_ij <= rho, else 1; multiplies the LOGIT.
+    """s_ij = exp(max(0, d_ij - gamma(h_ij))) for h_ij <= rho, else 1. Source: author code, get_penalty5.
 
-    A factor above 1 makes a positive logit harder and a negative one easier: where logits are positive it
-    presses on near pairs that look different. It leaves near look-alikes alone. Source: author code,
-    get_penalty5.
+    It multiplies the LOGIT: where logits are positive it presses on near pairs that look different.
     """
     return Reweighting(factor=torch.where(pairs.near, (-pairs.residual).clamp(min=0.0).exp(), 1.0))
 
@@ -237,8 +220,8 @@ def decayed(pairs: Pairs) -> Reweighting:
 def semivariance_margin(pairs: Pairs) -> Reweighting:
     """log w_ij = beta (1 - C(h_ij)) = beta (gamma(h_ij) - nugget) / partial sill.
 
-    A softmax-margin (Gimpel and Smith 2010) whose cost is the normalised semivariance: the more different a
-    wrong place is expected to look, the more it must lose by. The photos themselves are not looked at. Ours.
+    A softmax-margin (Gimpel and Smith 2010): the more different a wrong place is expected to look, the more
+    it must lose by. The photos themselves are not looked at. Ours.
     """
     return Reweighting(log_weight=pairs.beta * (1.0 - pairs.correlation))
 
@@ -254,8 +237,7 @@ def soft_targets(pairs: Pairs) -> Reweighting:
 def distance_soft(pairs: Pairs) -> Reweighting:
     """Target share of place j: exp(-h_ij in km / softness_km), 1 for photo i's own place.
 
-    Source: targets softened by geodesic distance, as in spatially weighted CLIP (arXiv 2604.04357); the form
-    is ours.
+    Source: as in spatially weighted CLIP (arXiv 2604.04357); the form is ours.
     """
     shares = torch.exp(-pairs.distance_rad * (EARTH_RADIUS_KM / pairs.softness_km))
     return Reweighting(targets=shares.masked_fill(pairs.positive, 1.0))
@@ -286,10 +268,8 @@ def constant_offset(pairs: Pairs) -> Reweighting:
     return Reweighting(log_weight=torch.full_like(pairs.logits, pairs.beta))
 
 
-@strategy(
-    "distance_margin", "margin by a kernel of distance set by hand", "beta", "softness_km",
-    needs_curve=False, kind="control",
-)  # fmt: skip
+@strategy("distance_margin", "margin by a kernel of distance set by hand", "beta", "softness_km",
+          needs_curve=False, kind="control")  # fmt: skip
 def distance_margin(pairs: Pairs) -> Reweighting:
     """log w_ij = beta (1 - exp(-h_ij in km / softness_km)). Control: no looks were fitted."""
     kernel = torch.exp(-pairs.distance_rad * (EARTH_RADIUS_KM / pairs.softness_km))
@@ -300,10 +280,7 @@ def distance_margin(pairs: Pairs) -> Reweighting:
 def shuffled(pairs: Pairs) -> Reweighting:
     """log w_ij = that of ``semivariance_margin`` for i and pi(j), pi one permutation of the training photos.
 
-    Control: the same weights on the wrong places. pi is the same in every step.
-
-    Raises:
-        BundleError: outside a training, which alone knows pi.
+    Control: the same weights on the wrong places. Outside a training, which knows pi, a BundleError.
     """
     if pairs.partner_deg is None:
         raise BundleError("strategy 'shuffled' needs partner_deg, the places of a permutation of the photos")

@@ -3,18 +3,15 @@
     gamma(h) = nugget + partial_sill (1 - k(h / length_scale)),  h > 0   (expected dissimilarity)
     C(h) = 1 - (gamma(h) - nugget) / partial_sill                        (correlation)
 
-k is the correlation function of a GSTools family, scaled as GSTools does. For the stable family, the
-default and that of the author code (the first author's thesis repository), k(x) = exp(-x^exponent). On
-``sphere`` the chord 2 sin(h / 2) takes the place of h. At h = 0 both are limits from above: gamma is the
-nugget and C is 1, since two photos of one place are not one photo. Source: Matheron 1962; GSTools; the
-author code.
+k is the correlation function of a GSTools family. For the stable family, the default and that of the author
+code (the first author's thesis repository), k(x) = exp(-x^exponent). On ``sphere`` the chord 2 sin(h / 2)
+takes the place of h. Source: Matheron 1962; GSTools; the author code.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,14 +24,7 @@ from . import fitting
 from .empirical import EmpiricalSemivariogram, draw_photos, exact
 from .errors import BundleError
 from .fitting import FAMILIES, SHAPE_PARAMETERS
-from .geodesy import EARTH_RADIUS_KM, check_precision
-
-SLOPE_LIMIT_PER_RAD = 1e-2
-"""The range is where d gamma / dh falls below this, per radian (author code)."""
-SLOPE_STEP_RAD = 0.01
-"""Step of the author's search for the range, radians."""
-SILL_SHARE = 0.95
-"""The rule ``sill95``: the range is where gamma has gained this share of the partial sill."""
+from .geodesy import EARTH_RADIUS_KM, Array, check_precision
 
 
 @dataclass(frozen=True)
@@ -42,10 +32,8 @@ class FittedSemivariogram:
     """A theoretical semivariogram.
 
     Attributes:
-        family: a GSTools covariance model.
-        metric: planar (h itself) or sphere (GSTools latlon=True: the chord 2 sin(h/2), valid on a sphere).
+        family, metric: a GSTools covariance model of h itself (planar) or the chord (sphere).
         nugget, partial_sill: cosine distance, 0..2.
-        length_scale_rad: radians.
         exponent: shape parameter (Stable, Rational: alpha; Matern: nu); None where the family has none.
         range_rad, range_km: distance beyond which two photos count as far, by ``range_rule``.
         r2: share of the lag means' variance that the model explains.
@@ -75,11 +63,6 @@ class FittedSemivariogram:
         """nugget + partial sill."""
         return self.nugget + self.partial_sill
 
-    @property
-    def length_scale_km(self) -> float:
-        """Length scale in kilometres."""
-        return self.length_scale_rad * EARTH_RADIUS_KM
-
     def model(self) -> gstools.CovModel:
         """The GSTools covariance model with these parameters."""
         shape = {SHAPE_PARAMETERS[self.family]: self.exponent} if self.family in SHAPE_PARAMETERS else {}
@@ -100,32 +83,23 @@ class FittedSemivariogram:
 
     @classmethod
     def load(cls, path: Path | str) -> FittedSemivariogram:
-        """The curve that :meth:`save` wrote to ``path``.
-
-        Raises:
-            BundleError: the file is none, or its numbers cannot be a curve's.
-        """
+        """The curve that :meth:`save` wrote to ``path``; a file that holds none is a :class:`BundleError`."""
         try:
             fitted = cls(**json.loads(Path(path).read_text(encoding="utf-8")))
             scales = (fitted.partial_sill, fitted.length_scale_rad)
             numbers = (fitted.nugget, *scales, fitted.range_rad, fitted.exponent or 0.0)
             if not (all(map(math.isfinite, numbers)) and fitted.nugget >= 0 and min(scales) > 0):
-                names = "nugget, partial sill, length scale, range, exponent"
-                raise ValueError(f"no curve has {names} {numbers}")
+                raise ValueError(f"no curve has nugget, partial sill, length, range, exponent {numbers}")
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            said = " ".join(str(error).split())[:300]
-            raise BundleError(f"{path}: not a saved semivariogram ({said}); run notebook 01") from error
+            said = f"not a saved semivariogram ({' '.join(str(error).split())[:300]})"
+            raise BundleError(f"{path}: {said}; delete it, and a run makes it anew") from error
         return fitted
 
 
 def fit_semivariogram(
-    features: np.ndarray | torch.Tensor,
-    coordinates_deg: np.ndarray | torch.Tensor,
-    lag_width_rad: float = 0.001,
-    *,
-    max_photos: int = 20_000,
+    features: Array, coordinates_deg: Array, lag_width_rad: float = 0.001, *, max_photos: int = 20_000,
     **options: str | float,
-) -> FittedSemivariogram:
+) -> FittedSemivariogram:  # fmt: skip
     """The semivariogram of photos: cosine distance of features against great-circle distance of places.
 
     Args:
@@ -136,20 +110,18 @@ def fit_semivariogram(
         options: of :func:`fit`, such as ``family="Exponential"``.
 
     Raises:
-        BundleError: too few photos, a number that is not finite, coordinates in half precision, or no rising
-            curve beats a constant.
+        BundleError: wrong shapes or options, coordinates in half precision, or see ``exact`` and ``fit``.
     """
     given = (features, coordinates_deg)
     features, coordinates = (one if isinstance(one, torch.Tensor) else np.asarray(one) for one in given)
-    count = len(features)
-    if tuple(coordinates.shape) != (count, 2) or features.ndim != 2:
+    if tuple(coordinates.shape) != (len(features), 2) or features.ndim != 2:
         shapes = f"{list(features.shape)} and {list(coordinates.shape)}"
         raise BundleError(f"features must be [N, D] and coordinates [N, 2]; they are {shapes}")
     check_precision(coordinates)
-    if unknown := sorted(set(options) - {*CHOICES, "max_lag_rad", "start", "fallback"}):
+    if unknown := sorted(set(options) - {*CHOICES, "max_lag_rad"}):
         known = ", ".join(CHOICES)
         raise BundleError(f"fit_semivariogram has no option {', '.join(unknown)}; it has {known}")
-    chosen = draw_photos(count, max_photos)
+    chosen = draw_photos(len(features), max_photos)
     some, places = (torch.as_tensor(one[chosen]).detach().cpu() for one in (features, coordinates))
     unit, places = F.normalize(some.float(), dim=1), places.double().numpy()
     empirical = exact(lambda rows: unit[torch.from_numpy(rows)], places, lag_width_rad)
@@ -157,17 +129,9 @@ def fit_semivariogram(
 
 
 def fit(
-    empirical: EmpiricalSemivariogram,
-    *,
-    family: str = "Stable",
-    metric: str = "planar",
-    weights: str = "none",
-    range_rule: str = "slope",
-    max_lag_rad: float = math.pi,
-    start: FittedSemivariogram | None = None,
-    fallback: bool = True,
-    **about: str | bool | int,
-) -> FittedSemivariogram:
+    empirical: EmpiricalSemivariogram, *, family: str = "Stable", metric: str = "planar",
+    weights: str = "none", range_rule: str = "slope", max_lag_rad: float = math.pi, **about: str | bool | int,
+) -> FittedSemivariogram:  # fmt: skip
     """Least-squares fit of a GSTools model with nugget to the lag means.
 
     Where GSTools' own search fails, or its curve explains less than half, a search over shapes and length
@@ -176,67 +140,44 @@ def fit(
     Args:
         weights: ``none`` (author code) or ``pairs`` (each lag counts by its number of pairs).
         max_lag_rad: longer lags are left out.
-        start: a curve of the same family and metric from which to search; None: GSTools' own guess.
-        fallback: False: a failure of GSTools' search is an error, so that families compare as they are.
         about: backbone, centred, photos: kept with the curve.
 
     Raises:
         BundleError: fewer than 5 lags; as NoRise: no rising curve beats a constant.
 
-    Source: author code, ``Stable(dim=2)`` on radians, unweighted, with GSTools' robust loss; plain squares
-    and the rest are ours.
+    Source: author code, ``Stable(dim=2)`` on radians, unweighted; plain squares and the rest are ours.
     """
     for name, value in zip(CHOICES, (family, metric, weights, range_rule), strict=True):
         if value not in CHOICES[name]:
             raise BundleError(f"{name}={value!r} is unknown; take one of {', '.join(CHOICES[name])}")
-    lags = _lags(empirical, max_lag_rad)
-    least_r2 = fitting.LEAST_R2 if fallback else None
-    model = fitting.by_gstools(lags, family, metric, weights, start and start.model(), least_r2)
-    if model is None and not fallback:
-        raise fitting.NoRise(fitting.NO_RISE)
-    if model is None:
-        weights, (family, model) = "pairs", fitting.by_search(lags, family, metric)
-    range_rad = RANGE_RULES[range_rule](model)
-    return FittedSemivariogram(
-        family=family,
-        metric=metric,
-        nugget=float(model.nugget),
-        partial_sill=float(model.var),
-        length_scale_rad=float(model.len_scale),
-        exponent=float(getattr(model, SHAPE_PARAMETERS[family])) if family in SHAPE_PARAMETERS else None,
-        range_rad=range_rad,
-        range_km=float(range_rad * EARTH_RADIUS_KM),
-        range_rule=range_rule,
-        weights=weights,
-        r2=fitting.r2(lags, model),
-        pairs=int(empirical.pairs.sum()),
-        **about,
-    )
-
-
-def _lags(empirical: EmpiricalSemivariogram, max_lag_rad: float) -> fitting.Lags:
-    """The lags with pairs, 5 or more, up to ``max_lag_rad``."""
     used = (empirical.pairs > 0) & (empirical.lag_rad <= max_lag_rad)
     if (count := int(used.sum())) < 5:
         mend = "narrow" if count >= 0.8 * (used.nonzero()[0].max(initial=0) + 1) else "widen"
         said = f"{mend} lag_width_rad, or take photos at more places"
         raise BundleError(f"{count} lags with pairs are too few; {said}")
-    return fitting.Lags(empirical.lag_rad[used], empirical.gamma[used], empirical.pairs[used])
+    lags = fitting.Lags(empirical.lag_rad[used], empirical.gamma[used], empirical.pairs[used])
+    model = fitting.by_gstools(lags, family, metric, weights)
+    if model is None:
+        weights, (family, model) = "pairs", fitting.by_search(lags, family, metric)
+    exponent = float(getattr(model, SHAPE_PARAMETERS[family])) if family in SHAPE_PARAMETERS else None
+    range_rad = RANGE_RULES[range_rule](model)
+    return FittedSemivariogram(
+        family=family, metric=metric, nugget=float(model.nugget), partial_sill=float(model.var),
+        length_scale_rad=float(model.len_scale), exponent=exponent, range_rad=range_rad,
+        range_km=float(range_rad * EARTH_RADIUS_KM), range_rule=range_rule, weights=weights,
+        r2=fitting.r2(lags, model), pairs=int(empirical.pairs.sum()), **about,
+    )  # fmt: skip
 
 
 def flat(empirical: EmpiricalSemivariogram, **about: str | bool | int) -> FittedSemivariogram:
-    """The curve where no rising one fits: the mean dissimilarity at every distance, but for a hundredth.
-
-    Args:
-        about: as in :func:`fit`.
-    """
-    pairs = int(empirical.pairs.sum())
-    mean, step = float(empirical.gamma_sum.sum() / pairs), 1e-3
-    scale = {"nugget": 0.99 * mean, "partial_sill": 0.01 * mean, "length_scale_rad": step, "exponent": None}
-    shown = {"range_rad": step, "range_km": step * EARTH_RADIUS_KM, "range_rule": "none", "weights": "pairs"}
+    """The curve where no rising one fits: the mean dissimilarity at every distance, but for a hundredth."""
+    pairs, step = int(empirical.pairs.sum()), 1e-3
+    mean = float(empirical.gamma_sum.sum() / pairs)
     return FittedSemivariogram(
-        "Exponential", "planar", **scale, **shown, r2=0.0, pairs=pairs, rises=False, **about
-    )
+        family="Exponential", metric="planar", nugget=0.99 * mean, partial_sill=0.01 * mean,
+        length_scale_rad=step, exponent=None, range_rad=step, range_km=step * EARTH_RADIUS_KM,
+        range_rule="none", weights="pairs", r2=0.0, pairs=pairs, rises=False, **about,
+    )  # fmt: skip
 
 
 def range_by_slope(model: gstools.CovModel) -> float:
@@ -244,34 +185,31 @@ def range_by_slope(model: gstools.CovModel) -> float:
 
     Source: author code. Ours: counted from where the curve is steepest, since a Gaussian starts flat.
     """
-    grid = np.arange(SLOPE_STEP_RAD, math.pi + SLOPE_STEP_RAD, SLOPE_STEP_RAD)
-    slope = np.diff(fitting.evaluate(model, grid)) / SLOPE_STEP_RAD
-    flat = np.flatnonzero((slope < SLOPE_LIMIT_PER_RAD) & (np.arange(len(slope)) >= slope.argmax()))
+    grid = np.arange(0.01, math.pi + 0.01, 0.01)
+    slope = np.diff(fitting.evaluate(model, grid)) / 0.01
+    flat = np.flatnonzero((slope < 1e-2) & (np.arange(len(slope)) >= slope.argmax()))
     return float(grid[flat[0]]) if len(flat) else math.pi
 
 
 def range_by_sill(model: gstools.CovModel) -> float:
     """First h, radians, at which gamma has gained 95 % of the partial sill; pi where there is none."""
     grid = np.arange(1, round(math.pi / 1e-3)) * 1e-3
-    reached = np.flatnonzero(fitting.evaluate(model, grid) >= model.nugget + SILL_SHARE * model.var)
+    reached = np.flatnonzero(fitting.evaluate(model, grid) >= model.nugget + 0.95 * model.var)
     return float(grid[reached[0]]) if len(reached) else math.pi
 
 
-RangeRule = Callable[[gstools.CovModel], float]
-RANGE_RULES: dict[str, RangeRule] = {"slope": range_by_slope, "sill95": range_by_sill}
+RANGE_RULES = {"slope": range_by_slope, "sill95": range_by_sill}
 CHOICES = {
-    "family": FAMILIES,
-    "metric": ("planar", "sphere"),
-    "weights": ("none", "pairs"),
+    "family": FAMILIES, "metric": ("planar", "sphere"), "weights": ("none", "pairs"),
     "range_rule": tuple(RANGE_RULES),
-}
+}  # fmt: skip
 
 
 class Curve(torch.nn.Module):
     """A fitted semivariogram on a tensor's device: gamma(h) by linear interpolation in sqrt(h).
 
-    The model itself fills a table of 16,385 nodes, dense where gamma is steep. From 6 m on the error is below
-    1e-4 of the partial sill, for all but extreme exponents below 1e-5.
+    A table of 16,385 nodes is dense where gamma is steep. From 6 m on the error is below 1e-4 of the partial
+    sill, for all but extreme exponents below 1e-5.
     """
 
     NODES = 16_385
@@ -282,9 +220,8 @@ class Curve(torch.nn.Module):
         self.nugget, self.partial_sill, self.range_rad = fitted.nugget, fitted.partial_sill, fitted.range_rad
         values = fitted.gamma(nodes)
         # not persistent: a checkpoint must not put one curve's table into another's
-        self.register_buffer("values", torch.from_numpy(values).float(), persistent=False)
-        rise = np.diff(values, append=values[-1])
-        self.register_buffer("rise", torch.from_numpy(rise).float(), persistent=False)
+        for name, table in (("values", values), ("rise", np.diff(values, append=values[-1]))):
+            self.register_buffer(name, torch.from_numpy(table).float(), persistent=False)
 
     def gamma(self, distance_rad: torch.Tensor) -> torch.Tensor:
         """gamma(h), float32, of distances 0..pi of any shape."""

@@ -103,7 +103,7 @@ def parameters(fitted: FittedSemivariogram) -> pd.DataFrame:
         ("nugget", fitted.nugget, "cosine distance", "dissimilarity of photos of one place"),
         ("partial sill", fitted.partial_sill, "cosine distance", "what distance adds to it"),
         ("sill", fitted.sill, "cosine distance", "dissimilarity of unrelated photos"),
-        ("length scale", fitted.length_scale_km, "km", "how fast the curve rises"),
+        ("length scale", rad_to_km(fitted.length_scale_rad), "km", "how fast the curve rises"),
         ("range", fitted.range_km, "km", f"where far begins, by the rule {fitted.range_rule}"),
         ("R2", fitted.r2, "", "explained share of the lag means' variance"),
     ]
