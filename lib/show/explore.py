@@ -153,8 +153,10 @@ def two_strategies_figure(
     predictions: pd.DataFrame, root: Path, paths: pd.Series, split: str, strategy: str, against: str,
     photo: int,
 ) -> Figure:  # fmt: skip
-    """The photo number ``photo`` :func:`from_gain_to_loss`, and where each seed of both puts it; ``paths`` are
-    those of the photos below ``root``, by id."""
+    """The photo number ``photo`` :func:`from_gain_to_loss`, and where each seed of both puts it.
+
+    ``paths`` are those of the photos below ``root``, by id.
+    """
     of_split = predictions[predictions["split"] == split]
     gain = from_gain_to_loss(of_split, strategy, against)
     identity = gain.index[min(photo, len(gain) - 1)]

@@ -89,7 +89,8 @@ def show_photo(axis: Axes, root: Path, path: str, title: str) -> None:
 
 def place_label(latitude: float, longitude: float) -> str:
     """A place in degrees: ``52.5°N 13.4°E``."""
-    return f"{abs(latitude):.1f}°{'NS'[latitude < 0]} {abs(longitude):.1f}°{'EW'[longitude < 0]}"
+    north, east = "N" if latitude >= 0 else "S", "E" if longitude >= 0 else "W"
+    return f"{abs(latitude):.1f}°{north} {abs(longitude):.1f}°{east}"
 
 
 def world(figure: FigureBase, *place: Any) -> Axes:
