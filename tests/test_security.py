@@ -61,7 +61,8 @@ def offences(tree: ast.AST) -> list[str]:
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            names = [alias.name for alias in node.names]
+            names = names if isinstance(node, ast.Import) else [node.module or ""]
             found += [f"imports {name}" for name in names if name.split(".")[0] in FORBIDDEN_MODULES]
         elif isinstance(node, ast.Call):
             named = {word.arg: ast.unparse(word.value) for word in node.keywords}

@@ -44,8 +44,7 @@ def is_watched() -> bool:
 def interactive(draw: Callable[..., Figure], *data: Any, **controls: list[str] | tuple[float, ...]) -> Any:
     """The picture that ``draw`` makes of ``data`` below its ipywidgets; static outside Jupyter.
 
-    Args:
-        controls: a list of words to choose from, or first value, lowest, highest and step of a number.
+    A control is a list of words to choose from, or first value, lowest, highest and step of a number.
     """
     if not is_watched():
         return draw(*data, **{name: control[0] for name, control in controls.items()})

@@ -38,14 +38,13 @@ def save(figure: Figure, path: Path) -> Figure:
 def photo_grid(manifest: pd.DataFrame, root: Path) -> Figure:
     """Random training photos with place names and coordinates."""
     training = manifest[manifest["split"] == "train"]
-    chosen = training.sample(min(18, len(training)), random_state=0)
     figure, axes = panels(3, 6, (9.6, 5.85))
-    for axis in axes.ravel()[len(chosen) :]:
+    for axis in axes.ravel():
         axis.set_axis_off()
+    chosen = training.sample(min(18, len(training)), random_state=0)
     for axis, photo in zip(axes.ravel(), chosen.itertuples(), strict=False):
-        town = getattr(photo, "town", "")
+        place, town = style.place_label(photo.latitude, photo.longitude), getattr(photo, "town", "")
         near = f"near {town}, {photo.country}" if town else ""
-        place = style.place_label(photo.latitude, photo.longitude)
         style.show_photo(axis, root, photo.path, f"{place}\n{near}")
     return figure
 
@@ -190,23 +189,18 @@ def pair_cloud(
 
 @styled
 def pair_gallery(chosen: pd.DataFrame, manifest: pd.DataFrame, root: Path) -> Figure:
-    """Pairs of photos side by side with their distance, dissimilarity and what the curve expected.
-
-    Args:
-        chosen: rows of :func:`lib.evaluate.pairs.sample`, as many of each kind as there are columns.
-    """
-    kinds, width = chosen["kind"].unique(), int(chosen["kind"].value_counts().max())
-    figure = Figure(figsize=(3.15 * width, 2.35 * len(kinds)), layout="constrained")
-    bands = np.atleast_1d(figure.subfigures(len(kinds), 1, hspace=0.04))
-    for band, kind in zip(bands, kinds, strict=True):
+    """``chosen`` pairs of :func:`lib.evaluate.pairs.examples`: photos, distance, d and what was expected."""
+    by_kind, width = chosen.groupby("kind", sort=False), int(chosen["kind"].value_counts().max())
+    figure = Figure(figsize=(3.15 * width, 2.35 * len(by_kind)), layout="constrained")
+    bands = np.atleast_1d(figure.subfigures(len(by_kind), 1, hspace=0.04))
+    for band, (kind, of_kind) in zip(bands, by_kind, strict=True):
         band.suptitle(f"{kind}s", color=KIND_COLOURS[kind], fontweight="bold", fontsize=10.5)
         cells = np.atleast_1d(band.subfigures(1, width, wspace=0.09))
-        for cell, pair in zip(cells, chosen[chosen["kind"] == kind].itertuples(), strict=False):
+        for cell, pair in zip(cells, of_kind.itertuples(), strict=False):
             axes = cell.subplots(1, 2, gridspec_kw={"wspace": 0.0})
-            for axis, row in zip(axes, (pair.first, pair.second), strict=True):
-                photo = manifest.iloc[row]
-                place = style.place_label(photo["latitude"], photo["longitude"])
-                style.show_photo(axis, root, photo["path"], place)
+            for axis, photo in zip(axes, manifest.iloc[[pair.first, pair.second]].itertuples(), strict=True):
+                place = style.place_label(photo.latitude, photo.longitude)
+                style.show_photo(axis, root, photo.path, place)
             found = f"d = {pair.dissimilarity:.2f}, expected {pair.gamma:.2f}"
             cell.supxlabel(f"{pair.distance_km:,.0f} km apart\n{found}", fontsize=8.5)
     return figure
@@ -268,19 +262,18 @@ def by_continent(table: pd.DataFrame) -> Figure:
     for axis, split, of_split in splits:
         radius_km = reported_radius_km(split)
         for order, strategy in enumerate(names):
-            frame, look = of_split[of_split["strategy"] == strategy], look_of(strategy)
+            frame, look = of_split[of_split["strategy"] == strategy], look_of(strategy) | {"ls": "none"}
             y = frame["continent"].map(groups.index) + 0.16 * ((len(names) - 1) / 2 - order)
-            look = {"color": look["color"], "marker": look["marker"], "s": 22}
-            alpha = np.where(frame["n"] >= 30, 0.95, 0.3)
-            axis.scatter(100 * frame[f"acc_{radius_km}km"], y, alpha=alpha, **look)
+            share, is_sure = 100 * frame[f"acc_{radius_km}km"], frame["n"] >= 30
+            axis.plot(share[is_sure], y[is_sure], ms=5, label=strategy, **look)
+            axis.plot(share[~is_sure], y[~is_sure], ms=5, alpha=0.3, **look)
         beside = {"transform": axis.get_yaxis_transform(), "fontsize": 8, "color": MUTED, "va": "center"}
         for group, count in of_split.groupby("continent")["n"].first().items():
             axis.text(1.02, groups.index(group), f"{count:,}", **beside)
         axis.text(1.02, len(groups) - 0.3, "photos", **beside)
         axis.set(xlabel=f"photos within {radius_km} km, %", title=f"split {split}")
         axis.set(ylim=(-0.6, len(groups) - 0.4), yticks=range(len(groups)), yticklabels=groups)
-    marks = [mpl.lines.Line2D([], [], ms=5, label=name, **look_of(name) | {"ls": ""}) for name in names]
-    figure.legend(handles=marks, loc="outside lower center", ncols=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=8)
     return figure
 
 
@@ -291,12 +284,9 @@ def reported_radius_km(split: str) -> int:
 
 @styled
 def candidates(table: pd.DataFrame, mass: pd.DataFrame, root: Path) -> Figure:
-    """Each photo beside a map of its probability: the first candidate numbered, the true place a ring.
+    """Each photo below ``root`` beside a map of its probability: 1 is the first candidate, a ring the truth.
 
-    Args:
-        table: rows photo, rank, latitude, longitude, true_latitude, true_longitude, error_km.
-        mass: rows photo, latitude, longitude, probability.
-        root: folder that the photos' names are relative to.
+    ``table`` and ``mass`` are those of :func:`lib.predict.predict.predict`.
     """
     photos = table["photo"].unique()
     figure = Figure(figsize=(8.6, 2.35 * len(photos)), layout="constrained")

@@ -65,12 +65,10 @@ DATA = {
 def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, str]]) -> Path:
     """Write results/<run>/index.html, which links to figures, maps, notebooks and tables. Trains nothing.
 
-    Args:
-        notebooks: title, ipynb and html (relative links) of each executed notebook.
+    ``notebooks`` are title, ipynb and html (relative links) of each executed notebook.
     """
-    reference, sentence = pd.DataFrame(), ""
-    if run.table("accuracy").exists():
-        reference, sentence = compare_with_reference(run)
+    is_evaluated = run.table("accuracy").exists()
+    reference, sentence = compare_with_reference(run) if is_evaluated else (pd.DataFrame(), "")
     names = ("comparison", "intervals", "gain_by_continent", "bounds")
     comparison, intervals, gains, bounds = (_table(run, name) for name in names)
     chosen, validation_photos = _of_validation(run)
@@ -82,9 +80,6 @@ def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, 
         "accuracy": accuracy_tables(intervals, bounds),
         "differences": difference_tables(comparison, ["split", "baseline"], "strategy", "metric"),
         "continents": difference_tables(of_split, ["split"], "continent", "strategy"),
-        "validation_photos": validation_photos,
-        "least_validation_photos": LEAST_VALIDATION_PHOTOS,
-        "least_photos": LEAST_PHOTOS,
         "fit": json.loads(run.semivariogram.read_text()) if run.semivariogram.exists() else None,
         "figures": _figures(run),
         "maps": [(name, *words) for name, words in MAPS.items() if run.map(name).exists()],
@@ -93,11 +88,12 @@ def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, 
         "data": DATA.get(dataset, dataset),
         "reference": reference.to_dict("records"),
         "reference_sentence": sentence,
-    }
+    } | {"run": run, "provenance": provenance, "notebooks": notebooks, "heading": _heading}
+    least = {"least_validation_photos": LEAST_VALIDATION_PHOTOS, "least_photos": LEAST_PHOTOS}
     strict = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=TEMPLATES, autoescape=True, **strict)
-    told = {"run": run, "provenance": provenance, "notebooks": notebooks, "heading": _heading}
-    page = environment.get_template("index.html.j2").render(**parts, **told)
+    template = environment.get_template("index.html.j2")
+    page = template.render(parts | least, validation_photos=validation_photos)
     path = run.folder / "index.html"
     with writing(path) as aside:
         aside.write_text(page, encoding="utf-8")
@@ -184,10 +180,8 @@ def _rows(table: pd.DataFrame, label: str) -> list[Row]:
 def first_screen(chosen: str, comparison: pd.DataFrame, by_continent: pd.DataFrame) -> dict[str, Any]:
     """The numbers of the first screen, on the first split and within 200 km.
 
-    Args:
-        chosen: the strategy that validation chose, which need not be the best on the split.
-        comparison: of :func:`lib.evaluate.intervals.compare`; may be empty.
-        by_continent: of :func:`lib.evaluate.evaluation.continent_gains`; may be empty.
+    ``chosen`` is the strategy that validation chose, which need not be the best on the split; the tables are
+    those of :func:`lib.evaluate.evaluation.evaluate`, or empty.
 
     Returns:
         ``chosen``; ``split``; rows of all ``strategies``, of the ``paper``'s, of the ``control`` and of the
@@ -197,16 +191,13 @@ def first_screen(chosen: str, comparison: pd.DataFrame, by_continent: pd.DataFra
     rows = {row.label: row for row in strategy_rows(comparison, split)}
     held_out = strategy_rows(comparison, HELD_OUT_SPLIT, f"acc_{HELD_OUT_KM}km")
     of_chosen = _rows(_only(by_continent, strategy=chosen, split=split, metric=HEADLINE), "continent")
-    return {
+    named = {"found": chosen, "paper": PAPER, "control": CONTROL, "nearest": NEAREST_NEIGHBOUR}
+    return {name: rows.get(strategy) for name, strategy in named.items()} | {
         "chosen": chosen,
         "split": split,
         "strategies": list(rows.values()),
-        "found": rows.get(chosen),
         "held_out_km": HELD_OUT_KM,
         "held_out": {row.label: row for row in held_out if split != HELD_OUT_SPLIT}.get(chosen),
-        "paper": rows.get(PAPER),
-        "control": rows.get(CONTROL),
-        "nearest": rows.get(NEAREST_NEIGHBOUR),
         "continents": sorted(of_chosen, key=lambda row: -row.difference),
     }
 
@@ -251,11 +242,10 @@ def difference_tables(table: pd.DataFrame, by: list[str], row: str, column: str)
     entries, metrics = [], COMPARED if column == "metric" else (HEADLINE,)
     shown = pd.concat([_only(table, metric=metric) for metric in metrics])
     for key, frame in shown.groupby(by, sort=False) if len(shown) else []:
-        rows = [
-            (name, of_row["n"].max(), {one.label: one for one in _rows(of_row, column)})
-            for name, of_row in frame.groupby(row, sort=False)
-        ]
+        groups = list(frame.groupby(row, sort=False))
+        cells = [{cell.label: cell for cell in _rows(one, column)} for _, one in groups]
+        rows = [(name, one["n"].max(), of_row) for (name, one), of_row in zip(groups, cells, strict=True)]
         comparisons = int(frame["comparisons"].max()) if "comparisons" in frame else 0
-        one = {"key": key, "columns": frame[column].unique(), "rows": rows, "comparisons": comparisons}
-        entries.append(one)
+        about = {"key": key, "columns": frame[column].unique(), "comparisons": comparisons}
+        entries.append(about | {"rows": rows})
     return entries

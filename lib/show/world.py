@@ -52,10 +52,8 @@ GeoCLIP's tables. Colours: after matplotlib's plasma, its dark end raised to be 
 def world_page(kind: str, data: dict[str, Any]) -> folium.Map:
     """A page with the whole world on the Blue Marble, on which the template ``kind`` draws ``data``.
 
-    Args:
-        kind: name of a template with the macros style, html and script, and the texts search, previous and
-            next; ``world.j2`` has what all pages share.
-        data: JSON-like, with ``title``, ``notes`` and what :func:`photos_of` gives.
+    ``data`` is JSON-like, with ``title``, ``notes`` and what :func:`photos_of` gives. ``world.j2`` has what
+    pages share; a template has macros style, html and script, and the texts search, previous and next.
     """
     page = folium.Map(location=(0.0, 0.0), zoom_start=1, tiles=None, prefer_canvas=True, zoom_snap=0)
     # folium's own name is random: the same photos would give another file each time.
@@ -74,7 +72,7 @@ def save_map(page: folium.Map, path: Path) -> Path:
 
 
 def require(what: str, table: pd.DataFrame, columns: Sequence[str], mend: str) -> None:
-    """Raises ValueError, which begins with ``what``, where ``table`` lacks a column or has no rows."""
+    """Raise ValueError, which begins with ``what``, where ``table`` lacks a column or has no rows."""
     if missing := [name for name in columns if name not in table]:
         raise ValueError(f"{what} lack the column {', '.join(map(repr, missing))}.")
     if table.empty:
@@ -123,23 +121,20 @@ def integers(values: np.ndarray, scale: float) -> list[int]:
 
 
 def photos_of(root: Path, ids: Sequence[str], paths: Sequence[str], side_px: int) -> dict[str, Any]:
-    """What every page needs of its photos: their ids, JPEGs in base64 ("" if unreadable), unreadable paths.
+    """What every page needs of the photos ``paths`` below ``root``: their ids, JPEGs of at most ``side_px``
+    in base64 ("" if unreadable), unreadable paths."""
 
-    Args:
-        root: folder that ``paths`` are relative to. side_px: longest side of a JPEG.
-    """
-    thumbnails = [_thumbnail(root, path, side_px) for path in paths]
+    def thumbnail(path: str) -> str:
+        try:
+            small = open_photo(root, path, smallest_px=2 * side_px)
+        except (*UNREADABLE, AttributeError):  # a path that is no text
+            return ""
+        small.thumbnail((side_px, side_px))
+        return _jpeg(small, 70)
+
+    thumbnails = [thumbnail(path) for path in paths]
     unreadable = {k: str(path) for k, path in enumerate(paths) if not thumbnails[k]}
     return {"ids": [str(one) for one in ids], "thumbnails": thumbnails, "unreadable": unreadable}
-
-
-def _thumbnail(root: Path, path: str, side_px: int) -> str:
-    try:
-        small = open_photo(root, path, smallest_px=2 * side_px)
-    except (*UNREADABLE, AttributeError):  # a path that is no text
-        return ""
-    small.thumbnail((side_px, side_px))
-    return _jpeg(small, 70)
 
 
 def _jpeg(image: Image.Image, quality: int) -> str:
