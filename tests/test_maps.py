@@ -176,28 +176,6 @@ def test_of_two_classes_of_error_the_better_one_is_the_brighter() -> None:
     assert np.all(np.diff(colours @ (0.2126, 0.7152, 0.0722)) < 0)
 
 
-class TestErrors:
-    @pytest.mark.parametrize("column", maps.COLUMNS)
-    def test_a_missing_column_is_named(self, small: pd.DataFrame, column: str) -> None:
-        with pytest.raises(ValueError, match=f"lack the column '{column}'"):
-            prediction_map(small.drop(columns=column), Path())
-
-    @pytest.mark.parametrize(
-        ("column", "value"),
-        [("predicted_latitude", np.nan), ("longitude", np.inf), ("latitude", 90.5), ("error_km", -1.0)],
-    )
-    def test_an_impossible_number_is_named_with_its_photo(
-        self, small: pd.DataFrame, column: str, value: float
-    ) -> None:
-        broken = small.assign(**{column: small[column].where(small.index != 7, value)})
-        with pytest.raises(ValueError, match=rf"'photo-00007' \(infonce\).*{column} {value}"):
-            prediction_map(broken, Path())
-
-    def test_a_photo_that_is_twice_in_a_strategy_is_refused(self, small: pd.DataFrame) -> None:
-        with pytest.raises(ValueError, match="'photo-00006' .infonce. is twice"):
-            prediction_map(small.assign(id=small["id"].replace("photo-00007", "photo-00006")), Path())
-
-
 @pytest.fixture
 def desktop(browser: object, page: Path) -> Visit:
     """The small map on a screen of 1280 x 800, which must have stayed silent and offline to the end."""

@@ -44,12 +44,7 @@ def candidate_map(
         mass: a row per photo and gallery point, the likeliest first, columns ``MASS``.
         root: folder that the photos' names are relative to. A photo that cannot be read has no thumbnail.
         title, notes, warning: which model, sentences for the end of the page, one across the map; plain text.
-
-    Raises:
-        ValueError: no rows, or a column is missing; the message names it.
     """
-    for what, table, columns in (("candidates", candidates, CANDIDATES), ("mass", mass, MASS)):
-        world.require(f"candidate_map: the {what}", table, columns, "predict at least one photo")
     photos = candidates["photo"].drop_duplicates().tolist()
     shown, said = photos[:MAX_PHOTOS], [*EXPLAINED, *notes]
     if len(shown) < len(photos):

@@ -29,15 +29,10 @@ def prediction_map(predictions: pd.DataFrame, image_root: Path, *, title: str = 
 
     Args:
         predictions: a row per photo, strategy and seed, with ``COLUMNS``: degrees, kilometres, and the
-            ``path`` of the photo below ``image_root``. The smallest seed of each strategy is drawn.
-        image_root: folder of the photos. Those that cannot be read are counted on the page.
+            ``path`` of the photo below ``image_root``. The smallest seed of each strategy is drawn, and
+            photos that cannot be read are counted.
         title: plain text above the controls and of the browser's tab.
-
-    Raises:
-        ValueError: no rows, a column is missing, a number is not finite or no place on Earth, or a photo is
-            twice in one strategy and seed; the message names the column or the photo.
     """
-    _check(predictions)
     seeds = predictions.groupby("strategy")["seed"]
     drawn = predictions[predictions["seed"] == seeds.transform("min")]
     shown = drawn.drop_duplicates("id")
@@ -69,19 +64,6 @@ def split_map(predictions: pd.DataFrame, manifest: pd.DataFrame, run: Run, split
     is_first = split == predictions["split"].iloc[0]
     save_map(page, run.map("predictions" if is_first else f"predictions_{split}"))
     return page
-
-
-def _check(predictions: pd.DataFrame) -> None:
-    world.require("prediction_map: the predictions", predictions, COLUMNS, "evaluate the run first")
-    numbers = predictions[[*NUMBERS]].astype(np.float64)
-    good = np.isfinite(numbers).all(axis=1) & (numbers["error_km"] >= 0.0)
-    good &= (numbers[["latitude", "predicted_latitude"]].abs() <= 90.0).all(axis=1)
-    good &= ~predictions.duplicated(["strategy", "seed", "id"])
-    if not good.all():
-        row = predictions[~good].iloc[0]
-        photo, said = row["id"], ", ".join(f"{name} {row[name]}" for name in NUMBERS)
-        problem = "is twice in the predictions, or a number is impossible"
-        raise ValueError(f"prediction_map: the photo {photo!r} ({row['strategy']}) {problem}: {said}.")
 
 
 def _strategy(rows: pd.DataFrame, shown: pd.DataFrame) -> dict[str, Any]:

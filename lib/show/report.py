@@ -32,7 +32,6 @@ PAPER = "semivariogram"
 HELD_OUT_SPLIT = "test_blocked"
 LEAST_VALIDATION_PHOTOS = 30
 """With fewer validation photos strategies tie, and nothing is chosen."""
-VERDICTS = ("gains", "unclear", "loses", "too few photos", "too few cells")
 FIGURES = {
     "differences": "Paired differences to infonce, with 95 % intervals over photos and seeds.",
     "differences_to_control": "The same against similarity, the control that looks without geography.",
@@ -145,7 +144,7 @@ class Row(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """One of ``VERDICTS``; too few photos or cells have no interval."""
+        """gains, unclear, loses, too few photos or too few cells; the last two have no interval."""
         if not math.isfinite(self.low):
             return "too few cells" if self.cells else "too few photos"
         return "gains" if self.low > 0 else "loses" if self.high < 0 else "unclear"
@@ -188,8 +187,9 @@ def first_screen(chosen: str, comparison: pd.DataFrame, by_continent: pd.DataFra
         ``nearest`` neighbour; of the chosen one ``found``, ``held_out`` (on held-out cells), ``continents``.
     """
     split = comparison["split"].iloc[0] if len(comparison) else ""
-    rows = {row.label: row for row in strategy_rows(comparison, split)}
-    held_out = strategy_rows(comparison, HELD_OUT_SPLIT, f"acc_{HELD_OUT_KM}km")
+    against = _only(comparison, baseline=BASELINE)
+    rows = {row.label: row for row in _rows(_only(against, split=split, metric=HEADLINE), "strategy")}
+    far = _only(against, split=HELD_OUT_SPLIT, metric=f"acc_{HELD_OUT_KM}km", strategy=chosen)
     of_chosen = _rows(_only(by_continent, strategy=chosen, split=split, metric=HEADLINE), "continent")
     named = {"found": chosen, "paper": PAPER, "control": CONTROL, "nearest": NEAREST_NEIGHBOUR}
     return {name: rows.get(strategy) for name, strategy in named.items()} | {
@@ -197,15 +197,9 @@ def first_screen(chosen: str, comparison: pd.DataFrame, by_continent: pd.DataFra
         "split": split,
         "strategies": list(rows.values()),
         "held_out_km": HELD_OUT_KM,
-        "held_out": {row.label: row for row in held_out if split != HELD_OUT_SPLIT}.get(chosen),
+        "held_out": next(iter(_rows(far, "strategy")), None) if split != HELD_OUT_SPLIT else None,
         "continents": sorted(of_chosen, key=lambda row: -row.difference),
     }
-
-
-def strategy_rows(comparison: pd.DataFrame, split: str, metric: str = HEADLINE) -> list[Row]:
-    """Each strategy against the baseline by ``metric`` on ``split``: what gains first, the larger first."""
-    rows = _rows(_only(comparison, split=split, baseline=BASELINE, metric=metric), "strategy")
-    return sorted(rows, key=lambda row: (VERDICTS.index(row.verdict), -row.difference))
 
 
 def accuracy_tables(intervals: pd.DataFrame, bounds: pd.DataFrame) -> list[tuple[str, list[str], list]]:

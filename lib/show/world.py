@@ -21,7 +21,6 @@ from typing import Any
 import folium
 import jinja2
 import numpy as np
-import pandas as pd
 from branca.element import Element, MacroElement
 from markupsafe import Markup
 
@@ -69,14 +68,6 @@ def save_map(page: folium.Map, path: Path) -> Path:
     with writing(Path(path)) as aside:
         page.save(str(aside))
     return Path(path)
-
-
-def require(what: str, table: pd.DataFrame, columns: Sequence[str], mend: str) -> None:
-    """Raise ValueError, which begins with ``what``, where ``table`` lacks a column or has no rows."""
-    if missing := [name for name in columns if name not in table]:
-        raise ValueError(f"{what} lack the column {', '.join(map(repr, missing))}.")
-    if table.empty:
-        raise ValueError(f"{what} have no rows; {mend}.")
 
 
 def great_circle(start_deg: np.ndarray, end_deg: np.ndarray) -> list[np.ndarray]:
