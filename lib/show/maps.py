@@ -61,8 +61,8 @@ def split_map(predictions: pd.DataFrame, manifest: pd.DataFrame, run: Run, split
         of_split = of_split[of_split["id"].isin(ids.sample(MOST_PHOTOS, random_state=0))]
     chosen = of_split.merge(manifest[["id", "path"]], on="id", how="left")
     page = prediction_map(chosen, root_of(run), title=title)
-    is_first = split == predictions["split"].iloc[0]
-    save_map(page, run.map("predictions" if is_first else f"predictions_{split}"))
+    name = "predictions" if split == predictions["split"].iloc[0] else f"predictions_{split}"
+    save_map(page, run.map(name))
     return page
 
 
