@@ -18,10 +18,9 @@ from lib.show import explore, maps
 def run(make_run):
     made = make_run("training.strategies=infonce,decayed")
     for number, path in enumerate(features.photos(made)["path"]):
-        (made.folder / path).parent.mkdir(exist_ok=True)
-        Image.new("RGB", (32, 24), (number % 256, 90, 60)).save(made.folder / path)
-    settings = made.settings.dataset.model_copy(update={"root": made.folder})
-    object.__setattr__(made, "settings", made.settings.model_copy(update={"dataset": settings}))
+        photo = datasets.root_of(made) / path
+        photo.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 24), (number % 256, 90, 60)).save(photo)
     return made
 
 
@@ -40,16 +39,6 @@ def unwatched(monkeypatch):
     monkeypatch.setenv(explore.PICTURES_ONLY, "1")
 
 
-@pytest.fixture
-def watched(monkeypatch):
-    """Somebody looks: controls are made; they are given back by the picture's function."""
-    monkeypatch.setattr(explore, "is_watched", lambda: True)
-
-
-def controls(box):
-    return {one.description: one for one in box.children[:-1]}
-
-
 def pixels(figure):
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -63,15 +52,17 @@ def test_at_the_start_the_curve_by_hand_is_the_fitted_one(run, empirical):
     assert np.allclose(gamma, fitted().gamma(kilometres / 6371.0088), atol=1e-3)
 
 
-def test_every_control_of_the_curve_changes_the_picture(run, empirical, watched):
+def test_every_control_of_the_curve_changes_the_picture(run, empirical, monkeypatch):
+    monkeypatch.setattr(explore, "is_watched", lambda: True)
     box = explore.curve(pairs.sample(run, fitted(), 4_000), empirical, fitted())
+    controls = {one.description: one for one in box.children[:-1]}
     moved = {"nugget": 0.5, "sill": 1.3, "range_km": 800.0}
-    assert set(moved) == set(controls(box))
-    start = {name: control.value for name, control in controls(box).items()}
+    assert set(moved) == set(controls)
+    start = {name: control.value for name, control in controls.items()}
     before = pixels(box.f(**start))
     for name, value in moved.items():
         assert (pixels(box.f(**start | {name: value})) != before).any(), name
-    controls(box)["nugget"].value = 0.6
+    controls["nugget"].value = 0.6
     assert 0.6 in [line.get_ydata()[0] for line in box.result.axes[0].lines]
 
 
@@ -120,22 +111,19 @@ def test_two_strategies_are_drawn_with_their_errors_and_lines_that_do_not_jump(r
 
 
 def test_photos_are_ordered_from_the_largest_gain_to_the_largest_loss():
-    assert list(explore.from_gain_to_loss(predictions(), "decayed", "infonce").index) == [
-        "p0000",
-        "p0002",
-        "p0001",
-    ]
+    ordered = explore.from_gain_to_loss(predictions(), "decayed", "infonce")
+    assert list(ordered.index) == ["p0000", "p0002", "p0001"]
 
 
-@pytest.mark.parametrize("reason", ["no kernel", "no widgets", "pictures only"])
-def test_pictures_are_static_without_kernel_without_widgets_and_under_the_pipeline(monkeypatch, reason):
+def test_pictures_are_static_without_kernel_without_widgets_and_under_the_pipeline(monkeypatch):
     monkeypatch.setitem(explore.sys.modules, "ipykernel", object())
-    monkeypatch.delenv(explore.PICTURES_ONLY, raising=False)
+    monkeypatch.delenv(explore.PICTURES_ONLY)
     assert explore.is_watched()
-    if reason == "no kernel":
-        monkeypatch.delitem(explore.sys.modules, "ipykernel")
-    elif reason == "no widgets":
-        monkeypatch.setattr(explore.importlib.util, "find_spec", lambda name: None)
-    else:
-        monkeypatch.setenv(explore.PICTURES_ONLY, "1")
+    with monkeypatch.context() as patch:
+        patch.delitem(explore.sys.modules, "ipykernel")
+        assert not explore.is_watched()
+    with monkeypatch.context() as patch:
+        patch.setattr(explore.importlib.util, "find_spec", lambda name: None)
+        assert not explore.is_watched()
+    monkeypatch.setenv(explore.PICTURES_ONLY, "1")
     assert not explore.is_watched()

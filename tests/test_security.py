@@ -18,46 +18,26 @@ import pytest
 from miniatures import osv5m as miniature
 from test_environment import pins
 
-from lib import pipeline, runs
 from lib.data import osv5m, photos
 from lib.method.errors import BundleError
 from lib.runs import Run
+from lib.runs.provenance import write_provenance
 from lib.settings import OSV5M, PROJECT
-from lib.show import maps, report
-from lib.show.candidate_maps import candidate_map
+from lib.show import maps, pages, report
+from lib.show.candidate_maps import CANDIDATES, candidate_map
 
 MARKUP = "<img src=x onerror=alert(1)>.jpg"
 CODE = sorted([*(PROJECT / "lib").rglob("*.py"), *(PROJECT / "benchmarks").rglob("*.py")])
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
-FORBIDDEN_MODULES = {
-    "pickle",
-    "cPickle",
-    "dill",
-    "cloudpickle",
-    "joblib",
-    "shelve",
-    "marshal",
-    "xmlrpc",
-    "telnetlib",
-}
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "xmlrpc",
+                     "telnetlib"}  # fmt: skip
 FORBIDDEN_CALLS = {
-    "eval",
-    "exec",
-    "compile",
-    "__import__",
-    "os.system",
-    "os.popen",
-    "yaml.load",
-    "yaml.unsafe_load",
-    "tempfile.mktemp",
-    "pd.read_pickle",
-    "pandas.read_pickle",
-    "tarfile.open",
-    "shutil.unpack_archive",
-}
-
+    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load",
+    "tempfile.mktemp", "pd.read_pickle", "pandas.read_pickle", "tarfile.open", "shutil.unpack_archive",
+}  # fmt: skip
 OPENED = re.compile(
-    r"0\.0\.0\.0|\bip['\"]?\s*[=:]\s*['\"]?\*|(token|password)['\"]?\s*[=:]\s*(''|\"\"|\s-)|allow_remote_access['\"]?\s*[=:]\s*[Tt]rue"
+    r"0\.0\.0\.0|\bip['\"]?\s*[=:]\s*['\"]?\*|(token|password)['\"]?\s*[=:]\s*(''|\"\"|\s-)"
+    r"|allow_remote_access['\"]?\s*[=:]\s*[Tt]rue"
 )
 
 
@@ -65,35 +45,28 @@ def trees() -> list[tuple[str, ast.AST]]:
     """Every module and every notebook's code, parsed."""
     parsed = [(str(path.relative_to(PROJECT)), ast.parse(path.read_text(encoding="utf-8"))) for path in CODE]
     for path in NOTEBOOKS:
-        cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-        lines = [
-            line for cell in cells for line in cell.splitlines() if not line.lstrip().startswith(("%", "!"))
-        ]
+        lines = [line for line in lines_of(path) if not line.lstrip().startswith(("%", "!"))]
         parsed.append((path.name, ast.parse("\n".join(lines))))
     return parsed
 
 
-def called(node: ast.Call) -> str:
-    try:
-        return ast.unparse(node.func)
-    except ValueError:
-        return ""
+def lines_of(path: Path) -> list[str]:
+    """Every line of a notebook's code."""
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    return [line for cell in cells for line in cell.splitlines()]
 
 
 def offences(tree: ast.AST) -> list[str]:
     """What a piece of code does that SECURITY.md rules out."""
     found = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found += [
-                f"imports {alias.name}"
-                for alias in node.names
-                if alias.name.split(".")[0] in FORBIDDEN_MODULES
-            ]
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FORBIDDEN_MODULES:
-            found.append(f"imports from {node.module}")
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+            names = names if isinstance(node, ast.Import) else [node.module or ""]
+            found += [f"imports {name}" for name in names if name.split(".")[0] in FORBIDDEN_MODULES]
         elif isinstance(node, ast.Call):
-            name, named = called(node), {word.arg: ast.unparse(word.value) for word in node.keywords}
+            named = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            name = ast.unparse(node.func)
             if name in FORBIDDEN_CALLS or name.endswith((".to_pickle", ".extractall", ".extract_all")):
                 found.append(f"calls {name}")
             if name == "torch.load" and named.get("weights_only") != "True":
@@ -133,63 +106,34 @@ class Elements(html.parser.HTMLParser):
 
     def harmful(self) -> list[tuple[str, dict[str, str | None]]]:
         return [
-            (tag, attributes)
-            for tag, attributes in self.found
-            if attributes.get("src") == "x" or any(name.startswith("on") for name in attributes)
-        ]
-
-
-def predictions(**changes: object) -> pd.DataFrame:
-    frame = {
-        "id": [MARKUP, "</script><script>alert(1)</script>"],
-        "split": MARKUP,
-        "strategy": MARKUP,
-        "seed": 0,
-        "latitude": [1.0, 2.0],
-        "longitude": 3.0,
-        "predicted_latitude": 4.0,
-        "predicted_longitude": 5.0,
-        "error_km": 6.0,
-        "path": [MARKUP, "</script>.jpg"],
-    }
-    return pd.DataFrame(frame | changes)
+            (tag, named) for tag, named in self.found
+            if named.get("src") == "x" or any(name.startswith("on") for name in named)
+        ]  # fmt: skip
 
 
 def test_no_name_becomes_markup_in_the_map_of_predictions(tmp_path: Path) -> None:
-    page = maps.prediction_map(predictions(), tmp_path, title=MARKUP).get_root().render()
+    names = {"id": [MARKUP, "</script><script>alert(1)</script>"], "path": [MARKUP, "</script>.jpg"]}
+    numbers = dict.fromkeys(maps.NUMBERS, 1.0) | {"seed": 0}
+    predictions = pd.DataFrame(names | {"split": MARKUP, "strategy": MARKUP} | numbers)
+    page = maps.prediction_map(predictions, tmp_path, title=MARKUP).get_root().render()
     assert not Elements(page).harmful() and MARKUP not in page
     assert "onerror=alert(1)" in page  # as text it is there
 
 
 def test_no_name_becomes_markup_in_the_map_of_candidates(tmp_path: Path) -> None:
-    row = {
-        "photo": MARKUP,
-        "rank": 1,
-        "latitude": 1.0,
-        "longitude": 2.0,
-        "probability": 0.5,
-        "probability_within_200km": 0.5,
-        "town": MARKUP,
-        "country": MARKUP,
-        "continent": MARKUP,
-        "true_latitude": 1.0,
-        "true_longitude": 2.0,
-        "error_km": 0.0,
-    }
+    row = dict.fromkeys(CANDIDATES, 1.0) | {"rank": 1, "photo": MARKUP, "town": MARKUP, "country": MARKUP}
     mass = pd.DataFrame({"photo": [MARKUP], "latitude": [1.0], "longitude": [2.0], "probability": [0.5]})
-    page = (
-        candidate_map(pd.DataFrame([row]), mass, tmp_path, title=MARKUP, notes=[MARKUP]).get_root().render()
-    )
+    drawn = candidate_map(pd.DataFrame([row]), mass, tmp_path, title=MARKUP, notes=[MARKUP])
+    page = drawn.get_root().render()
     assert not Elements(page).harmful() and MARKUP not in page
 
 
 def test_the_maps_forbid_whatever_they_did_not_bring_along() -> None:
     head = (PROJECT / "lib" / "show" / "templates" / "world.j2").read_text()
     assert "Content-Security-Policy" in head and "default-src 'none'" in head
+    markup = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\|\s*safe\b"
     for path in (PROJECT / "lib" / "show" / "templates").glob("*.j2"):
-        assert not re.findall(
-            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\|\s*safe\b", path.read_text()
-        ), path.name
+        assert not re.findall(markup, path.read_text()), path.name
 
 
 def test_no_name_becomes_markup_in_the_index(tmp_path: Path) -> None:
@@ -197,13 +141,12 @@ def test_no_name_becomes_markup_in_the_index(tmp_path: Path) -> None:
     for path in (run.map("x").with_name(f"{MARKUP}.html"), run.table("x").with_name(f"{MARKUP}.csv")):
         path.parent.mkdir(parents=True)
         path.write_text("a\n1\n")
-    provenance = runs.provenance(run, {MARKUP: 1.0})
+    provenance = write_provenance(run, {MARKUP: 1.0})
     provenance["settings"]["dataset"]["name"] = provenance["settings"]["backbone"]["name"] = MARKUP
     notebook = {"title": MARKUP, "ipynb": f"notebooks/{MARKUP}", "html": f"notebooks/{MARKUP}"}
     page = report.write_index(run, provenance, [notebook]).read_text()
-    assert (
-        not Elements(page).harmful() and MARKUP not in page and "&lt;img src=x onerror=alert(1)&gt;" in page
-    )
+    assert not Elements(page).harmful() and MARKUP not in page
+    assert "&lt;img src=x onerror=alert(1)&gt;" in page
 
 
 def test_no_name_becomes_markup_in_an_executed_notebook(tmp_path: Path) -> None:
@@ -215,10 +158,9 @@ def test_no_name_becomes_markup_in_an_executed_notebook(tmp_path: Path) -> None:
         nbformat.v4.new_output("stream", name="stdout", text=MARKUP),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "executed.ipynb")
-    page = pipeline.render(tmp_path / "executed.ipynb").read_text()
-    assert (
-        not [found for found in Elements(page).harmful() if found[1].get("src") == "x"] and MARKUP not in page
-    )
+    page = pages.render(tmp_path / "executed.ipynb").read_text()
+    assert MARKUP not in page
+    assert not [named for _, named in Elements(page).harmful() if named.get("src") == "x"]
 
 
 class TestArchives:
@@ -235,9 +177,7 @@ class TestArchives:
         with pytest.raises(BundleError, match=r"00\.zip: its member .* would leave the folder"):
             osv5m.build(OSV5M(root=root, train_shards=1, test_shards=1, validation=5), root)
 
-    def test_what_claims_to_be_huge_is_not_unpacked(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_what_claims_to_be_huge_is_not_unpacked(self, tmp_path: Path, monkeypatch: object) -> None:
         monkeypatch.setattr(photos, "MAX_MEMBER_BYTES", 1_000)
         with zipfile.ZipFile(tmp_path / "00.zip", "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("00/bomb.jpg", bytes(1_000_000))
@@ -247,9 +187,7 @@ class TestArchives:
 
 def tracked() -> list[Path]:
     try:
-        listed = subprocess.run(
-            ["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, text=True, check=True
-        ).stdout
+        listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=PROJECT, text=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
     return [PROJECT / name for name in listed.split("\0") if name and (PROJECT / name).is_file()]
@@ -277,10 +215,6 @@ def test_registered_models_of_the_hub_are_pinned_to_a_commit() -> None:
             assert re.fullmatch(r"[0-9a-f]{40}", entry.revision or ""), name
 
 
-# --- The lock file
-# ----------------------------------------------------------------------------------------------------
-
-
 def locked() -> dict[str, set[str]]:
     """Versions of each package in the lock file; a package that differs between systems has several."""
     found: dict[str, set[str]] = {}
@@ -305,36 +239,24 @@ def test_every_package_of_the_lock_file_has_checksums_and_none_names_where_it_is
 
 def test_notebooks_ask_no_shell_by_magic() -> None:
     for path in NOTEBOOKS:
-        for cell in nbformat.read(path, as_version=4).cells:
-            lines = cell.source.splitlines() if cell.cell_type == "code" else []
-            assert not [line for line in lines if re.match(r"\s*(!|%%?(bash|sh|system|sx|script))", line)], (
-                path.name
-            )
+        shell = r"\s*(!|%%?(bash|sh|system|sx|script))"
+        assert not [line for line in lines_of(path) if re.match(shell, line)], path.name
 
 
-def test_a_run_writes_down_no_variable_of_its_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_writes_down_no_variable_of_its_environment(tmp_path: Path, monkeypatch: object) -> None:
     monkeypatch.setenv("HF_TOKEN", "of-the-environment-and-secret")
-    assert "of-the-environment-and-secret" not in json.dumps(
-        runs.provenance(Run.open("smoke", str(tmp_path / "run")), {}), default=str
-    )
+    written = write_provenance(Run.open("smoke", str(tmp_path / "run")), {})
+    assert "of-the-environment-and-secret" not in json.dumps(written, default=str)
 
 
 def test_jupyter_is_never_opened_to_a_network_nor_without_a_token() -> None:
     """Its own defaults are loopback and a token; nothing here may change them. The pipeline's kernels have no
     port at all."""
-    careless = [
-        "c.ServerApp.ip = '*'",
-        "jupyter lab --ip=0.0.0.0",
-        "--ServerApp.token=''",
-        "c.ServerApp.allow_remote_access = True",
-    ]
+    careless = ["c.ServerApp.ip = '*'", "jupyter lab --ip=0.0.0.0", "--ServerApp.token=''",
+                "c.ServerApp.allow_remote_access = True"]  # fmt: skip
     assert all(map(OPENED.search, careless))
+    endings = {".py", ".sh", ".md", ".ipynb", ".yaml", ".yml", ".toml", ""}
     for path in tracked():
-        if (
-            path.suffix in {".py", ".sh", ".md", ".ipynb", ".yaml", ".yml", ".toml", ""}
-            and "tests" not in path.parts
-        ):
+        if path.suffix in endings and "tests" not in path.parts:
             assert not OPENED.search(path.read_text(encoding="utf-8", errors="replace")), path
     assert '"transport": "ipc"' in (PROJECT / "lib" / "pipeline.py").read_text()

@@ -1,7 +1,4 @@
-"""The map of candidates: where a model puts a photo, and how its probability lies over the Earth.
-
-It is one page of :mod:`lib.show.world` for all photos of a prediction.
-"""
+"""The map of candidates: where a model puts a photo, and how its probability lies over the Earth."""
 
 from __future__ import annotations
 
@@ -22,20 +19,16 @@ MAX_PHOTOS = 200
 """Photos on one page: 20 kB each, so that it stays below 10 MB."""
 MAX_HEAT_POINTS = 100_000
 """Gallery points on one page, shared evenly among its photos."""
-THUMBNAIL_PX = 300
+THUMBNAIL_PX, CELL_PX = 300, 12
 CANDIDATES = ("photo", "rank", "latitude", "longitude", "probability", "probability_within_200km",
               "town", "country", "true_latitude", "true_longitude", "error_km")  # fmt: skip
 MASS = ("photo", "latitude", "longitude", "probability")
-CELL_PX = 12
 RAMP = [mpl.colors.to_hex(colour) for colour in mpl.colormaps["inferno"](np.linspace(0.3, 1.0, 16))]
 """Colours of the heat, from little to most probability."""
 EXPLAINED = (
-    "Probability: of one gallery point, and of all points within 200 km of it. "
-    "Candidates are distinct places.",
-    "Heat: the gallery's points, their probability summed in each square of the screen. The colour is "
-    "proportional to it.",
-    "Probabilities are a softmax over the gallery and not calibrated: "
-    "60 % does not mean right in six of ten.",
+    "Probability: of one gallery point, and of all within 200 km of it. Candidates are distinct places.",
+    "Heat: the points' probability, summed in each square of the screen; the colour is proportional to it.",
+    "Probabilities are a softmax over the gallery, not calibrated: 60 % does not mean right in six of ten.",
 )
 
 
@@ -43,41 +36,25 @@ def candidate_map(
     candidates: pd.DataFrame, mass: pd.DataFrame, root: Path, *,
     title: str = "", notes: Sequence[str] = (), warning: str = "",
 ) -> folium.Map:  # fmt: skip
-    """World map of the candidates of one photo at a time, chosen from a list of all photos.
+    """World map of the candidates of one photo at a time, of at most ``MAX_PHOTOS``, chosen from a list.
 
     Args:
         candidates: a row per photo and rank, columns ``CANDIDATES``, of :func:`lib.predict.predict.predict`:
             degrees, fractions, kilometres; the true place and the error may be NaN.
         mass: a row per photo and gallery point, the likeliest first, columns ``MASS``.
         root: folder that the photos' names are relative to. A photo that cannot be read has no thumbnail.
-        title: which model this is, plain text.
-        notes: sentences for the end of the page, plain text.
-        warning: a sentence across the map, plain text.
-
-    Of more than ``MAX_PHOTOS`` photos the first are drawn, and the page says so.
-
-    Raises:
-        ValueError: no rows, or a column is missing; the message names it.
+        title, notes, warning: which model, sentences for the end of the page, one across the map; plain text.
     """
-    for what, table, columns in (("candidates", candidates, CANDIDATES), ("mass", mass, MASS)):
-        world.require(f"candidate_map: the {what}", table, columns, "predict at least one photo")
     photos = candidates["photo"].drop_duplicates().tolist()
     shown, said = photos[:MAX_PHOTOS], [*EXPLAINED, *notes]
     if len(shown) < len(photos):
         said.append(f"The first {len(shown):,} of {len(photos):,} photos are shown; the table holds all.")
-    points = MAX_HEAT_POINTS // len(shown)
-    near = place_names(candidates)
-    by_photo = candidates.assign(near=near).sort_values("rank", kind="stable").groupby("photo", sort=False)
-    heat = mass.groupby("photo", sort=False)
-    data = {
-        "title": title or "Where is this photo?",
-        "notes": said,
-        "warning": warning,
-        "cell": CELL_PX,
-        "ramp": RAMP,
-        "photos": [_photo(by_photo.get_group(name), heat.get_group(name)[:points]) for name in shown],
-    }
-    return world.world_page("candidates", data | world.photos_of(root, shown, shown, THUMBNAIL_PX))
+    ranked = candidates.assign(near=place_names(candidates)).sort_values("rank", kind="stable")
+    by_photo, heat, points = ranked.groupby("photo"), mass.groupby("photo"), MAX_HEAT_POINTS // len(shown)
+    drawn = [_photo(by_photo.get_group(name), heat.get_group(name)[:points]) for name in shown]
+    page = {"title": title or "Where is this photo?", "notes": said, "warning": warning, "photos": drawn}
+    page |= {"cell": CELL_PX, "ramp": RAMP} | world.photos_of(root, shown, shown, THUMBNAIL_PX)
+    return world.world_page("candidates", page)
 
 
 def place_names(candidates: pd.DataFrame) -> pd.Series:
@@ -93,20 +70,21 @@ def _photo(rows: pd.DataFrame, heat: pd.DataFrame) -> dict[str, Any]:
     truth = rows[["true_latitude", "true_longitude"]].to_numpy(np.float64)[0]
     first, is_known = rows[["latitude", "longitude"]].to_numpy(np.float64)[0], np.isfinite(truth).all()
     line = world.great_circle(truth, first) if is_known else []
+    candidates = [
+        {
+            "at": [round(row.latitude, 4), round(float(wrap_longitude(row.longitude)), 4)],
+            "probability": float(f"{row.probability:.4g}"),
+            "nearby": float(f"{row.probability_within_200km:.4g}"),
+            "place": row.near,
+            "error_km": round(float(row.error_km), 2) if is_known else None,
+        }
+        for row in rows.itertuples(index=False)
+    ]
     # Parts in ten million: of 100,000 equally likely points each still has a hundred.
     triples = heat[[*MASS[1:]]].to_numpy(np.float64) * (100.0, 100.0, 1e7)
     return {
-        "candidates": [
-            {
-                "at": [round(row.latitude, 4), round(float(wrap_longitude(row.longitude)), 4)],
-                "probability": float(f"{row.probability:.4g}"),
-                "nearby": float(f"{row.probability_within_200km:.4g}"),
-                "place": row.near,
-                "error_km": round(float(row.error_km), 2) if is_known else None,
-            }
-            for row in rows.itertuples(index=False)
-        ],
-        "truth": [round(float(value), 4) for value in truth] if is_known else None,
+        "candidates": candidates,
+        "truth": truth.round(4).tolist() if is_known else None,
         "line": [world.integers(piece, 100.0) for piece in line],
         "heat": world.integers(triples, 1.0),
         "share": float(f"{heat['probability'].sum():.4g}"),

@@ -44,8 +44,7 @@ def is_watched() -> bool:
 def interactive(draw: Callable[..., Figure], *data: Any, **controls: list[str] | tuple[float, ...]) -> Any:
     """The picture that ``draw`` makes of ``data`` below its ipywidgets; static outside Jupyter.
 
-    Args:
-        controls: a list of words to choose from, or first value, lowest, highest and step of a number.
+    A control is a list of words to choose from, or first value, lowest, highest and step of a number.
     """
     if not is_watched():
         return draw(*data, **{name: control[0] for name, control in controls.items()})
@@ -61,24 +60,16 @@ def interactive(draw: Callable[..., Figure], *data: Any, **controls: list[str] |
 
 def curve(cloud: pd.DataFrame, empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram) -> Any:
     """A curve by hand, and what it calls each pair of :func:`lib.evaluate.pairs.sample`, the ``cloud``."""
-    controls = {
-        "nugget": (float(fitted.nugget), 0.0, 1.0, 0.01),
-        "sill": (float(fitted.sill), 0.05, 1.5, 0.01),
-        "range_km": (float(fitted.range_km), 50.0, 20_000.0, 50.0),
-    }
-    return interactive(curve_figure, cloud, empirical, fitted, **controls)
+    nugget, sill = (float(fitted.nugget), 0.0, 1.0, 0.01), (float(fitted.sill), 0.05, 1.5, 0.01)
+    range_km = (float(fitted.range_km), 50.0, 20_000.0, 50.0)
+    return interactive(curve_figure, cloud, empirical, fitted, nugget=nugget, sill=sill, range_km=range_km)
 
 
 def by_hand(fitted: FittedSemivariogram, nugget: float, sill: float, range_km: float) -> FittedSemivariogram:
     """``fitted`` with another nugget and sill, stretched along the distance to ``range_km``."""
-    return replace(
-        fitted,
-        nugget=nugget,
-        partial_sill=max(sill - nugget, 1e-3),
-        length_scale_rad=fitted.length_scale_rad * range_km / fitted.range_km,
-        range_rad=range_km / EARTH_RADIUS_KM,
-        range_km=range_km,
-    )
+    length = fitted.length_scale_rad * range_km / fitted.range_km
+    shape = {"partial_sill": max(sill - nugget, 1e-3), "length_scale_rad": length}
+    return replace(fitted, nugget=nugget, range_km=range_km, range_rad=range_km / EARTH_RADIUS_KM, **shape)
 
 
 def curve_figure(
@@ -97,8 +88,8 @@ def look_alikes(run: Run, fitted: FittedSemivariogram) -> Any:
     rows = rows[np.argsort(manifest["latitude"].to_numpy()[rows], kind="stable")]
     unit, last = features.read(run, manifest).unit(rows), len(rows) - 1
     controls = {"photo": (len(rows) // 2, 0, last, 1), "count": (min(50, last), 7, min(500, last), 1)}
-    drawn = (look_alike_figure, manifest.iloc[rows], unit, datasets.root_of(run), fitted)
-    return interactive(*drawn, **controls)
+    drawn = (manifest.iloc[rows], unit, datasets.root_of(run), fitted)
+    return interactive(look_alike_figure, *drawn, **controls)
 
 
 def most_alike(
@@ -128,8 +119,7 @@ def look_alike_figure(
         title = f"{one.distance_km:,.0f} km\nd {one.dissimilarity:.2f}\nexpected {one.gamma:.2f}"
         style.show_photo(axis, root, one.path, title)
         axis.title.set(color=KIND_COLOURS[one.kind], fontsize=7.5)
-    axis = right.subplots(subplot_kw={"projection": "mollweide"})
-    style.world(axis)
+    axis = style.world(right)
     for (kind, colour), marker in zip(KIND_COLOURS.items(), "o^s", strict=True):
         there = found[found["kind"] == kind]
         style.scatter(axis, there, color=colour, marker=marker, s=30, label=f"{kind}s ({len(there)})")
@@ -142,17 +132,16 @@ def two_strategies(run: Run, predictions: pd.DataFrame) -> Any:
     """Two strategies photo by photo; ``predictions`` are of :func:`lib.evaluate.evaluation.evaluate`."""
     splits, names = (predictions[column].unique().tolist() for column in ("split", "strategy"))
     last = int(predictions.groupby("split")["id"].nunique().max()) - 1
-    paths = features.photos(run).set_index("id")["path"]
+    paths = features.photos(run, ["id", "path"]).set_index("id")["path"]
     controls = {"split": splits, "strategy": [*names[1:], names[0]], "against": names}
-    drawn = (two_strategies_figure, predictions, datasets.root_of(run), paths)
-    return interactive(*drawn, **controls, photo=(0, 0, last, 1))
+    drawn = (predictions, datasets.root_of(run), paths)
+    return interactive(two_strategies_figure, *drawn, **controls, photo=(0, 0, last, 1))
 
 
 def from_gain_to_loss(predictions: pd.DataFrame, strategy: str, against: str) -> pd.Series:
-    """How much nearer ``strategy`` is than ``against`` by photo, the largest gain first.
+    """Log of how much nearer ``strategy`` is than ``against``, by photo (id), the largest gain first.
 
-    Returns:
-        The log of the ratio of both errors in km, medians over seeds, indexed by the photos' ids.
+    Errors in km are medians over seeds, and count as 1 km at least.
     """
     medians = predictions.groupby(["strategy", "id"])["error_km"].median().clip(lower=1.0)
     return np.log(medians[against] / medians[strategy]).sort_values(ascending=False, kind="stable")
@@ -160,18 +149,12 @@ def from_gain_to_loss(predictions: pd.DataFrame, strategy: str, against: str) ->
 
 @styled
 def two_strategies_figure(
-    predictions: pd.DataFrame,
-    root: Path,
-    paths: pd.Series,
-    split: str,
-    strategy: str,
-    against: str,
+    predictions: pd.DataFrame, root: Path, paths: pd.Series, split: str, strategy: str, against: str,
     photo: int,
-) -> Figure:
+) -> Figure:  # fmt: skip
     """The photo number ``photo`` :func:`from_gain_to_loss`, and where each seed of both puts it.
 
-    Args:
-        paths: of the photos below ``root``, by id.
+    ``paths`` are those of the photos below ``root``, by id.
     """
     of_split = predictions[predictions["split"] == split]
     gain = from_gain_to_loss(of_split, strategy, against)
@@ -179,9 +162,7 @@ def two_strategies_figure(
     figure = Figure(figsize=(10, 4.0), layout="constrained")
     beside, right = figure.subfigures(1, 2, width_ratios=[1, 2])
     style.show_photo(beside.subplots(), root, paths[identity], str(identity))
-    axis = right.subplots(subplot_kw={"projection": "mollweide"})
-    style.world(axis)
-    of_photo = of_split[of_split["id"] == identity]
+    axis, of_photo = style.world(right), of_split[of_split["id"] == identity]
     for name in dict.fromkeys((strategy, against)):
         rows, look = of_photo[of_photo["strategy"] == name], look_of(name)
         places = rows[["latitude", "longitude", "predicted_latitude", "predicted_longitude"]].to_numpy()

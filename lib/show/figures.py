@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
-import matplotlib.ticker
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -19,14 +18,10 @@ from lib.method.semivariogram import FittedSemivariogram
 from lib.runs import writing
 from lib.show import style
 from lib.show.style import INK, KIND_COLOURS, MUTED, PALETTE, look_of, panels, panels_by_split, styled
-from lib.train.metrics import METRICS, RADII_KM
+from lib.train.metrics import COMPARED, RADII_KM
 
-METRIC_LABELS = {name: f"within {int(name[4:-2]):,} km" for name in METRICS if name.startswith("acc_")}
-FOREST = ("acc_25km", "acc_100km", "acc_200km", "acc_750km", "acc_2500km")
-
-
-def _legend_below(figure: Figure, axis: Axes) -> None:
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=8)
+HALF_EARTH_KM = np.pi * EARTH_RADIUS_KM
+BESIDE = {"textcoords": "offset points", "fontsize": 8.5}
 
 
 @styled
@@ -43,14 +38,13 @@ def save(figure: Figure, path: Path) -> Figure:
 def photo_grid(manifest: pd.DataFrame, root: Path) -> Figure:
     """Random training photos with place names and coordinates."""
     training = manifest[manifest["split"] == "train"]
-    chosen = training.sample(min(18, len(training)), random_state=0)
     figure, axes = panels(3, 6, (9.6, 5.85))
-    for axis in axes.ravel()[len(chosen) :]:
+    for axis in axes.ravel():
         axis.set_axis_off()
+    chosen = training.sample(min(18, len(training)), random_state=0)
     for axis, photo in zip(axes.ravel(), chosen.itertuples(), strict=False):
-        town = getattr(photo, "town", "")
+        place, town = style.place_label(photo.latitude, photo.longitude), getattr(photo, "town", "")
         near = f"near {town}, {photo.country}" if town else ""
-        place = style.place_label(photo.latitude, photo.longitude)
         style.show_photo(axis, root, photo.path, f"{place}\n{near}")
     return figure
 
@@ -58,9 +52,8 @@ def photo_grid(manifest: pd.DataFrame, root: Path) -> Figure:
 @styled
 def places_map(manifest: pd.DataFrame) -> Figure:
     """World map of the places by split; equal-area."""
-    figure, axes = panels(1, 1, (9, 4.9), subplot_kw={"projection": "mollweide"})
-    axis = axes[0, 0]
-    style.world(axis)
+    figure = Figure(figsize=(9, 4.9), layout="constrained")
+    axis = style.world(figure)
     for split, frame in manifest.groupby("split", sort=False):
         look = {"s": 2.0 if split == "train" else 5.0, "color": style.SPLIT_COLOURS.get(split, MUTED)}
         style.scatter(axis, frame, label=f"{split} ({len(frame):,})", **look)
@@ -72,21 +65,18 @@ def places_map(manifest: pd.DataFrame) -> Figure:
 def training_curves(histories: pd.DataFrame, radii: Sequence[int] = (25, 100, 200)) -> Figure:
     """Loss and validation accuracy by epoch: the mean over seeds as a line, the seeds' extremes as a band."""
     figure, axes = panels(1, 1 + len(radii), (3.0 * (1 + len(radii)), 3.3))
-    columns = {"training loss": "loss"}
-    columns |= {f"validation within {radius:,} km": f"validation_acc_{radius}km" for radius in radii}
-    for axis, (title, column) in zip(axes[0], columns.items(), strict=True):
+    columns = {f"validation within {radius:,} km": f"validation_acc_{radius}km" for radius in radii}
+    for axis, (title, column) in zip(axes[0], ({"training loss": "loss"} | columns).items(), strict=True):
         factor = 1.0 if column == "loss" else 100.0
         for strategy, frame in histories.dropna(subset=[column]).groupby("strategy", sort=False):
-            by_epoch = factor * frame.groupby("epoch")[column].agg(["mean", "min", "max"])
-            look = look_of(strategy)
-            axis.fill_between(
-                by_epoch.index, by_epoch["min"], by_epoch["max"], color=look["color"], alpha=0.18, lw=0
-            )
-            axis.plot(by_epoch["mean"], label=strategy, ms=3, **look)
+            of_epoch, look = (factor * frame[column]).groupby(frame["epoch"]), look_of(strategy)
+            mean, band = of_epoch.mean(), {"color": look["color"], "alpha": 0.18, "lw": 0}
+            axis.fill_between(mean.index, of_epoch.min(), of_epoch.max(), **band)
+            axis.plot(mean, label=strategy, ms=3, **look)
         axis.set(xlabel="epoch", title=title, ylabel="" if column == "loss" else "photos, %")
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set_yscale("log")
-    _legend_below(figure, axes[0, 1])
+    figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=8)
     return figure
 
 
@@ -98,8 +88,7 @@ def semivariogram(empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram
     """
     figure, axes = panels(2, 2, (10, 5.6), height_ratios=[4, 1], sharex="col")
     coarse = empirical.coarsened(max(1, len(empirical.pairs) // 150))
-    for column, (sums, is_log) in enumerate([(coarse, False), (empirical, True)]):
-        upper, lower = axes[:, column]
+    for (upper, lower), sums, is_log in zip(axes.T, (coarse, empirical), (False, True), strict=True):
         lags = shown_lags(sums)
         lag_km, mean, spread = lags["lag_km"], lags["gamma"], np.sqrt(lags["variance"])
         band = {"color": "#cbd5e1", "alpha": 0.5, "lw": 0, "label": "±1 standard deviation of the pairs"}
@@ -111,12 +100,11 @@ def semivariogram(empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram
         _annotate_fit(upper, fitted, is_log)
         lower.fill_between(lag_km, lags["pairs"], color="#94a3b8", step="mid", lw=0)
         width = f"pairs in\n{sums.lag_width_rad * EARTH_RADIUS_KM:.0f} km"
-        lower.set(xlabel="great-circle distance, km", ylabel=width, yscale="log")
-        lower.set_ylim(10, None)
+        lower.set(xlabel="great-circle distance, km", ylabel=width, yscale="log", ylim=(10, None))
         lower.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         lower.xaxis.set_major_formatter(style.KILOMETRES)
     style.logarithmic_km(lower)
-    upper.set_xlim(5.0, np.pi * EARTH_RADIUS_KM)
+    upper.set_xlim(5.0, HALF_EARTH_KM)
     radians = (lambda km: km / EARTH_RADIUS_KM, lambda rad: rad * EARTH_RADIUS_KM)
     axes[0, 0].secondary_xaxis("top", functions=radians).set_xlabel("radians")
     axes[0, 0].set_ylabel("semivariance γ (mean cosine distance)")
@@ -133,25 +121,21 @@ def shown_lags(sums: EmpiricalSemivariogram) -> pd.DataFrame:
 def _annotate_fit(axis: Axes, fitted: FittedSemivariogram, is_log: bool) -> None:
     """Nugget, sill and range, drawn where they are read off."""
     x, align = (0.02, "left") if is_log else (0.98, "right")
-    beside = {"transform": axis.get_yaxis_transform(), "ha": align, "va": "bottom", "fontsize": 8.5}
     for value, name in ((fitted.nugget, "nugget"), (fitted.sill, "sill")):
         axis.axhline(value, color=MUTED, ls="--", lw=0.9)
+        beside = {"transform": axis.get_yaxis_transform(), "ha": align, "va": "bottom", "fontsize": 8.5}
         axis.text(x, value, f"{name} {value:.3f} ", **beside)
     axis.axvline(fitted.range_km, color=PALETTE[3], ls=":", lw=1.4)
     label = f"range ρ\n{fitted.range_km:,.0f} km\n{fitted.range_rad:.2f} rad "
     side = {"ha": "right", "xytext": (-4, 0)} if is_log else {"ha": "left", "xytext": (4, 0)}
-    look = {"textcoords": "offset points", "color": PALETTE[3], "fontsize": 8.5}
-    axis.annotate(label, (fitted.range_km, 0.5 * fitted.sill), **look, **side)
+    axis.annotate(label, (fitted.range_km, 0.5 * fitted.sill), color=PALETTE[3], **BESIDE, **side)
 
 
 @styled
 def margin(empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram, beta: float) -> Figure:
     """Left how different photos look, by distance; right what ``semivariance_margin`` makes of it."""
-    figure, axes = panels(1, 2, (10, 3.5))
-    left, right = axes[0]
-    means, grid_km = shown_lags(empirical), np.geomspace(5.0, np.pi * EARTH_RADIUS_KM, 400)
-    left.plot(means["lag_km"], means["gamma"], ".", ms=2.6, color=PALETTE[1], label="measured: mean of a lag")
-    left.plot(grid_km, fitted.gamma(grid_km / EARTH_RADIUS_KM), color=INK, label="fitted semivariogram")
+    figure, ((left, right),) = panels(1, 2, (10, 3.5))
+    grid_km = _means_and_curve(left, empirical, fitted, "measured: mean of a lag", "fitted semivariogram")
     left.set(ylabel="dissimilarity of two photos", xlabel="distance between them, km", ylim=(0.0, None))
     left.set_title("how different two photos look")
     name = "semivariance_margin"
@@ -161,14 +145,23 @@ def margin(empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram, beta:
     for km in (50.0, 500.0, 5_000.0):
         there = float(np.interp(km, grid_km, asked))
         right.plot(km, there, "o", color=colour)
-        look = {"textcoords": "offset points", "va": "top", "fontsize": 8.5}
-        right.annotate(f"{km:,.0f} km off:\nby {there:.1f}", (km, there), (5, -5), **look)
+        right.annotate(f"{km:,.0f} km off:\nby {there:.1f}", (km, there), (5, -5), va="top", **BESIDE)
     right.set(ylabel="margin, logits", xlabel="distance of the wrong place from the right one, km")
     right.set_title("by how much a wrong place must lose")
     for axis, corner in ((left, "lower right"), (right, "upper left")):
         style.logarithmic_km(axis)
         axis.legend(loc=corner)
     return figure
+
+
+def _means_and_curve(
+    axis: Axes, empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram, of_means: str, of_curve: str
+) -> np.ndarray:
+    """Lag means and fitted curve on ``axis`` under these labels; the kilometres at which it is drawn."""
+    means, grid_km = shown_lags(empirical), np.geomspace(5.0, HALF_EARTH_KM, 400)
+    axis.plot(means["lag_km"], means["gamma"], ".", ms=2.8, color=PALETTE[1], label=of_means)
+    axis.plot(grid_km, fitted.gamma(grid_km / EARTH_RADIUS_KM), color=INK, label=of_curve)
+    return grid_km
 
 
 @styled
@@ -183,14 +176,12 @@ def pair_cloud(
         label = f"{kind}s ({len(of_kind) / len(shown):.0%} of the pairs shown)"
         dots = of_kind["distance_km"], of_kind["dissimilarity"]
         axis.plot(*dots, ".", ms=2, color=colour, label=label, rasterized=True)
-    means, grid_km = shown_lags(empirical), np.geomspace(5.0, np.pi * EARTH_RADIUS_KM, 300)
-    axis.plot(means["lag_km"], means["gamma"], ".", ms=3, color=PALETTE[1], label="mean of the lag")
-    axis.plot(grid_km, fitted.gamma(grid_km / EARTH_RADIUS_KM), color=INK, label="γ(h): expected")
+    _means_and_curve(axis, empirical, fitted, "mean of the lag", "γ(h): expected")
     for level in (fitted.nugget, fitted.sill):
         axis.axhline(level, color=MUTED, ls="--", lw=0.9)
     axis.axvline(fitted.range_km, color=PALETTE[3], ls=":", lw=1.4, label="range")
     style.logarithmic_km(axis)
-    axis.set(xlim=(5.0, np.pi * EARTH_RADIUS_KM), xlabel="great-circle distance h, km")
+    axis.set(xlim=(5.0, HALF_EARTH_KM), xlabel="great-circle distance h, km")
     axis.set(ylim=(0.0, 1.5), ylabel="semivariance γ; dissimilarity d of a pair")
     figure.legend(loc="outside right upper", markerscale=2.5)
     return figure
@@ -198,23 +189,18 @@ def pair_cloud(
 
 @styled
 def pair_gallery(chosen: pd.DataFrame, manifest: pd.DataFrame, root: Path) -> Figure:
-    """Pairs of photos side by side with their distance, dissimilarity and what the curve expected.
-
-    Args:
-        chosen: rows of :func:`lib.evaluate.pairs.sample`, as many of each kind as there are columns.
-    """
-    kinds, width = chosen["kind"].unique(), int(chosen["kind"].value_counts().max())
-    figure = Figure(figsize=(3.15 * width, 2.35 * len(kinds)), layout="constrained")
-    bands = np.atleast_1d(figure.subfigures(len(kinds), 1, hspace=0.04))
-    for band, kind in zip(bands, kinds, strict=True):
+    """``chosen`` pairs of :func:`lib.evaluate.pairs.examples`: photos, distance, d and what was expected."""
+    by_kind, width = chosen.groupby("kind", sort=False), int(chosen["kind"].value_counts().max())
+    figure = Figure(figsize=(3.15 * width, 2.35 * len(by_kind)), layout="constrained")
+    bands = np.atleast_1d(figure.subfigures(len(by_kind), 1, hspace=0.04))
+    for band, (kind, of_kind) in zip(bands, by_kind, strict=True):
         band.suptitle(f"{kind}s", color=KIND_COLOURS[kind], fontweight="bold", fontsize=10.5)
         cells = np.atleast_1d(band.subfigures(1, width, wspace=0.09))
-        for cell, pair in zip(cells, chosen[chosen["kind"] == kind].itertuples(), strict=False):
+        for cell, pair in zip(cells, of_kind.itertuples(), strict=False):
             axes = cell.subplots(1, 2, gridspec_kw={"wspace": 0.0})
-            for axis, row in zip(axes, (pair.first, pair.second), strict=True):
-                photo = manifest.iloc[row]
-                place = style.place_label(photo["latitude"], photo["longitude"])
-                style.show_photo(axis, root, photo["path"], place)
+            for axis, photo in zip(axes, manifest.iloc[[pair.first, pair.second]].itertuples(), strict=True):
+                place = style.place_label(photo.latitude, photo.longitude)
+                style.show_photo(axis, root, photo.path, place)
             found = f"d = {pair.dissimilarity:.2f}, expected {pair.gamma:.2f}"
             cell.supxlabel(f"{pair.distance_km:,.0f} km apart\n{found}", fontsize=8.5)
     return figure
@@ -224,11 +210,10 @@ def pair_gallery(chosen: pd.DataFrame, manifest: pd.DataFrame, root: Path) -> Fi
 def error_distribution(predictions: pd.DataFrame) -> Figure:
     """Share of the photos within a distance, by strategy, all seeds pooled; one panel a split."""
     figure, splits = panels_by_split(predictions, 5.0, 3.8, sharey=True)
-    look = {"rotation": 38, "fontsize": 7.5, "color": MUTED, "ha": "left", "va": "bottom"}
     for axis, split, rows in splits:
         for radius, name in RADII_KM.items():
             axis.axvline(radius, color=MUTED, lw=0.7, ls=":")
-            axis.text(radius, 1.005, f" {name}", **look)
+            axis.text(radius, 1.005, f" {name}", rotation=38, fontsize=7.5, color=MUTED, va="bottom")
         for name, errors in rows.groupby("strategy", sort=False)["error_km"]:
             line = look_of(name)
             axis.ecdf(np.maximum(errors, 0.5), label=name, color=line["color"], ls=line["ls"], lw=1.1)
@@ -245,52 +230,50 @@ def forest(comparison: pd.DataFrame, baseline: str = "infonce") -> Figure:
     """Paired differences to ``baseline`` in percentage points with 95 % intervals; one panel a split."""
     comparison = comparison[comparison["baseline"] == baseline]
     if comparison.empty:
-        return style.note(f"nothing to compare with {baseline} in this run")
+        figure, ((axis,),) = panels(1, 1, (6, 1.6))
+        axis.set_axis_off()
+        axis.text(0.5, 0.5, f"nothing to compare with {baseline} in this run", ha="center", color=MUTED)
+        return figure
     names = comparison["strategy"].unique()
-    height = 0.6 + 0.24 * len(FOREST) * (len(names) + 1)
+    height = 0.6 + 0.24 * len(COMPARED) * (len(names) + 1)
     figure, splits = panels_by_split(comparison, 5.0, height, sharex=True, sharey=True)
-    ticks, step = -np.arange(len(FOREST)), 1.0 / (len(names) + 1)
+    ticks, step = -np.arange(len(COMPARED)), 1.0 / (len(names) + 1)
     for axis, split, of_split in splits:
         axis.axvline(0.0, color=INK, lw=1.0)
         for order, name in enumerate(names):
-            rows = of_split[of_split["strategy"] == name].set_index("metric").loc[list(FOREST)]
+            rows = of_split[of_split["strategy"] == name].set_index("metric").loc[list(COMPARED)]
             middle, low, high = (100 * rows[column] for column in ("difference", "ci_low", "ci_high"))
             y, error = ticks - step * (order - (len(names) - 1) / 2), np.stack((middle - low, high - middle))
             axis.errorbar(middle, y, xerr=error, label=name, ms=4, lw=1.4, **look_of(name) | {"ls": "none"})
         axis.set(title=f"split {split}", xlabel=f"difference to {baseline}, percentage points")
-        axis.set_yticks(ticks, labels=[METRIC_LABELS[metric] for metric in FOREST])
+        axis.set_yticks(ticks, labels=[f"within {int(metric[4:-2]):,} km" for metric in COMPARED])
         axis.grid(axis="y", visible=False)
-    _legend_below(figure, figure.axes[0])
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=8)
     return figure
 
 
 @styled
 def by_continent(table: pd.DataFrame) -> Figure:
-    """Accuracy by continent of 5 photos or more and strategy; pale below 30 photos; one panel a split.
-
-    The radius is :func:`reported_radius_km`.
-    """
+    """Accuracy within :func:`reported_radius_km` by continent of 5 photos or more and strategy; pale below 30
+    photos; one panel a split."""
     table = table[table["n"] >= 5] if (table["n"] >= 5).any() else table
     names, groups = table["strategy"].unique(), sorted(set(table["continent"]), reverse=True)
     figure, splits = panels_by_split(table, 5.0, 0.9 + 0.42 * len(groups), sharey=True)
     for axis, split, of_split in splits:
         radius_km = reported_radius_km(split)
         for order, strategy in enumerate(names):
-            frame, look = of_split[of_split["strategy"] == strategy], look_of(strategy)
-            y = np.array([groups.index(group) for group in frame["continent"]])
-            y = y + 0.16 * ((len(names) - 1) / 2 - order)
-            look = {"color": look["color"], "marker": look["marker"], "s": 22}
-            axis.scatter(
-                100 * frame[f"acc_{radius_km}km"], y, alpha=np.where(frame["n"] >= 30, 0.95, 0.3), **look
-            )
+            frame, look = of_split[of_split["strategy"] == strategy], look_of(strategy) | {"ls": "none"}
+            y = frame["continent"].map(groups.index) + 0.16 * ((len(names) - 1) / 2 - order)
+            share, is_sure = 100 * frame[f"acc_{radius_km}km"], frame["n"] >= 30
+            axis.plot(share[is_sure], y[is_sure], ms=5, label=strategy, **look)
+            axis.plot(share[~is_sure], y[~is_sure], ms=5, alpha=0.3, **look)
         beside = {"transform": axis.get_yaxis_transform(), "fontsize": 8, "color": MUTED, "va": "center"}
         for group, count in of_split.groupby("continent")["n"].first().items():
             axis.text(1.02, groups.index(group), f"{count:,}", **beside)
         axis.text(1.02, len(groups) - 0.3, "photos", **beside)
         axis.set(xlabel=f"photos within {radius_km} km, %", title=f"split {split}")
         axis.set(ylim=(-0.6, len(groups) - 0.4), yticks=range(len(groups)), yticklabels=groups)
-    marks = [mpl.lines.Line2D([], [], ms=5, label=name, **look_of(name) | {"ls": ""}) for name in names]
-    figure.legend(handles=marks, loc="outside lower center", ncols=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=8)
     return figure
 
 
@@ -301,12 +284,9 @@ def reported_radius_km(split: str) -> int:
 
 @styled
 def candidates(table: pd.DataFrame, mass: pd.DataFrame, root: Path) -> Figure:
-    """Each photo beside a map of its probability: the first candidate numbered, the true place a ring.
+    """Each photo below ``root`` beside a map of its probability: 1 is the first candidate, a ring the truth.
 
-    Args:
-        table: rows photo, rank, latitude, longitude, true_latitude, true_longitude, error_km.
-        mass: rows photo, latitude, longitude, probability.
-        root: folder that the photos' names are relative to.
+    ``table`` and ``mass`` are those of :func:`lib.predict.predict.predict`.
     """
     photos = table["photo"].unique()
     figure = Figure(figsize=(8.6, 2.35 * len(photos)), layout="constrained")
@@ -316,16 +296,15 @@ def candidates(table: pd.DataFrame, mass: pd.DataFrame, root: Path) -> Figure:
         is_known = np.isfinite(first["error_km"])
         title = f"candidate 1: {first['error_km']:,.0f} km off" if is_known else "true place unknown"
         style.show_photo(figure.add_subplot(grid[number, 0]), root, photo, title)
-        axis = figure.add_subplot(grid[number, 1], projection="mollweide")
-        style.world(axis)
+        axis = style.world(figure, grid[number, 1])
         heat = mass[mass["photo"] == photo].sort_values("probability")
         shade = np.sqrt(heat["probability"] / heat["probability"].max())
         style.scatter(axis, heat, c=shade, cmap="YlOrRd", s=4.0 + 16.0 * shade, vmin=0.0, vmax=1.0)
         if is_known:
             truth = {"latitude": first["true_latitude"], "longitude": first["true_longitude"]}
             style.scatter(axis, truth, s=230, facecolors="none", edgecolors=PALETTE[0], linewidths=1.8)
-        at = np.radians([first["longitude"], first["latitude"]])
         badge = {"boxstyle": "circle,pad=0.25", "facecolor": "white", "edgecolor": INK, "linewidth": 0.8}
-        centred = {"ha": "center", "va": "center", "color": INK, "bbox": badge}
-        axis.text(*at, "1", fontsize=7, fontweight="bold", **centred)
+        numeral = {"fontsize": 7, "fontweight": "bold", "color": INK, "bbox": badge}
+        at = np.radians([first["longitude"], first["latitude"]])
+        axis.text(*at, "1", ha="center", va="center", **numeral)
     return figure

@@ -1,10 +1,8 @@
-"""The prediction map: the true and the predicted place of every photo, one strategy at a time.
-
-It is a page of :mod:`lib.show.world` and opens without a network.
-"""
+"""The prediction map: the true and the predicted place of every photo, one strategy at a time."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,8 @@ from lib.show.world import great_circle, integers, save_map
 THUMBNAIL_PX = 72
 MOST_PHOTOS = 2_000
 """Photos of a split on one map: beyond, a browser takes too long, and the page grows past 10 MB."""
-NUMBERS = ("latitude", "longitude", "predicted_latitude", "predicted_longitude", "error_km")
+TRUE, PREDICTED = ("latitude", "longitude"), ("predicted_latitude", "predicted_longitude")
+NUMBERS = (*TRUE, *PREDICTED, "error_km")
 COLUMNS = ("id", "split", "strategy", "seed", *NUMBERS, "path")
 
 
@@ -29,18 +28,11 @@ def prediction_map(predictions: pd.DataFrame, image_root: Path, *, title: str = 
     """World map of photos: true place, predicted place and the great circle between, one strategy at a time.
 
     Args:
-        predictions: a row per photo, strategy and seed: ``id``, ``split``, ``strategy``, ``seed``;
-            ``latitude``, ``longitude``, ``predicted_latitude``, ``predicted_longitude`` in degrees;
-            ``error_km`` in kilometres; ``path`` of the photo below ``image_root``. Of several seeds the
-            smallest of each strategy is drawn.
-        image_root: folder of the photos. Those that cannot be read are counted on the page.
+        predictions: a row per photo, strategy and seed, with ``COLUMNS``: degrees, kilometres, and the
+            ``path`` of the photo below ``image_root``. The smallest seed of each strategy is drawn, and
+            photos that cannot be read are counted.
         title: plain text above the controls and of the browser's tab.
-
-    Raises:
-        ValueError: no rows, a column is missing, a number is not finite or no place on Earth, or a photo is
-            twice in one strategy and seed; the message names the column or the photo.
     """
-    _check(predictions)
     seeds = predictions.groupby("strategy")["seed"]
     drawn = predictions[predictions["seed"] == seeds.transform("min")]
     shown = drawn.drop_duplicates("id")
@@ -50,21 +42,16 @@ def prediction_map(predictions: pd.DataFrame, image_root: Path, *, title: str = 
         notes.append("Several seeds were trained; the smallest of each strategy is drawn.")
     if lost := len(photos["unreadable"]):
         notes.append(f"{lost:,} of {len(shown):,} photos have no thumbnail: file missing or unreadable.")
-    data = {
-        "title": title or "True and predicted places",
-        "notes": notes,
-        "truth": integers(_places(shown, "latitude", "longitude"), 1e4),
-        "strategies": [_strategy(drawn, shown, name) for name in drawn["strategy"].unique()],
-    }
-    return world.world_page("predictions", data | photos, [world.CLUSTERS])
+    strategies = [_strategy(rows, shown) for _, rows in drawn.groupby("strategy", sort=False)]
+    data = {"notes": notes, "truth": integers(_places(shown, TRUE), 1e4), "strategies": strategies}
+    return world.world_page("predictions", data | photos | {"title": title or "True and predicted places"})
 
 
 def split_map(predictions: pd.DataFrame, manifest: pd.DataFrame, run: Run, split: str) -> folium.Map:
     """The map of a split's predictions, saved as maps/predictions.html (later splits: predictions_NAME.html).
 
     Args:
-        predictions: of all splits, as predictions.parquet has them. Of more than ``MOST_PHOTOS`` photos so
-            many are drawn at random, and the title says so.
+        predictions: of all splits. Of more than ``MOST_PHOTOS`` photos so many are drawn, at random.
         manifest: for the photos' paths.
     """
     of_split, title = predictions[predictions["split"] == split], f"{run.name}: split {split}"
@@ -74,40 +61,24 @@ def split_map(predictions: pd.DataFrame, manifest: pd.DataFrame, run: Run, split
         of_split = of_split[of_split["id"].isin(ids.sample(MOST_PHOTOS, random_state=0))]
     chosen = of_split.merge(manifest[["id", "path"]], on="id", how="left")
     page = prediction_map(chosen, root_of(run), title=title)
-    is_first = split == predictions["split"].iloc[0]
-    save_map(page, run.map("predictions" if is_first else f"predictions_{split}"))
+    name = "predictions" if split == predictions["split"].iloc[0] else f"predictions_{split}"
+    save_map(page, run.map(name))
     return page
 
 
-def _check(predictions: pd.DataFrame) -> None:
-    world.require("prediction_map: the predictions", predictions, COLUMNS, "evaluate the run first")
-    numbers = predictions[[*NUMBERS]].astype(np.float64)
-    good = np.isfinite(numbers).all(axis=1) & (numbers["error_km"] >= 0.0)
-    good &= (numbers[["latitude", "predicted_latitude"]].abs() <= 90.0).all(axis=1)
-    good &= ~predictions.duplicated(["strategy", "seed", "id"])
-    if not good.all():
-        row = predictions[~good].iloc[0]
-        photo, said = row["id"], ", ".join(f"{name} {row[name]}" for name in NUMBERS)
-        problem = "is twice in the predictions, or a number is impossible"
-        raise ValueError(f"prediction_map: the photo {photo!r} ({row['strategy']}) {problem}: {said}.")
-
-
-def _strategy(drawn: pd.DataFrame, shown: pd.DataFrame, name: Any) -> dict[str, Any]:
+def _strategy(rows: pd.DataFrame, shown: pd.DataFrame) -> dict[str, Any]:
     """What the page needs of one strategy, in the order of ``shown``; null where it predicts nothing."""
-    rows = drawn[drawn["strategy"] == name]
     known = rows.set_index("id").reindex(shown["id"])
-    truth = _places(shown, "latitude", "longitude")
-    predicted = _places(known, "predicted_latitude", "predicted_longitude")
-    error_km = known["error_km"].to_numpy(np.float64)
-    present = np.isfinite(error_km)
+    is_known = known["error_km"].notna().to_numpy()
+    truth, predicted = _places(shown, TRUE), np.nan_to_num(_places(known, PREDICTED))
+    ends = zip(truth, predicted, is_known, strict=True)
+    errors = zip(known["error_km"].tolist(), is_known, strict=True)
     return {
-        "name": str(name),
+        "name": str(rows["strategy"].iloc[0]),
         "seed": str(rows["seed"].iloc[0]),
-        "predicted": integers(np.where(present[:, None], predicted, 0.0), 1e4),
-        "error_km": [
-            round(value, 2) if ok else None for value, ok in zip(error_km.tolist(), present, strict=True)
-        ],
-        "lines": [_inner(*ends) if ok else 0 for *ends, ok in zip(truth, predicted, present, strict=True)],
+        "predicted": integers(predicted, 1e4),
+        "error_km": [round(value, 2) if there else None for value, there in errors],
+        "lines": [_inner(start, end) if there else 0 for start, end, there in ends],
     }
 
 
@@ -119,7 +90,8 @@ def _inner(start_deg: np.ndarray, end_deg: np.ndarray) -> list[list[int]] | int:
     return [integers(piece, 100.0) for piece in pieces] if len(pieces[0]) else 0
 
 
-def _places(table: pd.DataFrame, latitude: str, longitude: str) -> np.ndarray:
-    """Coordinates in degrees, float64 [N, 2], of two columns; longitude within [-180, 180)."""
-    values = table[[latitude, longitude]].to_numpy(np.float64)
-    return np.column_stack((values[:, 0], wrap_longitude(values[:, 1])))
+def _places(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """Latitude and longitude within [-180, 180), float64 [N, 2], of the two ``columns`` of ``table``."""
+    values = table[[*columns]].to_numpy(np.float64, copy=True)
+    values[:, 1] = wrap_longitude(values[:, 1])
+    return values

