@@ -248,7 +248,7 @@ def _tell_reused(run: Run, name: str) -> None:
 
 
 def _begin(run: Run, name: str, why: str, scratch: Path | None, needs: Mapping[str, Any]) -> None:
-    """Say why a stage is made again, remove its receipt, and empty ``scratch`` unless it was left by this work."""
+    """Say why a stage is made again, remove its receipt, empty a ``scratch`` that other work left."""
     if why != NOT_MADE:
         print(f"again   {name}: {why}", flush=True)
     with refusals_named(run.receipt(name)):

@@ -96,7 +96,7 @@ def _git_state() -> dict[str, Any]:
         return done.stdout.strip()
 
     with suppress(OSError):
-        if Path(ask("rev-parse", "--show-toplevel") or "/").resolve() == PROJECT.resolve():  # none around ours
+        if Path(ask("rev-parse", "--show-toplevel") or "/").resolve() == PROJECT.resolve():
             changes = ask("status", "--porcelain", "--untracked-files=no")
             return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(changes)}
     return {"commit": None, "dirty": None}
