@@ -36,7 +36,9 @@ def prepare(run: Run) -> Path:
     Raises:
         BundleError: photos cannot be had, or the manifest cannot be used.
     """
-    if cache.is_as_finished():
+    if cache.is_as_finished():  # without the photos
+        if why := cache.why_damaged(run, "manifest", [run.manifest]):
+            raise BundleError(f"{run.folder}: manifest: {why}; run run_all.sh again")
         return run.manifest
     settings, root, module = run.settings.dataset, root_of(run), MODULES[run.settings.dataset.name]
     table = PROJECT / settings.csv if getattr(settings, "csv", None) else None

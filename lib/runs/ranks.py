@@ -75,12 +75,14 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(context: object, own: torch.Tensor) -> torch.Tensor:
+        """[n, ...] -> [k n, ...]."""
         parts = [torch.empty_like(own) for _ in range(count())]
         dist.all_gather(parts, own.contiguous())
         return torch.cat(parts)
 
     @staticmethod
     def backward(context: object, gradient: torch.Tensor) -> torch.Tensor:
+        """[k n, ...] -> [n, ...]."""
         gradient = gradient.clone(memory_format=torch.contiguous_format)  # what arrives is autograd's own
         dist.all_reduce(gradient)
         return gradient.chunk(count())[rank()]
