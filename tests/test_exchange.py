@@ -6,9 +6,10 @@ import torch
 from transformers import CLIPImageProcessor
 
 from lib import exchange
+from lib.exchange import export_geolocation, export_location_encoder
 from lib.method.errors import BundleError
 from lib.method.model import GeoCLIP
-from lib.predict.releases import Release, export_geolocation, export_location_encoder
+from lib.predict.predictors import Release
 from lib.settings import Training
 from lib.train.checkpoints import initialise, published
 

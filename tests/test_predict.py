@@ -18,17 +18,19 @@ from transformers import CLIPImageProcessor
 from lib.data.backbones import Backbone
 from lib.data.photos import GPS_IFD
 from lib.data.sphere import uniform_on_sphere
+from lib.exchange import export_geolocation
 from lib.method import model
 from lib.method.errors import BundleError
 from lib.method.geodesy import distance_km
-from lib.predict import predict, predictors, releases
+from lib.predict import predict, predictors
 from lib.predict.predictors import Predictor, load_predictor
+from lib.runs import cache
 from lib.settings import PROJECT, Training
 from lib.settings import Backbone as BackboneSettings
 from lib.show import candidate_maps
 from lib.show.candidate_maps import candidate_map
 from lib.show.maps import save_map
-from lib.train import checkpoints, gallery
+from lib.train import checkpoints, gallery, training
 
 CPU = torch.device("cpu")
 PLACE = ["latitude", "longitude"]
@@ -136,6 +138,8 @@ def finish(run, **accuracies):
             run.history(strategy, seed).parent.mkdir(exist_ok=True)
             epochs = pd.DataFrame({"epoch": [1, 2], "validation_acc_200km": [0.9 - accuracy, accuracy]})
             epochs.to_csv(run.history(strategy, seed), index=False)
+            files = [run.checkpoint(strategy, seed), run.history(strategy, seed)]
+            cache.write_receipt(run, f"training-{strategy}_seed{seed}", {}, files, 0.0)
     written = {"settings": run.settings.model_dump(mode="json"), "outputs": {}}
     run.provenance.write_text(json.dumps(written))
     return run
@@ -188,8 +192,7 @@ class TestWhichModel:
             assert np.allclose(rows[PLACE], expected, atol=1e-4)
             assert np.allclose(rows["probability"], values, rtol=1e-2)
 
-    @pytest.mark.parametrize("is_there", [False, True])
-    def test_without_a_network_it_asks_the_hub_once(self, monkeypatch, is_there):
+    def test_without_a_network_it_asks_the_hub_once_and_takes_its_cache(self, monkeypatch):
         import httpx
         import huggingface_hub
 
@@ -199,28 +202,42 @@ class TestWhichModel:
 
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: "a" if is_there else None)
-        settings = BackboneSettings(name="owner/name")
-        if is_there:
-            predictors._reach(settings)
-            assert huggingface_hub.constants.HF_HUB_OFFLINE
-        else:
-            with pytest.raises(BundleError, match="the hub cannot be reached .no network."):
-                predictors._reach(settings)
+        predictors._reach(BackboneSettings(name="owner/name"))
+        assert huggingface_hub.constants.HF_HUB_OFFLINE
+
+    def test_a_finished_run_is_taken_as_it_is_of_whatever_code(self, finished, monkeypatch):
+        monkeypatch.setattr(cache, "needs_of", None)  # nothing asks what a stage depends on today
+        monkeypatch.setattr(training, "_train_and_save", None)
+        assert "decayed" in load_predictor(str(finished.folder)).title
+
+    def test_a_notebook_trains_what_is_not_there(self, make_run, narrow, monkeypatch):
+        run = make_run("training.strategies=infonce", "training.epochs=1")
+        monkeypatch.setattr(predictors.backbones, "build", lambda *_: replace(colour_encoder(), dimension=16))
+        assert "strategy infonce" in predictors.of_run(run).title and run.checkpoint("infonce", 0).exists()
+
+    @pytest.mark.parametrize("name", ["checkpoints/decayed_seed0.safetensors", "history/infonce_seed1.csv",
+                                      "features/features.npy", "provenance.json", "manifest.parquet"])
+    @pytest.mark.parametrize("is_there", [False, True])
+    def test_a_missing_or_damaged_file_of_a_run_is_one_sentence(self, finished, name, is_there):
+        path = finished.folder / name
+        path.write_bytes(path.read_bytes()[: -len(path.read_bytes()) // 2]) if is_there else path.unlink()
+        with pytest.raises(BundleError) as raised:
+            load_predictor(str(finished.folder))
+        assert path.name in str(raised.value) and "\n" not in str(raised.value)
 
     def test_a_release_predicts_as_its_model(self, tiny_clip, photos, tmp_path, narrow, monkeypatch):
         trained = model.GeoCLIP(768, 0.1 * torch.randn(768), 0.5).eval()
         monkeypatch.setattr(type(trained.location_encoder), "sigma", [1, 16, 256], raising=False)
         places = uniform_on_sphere(50, np.random.default_rng(1))
-        release = releases.Release(trained, places, str(tiny_clip), None)
-        folder = releases.export_geolocation(release, tmp_path / "release")
+        release = predictors.Release(trained, places, str(tiny_clip), None)
+        folder = export_geolocation(release, tmp_path / "release")
         found = load_predictor(str(folder))
         features, embedded = predict._encoded(found, photos, Path())[0], gallery.embed(trained, places, CPU)
         ours = predict.probabilities(found.model, features, found.embedded)
         assert np.allclose(ours, predict.probabilities(trained, features, embedded), atol=1e-4)
         (folder / "model.safetensors").write_bytes(b"torn")
         with pytest.raises(BundleError, match="not a release for geolocation"):
-            releases.read_geolocation(folder)
+            predictors.read_geolocation(folder)
 
 
 class TestCommand:
@@ -252,7 +269,7 @@ class TestCommand:
             ("nowhere.jpg", "no photo could be read"),
             ("PHOTO --top 0", "at least one candidate"),
             ("PHOTO --strategy hcl", "no strategy hcl"),
-            ("PHOTO --csv /", "is a folder; name a file"),
+            ("PHOTO --csv /", "is not overwritten"),
             ("PHOTO --csv FOLDER/x --map FOLDER/sub/../x", "cannot be both the table and the map"),
             ("PHOTO --csv PHOTO", "is there, and no .csv file: it is not overwritten"),
             ("PHOTO --map MANIFEST", "is there, and no .html file: it is not overwritten"),
