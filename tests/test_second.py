@@ -88,6 +88,22 @@ def test_every_arm_is_searched_alike(run: Run, monkeypatch: pytest.MonkeyPatch, 
         run.settings.training.changed(trial.changes)
 
 
+def test_tuning_in_miniature_trains_each_try_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"EPOCHS": (8,), "TRIPLES": ([1, 4, 16], [2, 4, 8]), "RATES": (1e-3,), "TEMPERATURES": (None,)}
+    small |= {"LENGTHS_KM": (200.0,), "STRENGTHS": (4.0,), "ARMS": second.PRIMARY, "SEARCH_SEEDS": (0,)}
+    for name, value in (small | {"CHOSEN": tmp_path / "second.json", "KEPT": tmp_path}).items():
+        monkeypatch.setattr(second, name, value)
+    monkeypatch.setattr(second, "open_world", lambda *_: run)
+    said = []
+    for _ in range(2):
+        assert second.main(["tune"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0].count("made    tr") > len(second.PRIMARY) and "made    tr" not in said[1]
+    assert set(second.chosen_settings()["arms"]) == {f"{name} {kind}" for name, kind in second.PRIMARY}
+
+
 def test_a_part_that_is_none_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert second.main(["tunes"]) == 1
     assert "tune|factorial|sharper|sharpest|final|relief|keep|tables" in capsys.readouterr().err

@@ -42,8 +42,8 @@ RUN_FILES = ("manifest.parquet", "provenance.json")
 
 
 class Prediction(NamedTuple):
-    """Tables with a row a photo and candidate (``COLUMNS``), and a row a photo and gallery point, the likeliest
-    first (``MASS``); probabilities are fractions. And the photos that could not be read -> reason."""
+    """A row a photo and candidate (``COLUMNS``); a row a photo and gallery point, the likeliest first
+    (``MASS``); photos that could not be read -> reason. Probabilities are fractions."""
 
     table: pd.DataFrame
     mass: pd.DataFrame
