@@ -37,13 +37,13 @@ def export_geolocation(release: Release, folder: Path) -> Path:
     if width != HEAD_WIDTH:
         said = f"geoclip's image head takes {HEAD_WIDTH} features and this model {width}; only its"
         raise BundleError(f"{said} location encoder can be exported; a model on CLIP ViT-L/14 can be whole")
-    head = {name: value.detach().clone() for name, value in trained.image_head.state_dict().items()}
+    head = dict(trained.image_head.state_dict())
     head["0.weight"] = head["0.weight"] / trained.feature_scale
     head["0.bias"] = head["0.bias"] - head["0.weight"] @ trained.feature_mean
     weights = {f"image_encoder.mlp.{name}": value for name, value in head.items()}
-    location = trained.location_encoder.state_dict()
-    weights |= {f"location_encoder.{name}": value for name, value in location.items()}
-    weights["logit_scale"] = trained.logit_scale.detach()
+    whole = trained.state_dict()
+    kept = ("location_encoder.", "logit_scale")
+    weights |= {name: value for name, value in whole.items() if name.startswith(kept)}
     with writing(folder / "gallery.csv") as aside:
         pd.DataFrame(release.gallery_deg, columns=["LAT", "LON"]).to_csv(aside, index=False)
     checkpoint = {"repo_id": release.backbone, "revision": release.revision}

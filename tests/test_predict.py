@@ -180,19 +180,6 @@ class TestWhichModel:
             assert np.allclose(rows[PLACE], expected, atol=1e-4)
             assert np.allclose(rows["probability"], values, rtol=1e-2)
 
-    def test_without_a_network_it_asks_the_hub_once_and_takes_its_cache(self, monkeypatch):
-        import httpx
-        import huggingface_hub
-
-        def refuse(*_, timeout, **__):
-            assert timeout <= 3.0
-            raise httpx.ConnectError("no network")
-
-        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        predictors._reach(BackboneSettings(name="owner/name"))
-        assert huggingface_hub.constants.HF_HUB_OFFLINE
-
     def test_a_finished_run_is_taken_as_it_is_of_whatever_code(self, finished, monkeypatch):
         monkeypatch.setattr(cache, "needs_of", None)  # nothing asks what a stage depends on today
         monkeypatch.setattr(training, "_train_and_save", None)

@@ -26,21 +26,15 @@ from lib.train.metrics import CHOICE_KM
 
 PUBLISHED = "geoclip"
 """The word for the model that the package ``geoclip`` brings."""
-GEOLOCATION = "geoclip-geolocation"
-"""``model_type`` in config.json of the package's releases that predict places."""
-HEAD_WIDTH = 768
-"""Input width of the package's image head."""
+GEOLOCATION, HEAD_WIDTH = "geoclip-geolocation", 768
+"""``model_type`` of the package's releases that predict places, and the input width of their image head."""
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained model, the backbone of its features, and the gallery that it chooses from.
+    """A trained model, the backbone of its features, and its gallery [G, 2], embedded [G, 512] on its device.
 
-    Attributes:
-        description: one line: model, strategy, seed, training data, backbone, gallery and its size.
-        encoder: makes the features, as ``settings`` say.
-        gallery_deg: [G, 2]; ``embedded`` [G, 512] their unit embeddings, on the model's device.
-        windows: folder of the satellite windows of its training, or None; ``window_km``: their side.
+    ``description`` is one line; ``windows`` the folder of the satellite windows of its training, or None.
     """
 
     description: str
@@ -54,7 +48,7 @@ class Predictor:
 
     @property
     def title(self) -> str:
-        """Which model this is, without its data, backbone and gallery: for a page's title."""
+        """The model without its data, backbone and gallery."""
         return self.description.partition(";")[0]
 
     def caution(self, root: Path, paths: Sequence[str]) -> str:
@@ -104,7 +98,6 @@ def _assembled(
     description: str, trained: GeoCLIP, settings: BackboneSettings, gallery_name: str, gallery_deg: np.ndarray
 ) -> Predictor:
     device, wanted = trained.logit_scale.device, len(trained.feature_mean)
-    _reach(settings)
     encoder = backbones.build(settings, device)
     if encoder.dimension != wanted:
         given = f"backbone {settings.name} gives {encoder.dimension} features"
@@ -114,24 +107,8 @@ def _assembled(
     return Predictor(description, trained, encoder, settings, gallery_deg, embedded)
 
 
-def _reach(settings: BackboneSettings) -> None:
-    """Where the hub cannot be reached, take its cache: its client would try again for half a minute."""
-    if "/" not in settings.name or backbones.folder_of(settings) is not None:
-        return
-    import httpx
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        HfApi().model_info(settings.name, timeout=3.0)
-    except HfHubHTTPError:
-        pass  # it answers; what it lacks is said when the backbone is loaded
-    except (httpx.HTTPError, OSError):
-        constants.HF_HUB_OFFLINE = True
-
-
 def read_geolocation(folder: Path) -> Release:
-    """The release in ``folder``, as ``export_geolocation`` or the package's authors have written it.
+    """The release in ``folder``, as :mod:`lib.exchange` or the package's authors have written it.
 
     Raises:
         BundleError: a file is missing or of another format.
