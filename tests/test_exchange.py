@@ -1,6 +1,7 @@
 """What we export, the package geoclip loads, and it predicts the same."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import CLIPImageProcessor
@@ -100,3 +101,12 @@ def test_what_cannot_be_exported_is_named(tmp_path, capsys):
         export_geolocation(Release(trained(1280), PLACES, "a/b", None), tmp_path)
     assert exchange.main([str(tmp_path), str(tmp_path / "out")]) == 1
     assert "provenance.json is not there" in capsys.readouterr().err
+
+
+def test_the_card_tells_what_the_model_was_trained_on_and_how_well_it_does(make_run, monkeypatch):
+    table = pd.DataFrame({"strategy": "infonce", "seed": [0, 1], "split": "test", "acc_200km": [0.5, 0.9],
+                          "acc_2500km": 0.75, "median_km": 1_234.0})  # fmt: skip
+    monkeypatch.setattr(exchange.evaluation, "evaluate", lambda run: {"accuracy": table})
+    card = exchange.card(make_run(), "infonce", 0)
+    assert "96 photos of the data set `blue_marble`" in card and "| test | 50.0 | 75.0 | 1,234 |" in card
+    assert "Not for" in card and "90.0" not in card
