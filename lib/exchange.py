@@ -12,38 +12,101 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+from safetensors.torch import save as to_bytes
+
 from lib.data import backbones, features, manifest
 from lib.evaluate import evaluation
 from lib.method.errors import BundleError
-from lib.predict.releases import Release, export_geolocation, export_location_encoder
-from lib.runs import Run, cache, writing
+from lib.method.model import GeoCLIP
+from lib.predict.predictors import GEOLOCATION, HEAD_WIDTH, Release
+from lib.runs import Run, cache, write_json, writing
 from lib.runs.machine import print_anywhere
 from lib.train import checkpoints, gallery, training
 
 
+def export_geolocation(release: Release, folder: Path) -> Path:
+    """Write ``release`` for ``geoclip.GeoCLIP.from_pretrained(folder)``; return ``folder``.
+
+    Mean and scale of the features are folded into the head's first layer: the package knows neither.
+
+    Raises:
+        BundleError: the features do not have 768 dimensions.
+    """
+    trained, width = release.model, release.model.image_head[0].in_features
+    if width != HEAD_WIDTH:
+        said = f"geoclip's image head takes {HEAD_WIDTH} features and this model {width}; only its"
+        raise BundleError(f"{said} location encoder can be exported; a model on CLIP ViT-L/14 can be whole")
+    head = dict(trained.image_head.state_dict())
+    head["0.weight"] = head["0.weight"] / trained.feature_scale
+    head["0.bias"] = head["0.bias"] - head["0.weight"] @ trained.feature_mean
+    weights = {f"image_encoder.mlp.{name}": value for name, value in head.items()}
+    whole = trained.state_dict()
+    kept = ("location_encoder.", "logit_scale")
+    weights |= {name: value for name, value in whole.items() if name.startswith(kept)}
+    with writing(folder / "gallery.csv") as aside:
+        pd.DataFrame(release.gallery_deg, columns=["LAT", "LON"]).to_csv(aside, index=False)
+    checkpoint = {"repo_id": release.backbone, "revision": release.revision}
+    return _write(folder, GEOLOCATION, trained, weights, gallery_file="gallery.csv", backbone=checkpoint)
+
+
+def export_location_encoder(trained: GeoCLIP, folder: Path) -> Path:
+    """Write a release for ``geoclip.LocationEncoder.from_pretrained(folder)``; return ``folder``."""
+    return _write(folder, "geoclip-location-encoder", trained, trained.location_encoder.state_dict())
+
+
+def _write(folder: Path, kind: str, trained: GeoCLIP, weights: dict, **config: object) -> Path:
+    with writing(folder / "model.safetensors") as aside:
+        aside.write_bytes(to_bytes({name: value.contiguous().cpu() for name, value in weights.items()}))
+    sigma = list(trained.location_encoder.sigma)
+    write_json(folder / "config.json", {"model_type": kind, "format_version": 1, "sigma": sigma} | config)
+    return folder
+
+
 def card(run: Run, strategy: str, seed: int) -> str:
     """A model card in Markdown: what the model was trained on, how well it does, what it is not for."""
-    settings, counts = run.settings, features.photos(run, ["split"])["split"].value_counts()
-    table = evaluation.evaluate(run)["accuracy"]
-    reached = [
+    dataset, backbone = run.settings.dataset.name, run.settings.backbone.name
+    trained_on = (features.photos(run, ["split"])["split"] == "train").sum()
+    table = evaluation.evaluate(run)["accuracy"].query("strategy == @strategy and seed == @seed")
+    reached = "\n".join(
         f"| {one.split} | {100 * one.acc_200km:.1f} | {100 * one.acc_2500km:.1f} | {one.median_km:,.0f} |"
-        for one in table[(table["strategy"] == strategy) & (table["seed"] == seed)].itertuples()
-    ]
-    return "\n".join([
-        f"# Location model of run {run.name}",
-        "",
-        f"* Trained on {counts['train']:,} photos of the data set `{settings.dataset.name}`, on frozen",
-        f"  features of `{settings.backbone.name}`. The project's data/README.md names sources and licences.",
-        f"* Strategy `{strategy}`, seed {seed}, {settings.training.epochs} epochs. "
-        "Method: after arXiv 2509.21573 and GeoCLIP, arXiv 2309.16020.",
-        "* Not for photos of another kind: its answers there mean nothing. Not for finding or following",
-        "  people, and not where a wrong place does harm: it always answers, right or wrong.",
-        "",
-        "| split | % within 200 km | % within 2,500 km | median error, km |",
-        "| --- | --- | --- | --- |",
-        *reached,
-        "",
-    ])  # fmt: skip
+        for one in table.itertuples()
+    )
+    return f"""# Location model of run {run.name}
+
+* Trained on {trained_on:,} photos of the data set `{dataset}`, on frozen features of `{backbone}`.
+  The project's data/README.md names sources and licences.
+* Strategy `{strategy}`, seed {seed}, {run.settings.training.epochs} epochs. \
+Method: after arXiv 2509.21573 and GeoCLIP, arXiv 2309.16020.
+* Not for photos of another kind: its answers there mean nothing. Not for finding or following
+  people, and not where a wrong place does harm: it always answers, right or wrong.
+
+| split | % within 200 km | % within 2,500 km | median error, km |
+| --- | --- | --- | --- |
+{reached}
+"""
+
+
+def export(run: Run, folder: Path, strategy: str | None = None, seed: int = 0) -> None:
+    """Write both releases of a run's model to ``folder``, by default of its best strategy on validation.
+
+    Raises:
+        BundleError: the model is not on 768 features; only its location encoder is written then.
+    """
+    strategy = strategy or training.best_strategy(run)[0]
+    print(f"strategy {strategy}, seed {seed}")
+    training.train_job(training.Job.of(run, strategy, seed))
+    trained, text = checkpoints.load(run.checkpoint(strategy, seed)), card(run, strategy, seed)
+    _write_card(export_location_encoder(trained, folder / "location-encoder"), text)
+    backbone, places = run.settings.backbone, gallery.coordinates(run, features.photos(run, manifest.PLACES))
+    release = Release(trained, places, backbone.name, backbone.revision or backbones.find(backbone).revision)
+    _write_card(export_geolocation(release, folder / "geolocation"), text)
+
+
+def _write_card(folder: Path, text: str) -> None:
+    with writing(folder / "README.md") as aside:
+        aside.write_text(text, encoding="utf-8")
+    print(f"wrote {folder}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,30 +120,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         with cache.as_finished():
-            _export(Run.finished(options.run), options)
+            export(Run.finished(options.run), options.folder, options.strategy, options.seed)
     except (BundleError, OSError) as error:
         print(f"lib.exchange: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _export(run: Run, options: argparse.Namespace) -> None:
-    strategy = options.strategy or training.best_strategy(run)[0]
-    print(f"strategy {strategy}, seed {options.seed}")
-    training.train_job(training.Job.of(run, strategy, options.seed))
-    trained, text = checkpoints.load(run.checkpoint(strategy, options.seed)), card(run, strategy, options.seed)
-    _write_card(export_location_encoder(trained, options.folder / "location-encoder"), text)
-    settings = run.settings.backbone
-    revision = settings.revision or backbones.find(settings).revision
-    places = gallery.coordinates(run, features.photos(run, manifest.PLACES))
-    release = Release(trained, places, settings.name, revision)
-    _write_card(export_geolocation(release, options.folder / "geolocation"), text)
-
-
-def _write_card(folder: Path, text: str) -> None:
-    with writing(folder / "README.md") as aside:
-        aside.write_text(text, encoding="utf-8")
-    print(f"wrote {folder}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ processes (torchrun) share the trainings. ``tune`` never opens a test split.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 import json
@@ -26,11 +25,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lib.data import datasets, features
+from lib.data import features, manifest
 from lib.evaluate import evaluation, intervals
 from lib.method import negatives
 from lib.method.errors import BundleError
-from lib.runs import Run, locks, ranks, write_json, writing
+from lib.runs import Run, cached, ranks, write_json, writing
 from lib.runs.run import RESULTS
 from lib.settings import PROJECT
 from lib.train import curve, gallery, training
@@ -91,24 +90,15 @@ class Trial:
 def open_world(name: str, overrides: Sequence[str] = ()) -> Run:
     """The run of a world, with manifest, features and curve made or reused."""
     run = Run.open("second", str(RESULTS / f"second_{name}"), [*kept.world_settings(name), *overrides])
-    with ranks.first_enters(locks.holding(run.folder)):
-        datasets.prepare(run)
-        features.extract(run)
-        curve.fit_run(run)
+    curve.fit_run(run)
     return run
-
-
-@functools.lru_cache(maxsize=4)
-def _photos(manifest: Path) -> pd.DataFrame:
-    return datasets.manifest.read(manifest)
 
 
 def make_all(run: Run, trials: Iterable[Trial], splits: Sequence[str] = VALIDATION) -> None:
     """Train and predict each of ``trials``, or reuse it; processes deal them out."""
-    with ranks.first_enters(locks.holding(run.folder)):
-        for trial in list(trials)[ranks.rank() :: ranks.count()]:
-            make(run, trial, splits)
-        ranks.wait()
+    for trial in list(trials)[ranks.rank() :: ranks.count()]:
+        make(run, trial, splits)
+    ranks.wait()
 
 
 def make(run: Run, trial: Trial, splits: Sequence[str]) -> None:
@@ -117,14 +107,15 @@ def make(run: Run, trial: Trial, splits: Sequence[str]) -> None:
     own = replace(run, settings=run.settings.model_copy(update={"training": settings}))
     path = trial.path(run, splits)
     used = {"strategy": trial.strategy, "seed": trial.seed, "splits": list(splits)}
-    run.produce(
+    curve.fit_run(run)
+    cached(
+        own,
         f"trial-{path.stem}",
-        make=functools.partial(train, own, trial, splits, path),
+        lambda: train(own, trial, splits, path),
         inputs=[run.manifest, run.features, run.semivariogram],
         outputs=[path],
         settings=used | {"training": settings.model_dump(), "arithmetic": run.arithmetic(settings.precision)},
-        code=[training.train, negatives.get(trial.strategy).reweight],
-        by="this rank",
+        code=[train, negatives.get(trial.strategy).reweight],
     )
 
 
@@ -133,8 +124,8 @@ def train(run: Run, trial: Trial, splits: Sequence[str], path: Path) -> None:
     data = training.TrainingData.read(run, with_curve=True)
     unvalidated = replace(data, gallery_deg=data.gallery_deg[:1])  # the splits are searched below
     model, history = training.train(run, unvalidated, negatives.get(trial.strategy), trial.seed)
-    photos = _photos(run.manifest)
-    rows = np.concatenate([datasets.manifest.rows_of(photos, split) for split in splits])
+    photos = features.photos(run)
+    rows = np.concatenate([manifest.rows_of(photos, split) for split in splits])
     with run.autocast(run.settings.training.precision):
         found = gallery.search(model.eval(), data.frozen, rows, data.gallery_deg)
     table = evaluation.predictions_of(photos.iloc[rows], data.gallery_deg[found], trial.arm, trial.seed)
@@ -215,9 +206,8 @@ def stopping_epochs(run: Run) -> int:
     if not path.exists():
         changes = {"epochs": EPOCHS[-1], "validate_every": 2}
         jobs = [training.Job.variant(run, "stopping", "infonce", seed, changes) for seed in SEARCH_SEEDS]
-        with ranks.first_enters(locks.holding(run.folder)):
-            training.make_all(jobs)
-            ranks.wait()
+        training.make_all(jobs)
+        ranks.wait()
         read = [pd.read_csv(run.history("stopping", seed)).assign(seed=seed) for seed in SEARCH_SEEDS]
         if ranks.rank() == 0:
             evaluation.save_table(pd.concat(read).dropna(subset=["validation_acc_200km"]), path)
@@ -396,7 +386,7 @@ def sharpest_on_test(run: Run) -> None:
         return
     plain = [one for one in final_trials([(MARGIN, "geoclip")]) if one.path(run, TEST).exists()]
     errors = predictions(run, [*trials, *plain], TEST)
-    errors["cell"] = errors["id"].map(_photos(run.manifest).set_index("id")["cell"])
+    errors["cell"] = errors["id"].map(features.photos(run).set_index("id")["cell"])
     asked = ["acc_25km", "acc_200km", "acc_750km", "acc_2500km"]
     evaluation.save_table(intervals.compare(errors, f"{MARGIN} geoclip", asked), KEPT / "second_sharpest.csv")
 
@@ -405,7 +395,7 @@ def levels(world: str, errors: pd.DataFrame, run: Run) -> pd.DataFrame:
     """Accuracy of every arm, mean over seeds, and the best that the gallery allows."""
     means = evaluation.accuracy(errors).groupby(["split", "strategy"], sort=False).mean().reset_index()
     seeds = errors.groupby(["split", "strategy"])["seed"].nunique().rename("seeds").reset_index()
-    ceiling = evaluation.bounds(run, _photos(run.manifest), TEST).query("strategy == 'ceiling'")
+    ceiling = evaluation.bounds(run, features.photos(run), TEST).query("strategy == 'ceiling'")
     table = pd.concat([means.merge(seeds), ceiling], ignore_index=True).drop(columns="seed")
     table.insert(0, "world", world)
     return table.round(5)
@@ -433,7 +423,7 @@ def keep() -> None:
         whole = {trial.seed for trial in whole_seeds(run, ARMS)}
         errors = predictions(run, trials, TEST)
         reached.append(levels(imagery, errors, run))
-        errors["cell"] = errors["id"].map(_photos(run.manifest).set_index("id")["cell"])
+        errors["cell"] = errors["id"].map(features.photos(run).set_index("id")["cell"])
         if whole:
             table = kept.comparison(imagery, errors[errors["seed"].isin(whole)], EXPLORATORY)
             explored.append(table.drop(columns=["p_value", "p_holm"]))  # neither planned nor corrected

@@ -1,14 +1,16 @@
 """What we export, the package geoclip loads, and it predicts the same."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import CLIPImageProcessor
 
 from lib import exchange
+from lib.exchange import export_geolocation, export_location_encoder
 from lib.method.errors import BundleError
 from lib.method.model import GeoCLIP
-from lib.predict.releases import Release, export_geolocation, export_location_encoder
+from lib.predict.predictors import Release
 from lib.settings import Training
 from lib.train.checkpoints import initialise, published
 
@@ -22,11 +24,7 @@ def package(tiny_clip, monkeypatch):
     from geoclip.model import _hub, image_encoder
 
     geoclip.asked = {}
-
-    def download(config, **_):
-        geoclip.asked.update(config["backbone"])
-        return str(tiny_clip)
-
+    download = lambda config, **_: geoclip.asked.update(config["backbone"]) or str(tiny_clip)  # noqa: E731
     monkeypatch.setattr(_hub, "download_backbone", download)
     monkeypatch.setattr(image_encoder.AutoProcessor, "from_pretrained", CLIPImageProcessor.from_pretrained)
     return geoclip
@@ -40,8 +38,7 @@ def raw_features(model, photos):
     return image_encoder._extract_image_features(clip.get_image_features(pixel_values=photos))
 
 
-def some_photos():
-    return torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+PHOTOS = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 def trained(dimension=768) -> GeoCLIP:
@@ -61,7 +58,7 @@ def test_the_package_loads_the_location_encoder_bit_for_bit(tmp_path):
 def test_the_package_predicts_from_our_release_what_we_predict(tmp_path, package):
     ours, clip = trained(), "openai/clip-vit-large-patch14"
     folder = export_geolocation(Release(ours, PLACES, clip, "abc"), tmp_path / "release")
-    loaded, photos = package.GeoCLIP.from_pretrained(folder), some_photos()
+    loaded, photos = package.GeoCLIP.from_pretrained(folder), PHOTOS
     assert package.asked == {"repo_id": clip, "revision": "abc"}
     assert np.allclose(loaded.gps_gallery.numpy(), PLACES)
     with torch.inference_mode():
@@ -81,7 +78,7 @@ def test_without_mean_and_scale_the_package_gives_the_same_bits(tmp_path, packag
 
 def test_the_published_model_gives_the_packages_own_logits(tiny_clip, package):
     theirs, ours = package.GeoCLIP(clip_path=str(tiny_clip)).eval(), published()
-    photos, places = some_photos(), torch.tensor(PLACES, dtype=torch.float32)
+    photos, places = PHOTOS, torch.tensor(PLACES, dtype=torch.float32)
     with torch.inference_mode():
         embedded = ours.embed_photos(raw_features(theirs, photos))
         logits = ours.logits(embedded, ours.embed_places(places))
@@ -89,24 +86,27 @@ def test_the_published_model_gives_the_packages_own_logits(tiny_clip, package):
     assert ours.logit_scale.exp() > 20  # not where training starts
 
 
-def test_the_published_head_is_refused_where_features_are_not_the_published_ones():
+def test_fine_tuning_begins_where_geoclip_ended_or_is_refused():
+    settings = Training(image_head="geoclip", location_encoder="geoclip")
+    begun = initialise(5, torch.zeros(768), 1.0, settings).state_dict()
+    assert all(torch.equal(value, begun[name]) for name, value in published().state_dict().items())
     with pytest.raises(BundleError, match="takes the 768 raw features of CLIP"):
         initialise(0, torch.zeros(1280), 1.0, Training(image_head="geoclip"))
     with pytest.raises(BundleError, match="centred=false"):
         initialise(0, torch.ones(768), 1.0, Training(image_head="geoclip"))
 
 
-def test_fine_tuning_begins_where_geoclip_ended():
-    settings = Training(image_head="geoclip", location_encoder="geoclip")
-    begun = initialise(5, torch.zeros(768), 1.0, settings).state_dict()
-    assert all(torch.equal(value, begun[name]) for name, value in published().state_dict().items())
-
-
-def test_another_width_of_features_is_refused_with_the_reason(tmp_path):
+def test_what_cannot_be_exported_is_named(tmp_path, capsys):
     with pytest.raises(BundleError, match="768 features and this model 1280"):
         export_geolocation(Release(trained(1280), PLACES, "a/b", None), tmp_path)
-
-
-def test_a_folder_without_a_finished_run_is_named(tmp_path, capsys):
     assert exchange.main([str(tmp_path), str(tmp_path / "out")]) == 1
     assert "provenance.json is not there" in capsys.readouterr().err
+
+
+def test_the_card_tells_what_the_model_was_trained_on_and_how_well_it_does(make_run, monkeypatch):
+    table = pd.DataFrame({"strategy": "infonce", "seed": [0, 1], "split": "test", "acc_200km": [0.5, 0.9],
+                          "acc_2500km": 0.75, "median_km": 1_234.0})  # fmt: skip
+    monkeypatch.setattr(exchange.evaluation, "evaluate", lambda run: {"accuracy": table})
+    card = exchange.card(make_run(), "infonce", 0)
+    assert "96 photos of the data set `blue_marble`" in card and "| test | 50.0 | 75.0 | 1,234 |" in card
+    assert "Not for" in card and "90.0" not in card

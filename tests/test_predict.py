@@ -1,7 +1,6 @@
 """Where is this photo? Candidates of runs, releases and the published model; the command; the map."""
 
 import json
-import os
 import re
 import zipfile
 from dataclasses import replace
@@ -18,17 +17,19 @@ from transformers import CLIPImageProcessor
 from lib.data.backbones import Backbone
 from lib.data.photos import GPS_IFD
 from lib.data.sphere import uniform_on_sphere
+from lib.exchange import export_geolocation
 from lib.method import model
 from lib.method.errors import BundleError
 from lib.method.geodesy import distance_km
-from lib.predict import predict, predictors, releases
+from lib.predict import predict, predictors
 from lib.predict.predictors import Predictor, load_predictor
+from lib.runs import cache
 from lib.settings import PROJECT, Training
 from lib.settings import Backbone as BackboneSettings
 from lib.show import candidate_maps
 from lib.show.candidate_maps import candidate_map
 from lib.show.maps import save_map
-from lib.train import checkpoints, gallery
+from lib.train import checkpoints, gallery, training
 
 CPU = torch.device("cpu")
 PLACE = ["latitude", "longitude"]
@@ -37,14 +38,9 @@ TRUTH = ["true_latitude", "true_longitude"]
 
 def colour_encoder():
     """A backbone whose features are a photo's mean colour."""
-
-    def preprocess(image):
-        return torch.from_numpy(np.array(image.resize((4, 4)))).permute(2, 0, 1)
-
-    def features(batch):
-        return batch.mean((2, 3))
-
-    return Backbone("colour", 3, preprocess, [0.0] * 3, [255.0] * 3, features, torch.nn.Identity())
+    small = lambda image: torch.from_numpy(np.array(image.resize((4, 4)))).permute(2, 0, 1)  # noqa: E731
+    mean = lambda batch: batch.mean((2, 3))  # noqa: E731
+    return Backbone("colour", 3, small, [0.0] * 3, [255.0] * 3, mean, torch.nn.Identity())
 
 
 @pytest.fixture
@@ -53,8 +49,9 @@ def predictor(narrow):
     trained = checkpoints.initialise(3, torch.zeros(3), 1.0, Training()).eval()
     places = uniform_on_sphere(400, np.random.default_rng(0))
     settings = BackboneSettings(precision="float32", storage="float32", batch_size=4)
-    embedded = gallery.embed(trained, places, CPU)
-    return Predictor("a test", trained, colour_encoder(), settings, places, embedded)
+    return Predictor(
+        "a test", trained, colour_encoder(), settings, places, gallery.embed(trained, places, CPU)
+    )
 
 
 @pytest.fixture
@@ -118,10 +115,6 @@ class TestPredict:
         assert found.table["photo"].nunique() == 4
         nothing = predict.predict(predictor, [photos[1]])
         assert nothing.table.empty and nothing.mass.empty and list(nothing.table) == predict.COLUMNS
-
-    def test_what_makes_no_sense_is_refused(self, predictor, photos):
-        with pytest.raises(BundleError, match="at least one candidate"):
-            predict.predict(predictor, photos, top=0)
         with pytest.raises(BundleError, match="named twice"):
             predict.predict(predictor, [photos[0]] * 2)
 
@@ -136,6 +129,8 @@ def finish(run, **accuracies):
             run.history(strategy, seed).parent.mkdir(exist_ok=True)
             epochs = pd.DataFrame({"epoch": [1, 2], "validation_acc_200km": [0.9 - accuracy, accuracy]})
             epochs.to_csv(run.history(strategy, seed), index=False)
+            files = [run.checkpoint(strategy, seed), run.history(strategy, seed)]
+            cache.write_receipt(run, f"training-{strategy}_seed{seed}", {}, files, 0.0)
     written = {"settings": run.settings.model_dump(mode="json"), "outputs": {}}
     run.provenance.write_text(json.dumps(written))
     return run
@@ -150,25 +145,21 @@ def finished(make_run, narrow, monkeypatch):
 
 
 class TestWhichModel:
-    def test_the_best_on_validation_and_the_smallest_seed_are_taken_and_said(self, finished):
+    def test_the_best_on_validation_is_taken_another_can_be_named_an_unknown_one_lists_all(self, finished):
         found = load_predictor(str(finished.folder))
         assert "strategy decayed (best on validation: 65.0 % within 200 km), seed 0" in found.description
-        assert "gallery train, 96 places" in found.description
         assert "trained on blue_marble" in found.description
+        assert "gallery train, 96 places" in found.description
         expected = checkpoints.load(finished.checkpoint("decayed", 0)).state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in found.model.state_dict().items())
-
-    def test_another_can_be_named_and_an_unknown_one_lists_what_there_is(self, finished):
         assert "infonce, seed 1" in load_predictor(str(finished.folder), "infonce", 1).title
         with pytest.raises(BundleError, match="no strategy residual; it has infonce, decayed"):
             load_predictor(str(finished.folder), "residual")
         with pytest.raises(BundleError, match="no seed 7; it has 1, 0"):
             load_predictor(str(finished.folder), seed=7)
-
-    def test_a_model_of_satellite_windows_says_so_of_other_photos_only(self, finished, photos):
-        found = load_predictor(str(finished.folder))
-        assert "satellite windows of 256 km" in found.caution(Path(), photos)
-        assert found.caution(PROJECT / finished.settings.dataset.root, ["windows/1.jpg"]) == ""
+        windows = PROJECT / finished.settings.dataset.root
+        assert found.caution(windows, ["windows/1.jpg"]) == ""
+        assert "satellite windows of 256 km" in found.caution(Path(), ["a.jpg"])
 
     def test_geoclip_as_published_predicts_as_the_package(self, tiny_clip, photos, monkeypatch):
         import geoclip
@@ -188,39 +179,39 @@ class TestWhichModel:
             assert np.allclose(rows[PLACE], expected, atol=1e-4)
             assert np.allclose(rows["probability"], values, rtol=1e-2)
 
+    def test_a_finished_run_is_taken_as_it_is_of_whatever_code(self, finished, monkeypatch):
+        monkeypatch.setattr(cache, "needs_of", None)  # nothing asks what a stage depends on today
+        monkeypatch.setattr(training, "_train_and_save", None)
+        assert "decayed" in load_predictor(str(finished.folder)).title
+
+    def test_a_notebook_trains_what_is_not_there(self, make_run, narrow, monkeypatch):
+        run = make_run("training.strategies=infonce", "training.epochs=1")
+        monkeypatch.setattr(predictors.backbones, "build", lambda *_: replace(colour_encoder(), dimension=16))
+        assert "strategy infonce" in predictors.of_run(run).title and run.checkpoint("infonce", 0).exists()
+
+    @pytest.mark.parametrize("name", ["checkpoints/decayed_seed0.safetensors", "history/infonce_seed1.csv",
+                                      "features/features.npy", "provenance.json", "manifest.parquet"])
     @pytest.mark.parametrize("is_there", [False, True])
-    def test_without_a_network_it_asks_the_hub_once(self, monkeypatch, is_there):
-        import httpx
-        import huggingface_hub
-
-        def refuse(*_, timeout, **__):
-            assert timeout <= 3.0
-            raise httpx.ConnectError("no network")
-
-        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: "a" if is_there else None)
-        settings = BackboneSettings(name="owner/name")
-        if is_there:
-            predictors._reach(settings)
-            assert huggingface_hub.constants.HF_HUB_OFFLINE
-        else:
-            with pytest.raises(BundleError, match="the hub cannot be reached .no network."):
-                predictors._reach(settings)
+    def test_a_missing_or_damaged_file_of_a_run_is_one_sentence(self, finished, name, is_there):
+        path = finished.folder / name
+        path.write_bytes(path.read_bytes()[: -len(path.read_bytes()) // 2]) if is_there else path.unlink()
+        with pytest.raises(BundleError) as raised:
+            load_predictor(str(finished.folder))
+        assert path.name in str(raised.value) and "\n" not in str(raised.value)
 
     def test_a_release_predicts_as_its_model(self, tiny_clip, photos, tmp_path, narrow, monkeypatch):
         trained = model.GeoCLIP(768, 0.1 * torch.randn(768), 0.5).eval()
         monkeypatch.setattr(type(trained.location_encoder), "sigma", [1, 16, 256], raising=False)
         places = uniform_on_sphere(50, np.random.default_rng(1))
-        release = releases.Release(trained, places, str(tiny_clip), None)
-        folder = releases.export_geolocation(release, tmp_path / "release")
+        release = predictors.Release(trained, places, str(tiny_clip), None)
+        folder = export_geolocation(release, tmp_path / "release")
         found = load_predictor(str(folder))
         features, embedded = predict._encoded(found, photos, Path())[0], gallery.embed(trained, places, CPU)
         ours = predict.probabilities(found.model, features, found.embedded)
         assert np.allclose(ours, predict.probabilities(trained, features, embedded), atol=1e-4)
         (folder / "model.safetensors").write_bytes(b"torn")
         with pytest.raises(BundleError, match="not a release for geolocation"):
-            releases.read_geolocation(folder)
+            predictors.read_geolocation(folder)
 
 
 class TestCommand:
@@ -233,11 +224,11 @@ class TestCommand:
         assert list(table) == predict.COLUMNS and len(table) == 15
         assert said.count("error, km") == 1 and f"{table['error_km'][0]:.1f}"[:-2] in said
         page = (tmp_path / "out.html").read_text()
+        assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?:', page)
+        assert all(Path(photo).name.split("<")[0] in page for photo in photos)
         assert "<img src=x" not in page and '"warning":"This model was trained on satellite windows' in page
 
-    def test_what_is_left_out_is_named_and_a_folder_means_the_photos_in_it(
-        self, finished, photos, tmp_path, capsys
-    ):
+    def test_what_is_left_out_is_named_a_folder_means_its_photos(self, finished, photos, tmp_path, capsys):
         Path(photos[1]).write_bytes(b"")
         (tmp_path / "empty").mkdir()
         named = [photos[1], str(Path(photos[0]).parent / "sub"), f"{tmp_path}/empty"]
@@ -252,8 +243,8 @@ class TestCommand:
             ("nowhere.jpg", "no photo could be read"),
             ("PHOTO --top 0", "at least one candidate"),
             ("PHOTO --strategy hcl", "no strategy hcl"),
-            ("PHOTO --csv /", "is a folder; name a file"),
-            ("PHOTO --csv FOLDER/x --map FOLDER/sub/../x", "cannot be both the table and the map"),
+            ("PHOTO --csv /", "is not overwritten"),
+            ("PHOTO --csv FOLDER/x --map FOLDER/a/../x", "cannot be both the table and the map"),
             ("PHOTO --csv PHOTO", "is there, and no .csv file: it is not overwritten"),
             ("PHOTO --map MANIFEST", "is there, and no .html file: it is not overwritten"),
             ("PHOTO --csv TABLE", "is a run's own: it is not overwritten"),
@@ -261,17 +252,13 @@ class TestCommand:
             ("PHOTO --model " + 300 * "a", "name too long"),
         ],
     )
-    def test_a_mistake_is_answered_with_one_sentence(
-        self, finished, photos, tmp_path, arguments, sentence, capsys
-    ):
-        words = arguments.replace("FOLDER", str(tmp_path)).split()
-        own = {"PHOTO": photos[0], "MANIFEST": str(finished.manifest), "TABLE": str(finished.table("a"))}
-        finished.table("a").parent.mkdir(exist_ok=True)
-        own |= {"INDEX": str(finished.folder / "index.html")}
+    def test_a_mistake_is_one_sentence(self, finished, photos, tmp_path, arguments, sentence, capsys):
+        own = {"PHOTO": photos[0], "MANIFEST": str(finished.manifest)}
+        own |= {"TABLE": str(finished.table("a")), "INDEX": str(finished.folder / "index.html")}
         for name in ("TABLE", "INDEX"):
             Path(own[name]).write_text("kept")
         before = {name: Path(path).read_bytes() for name, path in own.items()}
-        given = [own.get(word, word) for word in words]
+        given = [own.get(word, word) for word in arguments.replace("FOLDER", str(tmp_path)).split()]
         assert predict.main(["--model", str(finished.folder), *given]) == 1
         assert before == {name: Path(path).read_bytes() for name, path in own.items()}
         said = capsys.readouterr().err
@@ -285,9 +272,8 @@ class TestCommand:
         files = ["--csv", f"{tmp_path}/out.csv", "--map", f"{tmp_path}/out.html"]
         assert predict.main([photos[0], inside, "--model", str(finished.folder), *files]) == 0
         table = pd.read_csv(tmp_path / "out.csv")
-        one, other = (
-            table[table["photo"] == path].iloc[:, 1:].reset_index(drop=True) for path in (photos[0], inside)
-        )
+        named = table.set_index("photo")
+        one, other = named.loc[photos[0]].reset_index(drop=True), named.loc[inside].reset_index(drop=True)
         assert one.equals(other) and np.allclose(other[TRUTH], (48.8, 9.2))
         assert '"unreadable":{}' in (tmp_path / "out.html").read_text()
         assert predict.main([inside.replace("bm_000000", "bm_000001"), "--model", str(finished.folder)]) == 1
@@ -299,20 +285,10 @@ class TestMap:
     def found(self, predictor, photos):
         return predict.predict(predictor, photos, top=3, apart_km=1_000.0)
 
-    def test_it_holds_every_photo_as_data_only_and_fetches_nothing(self, found, photos, tmp_path):
-        drawn = candidate_map(found.table, found.mass, Path(), title="<b>&")
-        page = save_map(drawn, tmp_path / "map.html").read_text()
-        assert "<img src=x" not in page and "<b>&" not in page
-        assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?:', page)
-        assert all(os.path.basename(photo).split("<")[0] in page for photo in photos)
-
     @pytest.mark.parametrize("width", [1280, 390])
-    def test_in_a_browser_without_a_network_it_draws_and_changes_photos(
-        self, found, browser, tmp_path, width
-    ):
-        path = save_map(
-            candidate_map(found.table, found.mass, Path(), warning="Beware"), tmp_path / "map.html"
-        )
+    def test_in_a_browser_it_draws_and_changes_photos(self, found, browser, tmp_path, width):
+        drawn = candidate_map(found.table, found.mass, Path(), warning="Beware")
+        path = save_map(drawn, tmp_path / "map.html")
         with Visit(browser, path, width) as visit:
             listed = visit.tab.locator(".panel ul button")
             assert listed.count() == 5 and visit.tab.locator(".banner").inner_text() == "Beware"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import adopt
 
 from lib.method.errors import BundleError
 from lib.runs import Run
@@ -23,16 +24,19 @@ def run(make_run: Callable[..., Run], narrow: None) -> Run:
     made = make_run(*SMALL, sizes=SIZES)
     photos = pd.read_parquet(made.manifest)
     photos.assign(cell=np.arange(len(photos)) // 10).to_parquet(made.manifest, index=False)
+    adopt(made)
     return made
 
 
-def test_a_trial_is_trained_once_and_tells_each_photos_error(run: Run) -> None:
+def test_a_trial_is_trained_once_and_tells_each_photos_error(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     trials = [
         second.Trial("margin", second.MARGIN, {"frequencies": kind}, 0) for kind in ("curve", "geoclip")
     ]
     for _ in range(2):
         second.make_all(run, trials)
-    assert [report.split()[0] for report in run.reports] == ["made", "made", "reused", "reused"]
+    assert capsys.readouterr().out.count("made    trial-") == 2
     told = second.predictions(run, trials[:1])
     assert set(told["split"]) == set(second.VALIDATION) and len(told) == 60
     other = second.predictions(run, trials[1:])
@@ -44,7 +48,7 @@ def test_a_trials_model_is_that_of_a_training(run: Run) -> None:
     trial = second.Trial("margin", second.MARGIN, {"beta": 3.0}, 4)
     second.make_all(run, [trial])
     job = training.Job.variant(run, "same", second.MARGIN, 4, {"beta": 3.0})
-    training.make(job)
+    training.train_job(job)
     history = pd.read_csv(run.history("same", 4))
     told = second.predictions(run, [trial]).query("split == 'validation'")["error_km"]
     assert history["validation_acc_750km"].iloc[-1] == pytest.approx((told <= 750.0).mean())
@@ -82,6 +86,22 @@ def test_every_arm_is_searched_alike(run: Run, monkeypatch: pytest.MonkeyPatch, 
     assert chosen["arms"]["semivariance_margin hand_set"]["frequencies"] == chosen["triple"]
     for trial in (*second.final_trials(), *second.factorial_trials(), *second.sharper_trials()):
         run.settings.training.changed(trial.changes)
+
+
+def test_tuning_in_miniature_trains_each_try_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"EPOCHS": (8,), "TRIPLES": ([1, 4, 16], [2, 4, 8]), "RATES": (1e-3,), "TEMPERATURES": (None,)}
+    small |= {"LENGTHS_KM": (200.0,), "STRENGTHS": (4.0,), "ARMS": second.PRIMARY, "SEARCH_SEEDS": (0,)}
+    for name, value in (small | {"CHOSEN": tmp_path / "second.json", "KEPT": tmp_path}).items():
+        monkeypatch.setattr(second, name, value)
+    monkeypatch.setattr(second, "open_world", lambda *_: run)
+    said = []
+    for _ in range(2):
+        assert second.main(["tune"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0].count("made    tr") > len(second.PRIMARY) and "made    tr" not in said[1]
+    assert set(second.chosen_settings()["arms"]) == {f"{name} {kind}" for name, kind in second.PRIMARY}
 
 
 def test_a_part_that_is_none_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from lib.data import backbones, datasets, features, manifest
 from lib.data.backbones import Backbone
 from lib.data.blue_marble import photo_places
 from lib.method.errors import BundleError
 from lib.method.model import GeoCLIP
-from lib.predict.releases import read_geolocation
 from lib.runs import RESULTS, Run, cache, machine
-from lib.runs.files import one_line
+from lib.runs.files import READING_ERRORS, one_line
 from lib.settings import Backbone as BackboneSettings
 from lib.settings import BlueMarble
 from lib.train import checkpoints, gallery, training
@@ -24,20 +26,15 @@ from lib.train.metrics import CHOICE_KM
 
 PUBLISHED = "geoclip"
 """The word for the model that the package ``geoclip`` brings."""
-PATIENCE_S = 3.0
-"""Seconds in which the hub has to answer."""
+GEOLOCATION, HEAD_WIDTH = "geoclip-geolocation", 768
+"""``model_type`` of the package's releases that predict places, and the input width of their image head."""
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained model, the backbone of its features, and the gallery that it chooses from.
+    """A trained model, the backbone of its features, and its gallery [G, 2], embedded [G, 512] on its device.
 
-    Attributes:
-        description: one line: model, strategy, seed, training data, backbone, gallery and its size.
-        model: in evaluation mode.
-        encoder: makes the features, as ``settings`` say.
-        gallery_deg: [G, 2]; ``embedded`` [G, 512] their unit embeddings, on the model's device.
-        windows: folder of the satellite windows of its training, or None; ``window_km``: their side.
+    ``description`` is one line; ``windows`` the folder of the satellite windows of its training, or None.
     """
 
     description: str
@@ -51,7 +48,7 @@ class Predictor:
 
     @property
     def title(self) -> str:
-        """Which model this is, without its data, backbone and gallery: for a page's title."""
+        """The model without its data, backbone and gallery."""
         return self.description.partition(";")[0]
 
     def caution(self, root: Path, paths: Sequence[str]) -> str:
@@ -59,122 +56,115 @@ class Predictor:
         folder = self.windows
         if folder is None or all((root / path).resolve().is_relative_to(folder) for path in paths):
             return ""
-        return (
-            f"This model was trained on satellite windows of {self.window_km:.0f} km, so the places that it "
-            "gives to street-level photos are meaningless."
-        )
+        windows = f"satellite windows of {self.window_km:.0f} km"
+        return f"This model was trained on {windows}; its answers to street-level photos are meaningless."
+
+
+@dataclass(frozen=True)
+class Release:
+    """A model on 768 raw features, its gallery [G, 2], and the CLIP checkpoint that makes the features."""
+
+    model: GeoCLIP
+    gallery_deg: np.ndarray
+    backbone: str
+    revision: str | None
 
 
 def of_run(run: Run, strategy: str | None = None, seed: int | None = None) -> Predictor:
     """The predictor of ``run``; by default of its best strategy on validation and its smallest seed.
 
     Raises:
-        BundleError: the run has no such strategy or seed, a file is missing, or the backbone does not fit.
+        BundleError: the run has no such strategy or seed, or the backbone does not fit the model.
     """
-    settings, reason = run.settings.training, ""
+    settings, dataset, reason = run.settings.training, run.settings.dataset, ""
     if strategy is None:
         strategy, accuracy = training.best_strategy(run)
         reason = f" (best on validation: {100 * accuracy:.1f} % within {CHOICE_KM} km)"
-    for word, value, known in (("strategy", strategy, settings.strategies), ("seed", seed, settings.seeds)):
-        if value is not None and value not in known:
-            raise BundleError(f"run {run.name} has no {word} {value}; it has {', '.join(map(str, known))}")
     seed = min(settings.seeds) if seed is None else seed
+    for word, value, known in (("strategy", strategy, settings.strategies), ("seed", seed, settings.seeds)):
+        if value not in known:
+            raise BundleError(f"run {run.name} has no {word} {value}; it has {', '.join(map(str, known))}")
     training.train_job(training.Job.of(run, strategy, seed))
-    path = run.checkpoint(strategy, seed)
-    dataset, places = run.settings.dataset, features.photos(run, manifest.PLACES)
-    among = run.settings.evaluation.gallery, gallery.coordinates(run, places)
+    trained = checkpoints.load(run.checkpoint(strategy, seed), run.device)
+    among = gallery.coordinates(run, features.photos(run, manifest.PLACES))
     description = f"run {run.name}, strategy {strategy}{reason}, seed {seed}; trained on {dataset.name}"
-    made = _assembled(description, checkpoints.load(path, run.device), run.settings.backbone, among)
+    made = _assembled(description, trained, run.settings.backbone, run.settings.evaluation.gallery, among)
     if not isinstance(dataset, BlueMarble):
         return made
     return replace(made, windows=datasets.root_of(run).resolve(), window_km=dataset.window_km)
 
 
 def _assembled(
-    description: str, trained: GeoCLIP, settings: BackboneSettings, among: tuple[str, np.ndarray]
+    description: str, trained: GeoCLIP, settings: BackboneSettings, gallery_name: str, gallery_deg: np.ndarray
 ) -> Predictor:
-    """A predictor; the backbone is loaded first, because that is what fails most often."""
-    device, (name, gallery_deg) = trained.logit_scale.device, among
-    encoder, wanted = backbones.build(settings, device), len(trained.feature_mean)
+    device, wanted = trained.logit_scale.device, len(trained.feature_mean)
+    encoder = backbones.build(settings, device)
     if encoder.dimension != wanted:
         given = f"backbone {settings.name} gives {encoder.dimension} features"
         raise BundleError(f"{given} and the model takes {wanted}; name its own backbone")
-    description += f"; backbone {settings.name}; gallery {name}, {len(gallery_deg):,} places"
+    description += f"; backbone {settings.name}; gallery {gallery_name}, {len(gallery_deg):,} places"
     embedded = gallery.embed(trained, gallery_deg, device)
     return Predictor(description, trained, encoder, settings, gallery_deg, embedded)
 
 
-def _reach(settings: BackboneSettings) -> None:
-    """Ask once whether the hub can be reached: its client would try again for half a minute.
+def read_geolocation(folder: Path) -> Release:
+    """The release in ``folder``, as :mod:`lib.exchange` or the package's authors have written it.
 
     Raises:
-        BundleError: it cannot, and the checkpoint is not in its cache.
+        BundleError: a file is missing or of another format.
     """
-    if "/" not in settings.name or backbones.folder_of(settings) is not None:
-        return
-    import httpx
-    from huggingface_hub import HfApi, constants, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError
-
     try:
-        HfApi().model_info(settings.name, timeout=PATIENCE_S)
-    except HfHubHTTPError:
-        pass  # it answers; what it lacks is said when the backbone is loaded
-    except (httpx.HTTPError, OSError) as error:
-        if not isinstance(try_to_load_from_cache(settings.name, "config.json"), str):
-            raise BundleError(
-                f"backbone {settings.name}: not downloaded yet, and the hub cannot be reached "
-                f"({one_line(error)}); give its folder with --backbone, or download it first"
-            ) from error
-        constants.HF_HUB_OFFLINE = True
-
-
-def find_run(name: str) -> Path:
-    """Folder of the run or release ``name``, also below results/.
-
-    Raises:
-        BundleError: there is none of that name; the message lists the finished runs.
-    """
-    for folder in (Path(name), RESULTS / name):
-        if folder.is_dir():
-            return folder
-    there = ", ".join(sorted(path.parent.name for path in RESULTS.glob("*/provenance.json"))) or "none"
-    raise BundleError(f"--model {name}: no such folder; finished runs: {there}; or take {PUBLISHED}")
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        backbone, table = config["backbone"], str(config["gallery_file"])
+        checkpoint = backbone["repo_id"], backbone.get("revision")
+        if (config["model_type"], config["format_version"]) != (GEOLOCATION, 1) or Path(table).name != table:
+            raise ValueError(f"config.json wants {GEOLOCATION}, format 1, and a gallery beside it")
+        weights = load_file(folder / "model.safetensors")
+        trained = GeoCLIP(HEAD_WIDTH)
+        state = {name: value for name, value in trained.state_dict().items() if name.startswith("feature_")}
+        state |= {name.replace("image_encoder.mlp.", "image_head."): value for name, value in weights.items()}
+        trained.load_state_dict(state)
+    except (*READING_ERRORS, SafetensorError) as error:
+        said = f"not a release for geolocation ({one_line(error)}); export it again"
+        raise BundleError(f"{folder}: {said}") from error
+    return Release(trained.eval(), gallery.read_csv(folder / table), *checkpoint)
 
 
 def load_predictor(
     name: str = "quick", strategy: str | None = None, seed: int | None = None, backbone: str | None = None
 ) -> Predictor:
-    """The predictor that the command line names.
+    """The predictor that the command line names; a finished run is taken as it is.
 
     Args:
-        name: ``geoclip``, or the folder of a finished run or of a release; see :func:`find_run`.
+        name: ``geoclip``, or the folder of a finished run or of a release, also below results/.
         strategy, seed: of a run.
         backbone: where the model's own backbone lies, if not where its settings say.
 
     Raises:
-        BundleError: an argument does not fit the model; or see :func:`of_run`.
+        BundleError: an argument does not fit the model, or a file of the run is missing or damaged.
     """
-    folder = None if name == PUBLISHED else find_run(name)
+    known = [] if name == PUBLISHED else [path for path in (Path(name), RESULTS / name) if path.is_dir()]
+    folder = known[0] if known else None
+    if folder is None and name != PUBLISHED:
+        there = ", ".join(sorted(path.parent.name for path in RESULTS.glob("*/provenance.json"))) or "none"
+        raise BundleError(f"--model {name}: no such folder; finished runs: {there}; or take {PUBLISHED}")
+    moved = {"name": backbone, "revision": None} if backbone else {}
     if folder is not None and not (folder / "config.json").is_file():
         run = Run.finished(folder)
-        moved = {"name": backbone, "revision": None} if backbone else {}
-        _reach(run.settings.backbone.model_copy(update=moved))
         changes = {"backbone": run.settings.backbone.model_copy(update=moved), "device": "auto"}
         with cache.as_finished():
-            return of_run(Run(run.settings.model_copy(update=changes), run.folder), strategy, seed)
+            return of_run(replace(run, settings=run.settings.model_copy(update=changes)), strategy, seed)
     if strategy is not None or seed is not None:
         raise BundleError(f"--strategy and --seed choose among a run's models; {name} is a single one")
-    release = None if folder is None else read_geolocation(folder)
-    name, revision = (release.backbone, release.revision) if release else (backbones.CLIP_VIT_LARGE, None)
-    if backbone:
-        name, revision = backbone, None
-    plain = BackboneSettings(name=name, revision=revision, precision="float32", storage="float32")
-    _reach(plain)
-    device = machine.find_device("auto")
-    if release:
+    if folder is None:
+        release = Release(checkpoints.published(), photo_places(), backbones.CLIP_VIT_LARGE, None)
+        description, gallery_name = "GeoCLIP as its authors published it; trained on MP-16", PUBLISHED
+    else:
+        release, gallery_name = read_geolocation(folder), "its own"
         description = f"release {folder.resolve().name}; it does not say what it was trained on"
-        return _assembled(description, release.model.to(device), plain, ("its own", release.gallery_deg))
-    backbones.check_published_head(plain)
-    description = "GeoCLIP as its authors published it; trained on MP-16"
-    return _assembled(description, checkpoints.published().to(device), plain, (PUBLISHED, photo_places()))
+    of_release = {"name": release.backbone, "revision": release.revision} | moved
+    settings = BackboneSettings(**of_release, precision="float32", storage="float32")
+    if folder is None:
+        backbones.check_published_head(settings)
+    trained = release.model.to(machine.find_device("auto"))
+    return _assembled(description, trained, settings, gallery_name, release.gallery_deg)
