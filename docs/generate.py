@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,6 @@ HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent
 KEPT = PROJECT / "results" / "reference"
 HEAD = "<!-- Made by docs/generate.py from the code: change it there. -->\n"
-ROOMS = ("method", "runs", "data", "train", "evaluate", "show", "predict")
-"""Folders of lib/ from the bottom to the top; settings.py stands above method."""
 SPLITS = {"test": "random split `test`", "test_blocked": "held-out cells `test_blocked`"}
 BOUNDS = ("ceiling", "chance")
 STARTING_S = 20
@@ -126,13 +123,14 @@ def files_page() -> str:
         ("`logs/*.log`", "what each notebook printed, with the time"),
         ("`logs/comparison.txt`", "every figure beside the reference run's"),
         ("`index.html`", "what to open first"),
+        ("`SHA256SUMS`", "for `sha256sum --check`: the checksum of every file but receipts and logs"),
     ]
     figures = [(f"`figures/{name}.png`", cell(text)) for name, text in report.FIGURES.items()]
     return "\n\n".join([
         "# Files of a run",
         "Below `results/NAME/`. Features, checkpoints, tables and predictions are reused where nothing that "
-        "they depend on has changed: the receipt of a stage holds the digest of its inputs, settings, code "
-        "and packages, and the checksums of what it wrote.",
+        "they depend on has changed. A stage's receipt names its inputs, settings, code and packages, and "
+        "the checksums of what it wrote.",
         table(("file", "what it is"), rows),
         "## Figures",
         "Each also as PDF. Which of them there are depends on the notebooks that were executed.",
@@ -148,55 +146,13 @@ def commands_page() -> str:
         f"# Commands\n\n```text\n{text}```\n\n`./run_tests.sh [pytest arguments]` runs the tests, with "
         "`--thorough` also the long ones; `./run_benchmarks.sh [NAME…]` runs the benchmarks. "
         "`python -m lib.predict --help` places photos, `python -m lib.exchange --help` exports a model for "
-        "the package `geoclip`, `python -m lib.runs verify results/NAME` checks a run.\n"
+        "the package `geoclip`. `sha256sum --check SHA256SUMS`, in the folder of a run, checks its files.\n"
     )
 
 
-def modules() -> Iterator[tuple[str, Path]]:
-    """Name and file of each module: the rooms of lib/ from the bottom to the top, its programs, study/."""
-    patterns = [f"lib/{room}/*.py" for room in ROOMS] + ["lib/*.py", "study/*.py"]
-    patterns.insert(1, "lib/settings.py")
-    for path in dict.fromkeys(path for pattern in patterns for path in sorted(PROJECT.glob(pattern))):
-        yield ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"), path
-
-
-def functions_page() -> str:
-    """Every public function and class: how it is called, and the first paragraph of its docstring."""
-    parts = [
-        "# Functions",
-        "By room, from the bottom to the top: a module imports only from its own room and those before it. "
-        "Names that begin with an underscore are not for others.",
-    ]
-    for name, path in modules():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        rows = [line for node in tree.body for line in described(node)]
-        if rows or ast.get_docstring(tree):
-            parts += [f"## `{name}`\n\n{paragraph(ast.get_docstring(tree))}", "\n".join(rows)]
-    return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def described(node: ast.stmt, indent: str = "") -> Iterator[str]:
-    """A list entry of a public function, or of a public class and its documented public methods."""
-    if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
-        return
-    text = paragraph(ast.get_docstring(node))
-    called = f"class {node.name}"
-    if isinstance(node, ast.FunctionDef):
-        plain = [one.arg for one in node.args.args if one.arg not in {"self", "cls"}]
-        named = ["*", *(one.arg for one in node.args.kwonlyargs)] if node.args.kwonlyargs else []
-        called = f"{node.name}({', '.join(plain + named)})"
-    if text or not indent:
-        yield f"{indent}* `{called}`: {text or 'see the code'}"
-    for inner in node.body if isinstance(node, ast.ClassDef) else ():
-        yield from described(inner, f"{indent}  ")
-
-
-# --- Tables of the kept runs ------------------------------------------------------------------------------
-
-
 def kept(run: str, name: str) -> pd.DataFrame:
-    """A table of a kept run, with the names that strategies have today."""
-    return pd.read_csv(KEPT / run / "tables" / f"{name}.csv").replace("distance_gate", "semivariance_margin")
+    """A table of a kept run."""
+    return pd.read_csv(KEPT / run / "tables" / f"{name}.csv")
 
 
 def accuracies() -> pd.DataFrame:
@@ -458,7 +414,7 @@ def filled(page: Path) -> str:
 
 def pages() -> dict[Path, str]:
     """Every generated page, and every page with generated tables, by its path."""
-    makers = (settings_page, files_page, commands_page, functions_page)
+    makers = (settings_page, files_page, commands_page)
     made = {}
     for make in makers:
         made[HERE / "reference" / f"{make.__name__.removesuffix('_page')}.md"] = HEAD + make()

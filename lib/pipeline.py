@@ -65,7 +65,7 @@ def choose(only: str | None) -> dict[str, Path]:
 
 
 def check_parameters(notebook: Path) -> None:
-    """Refuse a notebook whose ``parameters`` cell is not exactly what the pipeline gives; papermill only warns.
+    """Refuse a notebook whose ``parameters`` cell is not what the pipeline gives; papermill only warns.
 
     Raises:
         BundleError: no such cell, more than one, or other names in it.
@@ -112,7 +112,7 @@ def _needs_of(notebook: Path, run: Run, stages: Sequence[str]) -> dict[str, Any]
     cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
     python = "\n".join(line for cell in cells for line in cell.splitlines() if not line.startswith("%"))
     settings = {
-        "source": code.digest_of_text(notebook.read_text(encoding="utf-8")),
+        "source": code.sha256(notebook.read_text(encoding="utf-8")),
         "reached": code.digest_of_source(python),
         "settings": run.settings.model_dump(mode="json"),
         "photos": datasets.listing(run),
@@ -169,21 +169,22 @@ def execute(notebook: Path, run: Run, profile: str, overrides: Sequence[str]) ->
 
 
 class _Told(io.StringIO):
-    """What a kernel prints, kept; lines of stages are printed here as well, indented, as they come."""
+    """What a kernel prints, kept; what its stages say of themselves is printed here as well, as it comes."""
 
     def write(self, text: str) -> int:
-        """Keep ``text``; print the lines that end in it and begin with one of ``STAGE_WORDS``."""
+        """Keep ``text``; print the lines that end in it and begin with one of ``STAGE_WORDS`` or ``note``."""
         begun = self.getvalue().rpartition("\n")[2]
         *ended, _ = (begun + text).split("\n")
-        for line in ended:
-            if line.split(" ")[0] in {"made", "again", "note", "left"}:
+        for line in (one.rpartition("\r")[2] for one in ended):  # before a \r stands a progress bar
+            if line.partition(" ")[0] in {*STAGE_WORDS, "note"} - {"reused"}:
                 print(f"      {line}", flush=True)
         return super().write(text)
 
     def stages(self) -> list[str]:
         """Names of the stages that were made or reused, in their order."""
         lines = (line.split() for line in self.getvalue().splitlines())
-        return list(dict.fromkeys(line[1].rstrip(":") for line in lines if line[:1] and line[0] in STAGE_WORDS))
+        names = [words[1].rstrip(":") for words in lines if words[:1] and words[0] in STAGE_WORDS]
+        return list(dict.fromkeys(names))
 
 
 def _from_notebooks(path: str) -> str:
@@ -206,7 +207,7 @@ def _literal(path: Path) -> str:
 
 
 def finish(run: Run, seconds: Mapping[str, float]) -> None:
-    """Write provenance, index.html and SHA256SUMS, and say where the figures stand against the reference's."""
+    """Write provenance, index.html and SHA256SUMS; compare with the kept reference."""
     from lib.show import report  # matplotlib would lie in memory beside the kernels
 
     executed = [(path, run.folder / "notebooks" / path.name) for path in notebooks().values()]
@@ -223,7 +224,7 @@ def finish(run: Run, seconds: Mapping[str, float]) -> None:
 
 
 def _say_comparison(run: Run) -> None:
-    """Print what the comparison with the reference came to, and what was missed; every figure goes to a file."""
+    """Print what the comparison with the reference came to; every figure goes to a file."""
     from lib.show import reference
 
     compared, sentence = reference.compare_with_reference(run)
@@ -250,7 +251,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lab", action="store_true")
     options = parser.parse_args(arguments)
     if options.lab:
-        parser.error("--lab takes no other option: set profile, run_name, overrides in a notebook's first cell")
+        parser.error("--lab takes no other option: settings stand in a notebook's first code cell")
     return options
 
 

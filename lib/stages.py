@@ -1,4 +1,4 @@
-"""``torchrun -m lib.stages PROFILE FOLDER [SETTING…]``: several processes make what takes long, without notebooks.
+"""``torchrun -m lib.stages PROFILE FOLDER [SETTING…]``: several processes make what takes long.
 
 One process prepares the photos; all share the features out; one fits the curve; each training is done by one
 process, or all work on each (``training.parallel``). The notebooks then find it. ``NPROC=8 ./run_all.sh …``
@@ -30,8 +30,7 @@ def make(run: Run) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``arguments``: profile, folder, and settings such as ``training.epochs=4``. Exit status 1 with a sentence
-    on a mistake."""
+    """``arguments``: profile, folder, settings. Exit status 1 with a sentence on a mistake."""
     print_anywhere()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if len(given) < 2 or (wrong := [one for one in given[2:] if "=" not in one]):

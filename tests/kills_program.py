@@ -169,7 +169,7 @@ def main(folder: Path, seed: int, moments: int, points: int) -> None:
     torch.set_num_threads(1)
     model.geoclip_locations().LocationEncoder = NarrowLocationEncoder
     write_photos(folder)
-    named = [f"dataset.root={folder / 'photos'}", f"data.csv={folder / 'places.csv'}"]
+    named = [f"dataset.root={folder / 'photos'}", f"dataset.csv={folder / 'places.csv'}"]
     run = Run(load("smoke", [*SETTINGS[:1], *named, *SETTINGS[1:]]), folder / "run")
     run.folder.mkdir()
     seconds, calls = {}, {}

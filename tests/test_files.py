@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from lib.method.errors import BundleError
@@ -20,7 +19,6 @@ from lib.settings import PROJECT
 
 WRITERS = {
     "text": "path.write_text('x' * 3_000_000)",
-    "rows": "files.write_rows(target, [numpy.ones(400_000)], numpy.dtype('f8'), (400_000,))",
     "npz": "numpy.savez(path, a=numpy.random.rand(400_000))",
     "csv": "pandas.DataFrame({'a': numpy.random.rand(200_000)}).to_csv(path)",
     "parquet": "pandas.DataFrame({'a': numpy.random.rand(400_000)}).to_parquet(path)",
@@ -36,11 +34,8 @@ from lib.method.errors import BundleError
 from lib.runs import files
 for target, statement in zip(map(Path, sys.argv[1::2]), sys.argv[2::2], strict=True):
     try:
-        if "write_rows" in statement:
+        with files.writing(target) as path:
             exec(statement)
-        else:
-            with files.writing(target) as path:
-                exec(statement)
     except BundleError as error:
         print(error)
 """
@@ -127,16 +122,6 @@ def test_file_and_folder_are_on_the_disk_before_anybody_is_told(
     with writing(tmp_path / "new" / "a") as aside:
         aside.write_text("whole")
     assert forced == [(str(aside), False), (str(tmp_path / "new"), True)]
-
-
-def test_rows_are_the_bytes_of_numpys_own_file(tmp_path: Path) -> None:
-    array = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float16)
-    files.write_rows(tmp_path / "ours.npy", [array[:2], array[2:]], array.dtype, array.shape)
-    np.save(tmp_path / "numpys.npy", array)
-    assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "numpys.npy").read_bytes()
-    with pytest.raises(ValueError, match=r"more\.npy: the blocks do not add up"):
-        files.write_rows(tmp_path / "more.npy", [array], array.dtype, (8, 3))
-    assert not (tmp_path / "more.npy").exists()
 
 
 def test_what_a_killed_writer_left_is_overwritten(tmp_path: Path) -> None:

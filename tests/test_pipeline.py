@@ -6,18 +6,22 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import SMALL
+from test_code import STAGES
 
-from lib import exchange, pipeline, stages
+from lib import exchange, pipeline
 from lib.method.errors import BundleError
 from lib.runs import Run
 from lib.settings import PROJECT
-from lib.show import pages, report
+from lib.show import pages
+from lib.show import reference as reference_module
 from lib.train import training
 
 ACCURACY = ["strategy", "seed", "split", "n", "acc_1km", "acc_25km", "acc_200km", "acc_750km", "acc_2500km"]
@@ -29,6 +33,9 @@ FIT = {"family", "nugget", "partial_sill", "length_scale_rad", "exponent", "rang
 FIT |= {"backbone", "photos"}
 
 
+PIPELINE = [sys.executable, "-m", "lib.pipeline"]
+
+
 def run_pipeline(command):
     return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
 
@@ -37,7 +44,7 @@ def run_pipeline(command):
 def smoke(tmp_path_factory):
     """A finished smoke run and what it printed; its photos go to a folder of its own."""
     folder = tmp_path_factory.mktemp("smoke")
-    command = [sys.executable, "-m", "lib.pipeline", "--profile", "smoke", "--run", str(folder / "run")]
+    command = [*PIPELINE, "--profile", "smoke", "--run", str(folder / "run")]
     command += ["--device", "cpu", "--set", f"dataset.root={folder / 'photos'}"]
     done = run_pipeline(command)
     assert done.returncode == 0, done.stderr[-3_000:]
@@ -106,17 +113,23 @@ def test_the_tables_follow_from_the_predictions(smoke):
     assert set(predictions["strategy"]) == {*settings["training"]["strategies"], "nearest_neighbour"}
 
 
-def test_the_provenance_names_what_it_takes_to_rebuild_the_run(smoke):
+def test_provenance_and_checksums_name_what_it_takes_to_rebuild_and_check_the_run(smoke):
     folder, _, _ = smoke
-    manifest = json.loads((folder / "provenance.json").read_text())
-    assert manifest["outdated"] == []
-    assert set(manifest["seconds_by_notebook"]) == {path.stem for path in pipeline.notebooks().values()}
-    assert {
-        "tables/accuracy.csv",
-        "semivariogram.json",
-        "predictions.parquet",
-        "maps/predictions.html",
-    } <= set(manifest["outputs"])
+    written = json.loads((folder / "provenance.json").read_text())
+    assert set(written["seconds_by_notebook"]) == {path.stem for path in pipeline.notebooks().values()}
+    assert written["packages"]["torch"].startswith("2.") and written["settings"]["profile"] == "smoke"
+    done = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, capture_output=True)
+    assert done.returncode == 0, done.stdout
+    named = {line.split("  ")[1] for line in (folder / "SHA256SUMS").read_text().splitlines()}
+    assert {"tables/accuracy.csv", "semivariogram.json", "maps/predictions.html", "index.html"} <= named
+    assert not any(name.startswith(("receipts", "logs", ".")) for name in named)
+
+
+def test_stages_name_the_functions_that_the_test_of_the_code_turns_round(smoke):
+    receipts = {path.stem: json.loads(path.read_text()) for path in (smoke[0] / "receipts").glob("*.json")}
+    for name, functions in STAGES.items():
+        stage = {"training": "training-decayed_seed0", "curve": "semivariogram"}.get(name, name)
+        assert set(receipts[stage]["needs"]["code"]) == set(functions), name
 
 
 def test_an_exported_model_has_a_card(smoke, tmp_path, capsys):
@@ -139,34 +152,26 @@ def test_every_link_of_the_index_leads_somewhere(smoke):
     assert not [link for link in links if not (folder / link).exists()]
 
 
-def test_a_second_call_reuses_everything_and_says_so(smoke):
-    _, command, _ = smoke
-    done = run_pipeline([*command, "--only", "3"])
-    assert done.returncode == 0, done.stderr[-3_000:]
-    folder = Path(command[command.index("--run") + 1])
-    said = (folder / "logs" / "03_semivariogram.log").read_text()
-    assert "reused  semivariogram" in said and "made  " not in said
-    assert "reused 1;" in done.stdout and "made " not in done.stdout
-
-
-def test_a_finished_run_would_reuse_everything_and_looking_changes_nothing(smoke, capsys, monkeypatch):
+def test_a_second_call_executes_nothing_and_takes_seconds(smoke):
     folder, command, _ = smoke
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    receipt = folder / "receipts" / "training-decayed_seed0.json"
-    # a training, the evaluation that reads it, the regions that read that
-    for broken, sentence in ((False, "in all 0 of"), (True, "in all 3 of")):
-        kept = receipt.read_text()
-        try:
-            receipt.write_text("{}" if broken else kept)
-            assert pipeline.main([*command[3:], "--list"]) == 0
-        finally:
-            receipt.write_text(kept)
-        said = capsys.readouterr().out
-        assert sentence in said
-        assert (re.search(r"training-decayed_seed0 +made", said) is not None) == broken
-        assert re.search(r"training-decayed_seed1 +reused", said)
-    before.pop(receipt)
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path != receipt} == before
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.ipynb")}
+    started = time.monotonic()
+    done = run_pipeline(command)
+    assert done.returncode == 0 and time.monotonic() - started < 30  # 6 seconds where nothing else runs
+    assert done.stdout.count("reused: same source, settings, code and results") == len(pipeline.notebooks())
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.ipynb")} == before
+
+
+def test_a_notebook_is_executed_again_where_a_result_that_it_read_is_damaged(smoke, capsys):
+    folder, command, _ = smoke
+    path = folder / "checkpoints" / "decayed_seed1.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert pipeline.main([*command[3:], "--only", "02,04"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("reused: same source") == 1  # notebook 02 has not read it
+    assert "again: training-decayed_seed1 is not current" in said and path.read_bytes() == whole
+    assert re.search(rf"again   training-decayed_seed1: {path} is damaged", said)
 
 
 def test_executed_notebooks_name_no_folder_of_the_machine(smoke):
@@ -178,16 +183,25 @@ def test_executed_notebooks_name_no_folder_of_the_machine(smoke):
         assert str(PROJECT) not in content and sys.prefix not in content, path.name
 
 
-def test_a_training_that_is_made_again_gives_the_same_bytes(smoke):
+def test_a_training_that_is_made_again_gives_the_same_bytes(smoke, capsys):
     """They depend on settings, code and inputs only, not on the process."""
     run = Run.finished(smoke[0])
     before = run.checkpoint("decayed", 0).read_bytes()
     run.checkpoint("decayed", 0).unlink()
     training.train_all(run, ["decayed"])
-    assert [line.split()[:2] for line in run.reports] == [
-        ["made", "training-decayed_seed0"], ["reused", "training-decayed_seed1"]
-    ]  # fmt: skip
+    assert "made    training-decayed_seed0" in capsys.readouterr().out
     assert run.checkpoint("decayed", 0).read_bytes() == before
+
+
+@pytest.mark.parametrize("number", ["01", "02", "03", "04", "05", "06"])
+def test_each_notebook_alone_makes_what_it_needs(tmp_path_factory, number):
+    folder = tmp_path_factory.mktemp("alone")
+    photos = tmp_path_factory.getbasetemp() / "photos of notebooks alone"
+    settings = [part for one in (*SMALL, f"dataset.root={photos}") for part in ("--set", one)]
+    asked = ["--profile", "smoke", "--run", f"{folder}/run", "--only", number, *settings]
+    done = run_pipeline([*PIPELINE, *asked])
+    assert done.returncode == 0, done.stderr[-3_000:]
+    assert len(list((folder / "run" / "notebooks").glob("*.html"))) == 1
 
 
 def broken_notebook(
@@ -241,36 +255,25 @@ def test_a_run_that_is_stopped_by_hand_says_so_without_a_traceback(tmp_path, mon
     assert "started again it goes on" in capsys.readouterr().err
 
 
-def test_a_stage_that_is_there_and_would_be_made_anew_is_named(make_run, monkeypatch):
-    run = make_run()
-    run.produce("there", make=lambda: None, outputs=[])
-    monkeypatch.setattr(stages, "look_up", lambda *_: [("02", "there", False), ("02", "not yet", False)])
-    assert pipeline.outdated(run) == ["there"]
-
-
-def test_fresh_forgets_receipts_and_features_of_worlds_too_and_leaves_photos(tmp_path, monkeypatch):
+def test_fresh_forgets_receipts_and_unfinished_work_of_a_run_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "_execute_all", lambda *_: None)
-    kept, gone = (
-        ["photos/a.jpg", "tables/a.csv"],
-        ["receipts/a.json", "features/f.npy", "worlds/noise=1/receipts/a.json", "simulation/features/f.npy"],
-    )
+    gone = ["run/receipts/manifest.json", "run/features/unfinished/features.npy"]
+    kept = ["run/photos/a.jpg", "run/tables/a.csv", "mine/receipts/a.jpg", "mine/features/b.jpg"]
     for name in kept + gone:
-        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "run" / name).write_text("there")
-    assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run", "--fresh"]) == 0
-    assert [name for name in kept + gone if (tmp_path / "run" / name).exists()] == kept
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "run" / "receipts").mkdir()
-    (tmp_path / "run" / "receipts" / "a.json").write_text("there")
-    (tmp_path / "run" / "features").symlink_to(tmp_path / "elsewhere")
-    pipeline.forget(tmp_path / "run")
-    assert not (tmp_path / "run" / "features").exists() and (tmp_path / "elsewhere").is_dir()
-    own = ["receipts/a.jpg", "features/b.jpg"]  # of somebody who named a folder that is no run
-    for name in own:
-        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "mine" / name).write_text("there")
-    assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/mine", "--fresh"]) == 0
-    assert all((tmp_path / "mine" / name).exists() for name in own)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("there")
+    for folder in ("run", "mine"):  # the second is of somebody who named a folder that is no run
+        assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/{folder}", "--fresh"]) == 0
+    assert [name for name in kept + gone if (tmp_path / name).exists()] == kept
+
+
+def test_a_file_that_is_called_as_a_profile_is_not_taken_for_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEMIVARIOGRAM_CALLER", str(tmp_path))
+    for name in ("quick", "smoke", "mine.yaml"):
+        (tmp_path / name).write_text("dataset: {train: 7}")
+    assert pipeline._of_the_caller("quick") == "quick"
+    assert pipeline._of_the_caller("mine.yaml") == str(tmp_path / "mine.yaml")
+    assert pipeline._of_the_caller("sub/mine") == str(tmp_path / "sub" / "mine")
 
 
 def test_a_notebook_with_other_parameters_is_refused(tmp_path):
@@ -287,11 +290,9 @@ def test_a_notebook_with_other_parameters_is_refused(tmp_path):
         (["--only", "17"], "no notebook 17"),
         (["--only", ","], "names no notebook"),
         (["--only", "05", "--fresh"], "leave one out"),
-        (["--lab", "--set", "training.epochs=3"], "first code cell"),
-        (["--lab", "--profile", "smoke"], "first code cell"),
         (["--run", ".."], "a name of its own"),
         (["--run", "."], "a name of its own"),
-        (["--run", f"{PROJECT}/results/", "--list"], "a name of its own"),
+        (["--run", f"{PROJECT}/results/"], "a name of its own"),
         (["--run", "reference"], "a name of its own"),
         (["--run", "/"], "a name of its own"),
         (["--set", "training.strategies=infonce,residul"], "registered: infonce"),
@@ -317,11 +318,11 @@ def test_a_mistake_on_the_command_line_is_answered_with_one_sentence_and_status_
     assert sentence in said and "Traceback" not in said
 
 
-def test_list_executes_nothing(tmp_path, capsys):
-    assert pipeline.main(["--list", "--run", f"{tmp_path}/run"]) == 0
-    said = capsys.readouterr().out
-    assert "03  3 The semivariogram" in said
-    assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize("arguments", [["--lab", "--profile", "smoke"], ["--list"], ["--prof", "smoke"]])
+def test_an_option_that_is_none_is_refused(arguments, capsys):
+    with pytest.raises(SystemExit):
+        pipeline.main(arguments)
+    assert "run_all.sh: error: " in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -331,13 +332,13 @@ def reference(smoke, tmp_path, monkeypatch):
     kept = tmp_path / "smoke"
     shutil.copytree(folder / "tables", kept / "tables")
     shutil.copy(folder / "semivariogram.json", kept / "semivariogram.json")
-    shutil.copy(folder / "provenance.json", kept / "manifest.json")  # as earlier runs called it
+    shutil.copy(folder / "provenance.json", kept / "provenance.json")
     monkeypatch.setattr("lib.show.reference.REFERENCE", tmp_path)
     return Run.open("smoke", str(folder)), kept
 
 
 def test_a_run_reproduces_itself_in_every_figure(reference):
-    table, sentence = report.compare_with_reference(reference[0])
+    table, sentence = reference_module.compare_with_reference(reference[0])
     assert table["reproduced"].all() and len(table) > 50
     assert f"{len(table)} of {len(table)}" in sentence
 
@@ -348,11 +349,11 @@ def test_a_figure_beyond_its_tolerance_is_called_not_reproduced(reference):
     chosen = (accuracy["strategy"] == "thesis") & (accuracy["split"] == "test")
     accuracy.loc[chosen, "acc_2500km"] += 2.0
     accuracy.to_csv(kept / "tables" / "accuracy.csv", index=False)
-    table, sentence = report.compare_with_reference(run)
+    table, sentence = reference_module.compare_with_reference(run)
     missed = table[~table["reproduced"]]
     assert missed["strategy"].tolist() == ["thesis", "thesis-infonce"]
     assert set(missed["split"] + missed["figure"]) == {"testacc_2500km"}
-    assert "NO" in report.format_comparison(table, sentence)
+    assert "NO" in reference_module.format_comparison(table, sentence)
 
 
 def test_a_run_with_other_settings_is_not_compared_and_ends_well(reference, capsys):

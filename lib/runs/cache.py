@@ -1,9 +1,9 @@
-"""One rule of reuse: a stage is made again when anything that it depends on has changed, or its files have.
+"""One rule of reuse: a stage is made again when anything that it depends on has changed.
 
-A stage is a function that first calls the stages whose results it reads, so that nothing outdated can be read,
-and then hands its work to :func:`cached`. Its receipt (JSON) names all that it depended on (checksums of inputs,
-settings, digests of code, versions of the packages that it computes with) and the checksum of every output. It
-is removed before the work begins and written last.
+A stage is a function that first calls the stages whose results it reads, so that nothing stale can be read.
+Then it hands its work to :func:`cached`. Its receipt (JSON) names what it depended on (checksums of inputs,
+settings, digests of code, versions of the packages that it computes with) and the checksum of every output.
+The receipt is removed before the work begins and written last.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 
 NOT_MADE = "not made yet"
 """The only reason for making a stage that is not printed."""
-KINDS = {
-    "settings": "other settings", "inputs": "another input", "code": "other code", "packages": "another package",
-}  # fmt: skip
+KINDS = {"settings": "other settings", "inputs": "another input", "code": "other code"}
+KINDS |= {"packages": "another package"}
 _told: set[tuple[str, str]] = set()
 _as_finished: ContextVar[bool] = ContextVar("as_finished", default=False)
 
@@ -64,15 +63,14 @@ def cached(
     scratch: Path | None = None,
     together: bool = False,
 ) -> bool:
-    """Run ``make`` unless its ``outputs`` are there, whole, from the same inputs, settings, code and packages.
+    """Run ``make`` unless its ``outputs`` are there, from the same inputs, settings, code and packages.
 
     Args:
         name: of the stage and its receipt.
         make: writes every file of ``outputs``.
         settings: what of the settings the outcome depends on, JSON-like.
         code: functions; all that they reach counts (:mod:`lib.runs.code`), with the packages used there.
-        scratch: folder for unfinished work. It is emptied where it was left by other inputs, settings, code or
-            packages, and removed when the stage is done.
+        scratch: folder for unfinished work; emptied where other inputs, settings, code or packages left it.
         together: all ranks (:mod:`lib.runs.ranks`) call this and share the work.
 
     Returns:
@@ -88,8 +86,6 @@ def cached(
         return True
     needs = needs_of(run.folder, inputs, settings or {}, code)
     why = why_stale(run, name, needs, outputs)
-    if together:
-        ranks.wait()  # until every rank has looked, nothing changes
     if not why:
         _tell_reused(run, name)
         return True
@@ -124,7 +120,7 @@ def cached(
 def needs_of(
     folder: Path, inputs: Iterable[Path], settings: Mapping[str, Any], code: Iterable[Callable]
 ) -> dict[str, Any]:
-    """What a stage depends on: checksums of inputs, settings, digests of code, versions of packages; as JSON."""
+    """What a stage depends on, JSON-like: checksums of inputs, settings, digests of code, versions."""
     inputs, code = list(inputs), code_of(code)
     for path in inputs:
         if not path.exists():

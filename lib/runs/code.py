@@ -3,7 +3,7 @@
 Files are read as text and nothing is imported. A function's names lead to other functions, classes and
 constants, in its own module or in those that it imports, and so on. Not followed are
 
-* registered functions (strategies, backbones): a stage names the one that it uses, so a new one remakes nothing;
+* registered functions (strategies, backbones): a stage names the one that it uses, so a new one remakes none;
 * stages, that is, functions that call ``cached``: their results are inputs, known by their checksums;
 * ``lib.runs`` and ``lib.settings``, which store and name. Settings that count stand in a stage's key.
 
@@ -28,7 +28,6 @@ OURS = ("lib", "study")
 WITHOUT_EFFECT = ("lib.runs", "lib.settings")
 GONE = "gone"
 """Stands in for code or a package that no longer exists."""
-
 Symbol = tuple[str, str]
 """A module and a name at its top level; an empty name: the whole module."""
 
@@ -40,48 +39,45 @@ def named(function: Callable) -> str:
 
 def code_of(functions: Iterable[Callable]) -> dict[str, str]:
     """SHA-256 of the code that each of ``functions`` reaches, by its name."""
-    found = {name: (function, digest(name)) for function in functions if (name := named(function))}
-    return {  # one that is gone stands in a script or a notebook
-        name: hashlib.sha256(inspect.getsource(function).encode()).hexdigest() if code == GONE else code
+    found = {named(one): (one, digest(named(one))) for one in functions}
+    return {  # a function that is in no file of ours is of a script or a notebook
+        name: sha256(inspect.getsource(function)) if code == GONE else code
         for name, (function, code) in found.items()
     }
 
 
 @lru_cache(maxsize=1_024)
-def digest(name: str, project: Path = PROJECT) -> str:
+def digest(name: str) -> str:
     """SHA-256 of the code that ``module:name`` reaches, itself included; ``GONE`` where there is none."""
     module, _, symbol = name.partition(":")
-    if (found := _module(module, project)) is None or symbol not in found.defined:
-        return GONE
-    return _digest(reached((module, symbol), project), project)
+    there = _module(module)
+    return _digest(reached((module, symbol))) if there and symbol in there.defined else GONE
 
 
-def digest_of_source(source: str, project: Path = PROJECT) -> str:
+def digest_of_source(source: str) -> str:
     """SHA-256 of the code of this project that the statements ``source`` of a notebook reach."""
-    found = set()
-    for one in _names(_Bare().visit(ast.parse(source)), _Module("", {}, {}), "", project):
-        found |= {one for one in reached(one, project) if not _is_stage(*one, project)}
-    return _digest(found, project)
+    starts = set(_names(_Bare().visit(ast.parse(source)), "", _Module("", {}, {})))
+    return _digest(set().union(*(reached(one) for one in starts if not _is_stage(*one))))
 
 
-def digest_of_text(text: str) -> str:
-    """SHA-256 of ``text``."""
+def sha256(text: str) -> str:
+    """SHA-256 of ``text``, hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _digest(symbols: Iterable[Symbol], project: Path) -> str:
-    ours = sorted((module, name) for module, name in symbols if name and _module(module, project))
-    texts = [f"{module} {name} {_text(module, name, project)}" for module, name in ours]
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+def _digest(symbols: Iterable[Symbol]) -> str:
+    ours = sorted((module, name) for module, name in symbols if name and _module(module))
+    return sha256("\n".join(f"{one} {''.join(map(ast.dump, _statements(*one)))}" for one in ours))
 
 
-def packages_of(names: Iterable[str], project: Path = PROJECT) -> dict[str, str]:
-    """Version of each package that the code of ``names`` (``module:name``) reaches."""
-    symbols = set().union(*(reached(tuple(name.split(":", 1)), project) for name in names))
-    tops = {module.partition(".")[0] for module, _ in symbols} - {*OURS, *sys.stdlib_module_names}
-    return {
-        owner: version(owner) for owner in sorted({one for top in tops for one in _owners().get(top, ())})
-    }
+def packages_of(names: Iterable[str]) -> dict[str, str]:
+    """Version of each package that the code of ``names`` (``module:name``) uses."""
+    owners, symbols = set(), set().union(*(reached(tuple(name.split(":", 1))) for name in names))
+    for module in {module for module, _ in symbols}:
+        top, *parts = module.split(".")
+        there = [] if top in OURS or top in sys.stdlib_module_names else _owners().get(top, [])
+        owners |= {one for one in there if one.replace("-", "_") in parts} or set(there)
+    return {owner: version(owner) for owner in sorted(owners)}
 
 
 @lru_cache(maxsize=1)
@@ -99,21 +95,21 @@ def version(package: str) -> str:
 
 
 @lru_cache(maxsize=1_024)
-def reached(start: Symbol, project: Path = PROJECT) -> frozenset[Symbol]:
+def reached(start: Symbol) -> frozenset[Symbol]:
     """``start`` and all that it reaches by name; of other packages the first step."""
     seen, waiting = set(), [start]
     while waiting:
         symbol = waiting.pop()
         if symbol in seen or symbol[0].startswith(WITHOUT_EFFECT):
             continue
-        if symbol == start or not _is_stage(*symbol, project):
+        if symbol == start or not _is_stage(*symbol):
             seen.add(symbol)
-            waiting += _next(*symbol, project)
+            waiting += _next(*symbol)
     return frozenset(seen)
 
 
 class _Module(NamedTuple):
-    """The top level of a file: ``defined`` name -> its statements, ``imported`` name -> what it stands for."""
+    """The top level of a file: ``defined`` name -> statements, ``imported`` name -> what it stands for."""
 
     package: str
     defined: dict[str, list[ast.stmt]]
@@ -121,9 +117,9 @@ class _Module(NamedTuple):
 
 
 @lru_cache(maxsize=1_024)
-def _module(name: str, project: Path) -> _Module | None:
+def _module(name: str) -> _Module | None:
     """The module ``name`` of this project, without docstrings and annotations; None for all others."""
-    base = project.joinpath(*name.split("."))
+    base = PROJECT.joinpath(*name.split("."))
     paths = (base.with_suffix(".py"), base / "__init__.py") if name.partition(".")[0] in OURS else ()
     path = next((one for one in paths if one.is_file()), None)
     if path is None:
@@ -131,11 +127,13 @@ def _module(name: str, project: Path) -> _Module | None:
     body = _Bare().visit(ast.parse(path.read_text(encoding="utf-8"))).body
     package, defined = name if path.name == "__init__.py" else name.rpartition(".")[0], {}
     for node in body:
-        targets = ast.walk(node) if isinstance(node, ast.Assign | ast.AnnAssign) else ()
-        names = {one.id for one in targets if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
-        for one in {node.name} if isinstance(node, ast.FunctionDef | ast.ClassDef) else names:
+        bound = [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            names = (one for one in ast.walk(node) if isinstance(one, ast.Name))
+            bound = {one.id for one in names if isinstance(one.ctx, ast.Store)}
+        for one in bound:
             defined.setdefault(one, []).append(node)
-    return _Module(package, defined, _imports(body, package, project))
+    return _Module(package, defined, _imports(body, package))
 
 
 class _Bare(ast.NodeTransformer):
@@ -157,35 +155,35 @@ class _Bare(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def _imports(nodes: Iterable[ast.AST], package: str, project: Path) -> dict[str, Symbol]:
+def _imports(nodes: Iterable[ast.AST], package: str) -> dict[str, Symbol]:
     """What the imports among ``nodes`` bind; relative ones are resolved from ``package``."""
-    bound = {}
+    bound: dict[str, Symbol] = {}
     for node in nodes:
         if isinstance(node, ast.Import):
             for alias in node.names:
-                bound[alias.asname or alias.name.partition(".")[0]] = (alias.name.partition(".")[0], "")
+                name = alias.name if alias.asname else alias.name.partition(".")[0]
+                bound[alias.asname or name] = (name, "")
         elif isinstance(node, ast.ImportFrom):
             source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             for alias in node.names:
                 inner = f"{source}.{alias.name}"
-                bound[alias.asname or alias.name] = (
-                    (inner, "") if _module(inner, project) else (source, alias.name)
-                )
+                bound[alias.asname or alias.name] = (inner, "") if _module(inner) else (source, alias.name)
     return bound
 
 
-def _is_stage(module: str, name: str, project: Path) -> bool:
-    nodes = found.defined.get(name, []) if (found := _module(module, project)) else []
-    return any(isinstance(node, ast.FunctionDef) and "cached" in _loaded(node) for node in nodes)
+def _statements(module: str, name: str) -> list[ast.stmt]:
+    found = _module(module)
+    return found.defined.get(name, []) if found else []
 
 
-def _loaded(node: ast.AST) -> set[str]:
-    return {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
+def _is_stage(module: str, name: str) -> bool:
+    functions = [node for node in _statements(module, name) if isinstance(node, ast.FunctionDef)]
+    return any(getattr(one, "id", "") == "cached" for node in functions for one in ast.walk(node))
 
 
-def _next(module: str, name: str, project: Path) -> Iterator[Symbol]:
+def _next(module: str, name: str) -> Iterator[Symbol]:
     """What a symbol's statements name, one step on."""
-    found = _module(module, project)
+    found = _module(module)
     if found is None:
         return
     if not name:
@@ -193,29 +191,26 @@ def _next(module: str, name: str, project: Path) -> Iterator[Symbol]:
     elif name in found.imported and name not in found.defined:  # a name that is only handed on
         yield found.imported[name]
     for node in found.defined.get(name, []):
-        yield from _names(node, found, module, project)
+        yield from _names(node, module, found)
 
 
-def _names(node: ast.AST, found: _Module, module: str, project: Path) -> Iterator[Symbol]:
-    """Symbols that ``node`` names: of a module that it takes something from, what it takes."""
-    inner = _imports(ast.walk(node), found.package, project)
-    bound = found.imported | inner
-    of_modules = [
-        one for one in ast.walk(node)
-        if isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name) and bound.get(one.value.id, ("", "it"))[1] == ""
-    ]  # fmt: skip
-    for one in of_modules:
-        source = bound[one.value.id][0]
-        taken = f"{source}.{one.attr}"
-        yield (taken, "") if _module(taken, project) else (source, one.attr)
-    counted = {id(one.value) for one in of_modules}
-    for one in ast.walk(node):
-        if isinstance(one, ast.Name) and id(one) not in counted:
-            if one.id in bound:
+def _names(node: ast.AST, module: str, found: _Module) -> Iterator[Symbol]:
+    """Symbols that ``node`` names: of an imported module, what is taken from it."""
+    nodes = list(ast.walk(node))
+    bound, of_modules = found.imported | _imports(nodes, found.package), set()
+    for one in nodes:
+        base = getattr(one, "value", None)
+        if isinstance(one, ast.Attribute) and isinstance(base, ast.Name) and base.id in bound:
+            source, taken = bound[base.id]
+            if not taken:
+                inner = f"{source}.{one.attr}"
+                of_modules.add(id(base))
+                yield (inner, "") if _module(inner) else (source, one.attr)
+    own = {one.arg for one in nodes if isinstance(one, ast.arg)}  # variables may be called as modules are
+    own |= {one.id for one in nodes if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+    for one in nodes:
+        if isinstance(one, ast.Name) and id(one) not in of_modules:
+            if one.id in bound and (bound[one.id][1] or one.id not in own):
                 yield bound[one.id]
             elif one.id in found.defined:
                 yield module, one.id
-
-
-def _text(module: str, name: str, project: Path) -> str:
-    return "".join(map(ast.dump, _module(module, project).defined.get(name, [])))

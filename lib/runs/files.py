@@ -9,28 +9,26 @@ import errno
 import fcntl
 import hashlib
 import json
-import math
 import os
 import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lib.method.errors import BundleError
 
+_NO_PERMISSION = "permission is missing; change the folder's permissions or take another folder"
 MENDS = {
     errno.ENOSPC: "the disk is full; make room and run it again",
     errno.EDQUOT: "the quota of this disk is used up; make room and run it again",
     errno.EFBIG: "files may not grow so large here; raise the limit (ulimit -f) or take another disk",
     errno.EROFS: "the file system is read-only; take another folder",
-    errno.EACCES: "permission is missing; change the folder's permissions or take another folder",
-    errno.EPERM: "permission is missing; change the folder's permissions or take another folder",
+    errno.EACCES: _NO_PERMISSION,
+    errno.EPERM: _NO_PERMISSION,
     errno.EIO: "the disk reports an error; take another disk",
     errno.ENOTDIR: "a part of its path is a file, not a folder; take another folder",
     errno.EEXIST: "there is a file where its folder should be; remove that file or take another folder",
@@ -121,22 +119,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write ``content`` as indented JSON, whole or not at all."""
     with writing(path) as aside:
         aside.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-
-
-def write_rows(path: Path, blocks: Iterable[np.ndarray], dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """Write an array (npy) block by block, whole or not at all; holds one block at a time.
-
-    On a full disk a memory map kills the process and ``np.save`` does not say why.
-
-    Args:
-        blocks: [n, ...] each, one below the other of ``dtype`` and ``shape`` together.
-    """
-    with writing(path) as aside, aside.open("wb") as file:
-        descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
-        np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
-        written = sum(file.write(np.ascontiguousarray(block, dtype).tobytes()) for block in blocks)
-        if written != math.prod(shape) * np.dtype(dtype).itemsize:
-            raise ValueError(f"{path}: the blocks do not add up to {shape}")
 
 
 _remembered: dict[tuple[str, Signature], str] = {}

@@ -1,9 +1,9 @@
 """One run at a time writes to a results folder.
 
-The lock is the system's own (package filelock) on the file ``.lock``; it is released when the process ends.
-The file ``.owner`` says whose it is. What a run starts (kernels, ranks) knows the run by a token: the variable
-``SEMIVARIOGRAM_RUN``, or torchrun's own id. Whoever only reads needs no lock: a notebook that a person has
-opened beside a run is refused only where it would make something.
+The lock is the system's own (package filelock) on the file ``.lock``, released when the process ends. The
+file ``.owner`` says whose it is. What a run starts (kernels, ranks) knows the run by a token: the variable
+``SEMIVARIOGRAM_RUN``, or torchrun's id. Whoever only reads needs no lock: a notebook that a person has opened
+beside a run is refused only where it would make something.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def holding(folder: Path) -> Iterator[None]:
 
 
 def _acquire(lock: FileLock, folder: Path, token: str) -> bool:
-    """Whether this process now holds ``lock``; no where its own run does, or where the disk knows no locks."""
+    """Whether this process now holds ``lock``: not where its run does, or where the disk knows no locks."""
     for patience in (0.0, PATIENCE_S):
         try:
             lock.acquire(timeout=patience)

@@ -23,8 +23,7 @@ from lib.runs import ranks
 
 
 def progress(iterable: Iterable[Any], description: str, total: int | None = None) -> tqdm:
-    """A progress bar that leaves nothing behind once it is done; redrawn every two seconds where nobody is at
-    a terminal."""
+    """A progress bar that leaves nothing behind; redrawn every two seconds where nobody is at a terminal."""
     stream = sys.stdout if "ipykernel" in sys.modules else sys.stderr
     pause = 0.2 if stream.isatty() else 2.0
     shown = {"leave": False, "file": stream, "mininterval": pause, "dynamic_ncols": stream.isatty()}
@@ -43,6 +42,9 @@ def note(sentence: str) -> None:
     print(f"note    {sentence}", flush=True)
 
 
+_note_once = lru_cache(maxsize=8)(note)
+
+
 def find_device(wanted: str) -> torch.device:
     """The device that ``wanted`` (auto, cpu, cuda) stands for here. Does not start CUDA.
 
@@ -58,7 +60,7 @@ def find_device(wanted: str) -> torch.device:
     if wanted == "cuda":
         raise BundleError(f"device=cuda: {why_no_cuda()}; or take --device cpu")
     if any(Path(sign).exists() for sign in SIGNS_OF_A_CARD):
-        _say_once(f"note: there is a card, but the processor is used: {why_no_cuda()}")
+        _note_once(f"there is a card, but the processor is used: {why_no_cuda()}")
     return torch.device("cpu")
 
 
@@ -70,10 +72,7 @@ SIGNS_OF_A_CARD = ("/dev/nvidia0", "/dev/dxg", "/proc/driver/nvidia/version")
 def why_no_cuda() -> str:
     """Why torch has no CUDA device here, and what would mend it."""
     if torch.version.cuda is None:
-        return (
-            f"torch {torch.__version__} in {sys.prefix} is a build for processors; leave that environment, "
-            "or install a CUDA build there"
-        )
+        return f"torch {torch.__version__} in {sys.prefix} is built for processors; install a CUDA build"
     try:
         torch.cuda.init()
         reason = "torch finds no card"
@@ -81,11 +80,6 @@ def why_no_cuda() -> str:
         reason = " ".join(str(error).split()).split(" Please ")[0].rstrip(".")
     needs = f"this torch is a build for CUDA {torch.version.cuda}; docs/osv5m.md, Driver, says what it needs"
     return f"{reason}; {needs}"
-
-
-@lru_cache(maxsize=8)
-def _say_once(sentence: str) -> None:
-    print(sentence, flush=True)
 
 
 GPU = "SEMIVARIOGRAM_GPU"
@@ -106,10 +100,9 @@ print(json.dumps(about))
 
 
 def gpu() -> dict[str, Any]:
-    """Name, capability, memory_gib, driver and count of the GPUs that torch can use, or ``error``: why it
-    cannot use the one that it sees.
+    """Name, capability, memory_gib, driver and count of the GPUs that torch can use, or ``error``.
 
-    A process of its own computes on it: asking takes memory, and a GPU may be for one process alone.
+    A process of its own asks: asking takes memory, and a GPU may be for one process alone.
     """
     if GPU not in os.environ:
         done = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True)  # noqa: S603
@@ -169,8 +162,7 @@ def cores() -> int:
 
 
 def resolved_precision(device: torch.device, precision: str) -> str:
-    """float32, bfloat16 or float16: what ``precision`` stands for on ``device``; auto is bfloat16 where it is
-    native."""
+    """What ``precision`` stands for on ``device``; auto is bfloat16 where it is native, else float32."""
     if precision != "auto":
         return precision
     return "bfloat16" if has_native_bfloat16(device) else "float32"
@@ -185,8 +177,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 @lru_cache(maxsize=4)
 def has_native_bfloat16(device: torch.device) -> bool:
-    """Whether ``device`` multiplies bfloat16 matrices natively: a CUDA device since Ampere, or a processor
-    that says so."""
+    """Whether ``device`` has bfloat16: a CUDA device since Ampere, or a processor that says so."""
     if device.type == "cuda":
         return gpu().get("capability", [0])[0] >= 8
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -195,12 +186,9 @@ def has_native_bfloat16(device: torch.device) -> bool:
 
 def machine() -> dict[str, Any]:
     """Processor with its vector instructions, cores, memory, accelerator, operating system and Python."""
-    processor = platform.processor() or platform.machine()
-    if (cpuinfo := Path("/proc/cpuinfo")).exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
-        ]
-        processor = names[0] if names else processor
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+    processor = names[0] if names else platform.processor() or platform.machine()
     return {
         "processor": f"{processor}, {torch.backends.cpu.get_cpu_capability()}",
         "cores": os.cpu_count(),

@@ -1,4 +1,4 @@
-"""What it takes to rebuild a run (settings, versions, machine, commit, times), and SHA256SUMS of its files."""
+"""What it takes to rebuild a run (settings, versions, machine, commit), and SHA256SUMS of its files."""
 
 from __future__ import annotations
 
@@ -71,8 +71,9 @@ def write_provenance(run: Run, seconds: Mapping[str, float]) -> dict[str, Any]:
 
 
 def write_checksums(run: Run) -> None:
-    """Write SHA256SUMS, for ``sha256sum --check``: every file of the run but receipts, logs and hidden ones."""
-    files = [path for path in sorted(run.folder.rglob("*")) if path.is_file() and _is_result(path, run.folder)]
+    """Write SHA256SUMS, for ``sha256sum --check``: all files but receipts, logs and hidden ones."""
+    found = sorted(path for path in run.folder.rglob("*") if path.is_file())
+    files = [path for path in found if _is_result(path, run.folder)]
     with writing(run.folder / SUMS) as aside:
         lines = (f"{checksum(path)}  {path.relative_to(run.folder).as_posix()}\n" for path in files)
         aside.write_text("".join(lines), encoding="utf-8")

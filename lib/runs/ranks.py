@@ -1,5 +1,4 @@
-"""Several processes on one run: who does what, and who waits for whom. ``NPROC=8 ./run_all.sh`` starts them
-with torchrun.
+"""Several processes on one run. ``NPROC=8 ./run_all.sh`` starts them with torchrun.
 
 A process that torchrun did not start is rank 0 of 1, and none of this does anything.
 """
@@ -9,9 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -20,12 +17,10 @@ PATIENCE = timedelta(days=7)
 
 
 def start() -> None:
-    """Join the group that torchrun has started; nothing without torchrun. Tensors on GPUs go by nccl, all
-    else by gloo."""
+    """Join the group that torchrun has started. Tensors on GPUs go by nccl, all else by gloo."""
     if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE
-        )
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=PATIENCE)
 
 
 def stop() -> None:
@@ -68,37 +63,32 @@ def in_turn(work: Callable[[], object]) -> None:
         work()
 
 
-def total(values: np.ndarray) -> np.ndarray:
-    """Sum of ``values``, of one shape on every rank, over the ranks; float64."""
-    summed = torch.tensor(values, dtype=torch.float64)
+def mean(value: torch.Tensor) -> torch.Tensor:
+    """Mean over the ranks of ``value``, of one shape on every rank; without gradient."""
     if dist.is_initialized():
-        dist.all_reduce(summed)
-    return summed.numpy()
+        dist.all_reduce(value := value.clone())
+    return value / count()
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all ranks, one below the other; what flows back to a row is summed over the ranks that used
-    it."""
+    """Rows of all ranks; what flows back to a row is summed over the ranks. (torch's own is private.)"""
 
     @staticmethod
-    def forward(context: Any, own: torch.Tensor) -> torch.Tensor:
-        """[n, ...] -> [k n, ...]."""
+    def forward(context: object, own: torch.Tensor) -> torch.Tensor:
         parts = [torch.empty_like(own) for _ in range(count())]
         dist.all_gather(parts, own.contiguous())
         return torch.cat(parts)
 
     @staticmethod
-    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
-        """[k n, ...] -> [n, ...]."""
+    def backward(context: object, gradient: torch.Tensor) -> torch.Tensor:
         gradient = gradient.clone(memory_format=torch.contiguous_format)  # what arrives is autograd's own
         dist.all_reduce(gradient)
         return gradient.chunk(count())[rank()]
 
 
 def gather(own: torch.Tensor) -> torch.Tensor:
-    """Rows [k n, ...] of all k ranks, in their order, of ``own`` [n, ...] on each; gradients flow to the rank
-    that a row is from.
+    """Rows [k n, ...] of all k ranks, in their order, of ``own`` [n, ...] on each.
 
-    The gradient that arrives at a rank is that of the SUM of all ranks' losses.
+    Gradients flow to the rank that a row is from: the gradient there is that of the SUM of all ranks' losses.
     """
     return _Gather.apply(own) if dist.is_initialized() else own

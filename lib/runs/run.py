@@ -36,7 +36,7 @@ class Run:
 
     @classmethod
     def open(cls, profile: str | Path = "quick", name: str = "", overrides: Sequence[str] = ()) -> Run:
-        """The run ``name`` (default: the profile's name; with a slash: a folder) under ``profile``, overridden.
+        """The run ``name`` (default: the profile's name; with a slash: a folder) under ``profile``.
 
         Raises:
             BundleError: see :func:`lib.settings.load`; or the folder is not the run's alone.
@@ -76,13 +76,12 @@ class Run:
 
     @property
     def features(self) -> Path:
-        """Frozen features [N, D], row i of the manifest's row i (npy, memory-mapped)."""
+        """Frozen features [N, D], row i of the manifest's row i (npy)."""
         return self.folder / "features" / "features.npy"
 
     @property
     def views(self) -> Path:
-        """Features of augmented views of the training photos [n, V, D], in the order of their rows (npy,
-        memory-mapped)."""
+        """Features of augmented views of the training photos [n, V, D], in their order (npy)."""
         return self.folder / "features" / "views.npy"
 
     @property
@@ -140,39 +139,31 @@ class Run:
 
     @property
     def adding_device(self) -> torch.device:
-        """The device that adds up pairs: the processor where ``settings.deterministic``, as CUDA adds in any
-        order."""
+        """The device that adds up pairs: the processor where ``settings.deterministic``."""
         return torch.device("cpu") if self.settings.deterministic else self.device
 
     def describe(self) -> str:
         """What a reader of a notebook wants to know first, in three lines; a fourth about the GPU."""
-        training = self.settings.training
-        return (
-            f"run {self.name} (profile {self.settings.profile}): {self.settings.dataset.name}, "
-            f"{self.settings.backbone.name}\n"
-            f"training on {self.arithmetic(training.precision)}: {', '.join(training.strategies)}; "
-            f"seeds {', '.join(map(str, training.seeds))}; {training.epochs} epochs of batches of "
-            f"{training.batch_size}\n"
-            f"torch {torch.__version__}, Python {platform.python_version()}, {machine()['processor']}"
-            + self._gpu()
-        )
-
-    def _gpu(self) -> str:
-        if self.device.type == "cpu":
-            return ""
-        found = gpu()
-        return (
-            f"\n{found.get('count', 0)} x {found.get('name', 'a GPU that cannot be used')}, driver "
-            f"{found.get('driver', 'unknown')}, torch for CUDA {torch.version.cuda}"
-        )
+        settings, training = self.settings, self.settings.training
+        seeds = ", ".join(map(str, training.seeds))
+        said = [
+            f"run {self.name} (profile {settings.profile}): {settings.dataset.name}, "
+            f"{settings.backbone.name}",
+            f"training on {self.arithmetic(training.precision)}: {', '.join(training.strategies)}; seeds "
+            f"{seeds}; {training.epochs} epochs of batches of {training.batch_size}",
+            f"torch {torch.__version__}, Python {platform.python_version()}, {machine()['processor']}",
+        ]
+        if self.device.type != "cpu":
+            of = {"count": 0, "name": "a GPU that cannot be used", "driver": "unknown"} | gpu()
+            said.append(f"{of['count']} x {of['name']}, driver {of['driver']}, CUDA {torch.version.cuda}")
+        return "\n".join(said)
 
     def autocast(self, precision: str) -> torch.autocast:
         """Context in which networks run in ``precision`` on the run's device, see :func:`autocast`."""
         return autocast(self.device, precision)
 
     def arithmetic(self, precision: str) -> str:
-        """Device and precision that ``precision`` comes to on this machine, such as ``cpu/bfloat16``: part of
-        cache keys."""
+        """Device and precision that ``precision`` comes to here, such as ``cpu/bfloat16``: part of keys."""
         device = self.device.type
         strict = "/deterministic" if self.settings.deterministic and device == "cuda" else ""
         return f"{device}/{resolved_precision(self.device, precision)}{strict}"
