@@ -1,4 +1,4 @@
-"""The chain curve, trainings, tables: what is damaged or depends on a changed setting is made again, and nothing else."""
+"""Curve, trainings, tables: what is damaged, or depends on a changed setting, is made again, nothing else."""
 
 from __future__ import annotations
 

@@ -10,8 +10,17 @@ from conftest import lognormal, table
 from scipy import stats
 
 from lib.evaluate.intervals import (
-    UNTRAINED, aligned, by_cluster, compare, corrected, differences_for_reading, holm, levels, means_of, median_of,
-)  # fmt: skip
+    UNTRAINED,
+    aligned,
+    by_cluster,
+    compare,
+    corrected,
+    holm,
+    levels,
+    means_of,
+    median_of,
+)
+from lib.evaluate.intervals import differences_for_reading as in_words
 from lib.method.errors import BundleError
 from lib.train.metrics import COLUMNS, COMPARED, summarise
 
@@ -126,7 +135,7 @@ class TestCompare:
         frame = predictions({"infonce": 0.5, "decayed": 0.5})
         for column, one in (("id", "p0002"), ("seed", 2)):
             some = frame[(frame["strategy"] == "infonce") | (frame[column] != one)]
-            with pytest.raises(BundleError, match="decayed and infonce were not evaluated on the same photos"):
+            with pytest.raises(BundleError, match="decayed and infonce were not evaluated on the same"):
                 compare(some)
         with pytest.raises(BundleError, match="hcl is not among"):
             compare(frame, "hcl")
@@ -259,5 +268,5 @@ class TestLevels:
         frame = predictions({"infonce": 0.5, "decayed": 0.6})
         compared = compare(frame, metrics=COMPARED)
         for given, mark in ((compared, "]"), (corrected(compared), "▲")):
-            text = differences_for_reading(given).loc[("test", "infonce", "decayed"), "acc_100km"]
+            text = in_words(given).loc[("test", "infonce", "decayed"), "acc_100km"]
             assert text.startswith("+") and text.endswith(mark)

@@ -170,9 +170,8 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
             losses.append(loss.detach())
             if len(losses) % LOOK_EVERY == 0 or len(losses) == steps:
                 _refuse_not_finite(run, data, f"{label}: epoch {epoch}", taken, losses)
-        mean = torch.stack(losses).mean().item()
-        if encoder is not None:
-            mean = float(ranks.total(np.array(mean))) / ranks.count()
+        mean = torch.stack(losses).mean()
+        mean = (mean if encoder is None else ranks.mean(mean)).item()
         row = {"epoch": epoch, "steps": epoch * steps, "loss": mean, "learning_rate": rate}
         row["temperature"] = math.exp(-model.logit_scale.item())
         is_due = epoch % settings.validate_every == 0 or epoch == settings.epochs
