@@ -49,7 +49,8 @@ def run(sizes: Sequence[int]) -> Result:
             def bare(size: int = size) -> np.ndarray:
                 with torch.inference_mode():
                     parts = tensors[:size].to(memory_format=torch.channels_last).split(64)
-                    return torch.cat([backbone.encode(one.to(own.device)).float().cpu() for one in parts]).numpy()
+                    encoded = [backbone.encode(one.to(own.device)).float().cpu() for one in parts]
+                    return torch.cat(encoded).numpy()
 
             def ours(size: int = size) -> np.ndarray:
                 given = (photos, backbone, own.settings.backbone, own.device, [range(size)])
