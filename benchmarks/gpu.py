@@ -32,12 +32,12 @@ from benchmarks.reweighting import CURVE
 from benchmarks.semivariogram import world
 from lib import settings
 from lib.data import backbones, features
+from lib.data.draws import generator
 from lib.evaluate import evaluation
 from lib.method import empirical, negatives
 from lib.method.loss import SemivariogramLoss
-from lib.runs import Run, find_device, generator, machine
-from lib.runs.machine import check_gpu, one_ahead
-from lib.runs.run import deterministic
+from lib.runs import Run
+from lib.runs.machine import check_gpu, deterministic, find_device, machine, one_ahead
 from lib.settings import PROJECT
 from lib.train import checkpoints, gallery, training
 from lib.train.metrics import COLUMNS

@@ -89,18 +89,10 @@ def row(
     part: str = "",
 ) -> Row:
     """A :class:`Row` of measured calls."""
-    return Row(
-        size,
-        ours.seconds,
-        reference and reference.seconds,
-        reference and reference.seconds / ours.seconds,
-        ours.peak_bytes,
-        reference and reference.peak_bytes,
-        difference,
-        floor and floor.seconds,
-        floor and ours.seconds / floor.seconds,
-        part,
-    )
+    theirs, ratio = reference and reference.seconds, reference and reference.seconds / ours.seconds
+    least, above = floor and floor.seconds, floor and ours.seconds / floor.seconds
+    peaks = ours.peak_bytes, reference and reference.peak_bytes
+    return Row(size, ours.seconds, theirs, ratio, *peaks, difference, least, above, part)
 
 
 def measure(call: Callable[[], Any], repeats: int = 1) -> Measured:

@@ -205,7 +205,7 @@ def stopping_epochs(run: Run) -> int:
     path = KEPT / "second_stopping.csv"
     if not path.exists():
         changes = {"epochs": EPOCHS[-1], "validate_every": 2}
-        jobs = [training.Job.variant(run, "stopping", "infonce", seed, changes) for seed in SEARCH_SEEDS]
+        jobs = [training.Job.of(run, "infonce", seed, changes, "stopping") for seed in SEARCH_SEEDS]
         training.make_all(jobs)
         ranks.wait()
         read = [pd.read_csv(run.history("stopping", seed)).assign(seed=seed) for seed in SEARCH_SEEDS]

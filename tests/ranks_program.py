@@ -4,9 +4,8 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import NarrowLocationEncoder
+from conftest import NarrowLocationEncoder, write_world
 
-from lib.data import features
 from lib.evaluate import evaluation
 from lib.method import model
 from lib.runs import Run, ranks
@@ -18,11 +17,15 @@ def main(folder: Path, overrides: list[str]) -> None:
     torch.set_num_threads(1)
     model.geoclip_locations().LocationEncoder = NarrowLocationEncoder
     ranks.start()
-    run = Run(load("smoke", overrides), folder)
-    manifest = features.photos(run)
+    run = Run(load("smoke", [*overrides, f"dataset.root={folder.parent / 'windows'}"]), folder)
+    if ranks.rank() == 0 and not run.manifest.exists():
+        write_world(run)
+    ranks.wait()
     training.train_all(run, run.settings.training.strategies)
     ranks.wait()
-    evaluation.evaluate(run)
+    if ranks.rank() == 0:
+        evaluation.evaluate(run)
+    ranks.wait()
     ranks.stop()
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import Runs, world
 
-from lib.data import places
+from lib.data import features, places
 from lib.data.sphere import uniform_on_sphere
 from lib.method.errors import BundleError
 from lib.method.geodesy import EARTH_RADIUS_KM

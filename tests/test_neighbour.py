@@ -61,7 +61,7 @@ def test_it_is_scikit_learns_with_as_many_components_as_are_best_on_validation(
 def test_fewer_photos_than_features_have_one_component_less_than_photos() -> None:
     features = np.random.default_rng(0).normal(size=(20, 64)).astype(np.float32)
     frozen = Features(features, torch.zeros(64))
-    found = neighbour.fit(frozen, np.arange(20), CPU)
-    whitened = found(frozen.rows(np.arange(20)))
+    mean, directions = neighbour.fit(frozen, np.arange(20), CPU)
+    whitened = (frozen.rows(np.arange(20)) - mean) @ directions
     assert whitened.shape == (20, 19)
     assert torch.allclose(whitened.T @ whitened / 19.0, torch.eye(19), atol=1e-4)

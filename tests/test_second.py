@@ -47,7 +47,7 @@ def test_a_trial_is_trained_once_and_tells_each_photos_error(
 def test_a_trials_model_is_that_of_a_training(run: Run) -> None:
     trial = second.Trial("margin", second.MARGIN, {"beta": 3.0}, 4)
     second.make_all(run, [trial])
-    job = training.Job.variant(run, "same", second.MARGIN, 4, {"beta": 3.0})
+    job = training.Job.of(run, second.MARGIN, 4, {"beta": 3.0}, "same")
     training.train_job(job)
     history = pd.read_csv(run.history("same", 4))
     told = second.predictions(run, [trial]).query("split == 'validation'")["error_km"]

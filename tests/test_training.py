@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Runs, world
+from conftest import Runs, adopt, world
 from geoclip.model.location_encoder import LocationEncoder
 
 from lib.evaluate import evaluation
@@ -15,7 +15,7 @@ from lib.method import model, negatives
 from lib.method.errors import BundleError
 from lib.method.model import GeoCLIP
 from lib.method.negatives import REGISTRY, Pairs, Reweighting, Strategy
-from lib.runs import Run
+from lib.runs import Run, cache
 from lib.settings import SettingsError
 from lib.train import curve, training
 from lib.train.training import TrainingData, train
@@ -28,6 +28,12 @@ STEPS = 4
 def trained(run: Run, name: str | Strategy = "infonce", seed: int = 0) -> tuple[GeoCLIP, pd.DataFrame]:
     strategy = negatives.get(name) if isinstance(name, str) else name
     return train(run, TrainingData.read(run, with_curve=True), strategy, seed)
+
+
+def made(capsys: pytest.CaptureFixture) -> list[str]:
+    """Trainings that were made since this was asked last."""
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    return [words[1] for words in lines if words[0] == "made" and words[1].startswith("training-")]
 
 
 def same(a: GeoCLIP, b: GeoCLIP) -> bool:
@@ -83,12 +89,8 @@ class TestBatches:
         train_places = manifest[manifest["split"] == "train"][["latitude", "longitude"]].to_numpy(np.float32)
         orders = []
         for epoch in range(2):
-            shown = np.concatenate(
-                [
-                    one.place_deg[: len(one.logits)].numpy()
-                    for one in watch.seen[epoch * STEPS : (epoch + 1) * STEPS]
-                ]
-            )
+            seen = watch.seen[epoch * STEPS : (epoch + 1) * STEPS]
+            shown = np.concatenate([one.place_deg[: len(one.logits)].numpy() for one in seen])
             assert sorted(map(tuple, shown)) == sorted(map(tuple, train_places))
             orders.append(shown)
         assert not np.array_equal(*orders)
@@ -167,27 +169,30 @@ class TestOptions:
         runs = [make_run(*SHORT, "training.epochs=2", *more) for more in ([], [f"training.{option}"])]
         assert not same(*(trained(run, "semivariogram")[0] for run in runs))
 
-    def test_a_strategy_that_does_not_read_a_setting_keeps_its_training(self, make_run: Runs) -> None:
-        run = make_run(*SHORT)
-        training.train_all(run, ["decayed"])
-        training.make(
-            training.Job.variant(
-                run, "decayed", "decayed", 0, {"alpha": 9.0, "range_km": 5.0, "sharpness": 0.3}
-            )
-        )
-        training.make(training.Job.variant(run, "decayed", "decayed", 0, {"beta": 9.0}))
-        assert [report.split()[0] for report in run.reports] == ["made", "reused", "made"]
+    def test_a_strategy_that_does_not_read_a_setting_keeps_its_training(
+        self, make_run: Runs, capsys: pytest.CaptureFixture
+    ) -> None:
+        run, unread = make_run(*SHORT), {"alpha": 9.0, "range_km": 5.0, "sharpness": 0.3}
+        for changes, count in (({}, 1), (unread, 0), ({"beta": 9.0}, 1)):
+            training.train_job(training.Job.of(run, "decayed", 0, changes))
+            assert len(made(capsys)) == count
 
     def test_a_fixed_temperature_stays(self, make_run: Runs) -> None:
         geoclip, history = trained(make_run(*SHORT, "training.temperature=0.05"))
         assert geoclip.logit_scale.exp().item() == pytest.approx(20.0)
         assert history["temperature"].tolist() == pytest.approx([0.05] * len(history))
 
-    def test_infonce_reads_the_curve_only_where_its_frequencies_come_from_it(self, make_run: Runs) -> None:
-        run = make_run(*SHORT, "training.frequencies=curve", "training.strategies=infonce")
-        run.semivariogram.unlink()
-        with pytest.raises(BundleError, match="notebook 01|01_data_preparation"):
-            training.train_all(run, ["infonce"])
+    @pytest.mark.parametrize(
+        ("name", "which", "reads"),
+        [("infonce", "geoclip", False), ("infonce", "curve", True), ("residual", "geoclip", True)],
+    )
+    def test_only_weights_and_frequencies_that_come_from_the_curve_depend_on_it(
+        self, make_run: Runs, name: str, which: str, reads: bool
+    ) -> None:
+        run = make_run(*SHORT, f"training.frequencies={which}")
+        training.train_all(run, [name])
+        known = cache.read_receipt(run, f"training-{name}_seed0")
+        assert ("semivariogram.json" in known["needs"]["inputs"]) == reads
 
     @pytest.mark.parametrize("wrong", ["frequencies=1,2", "frequencies=0,1,2", "frequencies=sigma"])
     def test_impossible_frequencies_are_a_sentence(self, make_run: Runs, wrong: str) -> None:
@@ -218,13 +223,8 @@ class TestOptions:
 
 class TestHistory:
     def test_one_row_an_epoch_and_a_falling_loss(self, make_run: Runs) -> None:
-        run = make_run(
-            "training.epochs=4",
-            "training.batch_size=24",
-            "training.validate_every=3",
-            "training.learning_rate=1e-3",
-        )
-        history = trained(run)[1]
+        more = ("training.validate_every=3", "training.learning_rate=1e-3")
+        history = trained(make_run(*SHORT, "training.epochs=4", *more))[1]
         assert history["epoch"].tolist() == [1, 2, 3, 4]
         assert history["steps"].tolist() == [4, 8, 12, 16]
         assert history["loss"].iloc[-1] < history["loss"].iloc[0] - 0.2
@@ -236,13 +236,13 @@ class TestHistory:
     def test_the_rate_falls_by_the_decay_after_every_epoch(
         self, make_run: Runs, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        rates = []
-        step = torch.optim.Adam.step
-        monkeypatch.setattr(
-            torch.optim.Adam,
-            "step",
-            lambda self, *a: rates.append(self.param_groups[0]["lr"]) or step(self, *a),
-        )
+        rates, step = [], torch.optim.Adam.step
+
+        def watched(self: torch.optim.Adam, *arguments: object) -> None:
+            rates.append(self.param_groups[0]["lr"])
+            step(self, *arguments)
+
+        monkeypatch.setattr(torch.optim.Adam, "step", watched)
         more = ("schedule=exponential", "optimizer=adam", "learning_rate=3e-5", "learning_rate_decay=0.87")
         trained(make_run("training.epochs=3", "training.batch_size=48", *(f"training.{one}" for one in more)))
         assert rates == pytest.approx([3e-5, 3e-5, 3e-5 * 0.87, 3e-5 * 0.87, 3e-5 * 0.87**2, 3e-5 * 0.87**2])
@@ -254,22 +254,20 @@ class TestErrors:
             trained(make_run(*SHORT, "training.learning_rate=1e300", "training.schedule=constant"))
 
     def test_weights_that_the_last_step_lost_are_not_returned(self, make_run: Runs) -> None:
-        run = make_run(
-            "training.epochs=1",
-            "training.batch_size=96",
-            "training.learning_rate=1e300",
-            "training.schedule=constant",
-        )
-        with pytest.raises(BundleError):
-            trained(run)
+        more = ("training.learning_rate=1e300", "training.schedule=constant")
+        with pytest.raises(BundleError, match="after the last step"):
+            trained(make_run("training.epochs=1", "training.batch_size=96", *more))
 
-    def test_a_missing_curve_is_named_only_where_it_is_needed(self, make_run: Runs) -> None:
-        run = make_run(*SHORT)
-        run.semivariogram.unlink()
-        with pytest.raises(BundleError, match="01_data_preparation"):
-            training.train_all(run, ["residual"])
-        training.train_all(run, ["infonce"])
-        assert run.checkpoint("infonce", 0).exists()
+    def test_a_loss_that_is_not_finite_names_the_photo_that_spoils_it(self, make_run: Runs) -> None:
+        run = make_run(*SHORT, "training.epochs=2", "backbone.centred=false")
+        stored = np.load(run.features)
+        stored[7] = np.nan
+        np.save(run.features, stored)
+        adopt(run)
+        said = r"infonce, seed 0: epoch 1, step \d: the loss is nan; .* not finite: p0007 \(1 photos\)"
+        with pytest.raises(BundleError, match=said):
+            training.train_all(run, ["infonce"])
+        assert not run.checkpoint("infonce", 0).exists() and not list(run.folder.glob("receipts/training*"))
 
 
 class TestWhereLooksDoNotDependOnThePlace:
@@ -277,7 +275,8 @@ class TestWhereLooksDoNotDependOnThePlace:
         run = make_run("training.strategies=infonce,semivariogram,similarity,decayed", *SHORT)
         shape = np.load(run.features).shape
         np.save(run.features, np.random.default_rng(0).normal(size=shape).astype(np.float32))
-        run.semivariogram.unlink()
+        adopt(run)
+        run.semivariogram.unlink()  # so that it is made
         _, fitted = curve.fit_run(run)
         assert not fitted.rises
         left = training.strategies_of(run)
@@ -291,20 +290,14 @@ class TestWhereLooksDoNotDependOnThePlace:
 
 
 class TestReuse:
-    def test_only_what_is_new_is_trained(self, make_run: Runs) -> None:
+    def test_only_what_is_new_is_trained(self, make_run: Runs, capsys: pytest.CaptureFixture) -> None:
         run = make_run(*SHORT)
         training.train_all(run, ["infonce"])
+        assert made(capsys) == ["training-infonce_seed0"]
         training.train_all(run, ["infonce", "similarity"])
-        assert [report.split()[:2] for report in run.reports] == [
-            ["made", "training-infonce_seed0"],
-            ["reused", "training-infonce_seed0"],
-            ["made", "training-similarity_seed0"],
-        ]  # fmt: skip
-        histories = training.histories(run, ["infonce", "similarity"])
-        assert histories[["strategy", "seed", "epoch"]].values.tolist() == [
-            ["infonce", 0, 1],
-            ["similarity", 0, 1],
-        ]
+        assert made(capsys) == ["training-similarity_seed0"]
+        histories = training.histories(run, ["infonce", "similarity"])[["strategy", "seed", "epoch"]]
+        assert histories.values.tolist() == [["infonce", 0, 1], ["similarity", 0, 1]]
 
 
 class TestPretrained:
@@ -312,14 +305,8 @@ class TestPretrained:
         self, make_run: Runs, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(model.geoclip_locations(), "LocationEncoder", LocationEncoder)  # the whole one
-        run = make_run(
-            "training.epochs=1",
-            "training.batch_size=96",
-            "training.location_encoder=geoclip",
-            "training.learning_rate=1e-9",
-        )
-        found = trained(run)[0].location_encoder.state_dict()
-        assert all(
-            torch.allclose(found[name], value, atol=1e-6)
-            for name, value in LocationEncoder().state_dict().items()
-        )
+        more = ("training.location_encoder=geoclip", "training.learning_rate=1e-9")
+        found = trained(make_run("training.epochs=1", "training.batch_size=96", *more))[0]
+        expected = LocationEncoder().state_dict()
+        for name, value in found.location_encoder.state_dict().items():
+            assert torch.allclose(value, expected[name], atol=1e-6)

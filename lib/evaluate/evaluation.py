@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,16 +12,8 @@ from lib.data import backbones, datasets, features
 from lib.data.blue_marble import photo_places
 from lib.data.manifest import read_table
 from lib.data.sphere import nearest
-from lib.evaluate import neighbour
-from lib.evaluate.intervals import (
-    BASELINE,
-    GEOCLIP_PRETRAINED,
-    NEAREST_NEIGHBOUR,
-    UNTRAINED,
-    compare,
-    corrected,
-    levels,
-)  # fmt: skip
+from lib.evaluate import intervals, neighbour
+from lib.evaluate.intervals import GEOCLIP_PRETRAINED, NEAREST_NEIGHBOUR, UNTRAINED
 from lib.method.errors import BundleError
 from lib.method.geodesy import distance_km
 from lib.runs import Run, cached, progress, writing
@@ -33,53 +24,35 @@ from lib.train.metrics import COLUMNS, COMPARED, summarise
 
 CONTROL = "similarity"
 """The strategy without geography: what the semivariogram adds is the difference to it."""
-TABLES = (
-    "accuracy", "comparison", "intervals", "bounds", "by_continent", "gain_by_continent", "by_latitude",
-)  # fmt: skip
+TABLES = ("accuracy", "comparison", "intervals", "bounds", "by_continent", "gain_by_continent")
 
 
 def splits_of(run: Run, manifest: pd.DataFrame) -> list[str]:
-    """The evaluation splits that the run's data set has. Prints those that it lacks.
-
-    Raises:
-        BundleError: it has none of them.
-    """
-    there = set(manifest["split"])
-    wanted = run.settings.evaluation.splits
-    if not there & set(wanted):
-        raise BundleError(
-            f"{run.manifest}: has none of the splits {', '.join(wanted)} (evaluation.splits); "
-            f"it has {', '.join(sorted(there))}"
-        )
-    if lacking := [split for split in wanted if split not in there]:
+    """The evaluation splits that the run's data set has (BundleError: none). Prints those that it lacks."""
+    there, wanted = set(manifest["split"]), run.settings.evaluation.splits
+    lacking = [split for split in wanted if split not in there]
+    if len(lacking) == len(wanted):
+        asked, known = ", ".join(wanted), ", ".join(sorted(there))
+        said = f"has none of the splits {asked} (evaluation.splits); it has {known}"
+        raise BundleError(f"{run.manifest}: {said}")
+    if lacking:
         note(f"not evaluated: split {', '.join(lacking)} has no photos in this data set")
     return [split for split in wanted if split in there]
 
 
-def predict_all(
-    run: Run,
-    strategies: list[str],
-    *,
-    manifest: pd.DataFrame | None = None,
-    split_names: list[str] | None = None,
-) -> pd.DataFrame:
-    """Top-1 predictions of each strategy and seed on the evaluation splits, one row a photo. Writes nothing.
+def predict_all(run: Run, strategies: list[str], split_names: list[str] | None = None) -> pd.DataFrame:
+    """Top-1 predictions of each strategy and seed, one row a photo: id, split, strategy, seed, latitude,
+    longitude, predicted_latitude, predicted_longitude, error_km, and cell where the manifest has it.
 
     Args:
         strategies: names in the run's settings; ``geoclip_pretrained`` is GeoCLIP as published, among its own
             100,000 places; ``nearest_neighbour`` is :mod:`lib.evaluate.neighbour`. These two have seed 0.
-        manifest: the run's, where it has been read already.
         split_names: splits to predict; default ``evaluation.splits``.
-
-    Returns:
-        id, split, strategy, seed, latitude, longitude, predicted_latitude, predicted_longitude, error_km, and
-        cell where the manifest has it.
 
     Raises:
         BundleError: GeoCLIP as published is asked for, and the run's features are not CLIP ViT-L/14's.
     """
-    if manifest is None:
-        manifest = features.photos(run, [*datasets.manifest.PLACES, "id"])
+    manifest = features.photos(run)
     training.train_all(run, [name for name in strategies if name not in UNTRAINED])
     frozen, of_run = features.read(run, manifest), gallery.coordinates(run, manifest)
     splits = split_names or splits_of(run, manifest)
@@ -101,8 +74,7 @@ def predict_all(
 
 
 def predictions_of(photos: pd.DataFrame, found: np.ndarray, strategy: str, seed: int) -> pd.DataFrame:
-    """Rows as :func:`predict_all` has them: of ``photos``, rows of the manifest, predicted at ``found`` [N,
-    2] degrees."""
+    """Rows as of :func:`predict_all`: ``photos``, rows of the manifest, are placed at ``found`` [N, 2]."""
     made = photos[["id", "split"]].reset_index(drop=True).assign(strategy=strategy, seed=seed)
     truth = datasets.manifest.coordinates(photos)
     made[["latitude", "longitude"]], made[["predicted_latitude", "predicted_longitude"]] = truth, found
@@ -117,125 +89,92 @@ def accuracy(predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["strategy", "seed", "split", "n", *COLUMNS])
 
 
-def bounds(run: Run, manifest: pd.DataFrame, splits: Iterable[str], seed: int = 0) -> pd.DataFrame:
-    """What the gallery and chance allow on ``splits``: the columns of :func:`accuracy`, strategies ceiling
-    and chance.
-
-    ceiling: each photo is given its nearest gallery point; chance: a gallery point drawn at random.
-    """
+def bounds(run: Run, manifest: pd.DataFrame, splits: Iterable[str]) -> pd.DataFrame:
+    """What the gallery and chance allow on ``splits``, as :func:`accuracy`: ceiling gives each photo its
+    nearest gallery point, chance one drawn at random."""
     candidates, frames = gallery.coordinates(run, manifest), []
     for split in splits:
         photos = manifest.iloc[datasets.manifest.rows_of(manifest, split)]
         best, _ = nearest(datasets.manifest.coordinates(photos), candidates)
-        drawn = np.random.default_rng(seed).integers(len(candidates), size=len(photos))
-        frames += [predictions_of(photos, candidates[best], "ceiling", seed)]
-        frames += [predictions_of(photos, candidates[drawn], "chance", seed)]
+        drawn = np.random.default_rng(0).integers(len(candidates), size=len(photos))
+        frames += [predictions_of(photos, candidates[best], "ceiling", 0)]
+        frames += [predictions_of(photos, candidates[drawn], "chance", 0)]
     return accuracy(pd.concat(frames))
 
 
 def by_group(predictions: pd.DataFrame, groups: pd.Series, name: str) -> pd.DataFrame:
-    """Mean over seeds of each strategy's metrics within each group of photos.
-
-    Args:
-        groups: group of each photo, indexed by id; photos without a group are left out.
-        name: column that the group gets.
-
-    Returns:
-        split, strategy, ``name``, n (photos), and the metrics.
-    """
-    keys = ["split", "strategy", name]
-    labelled = predictions.assign(**{name: predictions["id"].map(groups)}).dropna(subset=[name])
-    if isinstance(groups.dtype, pd.CategoricalDtype):
-        labelled[name] = labelled[name].astype(groups.dtype)
-    order = {key: predictions[key].unique() for key in keys[:2]}
-    labelled = labelled.astype({key: pd.CategoricalDtype(values) for key, values in order.items()})
-    rows = []
+    """Mean over seeds of each strategy's metrics within each group: split, strategy, ``name``, n and metrics.
+    ``groups`` are those of the photos, indexed by id; photos without one are left out."""
+    keys, rows = ["split", "strategy", name], []
+    labelled = predictions.assign(**{name: predictions["id"].map(groups)})
+    order = {key: pd.CategoricalDtype(predictions[key].unique()) for key in keys[:2]}
+    labelled = labelled.dropna(subset=[name]).astype(order)
     for key, frame in labelled.groupby(keys, observed=True):
         seeds = [summarise(errors.to_numpy()) for _, errors in frame.groupby("seed")["error_km"]]
         rows.append((*key, frame["id"].nunique(), *pd.DataFrame(seeds).mean()))
     return pd.DataFrame(rows, columns=[*keys, "n", *COLUMNS])
 
 
-def latitude_band(manifest: pd.DataFrame, width_deg: float = 15.0) -> pd.Series:
-    """Latitude band of each photo, indexed by id, as ordered text from south to north such as ``-15..0``."""
-    edges = np.arange(-90.0, 90.0 + width_deg, width_deg)
-    labels = [f"{low:.0f}..{high:.0f}" for low, high in itertools.pairwise(edges)]
-    bands = pd.cut(manifest["latitude"], edges, labels=labels, include_lowest=True)
-    return pd.Series(bands.to_numpy(), index=manifest["id"], dtype=pd.CategoricalDtype(labels, ordered=True))
-
-
 def comparison(predictions: pd.DataFrame, settings: Evaluation) -> pd.DataFrame:
     """Every strategy against ``infonce``, and trained ones that use geography against the control without."""
     drawn = {"resamples": settings.bootstrap, "seed": settings.seed}
-    against = [compare(predictions, BASELINE, **drawn)]
-    with_geography = predictions[~predictions["strategy"].isin([BASELINE, *UNTRAINED])]
+    against = [intervals.compare(predictions, intervals.BASELINE, **drawn)]
+    with_geography = predictions[~predictions["strategy"].isin([intervals.BASELINE, *UNTRAINED])]
     if with_geography["strategy"].nunique() > 1 and CONTROL in set(with_geography["strategy"]):
-        against.append(compare(with_geography, CONTROL, **drawn))
+        against.append(intervals.compare(with_geography, CONTROL, **drawn))
     return pd.concat(against, ignore_index=True)
 
 
 def continent_gains(predictions: pd.DataFrame, continents: pd.Series) -> pd.DataFrame:
-    """Differences by continent, corrected for all strategies and continents of a split and radius.
-
-    Args:
-        continents: continent of each photo, indexed by id.
-    """
-    table = compare(predictions, metrics=COMPARED, groups=continents)
-    return corrected(table, ("split", "metric")).rename(columns={"group": "continent"})
+    """Differences by continent (of each photo, indexed by id), corrected within each split and radius."""
+    table = intervals.compare(predictions, metrics=COMPARED, groups=continents)
+    return intervals.corrected(table, ("split", "metric")).rename(columns={"group": "continent"})
 
 
 def evaluate(run: Run) -> dict[str, pd.DataFrame]:
-    """Predictions and tables of the run's strategies on its evaluation splits, made once or reused.
-
-    Returns:
-        ``predictions`` and ``TABLES``, each as its file has it.
-    """
+    """``predictions`` and ``TABLES`` of the run's strategies on its evaluation splits, made or reused."""
     settings = run.settings.evaluation
     strategies = training.train_all(run, training.strategies_of(run))
     weights = [run.checkpoint(name, seed) for name in strategies for seed in run.settings.training.seeds]
-    used = settings.model_dump(exclude={"shown"}) | {"strategies": strategies}
+    used = {"strategies": strategies, "seeds": run.settings.training.seeds}
     cached(
-        run,
-        "evaluation",
-        lambda: _evaluate(run, strategies),
+        run, "evaluation", lambda: _evaluate(run, strategies), code=[_evaluate],
         inputs=[run.manifest, run.features, *weights, *gallery.input_files(run)],
         outputs=[run.predictions, *map(run.table, TABLES)],
-        settings=used | {"seeds": run.settings.training.seeds},
-        code=[_evaluate],
-    )
+        settings=settings.model_dump(exclude={"shown"}) | used,
+    )  # fmt: skip
     tables = {name: read_table(run.table(name)) for name in TABLES}
     return {"predictions": pd.read_parquet(run.predictions)} | tables
 
 
 def _evaluate(run: Run, strategies: list[str]) -> None:
     """Predict with ``strategies`` and those that are not trained; write the predictions and ``TABLES``."""
-    manifest, settings = features.photos(run), run.settings.evaluation
-    predictions = predict_all(run, [*strategies, *settings.baselines, NEAREST_NEIGHBOUR], manifest=manifest)
+    settings = run.settings.evaluation
+    predictions = predict_all(run, [*strategies, *settings.baselines, NEAREST_NEIGHBOUR])
     with writing(run.predictions) as aside:
         predictions.to_parquet(aside, index=False)
+    manifest = features.photos(run)
     continents = manifest.set_index("id")["continent"]
     made = (
         accuracy(predictions),
         comparison(predictions, settings),
-        levels(predictions, settings.bootstrap, settings.seed),
+        intervals.levels(predictions, settings.bootstrap, settings.seed),
         bounds(run, manifest, predictions["split"].unique()),
         by_group(predictions, continents, "continent"),
         continent_gains(predictions, continents),
-        by_group(predictions, latitude_band(manifest), "latitude_band"),
     )
     for name, table in zip(TABLES, made, strict=True):
         save_table(table, run.table(name))
 
 
 def shown(run: Run, table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of ``table`` (with a column strategy) that figures and maps show: those of
-    ``evaluation.shown``, or all."""
+    """The rows of ``table`` that figures and maps show: strategies of ``evaluation.shown``, or all."""
     names = run.settings.evaluation.shown
     return table[table["strategy"].isin([*names, *UNTRAINED])] if names else table
 
 
 def save_table(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Write ``table`` as CSV, whole or not at all; return it for the notebook to show."""
+    """Write ``table`` as CSV, and return it."""
     with writing(path) as aside:
         table.to_csv(aside, index=False)
     return table

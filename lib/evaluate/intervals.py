@@ -9,9 +9,8 @@ of the two-way analysis of variance (mean squares MS), with Satterthwaite's degr
 mean error and GeoScore are such means. The median is bootstrapped over photos and seeds. In held-out splits
 the cell takes the photo's place, because photos of one cell err together.
 
-With 3 to 5 seeds the intervals of means are wide: those of 95 % hold the truth 97 to 100 % of the time.
-Student's t with S - 1 degrees of freedom has far tails. The bootstrap is too narrow: over 3 seeds that differ
-much it holds the truth 91.5 % of the time.
+With 3 to 5 seeds the intervals of means are wide: those of 95 % hold the truth 97 to 100 % of the time. A
+bootstrap is too narrow: over 3 seeds that differ much it holds the truth 91.5 % of the time.
 """
 
 from __future__ import annotations
@@ -53,16 +52,11 @@ class Estimate(NamedTuple):
 
 
 def means_of(groups: Sequence[np.ndarray], least: int = 2) -> list[Estimate]:
-    """The mean of each of ``groups``, with its interval.
+    """Mean and interval of each of ``groups``, values [S, N_g] of S seeds and N_g photos (or clusters).
 
-    The groups share one variance between seeds, because few seeds and few photos tell little about it. Each
-    group has its own variance between photos. A mean square of seeds or photos that is smaller than the
-    rest's counts as the rest's, because a variance is not negative. With one seed the variance is that of
-    the photos, which says nothing about other seeds.
-
-    Args:
-        groups: values [S, N_g] of S seeds and the N_g photos (or clusters) of each group.
-        least: a group of fewer photos gets its mean alone.
+    The groups share one variance between seeds, because few seeds and few photos tell little about it. A mean
+    square of seeds or photos below the rest's counts as the rest's, because a variance is not negative. With
+    one seed the variance is that of the photos. A group of fewer than ``least`` photos gets its mean alone.
 
     Source: two-way random-effects analysis of variance; Satterthwaite (1946).
     """
@@ -71,7 +65,7 @@ def means_of(groups: Sequence[np.ndarray], least: int = 2) -> list[Estimate]:
     if not chosen:
         return found
     seeds, photos = len(groups[0]), np.array([groups[k].shape[1] for k in chosen], dtype=float)
-    of_seeds, of_photos, rest = np.array([mean_squares(groups[k]) for k in chosen]).T
+    of_seeds, of_photos, rest = np.array([_mean_squares(groups[k]) for k in chosen]).T
     if of_seeds.sum() < rest.sum():
         of_seeds = rest
     of_photos, share = np.maximum(of_photos, rest) / (seeds * photos), 1.0 / (seeds * photos.sum())
@@ -79,23 +73,21 @@ def means_of(groups: Sequence[np.ndarray], least: int = 2) -> list[Estimate]:
     if seeds > 1:
         parts = parts + share**2 * (of_seeds**2 / (seeds - 1) + rest**2 / ((seeds - 1) * (photos - 1))).sum()
     degrees_of_freedom = np.divide(variance**2, parts, out=photos - 1, where=parts > 0.0)
-    half = half_width(np.sqrt(variance), degrees_of_freedom)
-    for k, *one in zip(chosen, half, np.sqrt(variance), degrees_of_freedom, strict=True):
-        (width, error, degrees), value = map(float, one), found[k].value
-        found[k] = Estimate(value, value - width, value + width, error, degrees)
+    error = np.sqrt(variance)
+    half = _half_width(error, degrees_of_freedom, LEVEL)
+    for k, *one in zip(chosen, half, error, degrees_of_freedom, strict=True):
+        (width, spread, degrees), value = map(float, one), found[k].value
+        found[k] = Estimate(value, value - width, value + width, spread, degrees)
     return found
 
 
-def half_width(
-    error: np.ndarray, degrees_of_freedom: np.ndarray, level: float | np.ndarray = LEVEL
-) -> np.ndarray:
+def _half_width(error: np.ndarray, degrees_of_freedom: np.ndarray, level: float | np.ndarray) -> np.ndarray:
     """Half the width of an interval, by Student's t."""
-    return error * stats.t.ppf(0.5 + np.asarray(level) / 2.0, degrees_of_freedom)
+    return error * stats.t.ppf(0.5 + level / 2.0, degrees_of_freedom)
 
 
-def mean_squares(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean squares of seeds, photos and rest of ``values`` [S, N], N > 1; those of seeds and rest are 0 where
-    S is 1."""
+def _mean_squares(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean squares of seeds, photos and rest of ``values`` [S, N], N > 1; of one seed only the photos'."""
     seeds, photos = values.shape
     by_seed, by_photo = values.mean(1, keepdims=True), values.mean(0, keepdims=True)
     of_photos = float(seeds * by_photo.var(ddof=1))
@@ -106,17 +98,13 @@ def mean_squares(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def median_of(
-    ours: np.ndarray,
-    theirs: np.ndarray | None = None,
-    resamples: int = 2_000,
-    seed: int = 0,
+    ours: np.ndarray, theirs: np.ndarray | None = None, resamples: int = 2_000, seed: int = 0,
     cluster: np.ndarray | None = None,
-) -> Estimate:
+) -> Estimate:  # fmt: skip
     """Mean over seeds of the median of errors [S, N], less that of ``theirs``, with its bootstrap interval.
 
-    Every resample draws seeds and photos (or whole clusters [N] of photos) anew, with replacement; both
-    strategies see the same draw. On one core 2,000 resamples of two strategies and three seeds take 0.3 s for
-    1,500 photos and half a minute for the 210,000 of OSV5M.
+    Every resample draws seeds and photos (or whole clusters [N]) anew; both strategies see the same draw. On
+    one core 2,000 resamples of two strategies and three seeds take half a minute for 210,000 photos.
     """
     both = ours if theirs is None else np.concatenate((ours, theirs))
     seeds, generator = len(ours), np.random.default_rng(seed)
@@ -143,22 +131,18 @@ def median_of(
 def aligned(predictions: pd.DataFrame) -> pd.DataFrame:
     """``predictions`` in which each of ``UNTRAINED`` has a copy for every seed of the trained strategies."""
     is_untrained = predictions["strategy"].isin(UNTRAINED)
-    trained, untrained = predictions[~is_untrained], predictions[is_untrained]
-    if trained.empty or untrained.empty:
+    if is_untrained.all():
         return predictions
-    copies = (untrained.assign(seed=seed) for seed in sorted(trained["seed"].unique()))
+    trained, untrained = predictions[~is_untrained], predictions[is_untrained]
+    copies = (untrained.assign(seed=seed) for seed in trained["seed"].unique())
     return pd.concat([trained, *copies], ignore_index=True)
 
 
 def by_cluster(values: np.ndarray, cluster: np.ndarray | None) -> np.ndarray:
-    """Values [S, C] of C clusters, with the mean of ``values`` [S, N] and the variance of that mean.
+    """Values [S, C] of C clusters ([N] or None), with the mean of ``values`` [S, N] and that mean's variance.
 
     A cluster's value is the seed's mean plus C / N times the sum of its photos' deviations from that mean.
     Sums of the values themselves would also vary because clusters hold different numbers of photos.
-
-    Args:
-        cluster: of each photo, [N]; None: each photo is its own.
-
     Source: the ratio estimator's linearised variance (Cochran, Sampling Techniques, 1977, section 9A.2).
     """
     if cluster is None:
@@ -169,66 +153,41 @@ def by_cluster(values: np.ndarray, cluster: np.ndarray | None) -> np.ndarray:
     return mean + sums * (len(names) / values.shape[1])
 
 
-class _Split(NamedTuple):
-    """A split: errors [S, N] in kilometres by strategy, ids of the N photos, their clusters or None."""
-
-    name: str
-    errors: dict[str, np.ndarray]
-    ids: pd.Index
-    cluster: np.ndarray | None
-
-    def members(self, groups: pd.Series | None) -> dict[object, np.ndarray]:
-        """Positions of each group's photos; without ``groups`` one group of all."""
-        if groups is None:
-            return {"": np.arange(len(self.ids))}
-        of_photo = groups.reindex(self.ids)
-        names = sorted(of_photo.dropna().unique())
-        return {name: np.flatnonzero((of_photo == name).to_numpy(bool)) for name in names}
+_Split = tuple[str, dict[str, np.ndarray], pd.Index, np.ndarray | None]
+"""A split's name, errors [S, N] by strategy, ids of the N photos, and their cells if held out."""
 
 
 def _by_split(predictions: pd.DataFrame) -> Iterator[_Split]:
-    """Each split of ``predictions``; held-out ones have their cells as clusters.
-
-    Raises:
-        BundleError: strategies were evaluated on different photos or seeds.
-    """
+    """Each split. Raises a BundleError where strategies were evaluated on different photos or seeds."""
     for split, of_split in aligned(predictions).groupby("split", sort=False):
         found = {
             str(name): frame.pivot(index="seed", columns="id", values="error_km")
             for name, frame in of_split.groupby("strategy", sort=False)
         }
-        first, *_ = found
+        first = next(iter(found))
+        same = found[first].axes
         for name, errors in found.items():
-            same = errors.columns.equals(found[first].columns) and errors.index.equals(found[first].index)
-            if not same or errors.isna().any(axis=None):
-                raise BundleError(
-                    f"{name} and {first} were not evaluated on the same photos and seeds of split {split}"
-                )
+            if errors.isna().any(axis=None) or not all(map(pd.Index.equals, errors.axes, same)):
+                said = f"were not evaluated on the same photos and seeds of split {split}"
+                raise BundleError(f"{name} and {first} {said}")
         ids, cluster = found[first].columns, None
         if str(split).endswith(HELD_OUT_ENDING) and "cell" in of_split and of_split["cell"].notna().all():
             cluster = of_split.drop_duplicates("id").set_index("id")["cell"].loc[ids].to_numpy()
-        yield _Split(str(split), {name: errors.to_numpy() for name, errors in found.items()}, ids, cluster)
+        yield str(split), {name: errors.to_numpy() for name, errors in found.items()}, ids, cluster
 
 
 def compare(
-    predictions: pd.DataFrame,
-    baseline: str = BASELINE,
-    metrics: Sequence[str] = COLUMNS,
-    *,
-    groups: pd.Series | None = None,
-    resamples: int = 2_000,
-    seed: int = 0,
-) -> pd.DataFrame:
+    predictions: pd.DataFrame, baseline: str = BASELINE, metrics: Sequence[str] = COLUMNS, *,
+    groups: pd.Series | None = None, resamples: int = 2_000, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
     """Differences, strategy minus ``baseline``, paired photo by photo and seed by seed, with 95 % intervals.
 
-    Intervals are over photos and seeds, of held-out splits over cells and seeds: the photos of a cell are
-    near each other, so their errors are alike. The same holds within ``groups``.
+    Intervals are over photos and seeds, of held-out splits over cells and seeds, also within groups.
 
     Args:
         predictions: the columns of :func:`lib.evaluate.evaluation.predict_all`.
         metrics: names in ``COLUMNS``; with groups no median.
-        groups: group of each photo, indexed by id, to compare within each; photos without a group are left
-            out.
+        groups: group of each photo, indexed by id, to compare within each; photos without are left out.
         resamples, seed: of the bootstrap of the median.
 
     Returns:
@@ -238,15 +197,17 @@ def compare(
         ``LEAST_PHOTOS`` photos or ``LEAST_CELLS`` held-out cells has no interval.
 
     Raises:
-        BundleError: ``baseline`` is not among the strategies, or they were evaluated on different photos or
-            seeds.
+        BundleError: ``baseline`` is not there, or strategies were evaluated on different photos or seeds.
     """
     rows = []
-    for of_split in _by_split(predictions):
-        split, errors, _, cluster = of_split
+    for split, errors, ids, cluster in _by_split(predictions):
         if baseline not in errors:
             raise BundleError(f"{baseline} is not among the strategies of split {split}: {', '.join(errors)}")
-        members = of_split.members(groups)
+        members = {"": np.arange(len(ids))}
+        if groups is not None:
+            of_photo = groups.reindex(ids)
+            names = sorted(of_photo.dropna().unique())
+            members = {name: np.flatnonzero((of_photo == name).to_numpy(bool)) for name in names}
         least = 2 if groups is None else LEAST_PHOTOS if cluster is None else LEAST_CELLS
         clusters = [None if cluster is None else cluster[some] for some in members.values()]
         cells = [0 if one is None else len(np.unique(one)) for one in clusters]
@@ -288,32 +249,25 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return np.minimum(adjusted, 1.0)[np.argsort(order)]
 
 
-def corrected(table: pd.DataFrame, family: Iterable[str] = ("split",), margin: float = 0.0) -> pd.DataFrame:
-    """``table`` of :func:`compare`, of accuracies, corrected for the number of comparisons.
-
-    Args:
-        family: columns; the rows that agree in them are one family of comparisons.
-        margin: differences inside are called equivalent, as a fraction; 0: none is.
+def corrected(table: pd.DataFrame, family: Iterable[str] = ("split",)) -> pd.DataFrame:
+    """``table`` of :func:`compare`, of accuracies, corrected for the number of comparisons of a ``family``,
+    rows that agree in these columns.
 
     Returns:
         The table with comparisons (their number), corrected_low and corrected_high (Bonferroni: all intervals
         of a family hold at once with 95 %), p_holm (Holm's step-down, which finds a little more) and verdict:
-        gains or loses (the corrected interval leaves zero out), equivalent (it lies inside the margin), not
-        shown, too few photos or too few cells.
+        gains or loses (the corrected interval leaves zero out), not shown, too few photos or too few cells.
     """
     tested, keys = table["error"].notna(), [table[name] for name in family]
     count = tested.groupby(keys, sort=False).transform("sum").clip(lower=1)
     level = 1.0 - (1.0 - LEVEL) / count.to_numpy(float)
-    half = half_width(table["error"], table["degrees_of_freedom"], level)
+    half = _half_width(table["error"], table["degrees_of_freedom"], level)
     low, high = _within_limits(table, table["difference"] - half, table["difference"] + half)
-    verdict = np.select(
-        [~tested & (table["cells"] > 0), ~tested, low > 0.0, high < 0.0, (low > -margin) & (high < margin)],
-        ["too few cells", "too few photos", "gains", "loses", "equivalent"],
-        "not shown",
-    )
-    p_holm = table["p_value"].groupby(keys, sort=False).transform(holm)
-    corrected_ones = {"corrected_low": low, "corrected_high": high, "p_holm": p_holm, "verdict": verdict}
-    return table.assign(comparisons=count, **corrected_ones)
+    cases = {"too few cells": ~tested & (table["cells"] > 0), "too few photos": ~tested}
+    cases |= {"gains": low > 0.0, "loses": high < 0.0}
+    table = table.assign(comparisons=count, corrected_low=low, corrected_high=high)
+    table["p_holm"] = table["p_value"].groupby(keys, sort=False).transform(holm)
+    return table.assign(verdict=np.select(list(cases.values()), list(cases), "not shown"))
 
 
 def levels(predictions: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
@@ -323,17 +277,16 @@ def levels(predictions: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> 
         split, strategy, metric, value, ci_low, ci_high, sd_of_seeds, seeds, n.
     """
     rows = []
-    for of_split in _by_split(predictions):
-        for (name, errors), metric in itertools.product(of_split.errors.items(), [*COMPARED, "median_km"]):
+    for split, by_strategy, _, cluster in _by_split(predictions):
+        for (name, errors), metric in itertools.product(by_strategy.items(), [*COMPARED, "median_km"]):
             if metric == "median_km":
-                by_seed = np.median(errors, 1)
-                one = median_of(errors, None, resamples, seed, of_split.cluster)
+                by_seed, one = np.median(errors, 1), median_of(errors, None, resamples, seed, cluster)
             else:
                 hits = METRICS[metric](errors).astype(float)
-                by_seed, (one,) = hits.mean(1), means_of([by_cluster(hits, of_split.cluster)])
+                by_seed, (one,) = hits.mean(1), means_of([by_cluster(hits, cluster)])
                 one = one._replace(low=max(0.0, one.low), high=min(1.0, one.high))
             spread = float(by_seed.std(ddof=1)) if len(errors) > 1 else np.nan
-            rows.append((of_split.name, name, metric, *one[:3], spread, *errors.shape))
+            rows.append((split, name, metric, *one[:3], spread, *errors.shape))
     names = ["split", "strategy", "metric", "value", "ci_low", "ci_high", "sd_of_seeds", "seeds", "n"]
     return pd.DataFrame(rows, columns=names)
 
@@ -341,36 +294,23 @@ def levels(predictions: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> 
 def differences_for_reading(
     table: pd.DataFrame, by: Sequence[str] = ("baseline", "strategy")
 ) -> pd.DataFrame:
-    """Differences of accuracies, "+0.8 [+0.1, +1.5]" in points, one row a split and ``by``.
-
-    Of a table of :func:`corrected` the corrected interval, with ▲ for gains, ▼ for loses and = for
-    equivalent.
-    """
+    """Differences of accuracies, "+0.8 [+0.1, +1.5]" in points, one row a split and ``by``; of a table of
+    :func:`corrected` the corrected interval, with ▲ for gains and ▼ for loses."""
     chosen, prefix = table[table["metric"].isin(COMPARED)], "corrected" if "verdict" in table else "ci"
     numbers = 100.0 * chosen[["difference", f"{prefix}_low", f"{prefix}_high"]]
-    marks = {"gains": " ▲", "loses": " ▼", "equivalent": " ="}
-    marks = chosen.get("verdict", pd.Series("", chosen.index)).map(marks)
-    rows = zip(numbers.to_numpy(), marks.fillna(""), strict=True)
-    text = ["{} [{}, {}]{}".format(*map(points, one), mark) for one, mark in rows]
-    return in_order(chosen.assign(text=text), ["split", *by])
+    marks = chosen.get("verdict", pd.Series("", chosen.index)).map({"gains": " ▲", "loses": " ▼"})
+    both, keys = zip(numbers.to_numpy(), marks.fillna(""), strict=True), ["split", *by]
+    text = ["{} [{}, {}]{}".format(*map(points, one), mark) for one, mark in both]
+    wide = chosen.assign(text=text).pivot(index=keys, columns="metric", values="text")
+    rows, columns = chosen[keys].drop_duplicates(), [metric for metric in COMPARED if metric in wide]
+    return wide.loc[pd.MultiIndex.from_frame(rows), columns].rename_axis(columns=None)
 
 
 def points(value: float, sign: bool = True) -> str:
-    """Percentage points with one decimal and a true minus; with ``sign`` also a plus; 0 has no sign.
-
-    Halves are rounded away from zero, because counts of photos over a round number often end in one.
-    """
+    """Percentage points, one decimal, with a true minus, and a plus if ``sign``; 0 has no sign. Halves go
+    away from zero, because counts of photos over a round number often end in one."""
     if not np.isfinite(value):
         return str(value)
     rounded = Decimal(f"{value:.6f}").quantize(Decimal("0.1"), ROUND_HALF_UP)
     text = f"{rounded:+}" if sign else str(rounded)
     return "0.0" if float(text) == 0.0 else text.replace("-", "\u2212")
-
-
-def in_order(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """The column text: a row for each of ``keys``, in their order, and a column for each metric, from near to
-    far."""
-    wide = table.pivot(index=keys, columns="metric", values="text")
-    columns = [metric for metric in [*COMPARED, "median_km"] if metric in wide]
-    rows = pd.MultiIndex.from_frame(table[keys].drop_duplicates())
-    return wide.loc[rows, columns].rename_axis(columns=None)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -31,50 +30,43 @@ LEAST_VARIANCE = 1e-10
 """Components with a smaller share of the first one's variance are rounding errors, and left out."""
 
 
-@dataclass(frozen=True)
-class Whitening:
-    """The mean [D] of the training features, and their K principal directions [D, K], each divided by its
-    standard deviation; the largest comes first."""
-
-    mean: torch.Tensor
-    directions: torch.Tensor
-
-    def __call__(self, photos: torch.Tensor) -> torch.Tensor:
-        """Whitened features [n, K] of features [n, D]."""
-        return (photos - self.mean) @ self.directions
-
-
-def fit(frozen: Features, rows: np.ndarray, device: torch.device) -> Whitening:
-    """Whitening of the photos ``rows`` [n], n > 1. Reads them twice, in blocks, and adds up in float64."""
+def fit(frozen: Features, rows: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean [D] of the photos ``rows`` [n], n > 1, and K principal directions [D, K], largest first, each
+    divided by its standard deviation. Reads the photos twice, in blocks, and adds up in float64."""
     blocks = _blocks(rows)
     mean = sum(frozen.rows(block, device).double().sum(0) for block in blocks) / len(rows)
     covariance = mean.new_zeros(len(mean), len(mean))
     for block in blocks:
         deviation = frozen.rows(block, device).double() - mean
         covariance += deviation.T @ deviation
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # many short steps: on busy cores threads wait for each other, ten times as long
     variance, directions = (part.flip(-1) for part in torch.linalg.eigh(covariance / (len(rows) - 1)))
+    torch.set_num_threads(threads)
     count = min(len(rows) - 1, int((variance > LEAST_VARIANCE * variance[0]).sum()))
-    return Whitening(mean.float(), (directions[:, :count] / variance[:count].sqrt()).float())
+    return mean.float(), (directions[:, :count] / variance[:count].sqrt()).float()
 
 
 @torch.inference_mode()
 def most_alike(
-    frozen: Features, whitening: Whitening, among: np.ndarray, rows: np.ndarray, components: Sequence[int]
-) -> np.ndarray:
+    frozen: Features, whitening: tuple[torch.Tensor, torch.Tensor], among: np.ndarray, rows: np.ndarray,
+    components: Sequence[int],
+) -> np.ndarray:  # fmt: skip
     """Which of the photos ``among`` [M] is most alike to each of ``rows`` [n], by the first k components for
     each k of ``components``: rows of the features, int64 [len(components), n]; of equals the first.
 
     Holds the whitened features of ``rows``, and a block of ``among``. Takes 2 n M k operations for each k,
     10^15 for OSV5M (210,000 and 5 million photos, k = 512): hours without a GPU.
     """
-    device = whitening.mean.device
-    photos = torch.cat([whitening(frozen.rows(block, device)) for block in _blocks(rows)])
+    (mean, directions), device = whitening, whitening[0].device
+    photos = torch.cat([(frozen.rows(block, device) - mean) @ directions for block in _blocks(rows)])
     best = photos.new_full((len(components), len(rows)), -torch.inf)
     found = torch.zeros_like(best, dtype=torch.long)
     for block in _blocks(among):
-        whitened, numbers = whitening(frozen.rows(block, device)), torch.from_numpy(block).to(device)
-        for i, start in itertools.product(range(len(components)), range(0, len(rows), GALLERY_BLOCK)):
-            k, some = components[i], slice(start, start + GALLERY_BLOCK)
+        whitened = (frozen.rows(block, device) - mean) @ directions
+        numbers = torch.from_numpy(block).to(device)
+        for (i, k), start in itertools.product(enumerate(components), range(0, len(rows), GALLERY_BLOCK)):
+            some = slice(start, start + GALLERY_BLOCK)
             cosine, row = most_similar(F.normalize(photos[some, :k]), F.normalize(whitened[:, :k]))
             found[i, some] = torch.where(cosine > best[i, some], numbers[row], found[i, some])
             best[i, some] = torch.maximum(cosine, best[i, some])
@@ -86,7 +78,7 @@ def predict(frozen: Features, manifest: pd.DataFrame, rows: np.ndarray, device: 
     places = coordinates(manifest)
     train, validation = rows_of(manifest, "train"), rows_of(manifest, "validation")
     whitening = fit(frozen, train, device)
-    every = whitening.directions.shape[1]
+    every = whitening[1].shape[1]
     components = [*(k for k in COMPONENTS if k < every), every]
     found = most_alike(frozen, whitening, train, validation, components)
     near = distance_km(places[found], places[validation][None]) <= CHOICE_KM

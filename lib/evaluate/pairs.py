@@ -19,10 +19,8 @@ EASY = "easy negative"
 
 
 def sample(run: Run, fitted: FittedSemivariogram, count: int = 200_000, seed: int = 0) -> pd.DataFrame:
-    """About ``count`` random pairs of training photos, half of them uniform, half stratified by distance.
-
-    Nearly all uniform pairs are thousands of kilometres apart. The other half has about as many in each of 50
-    steps of log distance, for a plot from near to far. Draws from at most 20 million pairs.
+    """About ``count`` random pairs of training photos, half of them uniform, half with as many in each of 50
+    steps of log distance: nearly all uniform pairs are thousands of kilometres apart.
 
     Returns:
         first, second (manifest rows), distance_km, dissimilarity (0..2), gamma, residual, kind.
@@ -44,54 +42,37 @@ def sample(run: Run, fitted: FittedSemivariogram, count: int = 200_000, seed: in
 
 
 def _measured(run: Run, manifest: pd.DataFrame, first: np.ndarray, second: np.ndarray) -> pd.DataFrame:
-    """first, second, distance_km and dissimilarity of the pairs of the manifest's rows ``first`` and
-    ``second`` [P]."""
+    """Pairs of the manifest's rows ``first`` and ``second`` [P], with distance_km and dissimilarity."""
     frozen, coordinates = features.read(run, manifest), datasets.manifest.coordinates(manifest)
-    cosine = [
-        (frozen.unit(first[start : start + 16_384]) * frozen.unit(second[start : start + 16_384])).sum(1)
-        for start in range(0, len(first), 16_384)
-    ]
-    return pd.DataFrame(
-        {
-            "first": first,
-            "second": second,
-            "distance_km": distance_km(coordinates[first], coordinates[second]),
-            "dissimilarity": 1.0 - torch.cat(cosine).numpy(),
-        }
-    )
+    blocks = (slice(start, start + 16_384) for start in range(0, len(first), 16_384))
+    cosine = [(frozen.unit(first[some]) * frozen.unit(second[some])).sum(1) for some in blocks]
+    found = pd.DataFrame({"first": first, "second": second})
+    found["distance_km"] = distance_km(coordinates[first], coordinates[second])
+    return found.assign(dissimilarity=1.0 - torch.cat(cosine).numpy())
 
 
 def classify(frame: pd.DataFrame, fitted: FittedSemivariogram) -> pd.DataFrame:
-    """``frame`` (distance_km, dissimilarity) with gamma, residual and kind.
-
-    Look-alikes (residual above 0) are false negatives up to the range and hard negatives beyond it; every
-    other pair is an easy negative. Source: the paper's two definitions.
-    """
+    """``frame`` (distance_km, dissimilarity) with gamma, residual and kind. Look-alikes (residual above 0)
+    are false negatives up to the range and hard beyond; others are easy. Source: the paper's definitions."""
     gamma = fitted.gamma(km_to_rad(frame["distance_km"].to_numpy()))
     residual = gamma - frame["dissimilarity"]
     look_alike = np.where(frame["distance_km"] <= fitted.range_km, FALSE_NEGATIVE, HARD_NEGATIVE)
     return frame.assign(gamma=gamma, residual=residual, kind=np.where(residual > 0, look_alike, EASY))
 
 
-def example_pair(frame: pd.DataFrame, used: set[int], share: float = 0.02, seed: int = 0) -> pd.DataFrame:
-    """One pair of ``frame``, drawn from the ``share`` with the largest residuals; empty where there is none.
-
-    Not the largest itself: the largest are all alike, uniform snow or forest. Leaves out photos in ``used``,
-    and adds the pair's photos to it.
-    """
+def example_pair(frame: pd.DataFrame, used: set[int], share: float = 0.02) -> pd.DataFrame:
+    """One pair of ``frame``, or none, drawn from the ``share`` with the largest residuals, without photos in
+    ``used``, to which it is added. Not the largest itself: these are all alike, uniform snow or forest."""
     free = frame[~frame["first"].isin(used) & ~frame["second"].isin(used)]
     top = free.nlargest(max(1, round(share * len(free))), "residual")
-    chosen = top.sample(min(1, len(top)), random_state=seed)
+    chosen = top.sample(min(1, len(top)), random_state=0)
     used |= {*chosen["first"], *chosen["second"]}
     return chosen
 
 
 def examples(frame: pd.DataFrame, fitted: FittedSemivariogram, count: int = 4) -> pd.DataFrame:
-    """False negatives and hard negatives with large residuals, one in each of ``count`` steps of distance, no
-    photo twice.
-
-    Steps are even in log distance from 20 km to the range, and even in distance from there to the antipode.
-    """
+    """False and hard negatives with large residuals, one in each of ``count`` steps, no photo twice.
+    Steps are even in log distance from 20 km to the range, and in distance from there to the antipode."""
     used: set[int] = set()
     edges = {
         FALSE_NEGATIVE: np.geomspace(20.0, fitted.range_km, count + 1),
@@ -105,17 +86,15 @@ def examples(frame: pd.DataFrame, fitted: FittedSemivariogram, count: int = 4) -
     return pd.concat(found, ignore_index=True)
 
 
-def shares(run: Run, fitted: FittedSemivariogram, count: int = 200_000, seed: int = 1) -> pd.DataFrame:
-    """Share of each kind among about ``count`` uniform random pairs of training photos, and how many of a
-    batch's negatives that is."""
+def shares(run: Run, fitted: FittedSemivariogram, count: int = 200_000) -> pd.DataFrame:
+    """Share of each kind among about ``count`` uniform pairs of training photos, and in a batch."""
     manifest = features.photos(run)
     rows = datasets.manifest.rows_of(manifest, "train")
     some = min(len(rows), 1 + int(np.sqrt(2 * count)))
-    anchors = np.random.default_rng(seed).choice(rows, some, replace=False)
+    anchors = np.random.default_rng(1).choice(rows, some, replace=False)
     first, second = np.triu_indices(len(anchors), 1)
     found = classify(_measured(run, manifest, anchors[first], anchors[second]), fitted)["kind"]
     share = found.value_counts(normalize=True).reindex([FALSE_NEGATIVE, HARD_NEGATIVE, EASY], fill_value=0.0)
     negatives = min(run.settings.training.batch_size, len(rows)) - 1
-    return pd.DataFrame(
-        {"share": share.round(4), f"of a photo's {negatives} negatives": (share * negatives).round(1)}
-    )
+    counted = {"share": share.round(4), f"of a photo's {negatives} negatives": (share * negatives).round(1)}
+    return pd.DataFrame(counted)

@@ -38,10 +38,7 @@ def _with_sorted_metadata(content: bytes) -> bytes:
 
 def initialise(seed: int, mean: torch.Tensor, scale: float, settings: Training) -> GeoCLIP:
     """A model as ``settings`` begin one, drawn from ``seed`` alone; torch's own generator is left as it was.
-
-    Raises:
-        BundleError: ``image_head: geoclip`` on features that are not CLIP ViT-L/14's raw ones.
-    """
+    BundleError: ``image_head: geoclip`` on features that are not CLIP ViT-L/14's raw ones."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, "weights").initial_seed())
         model = GeoCLIP(len(mean), mean, scale, settings.location_encoder)
@@ -54,42 +51,29 @@ def initialise(seed: int, mean: torch.Tensor, scale: float, settings: Training) 
 
 
 def published() -> GeoCLIP:
-    """GeoCLIP as published: location encoder, image head and temperature of the package, in evaluation mode.
-
-    Needs the 768 projected features of CLIP ViT-L/14, raw: no mean subtracted. Source: package ``geoclip``.
-    """
+    """GeoCLIP as published, of the package ``geoclip``, in evaluation mode. Takes the 768 projected features
+    of CLIP ViT-L/14, raw: no mean subtracted."""
     model = GeoCLIP(768, location_weights="geoclip")
     load_published_head(model)
     return model.eval()
 
 
 def load_published_head(model: GeoCLIP) -> None:
-    """Give ``model`` the published image head and temperature.
-
-    Raises:
-        BundleError: its features do not have 768 dimensions, or are centred.
-    """
+    """Give ``model`` the published image head and temperature. BundleError: not of 768 raw features."""
     if model.image_head[0].in_features != 768 or model.feature_mean.any():
-        raise BundleError(
-            "geoclip's published image head takes the 768 raw features of CLIP ViT-L/14; set "
-            "backbone.name=openai/clip-vit-large-patch14 and backbone.centred=false"
-        )
+        said = "geoclip's published image head takes the 768 raw features of CLIP ViT-L/14"
+        mend = "backbone.name=openai/clip-vit-large-patch14 and backbone.centred=false"
+        raise BundleError(f"{said}; set {mend}")
     folder = Path(geoclip_locations().__file__).parent / "weights"
-    head, scale = (
-        torch.load(folder / f"{name}_weights.pth", map_location="cpu", weights_only=True)
-        for name in ("image_encoder_mlp", "logit_scale")
-    )
+    files = (folder / f"{name}_weights.pth" for name in ("image_encoder_mlp", "logit_scale"))
+    head, scale = (torch.load(file, map_location="cpu", weights_only=True) for file in files)
     model.image_head.load_state_dict(head)
     with torch.no_grad():
         model.logit_scale.copy_(scale)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> GeoCLIP:
-    """The model saved at ``path``, in evaluation mode.
-
-    Raises:
-        BundleError: not a checkpoint of this model.
-    """
+    """The model saved at ``path``, in evaluation mode. BundleError: not a checkpoint of this model."""
     try:
         weights = load_file(path, device=str(device))
         model = GeoCLIP(len(weights["feature_mean"]))
@@ -97,7 +81,6 @@ def load(path: Path, device: torch.device | str = "cpu") -> GeoCLIP:
         if broken := [name for name, value in weights.items() if not torch.isfinite(value).all()]:
             raise ValueError(f"{broken[0]} is not finite")
     except (*READING_ERRORS, SafetensorError) as error:
-        raise BundleError(
-            f"{path}: not a checkpoint of this model ({one_line(error)}); train it again (notebooks 02, 04)"
-        ) from error
+        said = f"{path}: not a checkpoint of this model ({one_line(error)})"
+        raise BundleError(f"{said}; delete it, and it is made again") from error
     return model.to(device).eval()

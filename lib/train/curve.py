@@ -20,21 +20,14 @@ from lib.runs.machine import note
 
 
 def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
-    """Estimate and fit on the training split of ``run``, or reuse: empirical sums and fitted curve.
-
-    Never sees the validation and test splits.
-    """
+    """Estimate and fit on the training split alone, or reuse: empirical sums and fitted curve."""
     features.extract(run)
     used = run.settings.semivariogram.model_dump() | {"centred": run.settings.backbone.centred}
     cached(
-        run,
-        "semivariogram",
-        lambda: _fit(run),
-        inputs=[run.manifest, run.features],
+        run, "semivariogram", lambda: _fit(run), code=[_fit], inputs=[run.manifest, run.features],
         outputs=[run.empirical, run.table("semivariogram"), run.semivariogram],
         settings=used | {"device": run.adding_device.type},
-        code=[_fit],
-    )
+    )  # fmt: skip
     return load_empirical(run.empirical), FittedSemivariogram.load(run.semivariogram)
 
 
@@ -77,18 +70,12 @@ def sentence(sums: EmpiricalSemivariogram, fitted: FittedSemivariogram) -> str:
     measured = f"dissimilarity {at[0]:.2f} at {near:,.3g} km, {at[1]:.2f} at {far:,.4g} km"
     if not fitted.rises:
         return f"no rising curve beats a constant here, by Schwarz' criterion: {measured}"
-    return (
-        f"nugget {fitted.nugget:.2f} of a sill of {fitted.sill:.2f}; {measured}; "
-        f"the fit explains {100 * fitted.r2:.0f} % of the lag means' variance"
-    )
+    nugget = f"nugget {fitted.nugget:.2f} of a sill of {fitted.sill:.2f}"
+    return f"{nugget}; {measured}; the fit explains {100 * fitted.r2:.0f} % of the lag means' variance"
 
 
 def load_empirical(path: Path) -> EmpiricalSemivariogram:
-    """The sums saved at ``path`` (npz).
-
-    Raises:
-        BundleError: the file is none.
-    """
+    """The sums saved at ``path`` (npz). BundleError: it has none."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             return EmpiricalSemivariogram(**{name: value[()] for name, value in stored.items()})

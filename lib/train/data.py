@@ -19,15 +19,8 @@ from lib.train import curve, gallery
 
 
 class Batch(NamedTuple):
-    """A batch of B photos, on the device where it is used.
-
-    Attributes:
-        rows: of the manifest, int64 [B].
-        numbers: the same as a tensor.
-        places_deg: [B, 2] latitude and longitude, float32.
-        features: v, float32 [B, D].
-        seen: what the head sees, [b, D], of the b photos that are this process's share.
-    """
+    """A batch of B photos on the device where it is used: rows of the manifest, int64 [B], and as a tensor;
+    coordinates [B, 2] and features v [B, D], float32; what the head sees, [b, D], of this process's share."""
 
     rows: np.ndarray
     numbers: torch.Tensor
@@ -38,11 +31,8 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a training reads: rows, coordinates, features, gallery, curve.
-
-    ``partner_deg`` [N, 2] is for the strategy ``shuffled`` alone: of each row of the manifest the place that
-    takes its place.
-    """
+    """What a training reads. ``scale``: the head's features are divided by it. ``partner_deg`` [N, 2], for
+    strategy ``shuffled`` alone: of each row of the manifest the place that takes its place."""
 
     frozen: features.Features
     train_rows: np.ndarray
@@ -55,28 +45,19 @@ class TrainingData:
 
     @classmethod
     def read(cls, run: Run, with_curve: bool) -> TrainingData:
-        """Everything from the run's files; the semivariogram only where a strategy needs it.
-
-        Raises:
-            BundleError: a curve is needed, and looks do not change with distance.
-        """
+        """Everything from the run's files. BundleError: a curve is needed, and does not rise."""
         photos = features.photos(run, manifest.PLACES)
-        frozen, every_row = features.read(run, photos), manifest.rows_of(photos, "train")
+        frozen, rows = features.read(run, photos), manifest.rows_of(photos, "train")
         fitted = curve.fit_run(run)[1] if with_curve else None
         if fitted is not None and not fitted.rises:
-            raise BundleError(
-                f"{run.semivariogram}: looks do not change with distance here; leave strategies "
-                "that read the curve out of training.strategies"
-            )
-        return cls(
-            frozen,
-            _some(every_row, run.settings.training.photos),
-            manifest.rows_of(photos, "validation"),
-            torch.from_numpy(manifest.coordinates(photos)),
-            gallery.coordinates(run, photos),
-            fitted,
-            _input_scale(run, frozen, every_row),
-        )
+            said = "looks do not change with distance here; leave strategies that read the curve out of"
+            raise BundleError(f"{run.semivariogram}: {said} training.strategies")
+        scale = 1.0  # GeoCLIP's own protocol
+        if run.settings.backbone.centred:  # the head sees values of order 1
+            scale = float((frozen.rows(rows[:: max(1, len(rows) // 4_096)]) - frozen.mean).std())
+        validation, places = manifest.rows_of(photos, "validation"), manifest.coordinates(photos)
+        chosen, among = _some(rows, run.settings.training.photos), gallery.coordinates(run, photos)
+        return cls(frozen, chosen, validation, torch.from_numpy(places), among, fitted, scale)
 
     def shuffled(self, seed: int, device: torch.device) -> TrainingData:
         """With one permutation of the training photos, drawn from ``seed``."""
@@ -98,9 +79,8 @@ class TrainingData:
 class Queue:
     """The latest ``size`` places and the unit features of the photos taken there: negatives beyond the batch.
 
-    Starts empty and grows. Upstream fills it with random unit vectors instead, which are not coordinates but
-    places within a degree of (0, 0). The manifest's rows tell a photo from itself when it comes back in the
-    next epoch.
+    Starts empty and grows; upstream's random unit vectors are places within a degree of (0, 0). The rows tell
+    a photo from itself when it comes back in the next epoch.
     """
 
     size: int
@@ -134,18 +114,8 @@ def _some(rows: np.ndarray, count: int | None) -> np.ndarray:
     return np.sort(rows[torch.randperm(len(rows), generator=generator(0, "photos")).numpy()[:count]])
 
 
-def _input_scale(run: Run, frozen: features.Features, train_rows: np.ndarray) -> float:
-    """1 for GeoCLIP's own protocol; the standard deviation of centred features: the head sees order 1."""
-    if not run.settings.backbone.centred:
-        return 1.0
-    sample = frozen.rows(train_rows[:: max(1, len(train_rows) // 4_096)]) - frozen.mean
-    return float(sample.std())
-
-
 def batches(rows: np.ndarray, size: int, order: torch.Generator) -> Iterator[np.ndarray]:
     """``rows`` in random order, ``size`` at a time; what is left over waits for another epoch's order."""
     shuffled = rows[torch.randperm(len(rows), generator=order).numpy()]
     for start in range(0, len(rows) - size + 1, size):
         yield shuffled[start : start + size]
-
-

@@ -28,8 +28,7 @@ def coordinates(run: Run, manifest: pd.DataFrame) -> np.ndarray:
     * ``lattice``: a Fibonacci lattice of ``evaluation.lattice_km`` on land, within the manifest's latitudes.
     * ``geoclip``: the 100,000 photo places of the package ``geoclip``.
 
-    Raises:
-        BundleError: unknown name, or a CSV that :func:`read_csv` refuses.
+    Raises a BundleError for an unknown name, and for a CSV that :func:`read_csv` refuses.
     """
     name = find(run.settings.evaluation)
     if name == "train":
@@ -41,41 +40,30 @@ def coordinates(run: Run, manifest: pd.DataFrame) -> np.ndarray:
         return points[within & places.is_land(points)]
     if name == "geoclip":
         return photo_places()
-    return read_csv(csv_of(run))
+    return read_csv(PROJECT / name)
 
 
 def find(settings: Evaluation) -> str:
-    """``settings.gallery``, if it names a gallery.
-
-    Raises:
-        BundleError: it does not, or names a CSV that is not there.
-    """
+    """``settings.gallery``. BundleError: it names no gallery, or a CSV that is not there."""
     name = settings.gallery
     if name.lower().endswith(".csv"):
         if not (PROJECT / name).is_file():
             raise BundleError(f"evaluation.gallery: {PROJECT / name} is not there")
     elif name not in NAMES:
-        known = ", ".join(NAMES)
-        raise BundleError(f"evaluation.gallery={name!r} is unknown; take {known} or the path of a CSV")
+        known = f"{', '.join(NAMES)} or the path of a CSV"
+        raise BundleError(f"evaluation.gallery={name!r} is unknown; take {known}")
     return name
-
-
-def csv_of(run: Run) -> Path:
-    """The gallery's file where ``evaluation.gallery`` names one, relative to the project."""
-    return PROJECT / run.settings.evaluation.gallery
 
 
 def input_files(run: Run) -> list[Path]:
     """Files that the gallery is read from besides the manifest: its CSV, or none."""
-    return [csv_of(run)] if run.settings.evaluation.gallery.lower().endswith(".csv") else []
+    name = run.settings.evaluation.gallery
+    return [PROJECT / name] if name.lower().endswith(".csv") else []
 
 
 def read_csv(path: Path) -> np.ndarray:
     """Coordinates of a table with columns such as LAT and LON (as ``geoclip`` has it), float64 [G, 2].
-
-    Raises:
-        BundleError: no such file, columns missing or doubled, or a row that is no place.
-    """
+    BundleError: no such file, columns missing or doubled, or a row that is no place."""
     return datasets.manifest.coordinates(tables.read(path).frame)
 
 
@@ -92,19 +80,11 @@ def embed(
 
 
 @torch.inference_mode()
-def search(
-    model: GeoCLIP, frozen: Features, rows: np.ndarray, gallery_deg: np.ndarray, block: int = 4_096
-) -> np.ndarray:
-    """Row of the gallery that ``model`` finds most similar to each photo, int64 [n]; of equals the first.
-
-    Holds the gallery's embeddings and ``block`` photos' features at a time.
-
-    Args:
-        rows: the photos' rows of ``frozen``, int64 [n].
-        gallery_deg: [G, 2].
-    """
+def search(model: GeoCLIP, frozen: Features, rows: np.ndarray, gallery_deg: np.ndarray) -> np.ndarray:
+    """Row of the gallery [G, 2] that ``model`` finds most similar to each of the photos ``rows`` [n] of
+    ``frozen``, int64 [n]; of equals the first. Holds the gallery's embeddings and 4,096 photos' features."""
     embedded = embed(model, gallery_deg, model.logit_scale.device)
-    blocks = np.array_split(rows, max(1, -(-len(rows) // block)))
+    blocks = np.array_split(rows, max(1, -(-len(rows) // 4_096)))
     return torch.cat([retrieve(model, frozen.rows(part), embedded)[1] for part in blocks]).numpy()
 
 
@@ -112,14 +92,8 @@ def search(
 def retrieve(
     model: GeoCLIP, photos: torch.Tensor, gallery: torch.Tensor, block: int = 1_024
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and row of the place that is most similar to each photo, both [N]; of equals the first.
-
-    Holds ``block`` x ``GALLERY_BLOCK`` similarities at a time, whatever N and G.
-
-    Args:
-        photos: frozen features v [N, D].
-        gallery: embeddings [G, 512].
-    """
+    """Cosine and row of the place of ``gallery``, embeddings [G, 512], that is most similar to each of
+    ``photos``, frozen features [N, D]: both [N]. Holds ``block`` x ``GALLERY_BLOCK`` similarities."""
     parts = photos.split(block)
     found = [most_similar(model.embed_photos(part.to(gallery.device)), gallery) for part in parts]
     best, rows = (torch.cat(part).cpu() for part in zip(*found, strict=True))
@@ -127,14 +101,10 @@ def retrieve(
 
 
 def most_similar(vectors: torch.Tensor, gallery: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and row of the vector of ``gallery`` [G, K] that is most similar to each of ``vectors`` [N, K].
-
-    All have unit length. Both results are [N]; of equals the first. Holds N x ``GALLERY_BLOCK`` similarities.
-    """
-    best, rows = (
-        vectors.new_full((len(vectors),), -torch.inf),
-        vectors.new_zeros(len(vectors), dtype=torch.long),
-    )
+    """Cosine and row of the unit vector of ``gallery`` [G, K] most similar to each of ``vectors`` [N, K],
+    both [N]; of equals the first. Holds N x ``GALLERY_BLOCK`` similarities."""
+    best = vectors.new_full((len(vectors),), -torch.inf)
+    rows = torch.zeros_like(best, dtype=torch.long)
     for start in range(0, len(gallery), GALLERY_BLOCK):
         with torch.autocast(gallery.device.type, enabled=False):  # in bfloat16 many places tie
             cosine, row = (vectors @ gallery[start : start + GALLERY_BLOCK].T).max(1)
