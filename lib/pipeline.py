@@ -10,10 +10,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import nbformat
 
@@ -32,8 +33,6 @@ NOTEBOOKS = PROJECT / "notebooks"
 PARAMETERS = ["overrides", "profile", "run_name"]
 STAGE_WORDS = ("made", "reused", "again")
 """First words of the lines that stages print; the second word of each is the stage's name."""
-LONGEST_SOCKET_FOLDER = 70
-"""Characters of a folder of temporary files that leave room for a socket's name: it may have about 100."""
 
 
 def notebooks() -> dict[str, Path]:
@@ -112,10 +111,8 @@ def _needs_of(notebook: Path, run: Run, stages: Sequence[str]) -> dict[str, Any]
     cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
     python = "\n".join(line for cell in cells for line in cell.splitlines() if not line.startswith("%"))
     settings = {
-        "source": code.sha256(notebook.read_text(encoding="utf-8")),
-        "reached": code.digest_of_source(python),
-        "settings": run.settings.model_dump(mode="json"),
-        "photos": datasets.listing(run),
+        "source": code.sha256(notebook.read_text(encoding="utf-8")), "reached": code.digest_of_source(python),
+        "settings": run.settings.model_dump(mode="json"), "photos": datasets.listing(run),
     }
     receipts = [run.receipt(one) for one in stages if run.receipt(one).exists()]
     return cache.needs_of(run.folder, receipts, settings, [])
@@ -142,8 +139,9 @@ def execute(notebook: Path, run: Run, profile: str, overrides: Sequence[str]) ->
         "overrides": list(overrides),
     }
     as_far, said = f"the notebook as far as it got: {target}", _Told()
+    place = None if len(tempfile.gettempdir()) < 70 else "/tmp"  # noqa: S108 (a socket's name may have 100)
     try:
-        with _folder_of_sockets() as sockets:
+        with tempfile.TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as sockets:
             papermill.execute_notebook(
                 _literal(notebook), _literal(target), parameters=given, kernel_name="python3",
                 cwd=str(NOTEBOOKS), progress_bar=False, stdout_file=said, stderr_file=said,
@@ -188,17 +186,10 @@ class _Told(io.StringIO):
 
 
 def _from_notebooks(path: str) -> str:
-    """``path`` from the notebooks' folder, so that an executed notebook names no machine's folders; a plain
-    name as it is."""
+    """``path`` from the notebooks' folder: an executed notebook names no machine's folders."""
     if not Path(path).is_absolute():
         return path
     return Path(path).name if Path(path).parent == PROJECT / "results" else os.path.relpath(path, NOTEBOOKS)
-
-
-def _folder_of_sockets() -> tempfile.TemporaryDirectory[str]:
-    """A folder for a kernel's sockets, with a name that is short enough for a socket's."""
-    place = None if len(tempfile.gettempdir()) < LONGEST_SOCKET_FOLDER else "/tmp"  # noqa: S108
-    return tempfile.TemporaryDirectory(prefix="semivariogram-", dir=place, ignore_cleanup_errors=True)
 
 
 def _literal(path: Path) -> str:
@@ -229,12 +220,10 @@ def _say_comparison(run: Run) -> None:
 
     compared, sentence = reference.compare_with_reference(run)
     if len(compared):
-        path = run.folder / "logs" / "comparison.txt"
-        with writing(path) as aside:
+        with writing(path := run.folder / "logs" / "comparison.txt") as aside:
             aside.write_text(reference.format_comparison(compared, sentence) + "\n", encoding="utf-8")
         sentence += f" Every figure: {path}"
-    missed = compared[~compared["reproduced"].astype(bool)].head(20)
-    print(reference.format_comparison(missed, sentence))
+    print(reference.format_comparison(compared[~compared["reproduced"].astype(bool)].head(20), sentence))
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -267,7 +256,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = Run.open(profile, _of_the_caller(name) if os.sep in name else name, overrides)
         chosen = choose(options.only)
         check_before_computing(run)
-        with locks.holding(run.folder), refusals_named(run.folder), _environment():
+        paths = [str(PROJECT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        started = {PICTURES_ONLY: "1", "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+        with locks.holding(run.folder), refusals_named(run.folder), patch.dict(os.environ, started):
             if options.fresh:
                 forget(run.folder)
             if count != "1":
@@ -304,21 +295,6 @@ def _refuse_contradictions(options: argparse.Namespace, count: str) -> None:
         )
     if options.only and count != "1":
         raise BundleError("NPROC makes all stages before the notebooks; leave out --only, or NPROC")
-
-
-@contextmanager
-def _environment() -> Iterator[None]:
-    """Variables of what the run starts: lib of this checkout, and pictures instead of widgets."""
-    before = dict(os.environ)
-    paths = [path for path in before.get("PYTHONPATH", "").split(os.pathsep) if path != str(PROJECT)]
-    ours = {PICTURES_ONLY: "1", "PYTHONPATH": os.pathsep.join([str(PROJECT), *filter(None, paths)])}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            os.environ.pop(name)
-        os.environ.update({name: before[name] for name in ours if name in before})
 
 
 def make_in_parallel(run: Run, profile: str, overrides: Sequence[str], count: str) -> None:

@@ -56,7 +56,7 @@ def digest(name: str) -> str:
 
 def digest_of_source(source: str) -> str:
     """SHA-256 of the code of this project that the statements ``source`` of a notebook reach."""
-    starts = set(_names(_Bare().visit(ast.parse(source)), "", _Module("", {}, {})))
+    starts = set(_names(_parsed(source), "", _Module("", {}, {})))
     return _digest(set().union(*(reached(one) for one in starts if not _is_stage(*one))))
 
 
@@ -124,7 +124,7 @@ def _module(name: str) -> _Module | None:
     path = next((one for one in paths if one.is_file()), None)
     if path is None:
         return None
-    body = _Bare().visit(ast.parse(path.read_text(encoding="utf-8"))).body
+    body = _parsed(path.read_text(encoding="utf-8")).body
     package, defined = name if path.name == "__init__.py" else name.rpartition(".")[0], {}
     for node in body:
         bound = [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
@@ -136,27 +136,19 @@ def _module(name: str) -> _Module | None:
     return _Module(package, defined, _imports(body, package))
 
 
-class _Bare(ast.NodeTransformer):
-    """A syntax tree without docstrings and annotations."""
+def _parsed(source: str) -> ast.Module:
+    """The syntax tree of ``source`` without docstrings and annotations."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        for name in {"annotation", "returns"} & set(node._fields):
+            setattr(node, name, ast.Constant(None) if isinstance(node, ast.AnnAssign) else None)
+        if isinstance(getattr(node, "body", None), list):
+            node.body = [one for one in node.body if not _is_docstring(one)]
+    return tree
 
-    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        """Nothing, where it is a docstring."""
-        return None if isinstance(node.value, ast.Constant) else self.generic_visit(node)
 
-    def visit_arg(self, node: ast.arg) -> ast.AST:
-        """An argument without its type."""
-        node.annotation = None
-        return node
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        """A variable without its type."""
-        node.annotation = ast.Constant(None)
-        return self.generic_visit(node)
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        """A function without the type of its result."""
-        node.returns = None
-        return self.generic_visit(node)
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 def _imports(nodes: Iterable[ast.AST], package: str) -> dict[str, Symbol]:
