@@ -12,16 +12,9 @@ HEMISPHERES = {
 
 
 def of_exif(parts: object, reference: object, name: str) -> float:
-    """Degrees of an EXIF tag and the tag of its hemisphere; NaN where they make no sense.
-
-    Args:
-        parts: degrees, then minutes and seconds if there are any; the degrees may have a sign, which must
-            not contradict the hemisphere.
-        reference: the hemisphere, text or bytes: N, north, S, south, E, east, W, west in any case.
-        name: latitude or longitude.
-
-    Raises one of TypeError, ValueError, ZeroDivisionError where the tag holds no numbers.
-    """
+    """Degrees of an EXIF tag (degrees, minutes, seconds) and of its hemisphere's tag, text or bytes; NaN
+    where they make no sense. The degrees may have a sign, which must not contradict the hemisphere. Raises
+    TypeError, ValueError or ZeroDivisionError where the tag holds no numbers."""
     first, *rest = (float(part) for part in (parts if isinstance(parts, tuple | list) else (parts,)))
     sign = hemisphere(reference, name)
     size = abs(first) + sum(part / 60.0**power for power, part in enumerate(rest, start=1))

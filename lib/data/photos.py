@@ -51,13 +51,10 @@ def not_read(ending: str) -> str:
 
 
 def open_photo(root: Path, path: str, smallest_px: int | None = None) -> Image.Image:
-    """The photo at ``path`` below ``root``, wholly decoded: RGB, turned as its EXIF says.
+    """The photo at ``path`` below ``root``, wholly decoded: RGB, turned as its EXIF says; or one of
+    ``UNREADABLE``.
 
-    Args:
-        smallest_px: for thumbnails; a JPEG may be decoded at a half, a quarter … down to this side.
-
-    Raises:
-        One of ``UNREADABLE``: it is missing or cannot be decoded.
+    ``smallest_px``: for thumbnails; a JPEG may be decoded at a half, a quarter … down to this side.
     """
     if (written := Path(path).suffix.lower()) in NOT_READ:
         raise ValueError(not_read(written))
@@ -80,11 +77,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Greys of 16 bits, or of floats 0..1 or 0..255, as 8 bits; Pillow's own conversion would clip them.
-
-    Raises:
-        ValueError: floats beyond 0..255, whose scale is not known.
-    """
+    """Greys of 16 bits, or of floats 0..1 or 0..255, as 8 bits; Pillow's own conversion would clip them."""
     if image.mode == "F":
         values = np.asarray(image)
         if not (values.min() >= 0.0 and values.max() <= 255.0):  # NaN too
@@ -125,11 +118,7 @@ def _source(root: Path, path: str) -> Path | io.BytesIO:
 
 
 def open_archive(path: Path) -> zipfile.ZipFile:
-    """The archive at ``path``, kept open: its table of contents is read once a process.
-
-    Raises:
-        zipfile.BadZipFile, OSError: it cannot be read.
-    """
+    """The archive at ``path``, kept open: its table of contents is read once a process."""
     status = path.stat()
     return _archive(path, os.getpid(), status.st_size, status.st_mtime_ns)
 

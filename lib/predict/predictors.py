@@ -11,7 +11,7 @@ import torch
 
 from lib.data import backbones, datasets, features, manifest
 from lib.data.backbones import Backbone
-from lib.data.blue_marble import photo_places
+from lib.data.places import photo_places
 from lib.method.errors import BundleError
 from lib.method.model import GeoCLIP
 from lib.predict.releases import read_geolocation
