@@ -43,10 +43,7 @@ def listing(settings: BlueMarble, root: Path) -> None:
 
 def build(settings: BlueMarble, root: Path) -> Built:
     """Draw the places, write their windows under ``root`` unless they are there and whole, return the
-    manifest.
-
-    Of several processes one writes the archive and the others wait.
-    """
+    manifest. Of several processes one writes the archive and the others wait."""
     manifest, archive = draw_places(settings), window_archive(settings, root)
     members = [f"{name[3:6]}/{name}.jpg" for name in manifest["id"]]
     if not _is_whole(archive, members):
@@ -76,8 +73,6 @@ def _is_whole(archive: Path, members: Sequence[str]) -> bool:
 
 def _write(archive: Path, members: Sequence[str], places_deg: np.ndarray, settings: BlueMarble) -> None:
     """Write the windows of ``places_deg`` [N, 2] as ``members``, not compressed; always the same bytes."""
-    if archive.exists():
-        print(f"cut again: {archive} is damaged")
     with writing(archive) as aside, zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as file:
         windows = zip(members, jpegs(places_deg, settings), strict=True)
         for member, content in progress(windows, "writing windows", len(members)):

