@@ -31,7 +31,7 @@ def test_any_folder_of_photos_with_a_table_goes_through_all_stages(tmp_path):
     names = places["path"].str[:2] + "_city@home.png"
     table = {"IMG_ID": names, "AUTHOR": "nobody", "LAT": places["latitude"], "LON": places["longitude"]}
     pd.DataFrame(table).to_csv(tmp_path / "places.csv", index=False)
-    own = ["dataset=folder", f"data.root={tmp_path / 'photos'}", f"data.csv={tmp_path / 'places.csv'}"]
+    own = ["dataset=folder", f"dataset.root={tmp_path / 'photos'}", f"dataset.csv={tmp_path / 'places.csv'}"]
     own += ["training.strategies=infonce,semivariogram", "training.seeds=0"]
     own += ["semivariogram.lag_width_rad=0.1"]
     stages = [sys.executable, "-m", "lib.stages", "smoke", str(tmp_path / "run"), *own]
@@ -73,7 +73,7 @@ def test_osv5m_in_miniature_goes_through_the_notebooks_with_clip(tmp_path, tiny_
     comparison = pd.read_csv(tmp_path / "run" / "tables" / "comparison.csv")
     assert set(comparison["strategy"]) == {"semivariogram", "geoclip_pretrained", "nearest_neighbour"}
     left_out = pd.read_csv(tmp_path / "run" / "tables" / "left_out.csv")
-    assert len(left_out) == 3 and "left out 3 photos or rows" in said
+    assert len(left_out) == 3 and "3 photos or rows are left out" in said
     assert np.load(tmp_path / "run" / "features" / "views.npy").shape == (208, 2, 768)
     manifest = pd.read_parquet(tmp_path / "run" / "manifest.parquet")
     assert {"climate", "land_cover", "sub-region", "continent"} <= set(manifest)
