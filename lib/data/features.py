@@ -142,10 +142,6 @@ def _write_left_out(run: Run) -> None:
         machine.note(f"{len(found):,} photos or rows are left out, each with its reason in {path}")
 
 
-Files = dict[Path, np.ndarray]
-"""File that grows -> how many of its rows lie before each photo, [N + 1]."""
-
-
 def _extract(run: Run, scratch: Path) -> None:
     """Make the missing blocks in ``scratch``, rename the files, list what could not be decoded.
 
@@ -153,6 +149,7 @@ def _extract(run: Run, scratch: Path) -> None:
     """
     listed = manifest.read(run.manifest, ["id", "path", "split"])
     before = np.arange(len(listed) + 1), np.concatenate([[0], np.cumsum(listed["split"] == "train")])
+    # file that grows -> how many of its rows lie before each photo, [N + 1]
     files = {scratch / path.name: rows for path, rows in zip(_outputs(run), before, strict=False)}
     size = run.settings.backbone.shard_size
     blocks = [range(start, min(start + size, len(listed))) for start in range(0, len(listed), size)]
@@ -179,7 +176,7 @@ def _extract(run: Run, scratch: Path) -> None:
         listed.loc[reasons.index, ["id", "path"]].assign(reason=reasons).to_csv(aside, index_label="row")
 
 
-def _keep_whole_blocks(run: Run, scratch: Path, files: Files, blocks: Sequence[range]) -> None:
+def _keep_whole_blocks(run: Run, scratch: Path, files: dict[Path, np.ndarray], blocks: list[range]) -> None:
     """Leave one journal, of the blocks that are whole; say which one is damaged."""
     noted, whole, stop_of = _journal(scratch), [], {rows.start: rows.stop for rows in blocks}
     for path in _outputs(run) if noted else []:
@@ -215,7 +212,9 @@ def _crc32(path: Path, start: int, stop: int) -> int:
     return zlib.crc32(np.load(path, mmap_mode="r")[start:stop].tobytes())
 
 
-def _make_blocks(run: Run, scratch: Path, listed: pd.DataFrame, files: Files, blocks: list[range]) -> None:
+def _make_blocks(
+    run: Run, scratch: Path, listed: pd.DataFrame, files: dict[Path, np.ndarray], blocks: list[range]
+) -> None:
     """Extract ``blocks`` into ``files``; note each once its bytes are on the disk."""
     settings, backbone = run.settings.backbone, build(run.settings.backbone, run.device)
     views, augmented = settings.views if settings.views > 1 else 0, (listed["split"] == "train").to_numpy()
