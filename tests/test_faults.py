@@ -42,7 +42,7 @@ def test_a_second_run_in_the_same_folder_is_told_of_the_first(
     finally:
         owner.kill()
         owner.wait()
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "kept.csv"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", ".owner", "kept.csv"}
 
 
 @pytest.mark.parametrize(

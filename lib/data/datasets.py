@@ -1,8 +1,7 @@
-"""Data sets: one file each, all ending in the same manifest; and the manifest of a run, made and read."""
+"""Data sets: one file each, all ending in the same manifest; and the manifest of a run."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +20,7 @@ MODULES: dict[str, ModuleType] = {"blue_marble": blue_marble, "folder": folder, 
 * ``build``: the manifest and what was left out.
 """
 
+
 def root_of(run: Run) -> Path:
     """Folder that the manifest's paths are relative to; a relative setting is relative to the project."""
     return PROJECT / run.settings.dataset.root
@@ -29,16 +29,12 @@ def root_of(run: Run) -> Path:
 def prepare(run: Run) -> Path:
     """Build the run's manifest and photos, or reuse them; return the manifest's path.
 
-    No photo is decoded: the extraction of features finds those that cannot be. Photos without row or place,
-    and rows without photo, are listed with the reason in tables/not_matched.csv. Photos without a continent
-    or country get them by their coordinates.
-
-    Raises:
-        BundleError: photos cannot be had, or the manifest cannot be used.
+    Photos without row or place, and rows without photo, are listed with the reason in tables/not_matched.csv.
+    Photos without a continent or country get them by their coordinates. BundleError: photos cannot be had, or
+    the manifest cannot be used.
     """
-    if cache.is_as_finished():  # without the photos
-        if why := cache.why_damaged(run, "manifest", [run.manifest]):
-            raise BundleError(f"{run.folder}: manifest: {why}; run run_all.sh again")
+    if cache.is_as_finished():  # the photos need not be there
+        cached(run, "manifest", lambda: None, outputs=[run.manifest])
         return run.manifest
     settings, root, module = run.settings.dataset, root_of(run), MODULES[run.settings.dataset.name]
     table = PROJECT / settings.csv if getattr(settings, "csv", None) else None
@@ -47,16 +43,12 @@ def prepare(run: Run) -> Path:
     if ranks.rank() == 0:
         module.obtain(settings, root)
     windows = [blue_marble.window_archive(settings, root)] if isinstance(settings, BlueMarble) else []
-    given = json.loads(settings.model_dump_json(exclude={"download"}))
+    given = settings.model_dump(mode="json", exclude={"download"})
     cached(
-        run,
-        "manifest",
-        lambda: _build(run),
-        inputs=[table] if table and table.is_file() else [],
+        run, "manifest", lambda: _build(run), inputs=[table] if table and table.is_file() else [],
         outputs=[run.manifest, run.table("not_matched"), *windows],
-        settings=given | {"photos": listing(run)},
-        code=[_build, module.build],
-    )
+        settings=given | {"photos": listing(run)}, code=[_build, module.build],
+    )  # fmt: skip
     return run.manifest
 
 
@@ -75,10 +67,8 @@ def _build(run: Run) -> None:
 
 
 def _with_places(photos: pd.DataFrame) -> pd.DataFrame:
-    """``photos`` with country and continent by their coordinates, where the table gives none; all are text.
-
-    Towns are added where the table has no continents.
-    """
+    """``photos`` with country and continent, as text, by their coordinates where the table gives none; with
+    towns where it has no continents."""
     given = [name for name in ("country", "continent") if name in photos]
     photos = photos.assign(**{name: photos[name].astype("str") for name in given})
     lacking = {name: photos[name].fillna("").str.strip() == "" for name in given}

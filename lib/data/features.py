@@ -1,12 +1,9 @@
 """Photos to frozen features, once, into a memory-mapped file; and what is read back from it.
 
-Each photo is decoded once. One that cannot be decoded gets a row of NaN, and a line with the reason in
-unreadable.csv beside the features; its split is then ``unreadable`` for everybody who reads the manifest
-(:func:`photos`).
-
-features.npy [N, D] has row i of the manifest's row i. It grows by whole blocks of ``backbone.shard_size``
-photos. A journal names each finished block with its checksum. An extraction that was stopped makes only the
-blocks that are missing or damaged.
+A photo that cannot be decoded gets a row of NaN and a line with the reason in unreadable.csv; :func:`photos`
+puts it into the split ``unreadable``. features.npy [N, D] grows by whole blocks of ``backbone.shard_size``
+photos. A journal names each finished block with its checksum: after a stop only the missing or damaged blocks
+are made.
 """
 
 from __future__ import annotations
@@ -24,7 +21,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,92 +42,69 @@ from lib.settings import Backbone as BackboneSettings
 
 NOT_DECODED = "unreadable"
 """The split of photos that could not be decoded: no stage asks for it."""
+AT_A_TIME = 32
+"""Photos that a worker decodes before it sends them."""
+AT_ONCE = 65_536
+"""Photos whose features are loaded together."""
 
 
 class Photos(Dataset):
-    """Photos below a folder, each decoded once for all of its views.
+    """Photos below a folder, each decoded once: bytes [K, 3, H, W], or the reason why it cannot be decoded.
 
-    An item is bytes [K, 3, H, W], or the reason why the photo cannot be decoded.
-
-    The first view is the plain crop. The photos of the mask ``augmented`` have ``views`` others besides,
-    drawn by the photo's path and the view's number alone: the same in every process and after a stop.
+    The first view is the plain crop. Photos of the mask ``augmented`` have ``views`` more, drawn by path and
+    number alone: the same in every process and after a stop.
     """
 
     def __init__(
-        self,
-        root: Path,
-        paths: Sequence[str],
-        backbone: Backbone,
-        views: int = 0,
+        self, root: Path, paths: Sequence[str], backbone: Backbone, views: int = 0,
         augmented: np.ndarray | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.root, self.paths, self.views = root, paths, views
         self.augmented = augmented if views else np.zeros(len(paths), bool)
-        self.preprocess = backbone.preprocess
-        self.augment = augmentation(backbone) if views else None
+        self.preprocess, self.augment = backbone.preprocess, augmentation(backbone) if views else None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> np.ndarray | str:
-        path = self.paths[index]
         try:
-            image = open_photo(self.root, path)
+            image = open_photo(self.root, self.paths[index])
         except UNREADABLE as error:
             return f"{type(error).__name__}: {one_line(error)}"
-        count = self.views if self.augmented[index] else 0
-        views = [self._view(image, path, number) for number in range(count)]
-        return np.stack([self.preprocess(image).numpy(), *views])
-
-    def _view(self, image: Image.Image, path: str, number: int) -> np.ndarray:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator(number, f"view of {path}").initial_seed())
-            return np.asarray(self.augment(image)).transpose(2, 0, 1)
+        views = [self.preprocess(image).numpy()]
+        for number in range(self.views if self.augmented[index] else 0):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(generator(number, f"view of {self.paths[index]}").initial_seed())
+                views.append(np.asarray(self.augment(image)).transpose(2, 0, 1))
+        return np.stack(views)
 
 
 def augmentation(backbone: Backbone) -> Callable[[Image.Image], Image.Image]:
-    """GeoCLIP's training augmentation, RGB image -> RGB image of the backbone's size.
+    """GeoCLIP's training augmentation, RGB image -> RGB image of the backbone's size. Source: GeoCLIP's code.
 
-    Random resized crop, horizontal flip, colour jitter (0.4, 0.4, 0.4, 0.1; p 0.8), greyscale (p 0.2). The
-    backbone's own normalisation follows; upstream takes ImageNet's for training and CLIP's for prediction.
-    Source: GeoCLIP's code.
-    """
+    The backbone's own normalisation follows, where upstream takes ImageNet's for training."""
     from torchvision.transforms import v2
 
-    side = backbone.preprocess(Image.new("RGB", (64, 64))).shape[-2:]
+    side = tuple(backbone.preprocess(Image.new("RGB", (64, 64))).shape[-2:])
     jitter = v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
-    return v2.Compose(
-        [v2.RandomResizedCrop(tuple(side)), v2.RandomHorizontalFlip(), jitter, v2.RandomGrayscale(0.2)]
-    )
+    steps = [v2.RandomResizedCrop(side), v2.RandomHorizontalFlip(), jitter, v2.RandomGrayscale(0.2)]
+    return v2.Compose(steps)
 
 
 def extract(run: Run) -> Path:
     """Extract the features of the run's manifest, or reuse them; return the path of features.npy.
 
-    Where ``backbone.views`` is V > 1, views.npy is written beside it: V augmented views of each training
-    photo. Photos that cannot be decoded are listed in tables/left_out.csv, after what the data set left out.
-
-    Holds one block in memory. Deterministic on one machine: no batch has photos of two blocks, so a resumed
-    extraction gives the same bits.
-
-    Raises:
-        BundleError: no photo can be decoded, a feature is not finite, or the disk is full.
+    With ``backbone.views`` > 1, views.npy has V augmented views of each training photo. tables/left_out.csv
+    lists what the data set left out and what cannot be decoded. No batch has photos of two blocks: a resumed
+    extraction gives the same bits. BundleError: no photo can be decoded, a feature is not finite.
     """
     datasets.prepare(run)
     settings, scratch = run.settings.backbone, run.features.with_name("unfinished")
-    used = json.loads(settings.model_dump_json(exclude={"workers", "centred", "precision"}))
+    used = settings.model_dump(mode="json", exclude={"workers", "centred", "precision"})
     used |= {"arithmetic": run.arithmetic(settings.precision), "weights": weights(settings)}
-    cached(
-        run,
-        "features",
-        lambda: _extract(run, scratch),
-        inputs=[run.manifest],
-        outputs=[*_outputs(run), unreadable_list(run)],
-        settings=used,
-        code=[_extract, find(settings).load],
-        scratch=scratch,
-        together=True,
-    )
+    code, outputs = [_extract, find(settings).load], [*_outputs(run), unreadable_list(run)]
+    options = {"settings": used, "code": code, "scratch": scratch, "together": True}
+    cached(run, "features", lambda: _extract(run, scratch), inputs=[run.manifest], outputs=outputs, **options)
     if ranks.rank() == 0:
         _write_left_out(run)
     return run.features
@@ -151,174 +124,140 @@ def photos(run: Run, columns: Sequence[str] | None = None) -> pd.DataFrame:
     extract(run)
     found = manifest.read(run.manifest, columns)
     if "split" in found:
-        found.loc[found.index.isin(_listed(unreadable_list(run))["row"].astype(int)), "split"] = NOT_DECODED
+        found.loc[pd.read_csv(unreadable_list(run))["row"], "split"] = NOT_DECODED
     return found
 
 
 def _write_left_out(run: Run) -> None:
-    """Write tables/left_out.csv, unless it is up to date, and say how many photos and rows it names.
-
-    It holds what did not match and photos that could not be decoded: columns id, path, reason.
-    """
-    parts = [_listed(path) for path in (run.table("not_matched"), unreadable_list(run))]
-    found = pd.concat([part[["id", "path", "reason"]] for part in parts], ignore_index=True)
-    path = run.table("left_out")
-    if path.exists() and _listed(path).equals(found):
+    """Write tables/left_out.csv (id, path, reason), unless it is up to date, and say how many rows it has."""
+    lists = (run.table("not_matched"), unreadable_list(run))
+    parts = [pd.read_csv(path, dtype=str, keep_default_na=False) for path in lists]
+    found, path = pd.concat(parts)[["id", "path", "reason"]], run.table("left_out")
+    content = found.to_csv(index=False).encode()
+    if path.exists() and path.read_bytes() == content:
         return
     with writing(path) as aside:
-        found.to_csv(aside, index=False)
+        aside.write_bytes(content)
     if len(found):
         machine.note(f"{len(found):,} photos or rows are left out, each with its reason in {path}")
 
 
-def _listed(path: Path) -> pd.DataFrame:
-    """A list of what was left out, all of it as text."""
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
-
-
 def _extract(run: Run, scratch: Path) -> None:
-    """Make the blocks that are missing in ``scratch``, rename the files, list what could not be decoded.
+    """Make the missing blocks in ``scratch``, rename the files, list what could not be decoded.
 
     Of several processes each makes every k-th missing block. The first does the rest.
-
-    Args:
-        scratch: a folder of this extraction alone: of its settings, manifest, code and versions of packages.
     """
     listed = manifest.read(run.manifest, ["id", "path", "split"])
-    blocks = _blocks(run, listed)
+    before = np.arange(len(listed) + 1), np.concatenate([[0], np.cumsum(listed["split"] == "train")])
+    # file that grows -> how many of its rows lie before each photo, [N + 1]
+    files = {scratch / path.name: rows for path, rows in zip(_outputs(run), before, strict=False)}
+    size = run.settings.backbone.shard_size
+    blocks = [range(start, min(start + size, len(listed))) for start in range(0, len(listed), size)]
     if ranks.rank() == 0:
-        _keep_whole_blocks(run, scratch, blocks)
+        _keep_whole_blocks(run, scratch, files, blocks)
     ranks.wait()
-    done = {range(note["first"], note["first"] + note["count"]) for note in _noted(scratch)}
+    done = _journal(scratch)
     ranks.wait()  # until every rank has read it, the journal does not grow
-    own = [rows for rows in blocks if rows not in done][ranks.rank() :: ranks.count()]
-    if own:
-        _make_blocks(run, scratch, listed, {rows: blocks[rows] for rows in own})
+    if own := [rows for rows in blocks if rows.start not in done][ranks.rank() :: ranks.count()]:
+        _make_blocks(run, scratch, listed, files, own)
     ranks.wait()
     if ranks.rank() > 0:
         return
-    found = {int(row): why for note in _noted(scratch) for row, why in note["unreadable"].items()}
-    reasons = pd.Series(found, dtype=object).sort_index()
+    notes = _journal(scratch).values()
+    reasons = {int(row): why for note in notes for row, why in note["unreadable"].items()}
+    reasons = pd.Series(reasons, dtype=object).sort_index()
     if len(reasons) == len(listed):
         shutil.rmtree(scratch)  # whoever mends the photos starts afresh
-        first = datasets.root_of(run) / listed["path"].iloc[0]
-        raise BundleError(
-            f"none of {len(listed):,} photos can be decoded ({first}: {reasons[0]}); check dataset.root"
-        )
+        first = f"{datasets.root_of(run) / listed['path'][0]}: {reasons[0]}"
+        raise BundleError(f"none of {len(listed):,} photos can be decoded ({first}); check dataset.root")
     for path in _outputs(run):
         os.replace(scratch / path.name, path)
     with writing(unreadable_list(run)) as aside:
         listed.loc[reasons.index, ["id", "path"]].assign(reason=reasons).to_csv(aside, index_label="row")
 
 
-Blocks = dict[range, list[tuple[str, int, slice]]]
-"""Rows of the manifest -> of each file that grows: its name, how many rows it has, which are the block's."""
-
-
-def _blocks(run: Run, listed: pd.DataFrame) -> Blocks:
-    count, size = len(listed), run.settings.backbone.shard_size
-    with_views = np.concatenate([[0], np.cumsum(listed["split"] == "train")])  # before each row
-    blocks = {}
-    for start in range(0, count, size):
-        stop = min(start + size, count)
-        views = slice(int(with_views[start]), int(with_views[stop]))
-        files = [("features.npy", count, slice(start, stop)), ("views.npy", int(with_views[-1]), views)]
-        blocks[range(start, stop)] = files[: len(_outputs(run))]
-    return blocks
-
-
-def _keep_whole_blocks(run: Run, scratch: Path, blocks: Blocks) -> None:
+def _keep_whole_blocks(run: Run, scratch: Path, files: dict[Path, np.ndarray], blocks: list[range]) -> None:
     """Leave one journal, of the blocks that are whole; say which one is damaged."""
-    notes, whole = _noted(scratch), {}
-    for path in _outputs(run) if notes else []:
+    noted, whole, stop_of = _journal(scratch), [], {rows.start: rows.stop for rows in blocks}
+    for path in _outputs(run) if noted else []:
         if path.exists() and not (scratch / path.name).exists():  # it was stopped after the renaming
             os.replace(path, scratch / path.name)
-    for note in notes:
-        rows = range(note["first"], note["first"] + note["count"])
-        if note["crc32"] == [_crc32(scratch / name, own) for name, _, own in blocks.get(rows, [])]:
-            whole[rows] = note
-    for first in sorted({note["first"] for note in notes} - {rows.start for rows in whole}):
-        print(f"again   {scratch}: the block from row {first} is damaged, its checksum differs", flush=True)
+    for first, note in noted.items():
+        try:
+            found = [_crc32(path, rows[first], rows[stop_of[first]]) for path, rows in files.items()]
+        except READING_ERRORS:  # gone, or torn
+            found = None
+        if note["crc32"] == found:
+            whole.append(json.dumps(note) + "\n")
+        else:
+            print(f"again   {scratch}: the block from row {first} is damaged, its checksum differs")
     with writing(scratch / "done-0.jsonl") as aside:
-        aside.write_text("".join(json.dumps(note) + "\n" for note in whole.values()))
+        aside.write_text("".join(whole))
     for journal in set(scratch.glob("done-*.jsonl")) - {scratch / "done-0.jsonl"}:
         journal.unlink()
 
 
-def _noted(scratch: Path) -> list[dict[str, Any]]:
-    """What the journals say, a line a block; a line that is torn, as by a stop, is passed over."""
-    notes, names = [], ("first", "count", "crc32", "unreadable")
+def _journal(scratch: Path) -> dict[int, dict]:
+    """First row of a finished block -> what its rank noted. A torn line is passed over."""
+    notes = {}
     for journal in sorted(scratch.glob("done-*.jsonl")):
         for line in journal.read_text(errors="replace").splitlines():
             with contextlib.suppress(ValueError, LookupError, TypeError):
                 note = json.loads(line)
-                notes.append({name: note[name] for name in names})
+                notes[note["first"]] = {name: note[name] for name in ("first", "crc32", "unreadable")}
     return notes
 
 
-def _crc32(path: Path, rows: slice) -> int | None:
-    try:
-        return zlib.crc32(np.load(path, mmap_mode="r", allow_pickle=False)[rows].tobytes())
-    except READING_ERRORS:
-        return None
+def _crc32(path: Path, start: int, stop: int) -> int:
+    return zlib.crc32(np.load(path, mmap_mode="r")[start:stop].tobytes())
 
 
-def _make_blocks(run: Run, scratch: Path, listed: pd.DataFrame, blocks: Blocks) -> None:
-    """Extract ``blocks`` into the files in ``scratch``; note each once its bytes are on the disk."""
+def _make_blocks(
+    run: Run, scratch: Path, listed: pd.DataFrame, files: dict[Path, np.ndarray], blocks: list[range]
+) -> None:
+    """Extract ``blocks`` into ``files``; note each once its bytes are on the disk."""
     settings, backbone = run.settings.backbone, build(run.settings.backbone, run.device)
-    views = settings.views if settings.views > 1 else 0
-    paths, augmented = listed["path"].tolist(), (listed["split"] == "train").to_numpy()
-    photos = Photos(datasets.root_of(run), paths, backbone, views, augmented)
+    views, augmented = settings.views if settings.views > 1 else 0, (listed["split"] == "train").to_numpy()
+    photos = Photos(datasets.root_of(run), listed["path"].tolist(), backbone, views, augmented)
     journal = scratch / f"done-{ranks.rank()}.jsonl"
-    made = encode(photos, backbone, settings, run.device, list(blocks))
-    for (rows, files), (*arrays, unreadable) in zip(blocks.items(), made, strict=True):
-        parts = zip(files, arrays, strict=False)  # without views their array is empty, and has no file
-        crc32 = [_write(scratch / name, array, *where) for (name, *where), array in parts]
-        reasons = {rows[number]: why for number, why in unreadable.items()}
-        note = {"first": rows.start, "count": len(rows), "crc32": crc32, "unreadable": reasons}
+    made = encode(photos, backbone, settings, run.device, blocks)
+    for block, (*arrays, unreadable) in zip(blocks, made, strict=True):
+        parts = zip(files.items(), arrays, strict=False)  # without views their array has no file
+        crc32 = [_write(path, array, int(rows[block.start]), int(rows[-1])) for (path, rows), array in parts]
+        reasons = {block[number]: why for number, why in unreadable.items()}
         with refusals_named(journal), journal.open("a") as file:
-            file.write(json.dumps(note) + "\n")
+            file.write(json.dumps({"first": block.start, "crc32": crc32, "unreadable": reasons}) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
 
-def _write(path: Path, array: np.ndarray, count: int, rows: slice) -> int:
-    """Write ``array`` as ``rows`` of the ``count`` rows of the file (npy) at ``path``; return its CRC-32 once
-    it is on the disk. Not through a memory map: a full disk would kill the process."""
+def _write(path: Path, array: np.ndarray, start: int, count: int) -> int:
+    """Write ``array`` from row ``start`` of the ``count`` rows of an npy file, on the disk; return its
+    CRC-32. Not through a memory map: a full disk would kill the process."""
     form = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False}
-    np.lib.format.write_array_header_1_0(header := io.BytesIO(), form | {"shape": (count, *array.shape[1:])})
-    row_bytes, content = array.itemsize * math.prod(array.shape[1:]), array.tobytes()
-    at, left = header.tell() + rows.start * row_bytes, memoryview(content)
+    header, content = io.BytesIO(), array.tobytes()
+    np.lib.format.write_array_header_1_0(header, form | {"shape": (count, *array.shape[1:])})
+    row_bytes = array.itemsize * math.prod(array.shape[1:])
     with refusals_named(path):
         path.touch()
-        with path.open("r+b", buffering=0) as file:
-            os.pwrite(file.fileno(), header.getvalue(), 0)
+        with path.open("r+b") as file:
+            file.write(header.getvalue())
             file.truncate(header.tell() + count * row_bytes)
-            while left:
-                written = os.pwrite(file.fileno(), left, at)
-                at, left = at + written, left[written:]
+            file.seek(header.tell() + start * row_bytes)
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
     return zlib.crc32(content)
 
 
-Item = np.ndarray | str
-
-
 def encode(
-    photos: Photos,
-    backbone: Backbone,
-    settings: BackboneSettings,
-    device: torch.device,
+    photos: Photos, backbone: Backbone, settings: BackboneSettings, device: torch.device,
     groups: Sequence[Sequence[int]],
-) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
-    """Of each of ``groups`` of photos: features [n, D]; those of its augmented photos' views [m, V, D]; and
-    its photos that cannot be decoded, whose features are NaN: number in the group -> reason.
+) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:  # fmt: skip
+    """Of each of ``groups`` of photos: features [n, D]; those of its augmented photos' views [m, V, D]; of
+    photos that cannot be decoded, whose features are NaN: number in the group -> reason.
 
-    Photos are decoded ahead by ``settings.workers`` processes, at most one a core. A forward pass takes about
-    ``settings.batch_size`` images, never of two groups.
-
-    Raises:
-        BundleError: a feature is not finite.
+    A pass takes about ``settings.batch_size`` images, never of two groups. BundleError: not a finite feature.
     """
     size = max(1, settings.batch_size // (1 + photos.views))
     batches = [list(group[start : start + size]) for group in groups for start in range(0, len(group), size)]
@@ -326,47 +265,39 @@ def encode(
     with progress((), "extracting features", len(photos)) as bar:
         bar.update(len(photos) - sum(map(len, groups)))
         for group in groups:
-            all_views = np.full((len(group), 1 + photos.views, backbone.dimension), np.nan, settings.storage)
-            unreadable = {}
+            shape, unreadable = (len(group), 1 + photos.views, backbone.dimension), {}
+            found = np.full(shape, np.nan, settings.storage)
             for start in range(0, len(group), size):
                 items = next(decoded)
                 encoded = _forward(items, backbone, settings, device)
-                for number, item, own in zip(itertools.count(start), items, encoded, strict=False):
+                for number, (item, own) in enumerate(zip(items, encoded, strict=True), start):
+                    found[number, : len(own)] = own
                     if isinstance(item, str):
                         unreadable[number] = item
                     elif not np.isfinite(own).all():
-                        raise BundleError(
-                            f"{photos.paths[group[number]]}: its feature is not finite as "
-                            f"{settings.storage}; try backbone.storage=float32"
-                        )
-                    all_views[number, : len(own)] = own
+                        said = f"is not finite as {settings.storage}; try backbone.storage=float32"
+                        raise BundleError(f"{photos.paths[group[number]]}: its feature {said}")
                 bar.update(len(items))
-            yield all_views[:, 0], all_views[photos.augmented[list(group)], 1:], unreadable
-
-
-AT_A_TIME = 32
-"""Photos that a worker decodes before it sends them."""
+            yield found[:, 0], found[photos.augmented[list(group)], 1:], unreadable
 
 
 def _decoded(
     photos: Photos, batches: Sequence[list[int]], settings: BackboneSettings
-) -> Iterator[list[Item]]:
+) -> Iterator[list[np.ndarray | str]]:
     """The items of ``batches`` of photos. Processes send them as arrays through pipes: tensors would need
     shared memory, of which a container may have 64 MB."""
     cut = [batch[start : start + AT_A_TIME] for batch in batches for start in range(0, len(batch), AT_A_TIME)]
     workers = min(settings.workers, cores())
     # Linux's own default until Python 3.14; closures of the preprocessing cannot be sent to a new process
     context = "fork" if workers and sys.platform == "linux" else None
-    loader = DataLoader(
-        photos, batch_sampler=cut, collate_fn=list, num_workers=workers, multiprocessing_context=context
-    )
-    pieces = iter(loader)  # it forks: here, and not in the thread that asks for the items
+    options = {"collate_fn": list, "num_workers": workers, "multiprocessing_context": context}
+    pieces = iter(DataLoader(photos, batch_sampler=cut, **options))  # forks here, not in one_ahead's thread
     pieces_of = (itertools.islice(pieces, -(-len(batch) // AT_A_TIME)) for batch in batches)
     return (list(itertools.chain.from_iterable(parts)) for parts in pieces_of)
 
 
 def _forward(
-    items: list[Item], backbone: Backbone, settings: BackboneSettings, device: torch.device
+    items: list[np.ndarray | str], backbone: Backbone, settings: BackboneSettings, device: torch.device
 ) -> list[np.ndarray]:
     """Features [K, D] of the K images of each item, in the settings' storage type."""
     images = [item for item in items if not isinstance(item, str)]
@@ -378,10 +309,6 @@ def _forward(
     with np.errstate(over="ignore"):  # an overflow is found, and named, by the caller
         stored = encoded.astype(settings.storage)
     return np.split(stored, np.cumsum([0 if isinstance(item, str) else len(item) for item in items])[:-1])
-
-
-AT_ONCE = 65_536
-"""Photos whose features are loaded together."""
 
 
 @dataclass(frozen=True)
@@ -415,8 +342,7 @@ class Features:
         return on_device(torch.from_numpy(self.stored[np.asarray(indices)]), device).float()
 
     def near(self, device: torch.device) -> Features:
-        """The same for a training on ``device``: copied to a GPU, where that takes at most half of what is
-        free there."""
+        """The same for a training on ``device``; copied to a GPU that has twice the room free."""
         here = replace(self, mean=self.mean.to(device))
         if device.type != "cuda" or 2 * self.stored.nbytes > torch.cuda.mem_get_info(device)[0]:
             return here
@@ -434,8 +360,7 @@ class Features:
 
     def seen_in(self, epoch: int, indices: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
         """Features of the training photos ``indices`` [n] for the image head in ``epoch`` (from 1), float32
-        [n, D]: the plain view, or each photo's V views in turn. Photos start at different views. With as many
-        views as epochs none is seen twice."""
+        [n, D]: the plain view, or each photo's V views in turn, beginning at different ones."""
         if self.views is None:
             return self.rows(indices, device)
         # Knuth's multiplicative hash
@@ -445,16 +370,9 @@ class Features:
 
 
 def read(run: Run, of: pd.DataFrame) -> Features:
-    """The run's features, mapped, not loaded.
-
-    Args:
-        of: the run's :func:`photos`, with the column split at least.
-
-    Raises:
-        BundleError: the file holds no features, or those of other photos.
-    """
+    """The run's features, mapped, not loaded; ``of``: the run's :func:`photos` with the column split."""
     extract(run)
-    stored = _mapped(run.features, len(of))
+    stored = np.load(run.features, mmap_mode="r")
     mean = torch.zeros(stored.shape[1])
     if run.settings.backbone.centred:
         rows = manifest.rows_of(of, "train")
@@ -463,40 +381,20 @@ def read(run: Run, of: pd.DataFrame) -> Features:
         mean = torch.from_numpy((total / len(rows)).astype(np.float32))
     if run.settings.backbone.views == 1:
         return Features(stored, mean)
-    splits = manifest.read(run.manifest, ["split"])  # a photo that cannot be decoded has views too
-    rows = manifest.rows_of(splits, "train")
-    shape = (len(rows), run.settings.backbone.views, stored.shape[1])
-    views = _mapped(run.views, *shape)
+    views = np.load(run.views, mmap_mode="r")
     if hasattr(mmap, "MADV_RANDOM"):  # else the system reads ahead what nobody will ask for
         views._mmap.madvise(mmap.MADV_RANDOM)
-    return Features(stored, mean, views, rows)
+    splits = manifest.read(run.manifest, ["split"])  # a photo that cannot be decoded has views too
+    return Features(stored, mean, views, manifest.rows_of(splits, "train"))
 
 
-def _mapped(path: Path, *shape: int) -> np.ndarray:
-    """The array at ``path``, mapped, never unpickled; its shape begins with ``shape``."""
-    try:
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)
-    except READING_ERRORS as error:
-        why = one_line(error)
-        raise BundleError(f"{path}: not an array of features ({why}); delete it, and it is made again") from error
-    is_wanted = stored.ndim >= 2 and stored.shape[: len(shape)] == shape
-    if not (is_wanted and np.issubdtype(stored.dtype, np.floating)):
-        raise BundleError(
-            f"{path}: holds {stored.dtype} of shape {stored.shape}, not {' x '.join(map(str, shape))} rows "
-            "of float16 or float32; delete it, and it is made again"
-        )
-    return stored
-
-
-def most_alike(frozen: Features, of: pd.DataFrame, count: int = 2_000, seed: int = 0) -> pd.DataFrame:
+def most_alike(frozen: Features, of: pd.DataFrame, count: int = 2_000) -> pd.DataFrame:
     """For ``count`` random training photos the most alike among them: rows first and second, dissimilarity,
     distance_km."""
     rows = manifest.rows_of(of, "train")
-    chosen = np.random.default_rng(seed).choice(rows, min(count, len(rows)), replace=False)
+    chosen = np.random.default_rng(0).choice(rows, min(count, len(rows)), replace=False)
     unit, places = frozen.unit(chosen), manifest.coordinates(of)
     best, twin = (unit @ unit.T).fill_diagonal_(-1.0).max(1)
     second = chosen[twin.numpy()]
-    distance = distance_km(places[chosen], places[second])
-    return pd.DataFrame(
-        {"first": chosen, "second": second, "dissimilarity": 1.0 - best.numpy(), "distance_km": distance}
-    )
+    found = pd.DataFrame({"first": chosen, "second": second, "dissimilarity": 1.0 - best.numpy()})
+    return found.assign(distance_km=distance_km(places[chosen], places[second]))

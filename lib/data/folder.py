@@ -19,10 +19,9 @@ import numpy as np
 import pandas as pd
 
 from lib.data import tables
-from lib.data.degrees import LIMITS
 from lib.data.manifest import Built, refuse_ids, refuse_splits
 from lib.data.photos import ENDINGS, NOT_READ, exif_coordinates, not_read
-from lib.data.tables import Table
+from lib.data.tables import LIMITS, Table
 from lib.method.errors import BundleError
 from lib.runs import progress
 from lib.runs.files import one_line
@@ -38,14 +37,13 @@ def obtain(settings: Folder, root: Path) -> None:
 
 def listing(settings: Folder, root: Path) -> str:
     """Digest of the photos' paths and sizes: one that is added, removed or replaced is noticed."""
-    return hashlib.sha256(json.dumps(photo_sizes(root)).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_sizes(sorted(files_below(root)), root)).encode()).hexdigest()
 
 
 def build(settings: Folder, root: Path) -> Built:
     """The manifest of the photos under ``root`` and what was left out of it.
 
-    Raises:
-        BundleError: no photos; a table that cannot be read, lacks a column, or has an impossible coordinate.
+    BundleError: no photos; a table that cannot be read, lacks a column, or has an impossible coordinate.
     """
     if not root.is_dir():
         raise BundleError(f"{root}: no such folder; set dataset.root to the folder that holds the photos")
@@ -57,18 +55,13 @@ def build(settings: Folder, root: Path) -> Built:
         shown = os.fsencode(name).decode("utf-8", "backslashreplace")
         left_out.append((shown, shown, "its name is not UTF-8: rename it"))
     others = [path for path in files if path.suffix.lower() in NOT_READ]
-    for path in others:
-        name = path.relative_to(root).as_posix()
-        left_out.append((name, name, not_read(path.suffix.lower())))
+    names = [path.relative_to(root).as_posix() for path in others]
+    left_out += [(name, name, not_read(Path(name).suffix.lower())) for name in names]
     if not sizes:
-        why = "check dataset.root"
-        if others:
-            why = f"{len(others):,} files like {others[0].name}: {left_out[-1][2]}"
+        why = f"{len(others):,} files like {names[-1]}: {left_out[-1][2]}" if others else "check dataset.root"
         raise BundleError(f"{root}: no photos in it ({', '.join(sorted(ENDINGS))}); {why}")
     if settings.csv is None:
-        photos = pd.DataFrame(
-            {"id": list(sizes), "path": list(sizes), "latitude": np.nan, "longitude": np.nan}
-        )
+        photos = pd.DataFrame({"id": list(sizes), "path": list(sizes), **dict.fromkeys(LIMITS, np.nan)})
     else:
         table = tables.read(PROJECT / settings.csv, tuple(tables.COLUMN_NAMES), gaps=True)
         photos = _match(table, list(sizes), left_out)
@@ -77,13 +70,8 @@ def build(settings: Folder, root: Path) -> Built:
     return Built(photos, pd.DataFrame(left_out, columns=["id", "path", "reason"]))
 
 
-def photo_sizes(root: Path) -> dict[str, int]:
-    """Path below ``root`` and size in bytes of every photo, in order of the paths: by these a changed folder
-    is noticed."""
-    return _sizes(sorted(files_below(root)), root)
-
-
 def _sizes(files: list[Path], root: Path) -> dict[str, int]:
+    """Path below ``root`` and size in bytes of every photo."""
     photos = (path for path in files if path.suffix.lower() in ENDINGS)
     return {path.relative_to(root).as_posix(): path.stat().st_size for path in photos}
 
@@ -96,12 +84,12 @@ def files_below(root: Path, left_out: list[tuple] | None = None) -> Iterator[Pat
         name = path.relative_to(root).as_posix()
         lost.append((name, name, why))
 
+    def closed(error: OSError) -> None:
+        lose(Path(error.filename), f"the folder is closed: {error.strerror}")
+
     waiting = [root]
     while waiting:  # links wait until every folder has been seen: a photo has the path without them
-        for folder, inside, names in os.walk(
-            waiting.pop(0),
-            onerror=lambda error: lose(Path(error.filename), f"the folder is closed: {error.strerror}"),
-        ):
+        for folder, inside, names in os.walk(waiting.pop(0), onerror=closed):
             if (real := os.path.realpath(folder)) in seen:
                 inside.clear()
                 continue
@@ -118,8 +106,7 @@ def _as_text(values: pd.Series) -> pd.Series:
     """Names or ids as text, in Unicode's composed form: whole numbers have no point, none is empty."""
     if pd.api.types.is_float_dtype(values) and (values.dropna() % 1 == 0).all():
         values = values.astype("Int64")
-    text = values.astype(object).where(values.notna(), "").map(str)
-    return text.map(_composed)
+    return values.astype(object).where(values.notna(), "").map(str).map(_composed)
 
 
 def _composed(name: str) -> str:
@@ -127,16 +114,13 @@ def _composed(name: str) -> str:
 
 
 def _match(table: Table, files: list[str], left_out: list[tuple]) -> pd.DataFrame:
-    """Rows of ``table`` with the path of their photo; rows without photo and photos without row go to
-    ``left_out``."""
+    """Rows of ``table`` with their photo's path; rows and photos without the other go to ``left_out``."""
     frame, source = table.frame, table.path
     wanted = _as_text(frame["photo"]).str.strip().str.replace("\\", "/", regex=False).str.removeprefix("./")
     paths = wanted.map(_names_of(files))
     if not paths.notna().any():
-        raise BundleError(
-            f"{source}: none of its {len(frame):,} rows names a photo of the folder (first row: "
-            f"{one_line(wanted[0])}; first photo: {one_line(files[0])}); check dataset.root and the names"
-        )
+        said = f"(first row: {one_line(wanted[0])}; first photo: {one_line(files[0])}); check dataset.root"
+        raise BundleError(f"{source}: none of its {len(frame):,} rows names a photo of the folder {said}")
     for number in np.flatnonzero(paths.isna()):
         name = wanted.iloc[number]
         ending = PurePosixPath(name).suffix.lower()
@@ -158,11 +142,7 @@ def _match(table: Table, files: list[str], left_out: list[tuple]) -> pd.DataFram
 
 def _once_each(table: Table, left_out: list[tuple]) -> pd.DataFrame:
     """The rows of ``table``, one a photo: rows that agree, or are silent, count once; a photo with two places
-    or two splits is left out.
-
-    Raises:
-        BundleError: no photo is left.
-    """
+    or two splits is left out. BundleError: no photo is left."""
     frame, differs = table.frame, []
     again = frame.duplicated("path", keep=False)
     if not again.any():
@@ -192,35 +172,26 @@ def _contradiction(rows: pd.DataFrame) -> tuple[str, int, int] | None:
 
 
 def _names_of(files: list[str]) -> dict[str, str]:
-    """Every name by which a row may call a file: its path, its name, its stem; a name of several files is
-    none."""
+    """Every name by which a row may call a file: its stem, name, path; a name of several files is none."""
     known = {}
-    for of in (
-        lambda path: _composed(PurePosixPath(path).stem),
-        lambda path: _composed(PurePosixPath(path).name),
-        _composed,
-    ):
-        counted = Counter(map(of, files))
-        known |= {of(path): path for path in files if counted[of(path)] == 1}
+    for named in (lambda path: PurePosixPath(path).stem, lambda path: PurePosixPath(path).name, str):
+        names = [_composed(named(path)) for path in files]
+        counted = Counter(names)
+        known |= {name: path for name, path in zip(names, files, strict=True) if counted[name] == 1}
     return known
 
 
 def _with_exif(photos: pd.DataFrame, root: Path, left_out: list[tuple]) -> pd.DataFrame:
-    """``photos`` with missing coordinates taken from EXIF; those that have none there either go to
-    ``left_out``."""
+    """``photos`` with missing coordinates taken from EXIF; those without any go to ``left_out``."""
     missing = photos[list(LIMITS)].isna().any(axis=1)
     for row in progress(photos.index[missing], "reading EXIF", int(missing.sum())):
         photos.loc[row, list(LIMITS)] = exif_coordinates(root, photos.at[row, "path"])
     lost = photos[list(LIMITS)].isna().any(axis=1)
     if lost.all():
-        raise BundleError(
-            f"{root}: none of {len(photos):,} photos has coordinates; give dataset.csv, or photos with GPS "
-            "in EXIF"
-        )
-    left_out += [
-        (photo.id, photo.path, "no coordinates in the table or in EXIF")
-        for photo in photos[lost].itertuples()
-    ]
+        remedy = "give dataset.csv, or photos with GPS in EXIF"
+        raise BundleError(f"{root}: none of {len(photos):,} photos has coordinates; {remedy}")
+    why = "no coordinates in the table or in EXIF"
+    left_out += [(photo.id, photo.path, why) for photo in photos[lost].itertuples()]
     return photos[~lost].reset_index(drop=True)
 
 
@@ -229,10 +200,8 @@ def _with_splits(photos: pd.DataFrame, settings: Folder) -> pd.DataFrame:
     if "split" in photos:
         return photos
     order = np.random.default_rng(settings.seed).permutation(len(photos))
-    test, validation = (
-        round(settings.test_share * len(photos)),
-        round(settings.validation_share * len(photos)),
-    )
+    shares = settings.test_share, settings.validation_share
+    test, validation = (round(share * len(photos)) for share in shares)
     split = np.full(len(photos), "train", dtype=object)
     split[order[:test]], split[order[test : test + validation]] = "test", "validation"
     return photos.assign(split=split)

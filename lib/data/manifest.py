@@ -16,12 +16,11 @@ import pandas as pd
 from pyarrow import ArrowException
 
 from lib.data import tables
-from lib.data.degrees import LIMITS
 from lib.data.sphere import nearest
 from lib.data.tables import Table
 from lib.method.errors import BundleError
 from lib.runs import writing
-from lib.runs.files import READING_ERRORS, one_line
+from lib.runs.files import one_line
 
 REQUIRED = ("id", "path", "latitude", "longitude", "split")
 PLACES = ("latitude", "longitude", "split")
@@ -31,35 +30,24 @@ OUTSIDE = r"^(?:[/\\]|[A-Za-z]:)|(?:^|[/\\])\.\.(?:[/\\]|$)"
 
 
 class Built(NamedTuple):
-    """What a data set's builder returns: the photos' manifest, and what it left out (columns id, path,
-    reason)."""
+    """What a data set's builder returns: the manifest, and what was left out (columns id, path, reason)."""
 
     photos: pd.DataFrame
     left_out: pd.DataFrame
 
 
-def check(manifest: pd.DataFrame, source: str, columns: Sequence[str] = REQUIRED) -> None:
-    """Check that ``manifest`` has ``columns``, and coordinates, ids, splits and paths among them; messages
-    name ``source``.
-
-    Raises:
-        BundleError: with the first offending row and the number of such rows.
-    """
-    require_columns(manifest, columns, source)
+def check(manifest: pd.DataFrame, source: str) -> None:
+    """Check columns, coordinates, ids, splits and paths; a BundleError names ``source``, the first wrong row
+    and the number of such rows."""
+    require_columns(manifest, REQUIRED, source)
     if manifest.empty:
         raise BundleError(f"{source}: no photos; check the folder and the table it was made from")
-    table = Table(manifest.reset_index(drop=True), source)
-    if set(LIMITS) <= set(columns):
-        tables.places(table)
-    if "id" in columns:
-        refuse_ids(table)
-    if "split" in columns:
-        refuse_splits(table)
-    if "path" in columns:
-        paths = table.frame["path"]
-        named = paths.map(lambda path: isinstance(path, str) and path != "")
-        table.refuse(~named, "path", "is no path")
-        table.refuse(paths.str.contains(OUTSIDE, regex=True), "path", "leaves the data set's folder")
+    table, paths = Table(manifest.reset_index(drop=True), source), manifest["path"].reset_index(drop=True)
+    tables.places(table)
+    refuse_ids(table)
+    refuse_splits(table)
+    table.refuse(~paths.map(lambda path: isinstance(path, str) and path != ""), "path", "is no path")
+    table.refuse(paths.str.contains(OUTSIDE, regex=True), "path", "leaves the data set's folder")
 
 
 def refuse_ids(table: Table) -> None:
@@ -70,9 +58,8 @@ def refuse_ids(table: Table) -> None:
 
 def refuse_splits(table: Table) -> None:
     """Raise a BundleError where a row of ``table`` is in no split that stages know."""
-    names = table.frame["split"]
-    known = names.isin(["train", "validation", "validation_blocked"])
-    known |= names.map(lambda name: str(name).startswith("test"))
+    names = table.frame["split"].astype(str)
+    known = names.isin(["train", "validation", "validation_blocked"]) | names.str.startswith("test")
     table.refuse(~known, "split", "is none of train, validation, test…")
 
 
@@ -84,8 +71,7 @@ def require_columns(table: pd.DataFrame, columns: Sequence[str], source: str | P
 
 
 def write(manifest: pd.DataFrame, path: Path) -> None:
-    """Check ``manifest`` and write it to ``path`` (parquet), whole or not at all."""
-    check(manifest, str(path))
+    """Write ``manifest`` to ``path`` (parquet), whole or not at all."""
     with writing(path) as aside:
         try:
             manifest.reset_index(drop=True).to_parquet(aside, index=False)
@@ -100,19 +86,8 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def read(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """The checked manifest at ``path``, or ``columns`` of it.
-
-    Raises:
-        BundleError: it cannot be read, or not be used.
-    """
-    try:
-        manifest = tables.read_parquet(path, columns)
-    except READING_ERRORS as error:
-        raise BundleError(
-            f"{path}: cannot be read as a manifest ({one_line(error)}); run notebook 01 again"
-        ) from error
-    check(manifest, str(path), columns or REQUIRED)
-    return manifest
+    """The manifest at ``path``, or ``columns`` of it."""
+    return tables.read_parquet(path, columns)
 
 
 def coordinates(manifest: pd.DataFrame) -> np.ndarray:
@@ -121,11 +96,7 @@ def coordinates(manifest: pd.DataFrame) -> np.ndarray:
 
 
 def rows_of(manifest: pd.DataFrame, split: str) -> np.ndarray:
-    """Row numbers of a split, int64 [n].
-
-    Raises:
-        BundleError: the split has no photos.
-    """
+    """Row numbers of a split, int64 [n]. BundleError: the split has no photos."""
     rows = np.flatnonzero(manifest["split"] == split)
     if len(rows) == 0:
         splits = ", ".join(sorted(manifest["split"].unique()))
@@ -134,18 +105,14 @@ def rows_of(manifest: pd.DataFrame, split: str) -> np.ndarray:
 
 
 def summary(manifest: pd.DataFrame) -> pd.DataFrame:
-    """One row a split: photos, range of latitudes and longitudes, countries, photos that share a place with
-    another."""
+    """One row a split: photos, range of latitudes and longitudes, photos that share a place with another,
+    countries."""
     shared = manifest.duplicated(["latitude", "longitude"], keep=False)
     grouped = manifest.assign(shared=shared).groupby("split", sort=False)
     frame = grouped.agg(
-        photos=("id", "size"),
-        south=("latitude", "min"),
-        north=("latitude", "max"),
-        west=("longitude", "min"),
-        east=("longitude", "max"),
-        sharing_a_place=("shared", "sum"),
-    )
+        photos=("id", "size"), south=("latitude", "min"), north=("latitude", "max"),
+        west=("longitude", "min"), east=("longitude", "max"), sharing_a_place=("shared", "sum"),
+    )  # fmt: skip
     return frame.join(grouped["country"].nunique().rename("countries")) if "country" in manifest else frame
 
 

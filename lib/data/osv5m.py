@@ -1,12 +1,9 @@
 """OpenStreetView-5M: street-level photos of the whole world, from the Hugging Face hub or one's own disk.
 
 Layout: ``images/{train,test}/NN.zip`` (98 and 5 archives of about 50,000 photos ``NN/<id>.jpg``),
-``train.csv``, ``test.csv``. Of each chosen shard the first that is there is taken: the folder ``NN`` of an
-unpacked archive, the archive ``NN.zip``, a download. Photos are read straight out of the archives.
-
-Splits: the official training split, less a seeded random cut for validation; the official test split. The
-manifest has ``COLUMNS`` of the tables. Source: Astruc et al., arXiv 2404.18873;
-https://huggingface.co/datasets/osv5m/osv5m (CC BY-SA 4.0).
+``train.csv``, ``test.csv``. Photos are read straight out of the archives, or out of the folder ``NN`` of an
+unpacked one. Splits: the official training split, less a seeded random cut for validation; the official test
+split. Source: Astruc et al., arXiv 2404.18873; https://huggingface.co/datasets/osv5m/osv5m (CC BY-SA 4.0).
 """
 
 from __future__ import annotations
@@ -20,10 +17,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from lib.data.degrees import LIMITS
 from lib.data.manifest import OUTSIDE, Built, require_columns
 from lib.data.photos import ENDINGS, open_archive
-from lib.data.tables import read_csv
+from lib.data.tables import LIMITS, read_csv
 from lib.method.errors import BundleError
 from lib.runs import checksum, progress, write_json
 from lib.runs.files import READING_ERRORS, one_line
@@ -47,25 +43,18 @@ FEWER = "choose fewer shards (dataset.train_shards, dataset.test_shards)"
 
 
 def obtain(settings: OSV5M, root: Path) -> None:
-    """Download what is chosen and not there.
-
-    Raises:
-        BundleError: something is missing and cannot be had, the disk is too small, or a checksum is wrong.
-    """
+    """Download what is chosen and not there. BundleError: something is missing and cannot be had, the disk is
+    too small, or a checksum is wrong."""
     there = _lock(root).get("revision")
     if settings.revision and there and not there.startswith(settings.revision):
-        raise BundleError(
-            f"{root / LOCK}: the files here are of commit {there}, and dataset.revision={settings.revision}; "
-            "set another dataset.root for it"
-        )
+        said = f"the files here are of commit {there}, and dataset.revision={settings.revision}"
+        raise BundleError(f"{root / LOCK}: {said}; set another dataset.root for it")
     missing = [name for name in TABLES if not (root / name).is_file()]
     missing += [f"{shard}.zip" for shard in _shards(settings) if _source(root, shard) is None]
     if missing and not settings.download:
-        raise BundleError(
-            f"{root}: {missing[0]} is not there ({len(missing)} of the chosen files are not) and "
-            "dataset.download is off; put them there, set dataset.root to the folder that holds images/, "
-            f"train.csv and test.csv, or {FEWER}"
-        )
+        said = f"{missing[0]} is not there ({len(missing)} of the chosen files are not)"
+        remedy = f"set dataset.root to the folder that holds images/, train.csv and test.csv, or {FEWER}"
+        raise BundleError(f"{root}: {said} and dataset.download is off; put them there, {remedy}")
     if missing:
         _download(missing, settings, root)
 
@@ -83,24 +72,16 @@ def listing(settings: OSV5M, root: Path) -> str:
 
 def build(settings: OSV5M, root: Path) -> Built:
     """The manifest of the chosen shards, and what was left out: rows without photo, photos without row, no
-    coordinates.
-
-    Raises:
-        BundleError: a table or an archive cannot be used, or validation would take half of the photos.
-    """
+    coordinates. BundleError: a table or an archive cannot be used, or validation takes half of the photos."""
     parts = [_split(settings, root, split) for split in SHARDS]
     photos = pd.concat([part.photos for part in parts], ignore_index=True)
     train = np.flatnonzero(photos["split"] == "train")
     if len(train) == 0:
-        raise BundleError(
-            f"{root}: no row of train.csv has a photo in the chosen shards; the photos must be called as the "
-            "column id says, and the table must be that of these archives"
-        )
+        said = "no row of train.csv has a photo in the chosen shards"
+        raise BundleError(f"{root}: {said}; photos are called as the column id says; is it another table?")
     if settings.validation > len(train) // 2:
-        raise BundleError(
-            f"{root}: dataset.validation={settings.validation:,} would take more than half of the "
-            f"{len(train):,} training photos; lower it or choose more shards"
-        )
+        said = f"would take more than half of the {len(train):,} training photos; lower it"
+        raise BundleError(f"{root}: dataset.validation={settings.validation:,} {said} or choose more shards")
     chosen = np.random.default_rng(settings.seed).permutation(train)[: settings.validation]
     photos.loc[chosen, "split"] = "validation"
     return Built(photos, pd.concat([part.left_out for part in parts], ignore_index=True))
@@ -131,8 +112,7 @@ def _split(settings: OSV5M, root: Path, split: str) -> Built:
     if len(shards) == SHARDS[split]:
         left_out += [(photo, "", f"{source.name}: its photo is in no archive") for photo in lacking]
     elif len(lacking):
-        why = f"{source.name}: rows without photo in the chosen shards: {len(lacking):,}"
-        left_out.append(("", "", why))
+        left_out.append(("", "", f"{source.name}: rows without photo in the chosen shards: {len(lacking):,}"))
     photos = table[has_photo].assign(split=split)
     photos.insert(1, "path", paths[photos["id"]].to_numpy())
     placed = (photos[[*LIMITS]].abs() <= [*LIMITS.values()]).all(axis=1)
@@ -144,17 +124,15 @@ def _split(settings: OSV5M, root: Path, split: str) -> Built:
 
 
 def _read_table(source: Path) -> pd.DataFrame:
-    """``COLUMNS`` of the table, those that it has: ids as text, coordinates float64. Of rows with one id the
-    first counts."""
+    """``COLUMNS`` of the table, ids as text, coordinates float64; of rows with one id the first counts."""
     try:
         known = read_csv(source, nrows=1)
         require_columns(known, ("id", *LIMITS), source)
         used = [name for name in known if name in COLUMNS]
         # Not by usecols, which passes over rows that are too long. "NA" is Namibia, not a missing value.
         options = {"keep_default_na": False, "na_values": ["", "NaN"], "low_memory": False}
-        blocks = pd.read_csv(
-            source, dtype=dict.fromkeys(TEXTS, "str"), index_col=False, chunksize=100_000, **options
-        )
+        options |= {"dtype": dict.fromkeys(TEXTS, "str"), "index_col": False, "chunksize": 100_000}
+        blocks = pd.read_csv(source, **options)
         table = pd.concat([block[used] for block in blocks], ignore_index=True)
     except READING_ERRORS as error:
         raise BundleError(f"{source}: cannot be read as CSV ({one_line(error)}); download it anew") from error
@@ -164,8 +142,7 @@ def _read_table(source: Path) -> pd.DataFrame:
 
 
 def _source(root: Path, shard: str) -> Path | None:
-    """What a shard is read from: its unpacked folder, unless the archive beside it holds more photos; its
-    archive; or None."""
+    """Its unpacked folder, unless the archive beside it holds more photos; its archive; or None."""
     folder, archive = root / shard, root / f"{shard}.zip"
     if folder.is_dir() and not (archive.is_file() and len(_unpacked(folder)) < len(_members(archive))):
         return folder
@@ -185,16 +162,13 @@ def _unpacked(folder: Path) -> list[Path]:
 
 
 def _members(archive: Path) -> list[str]:
-    """Names of an archive's photos.
-
-    Raises:
-        BundleError: it cannot be read, or holds a name that leaves the folder.
-    """
+    """Names of an archive's photos. BundleError: it cannot be read, or holds a name that leaves the
+    folder."""
     try:
         members = dict.fromkeys(open_archive(archive).namelist())  # an archive may hold a name twice
     except (OSError, zipfile.BadZipFile) as error:
-        sentence = f"cannot be read as an archive ({one_line(error)}); delete it and download it anew"
-        raise BundleError(f"{archive}: {sentence}") from error
+        why = f"cannot be read as an archive ({one_line(error)}); delete it and download it anew"
+        raise BundleError(f"{archive}: {why}") from error
     names = [name for name in members if PurePosixPath(name).suffix.lower() in ENDINGS]
     outside = pd.Series(names, dtype="str").str.contains(OUTSIDE, regex=True)
     if outside.any():
@@ -211,18 +185,15 @@ def _lock(root: Path) -> dict:
         lock = json.loads((root / LOCK).read_text(encoding="utf-8"))
         return {"revision": lock.get("revision"), **lock, "files": dict(lock["files"])}
     except READING_ERRORS as error:
-        raise BundleError(
-            f"{root / LOCK}: damaged ({one_line(error)}); delete it: what has been downloaded stays, and the "
-            "next download writes it anew"
-        ) from error
+        why = f"damaged ({one_line(error)}); delete it: what has been downloaded stays"
+        raise BundleError(f"{root / LOCK}: {why}, and the next download writes it anew") from error
 
 
 def _download(names: list[str], settings: OSV5M, root: Path) -> None:
-    """Download ``names`` from the hub into ``root``. After a stop, files that have arrived are kept; the one
-    that was on its way may begin anew.
+    """Download ``names`` into ``root``; files that have arrived are kept after a stop.
 
-    All of one commit: the settings', else the one that the first download took, which ``LOCK`` remembers.
-    Sizes are checked against the free disk beforehand, checksums (SHA-256) afterwards.
+    All of one commit: the settings', else the one that ``LOCK`` has of the first download. Sizes are checked
+    against the free disk beforehand, checksums (SHA-256) afterwards.
     """
     from httpx import HTTPError
     from huggingface_hub import HfApi, hf_hub_download
@@ -237,29 +208,21 @@ def _download(names: list[str], settings: OSV5M, root: Path) -> None:
         described = api.get_paths_info(REPOSITORY, names, repo_type="dataset", revision=lock["revision"])
         entries = {entry.path: entry for entry in described}
         if unknown := [name for name in names if name not in entries]:
-            raise BundleError(
-                f"{REPOSITORY} has no {unknown[0]} at {lock['revision']}; check dataset.revision"
-            )
-        _check_space(root, [entries[name].size for name in names])
+            said = f"has no {unknown[0]} at {lock['revision']}; check dataset.revision"
+            raise BundleError(f"{REPOSITORY} {said}")
+        needed, free = sum(entries[name].size for name in names) + SPARE_BYTES, shutil.disk_usage(root).free
+        if needed > free:
+            said = f"takes {needed / 1e9:,.1f} GB, with 1 GB to spare, and {free / 1e9:,.1f} GB are free"
+            remedy = f"{FEWER} or another dataset.root"
+            raise BundleError(f"{root}: to download {len(names)} files {said}; {remedy}")
         for name in progress(names, "downloading", len(names)):
             hf_hub_download(REPOSITORY, name, repo_type="dataset", revision=lock["revision"], local_dir=root)
             lock["files"][name] = _verified(root / name, entries[name])
             write_json(root / LOCK, lock)
     except (HTTPError, LocalEntryNotFoundError, ConnectionError) as error:
-        raise BundleError(
-            f"{root}: {names[0]} is not there ({len(names)} files are not) and the hub does not give it now "
-            f"({one_line(error)}); files that have arrived are kept: try again, put {REPOSITORY}'s files "
-            f"there, or {FEWER}"
-        ) from error
-
-
-def _check_space(root: Path, sizes: list[int]) -> None:
-    needed, free = sum(sizes) + SPARE_BYTES, shutil.disk_usage(root).free
-    if needed > free:
-        raise BundleError(
-            f"{root}: to download {len(sizes)} files takes {needed / 1e9:,.1f} GB, 1 GB to spare among them, "
-            f"and {free / 1e9:,.1f} GB are free; {FEWER} or another dataset.root"
-        )
+        said = f"{names[0]} is not there ({len(names)} files are not) and the hub does not give it now"
+        remedy = f"what has arrived is kept: try again, put {REPOSITORY}'s files there, or {FEWER}"
+        raise BundleError(f"{root}: {said} ({one_line(error)}); {remedy}") from error
 
 
 def _verified(path: Path, entry: object) -> dict[str, str | int]:
@@ -268,7 +231,5 @@ def _verified(path: Path, entry: object) -> dict[str, str | int]:
     lfs = getattr(entry, "lfs", None)
     if path.stat().st_size != entry.size or (lfs is not None and lfs.sha256 != found):
         path.unlink()
-        raise BundleError(
-            f"{path}: arrived damaged (its checksum is not the hub's) and was deleted; run it again"
-        )
+        raise BundleError(f"{path}: arrived damaged (not the hub's checksum) and was deleted; run it again")
     return {"size": entry.size, "sha256": found}

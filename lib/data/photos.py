@@ -1,4 +1,4 @@
-"""Photos on disk, opened upright and in RGB from a folder or a zip archive; and the GPS in their EXIF.
+"""Photos, opened upright and in RGB from a folder or a zip archive; and the GPS in their EXIF.
 
 A photo is named by a folder and a path below it, into a zip archive too: ``train/00.zip/00/123.jpg``.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lib.data.degrees import of_exif
+from lib.data.tables import LIMITS
 
 ENDINGS = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw")
@@ -27,6 +27,10 @@ NOT_READ = {".heic": "HEIC", ".heif": "HEIF", ".avif": "AVIF", ".jxl": "JPEG XL"
 GPS_IFD = 0x8825
 LATITUDE, LONGITUDE = 2, 4
 """EXIF's tags; the hemisphere stands in the tag before each."""
+HEMISPHERES = {
+    "latitude": {"n": 1.0, "north": 1.0, "s": -1.0, "south": -1.0},
+    "longitude": {"e": 1.0, "east": 1.0, "w": -1.0, "west": -1.0},
+}
 ORIENTATION = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -51,14 +55,8 @@ def not_read(ending: str) -> str:
 
 
 def open_photo(root: Path, path: str, smallest_px: int | None = None) -> Image.Image:
-    """The photo at ``path`` below ``root``, wholly decoded: RGB, turned as its EXIF says.
-
-    Args:
-        smallest_px: for thumbnails; a JPEG may be decoded at a half, a quarter … down to this side.
-
-    Raises:
-        One of ``UNREADABLE``: it is missing or cannot be decoded.
-    """
+    """The photo at ``path`` below ``root``, wholly decoded: RGB, turned as its EXIF says. Raises one of
+    ``UNREADABLE``. ``smallest_px``: a JPEG may be decoded at a half, a quarter … down to this side."""
     if (written := Path(path).suffix.lower()) in NOT_READ:
         raise ValueError(not_read(written))
     with Image.open(_source(root, path)) as image:
@@ -80,11 +78,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Greys of 16 bits, or of floats 0..1 or 0..255, as 8 bits; Pillow's own conversion would clip them.
-
-    Raises:
-        ValueError: floats beyond 0..255, whose scale is not known.
-    """
+    """Greys of 16 bits, or of floats 0..1 or 0..255, as 8 bits; Pillow's own conversion would clip them."""
     if image.mode == "F":
         values = np.asarray(image)
         if not (values.min() >= 0.0 and values.max() <= 255.0):  # NaN too
@@ -98,9 +92,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def exif_coordinates(root: Path, path: str) -> tuple[float, float]:
     """Latitude and longitude in degrees of a photo's EXIF; NaN where there are none or they make no sense.
-
-    Exactly 0, 0 is no place: programs write it where they remove one.
-    """
+    Exactly 0, 0 is no place: programs write it where they remove one."""
     try:
         with Image.open(_source(root, path)) as image:
             gps = image.getexif().get_ifd(GPS_IFD)
@@ -110,6 +102,17 @@ def exif_coordinates(root: Path, path: str) -> tuple[float, float]:
         return np.nan, np.nan
     is_place = not np.isnan([latitude, longitude]).any() and (latitude, longitude) != (0.0, 0.0)
     return (latitude, longitude) if is_place else (np.nan, np.nan)
+
+
+def of_exif(parts: object, reference: object, name: str) -> float:
+    """Degrees of an EXIF tag (degrees, minutes, seconds) and of its hemisphere's tag, text or bytes; NaN
+    where they make no sense. The degrees may have a sign, which must not contradict the hemisphere."""
+    first, *rest = (float(part) for part in (parts if isinstance(parts, tuple | list) else (parts,)))
+    text = reference.decode("latin-1") if isinstance(reference, bytes) else str(reference)
+    sign = HEMISPHERES[name].get(text.strip(" \t\r\n\0.").lower(), np.nan)
+    size = abs(first) + sum(part / 60.0**power for power, part in enumerate(rest, start=1))
+    makes_sense = all(0.0 <= part <= 60.0 for part in rest) and not (first < 0.0 and sign > 0.0)
+    return sign * size if makes_sense and size <= LIMITS[name] else np.nan
 
 
 def _source(root: Path, path: str) -> Path | io.BytesIO:
@@ -125,11 +128,7 @@ def _source(root: Path, path: str) -> Path | io.BytesIO:
 
 
 def open_archive(path: Path) -> zipfile.ZipFile:
-    """The archive at ``path``, kept open: its table of contents is read once a process.
-
-    Raises:
-        zipfile.BadZipFile, OSError: it cannot be read.
-    """
+    """The archive at ``path``, kept open: its table of contents is read once a process."""
     status = path.stat()
     return _archive(path, os.getpid(), status.st_size, status.st_mtime_ns)
 

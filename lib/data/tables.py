@@ -19,11 +19,12 @@ import numpy as np
 import pandas as pd
 from pyarrow import parquet
 
-from lib.data.degrees import LIMITS
 from lib.method.errors import BundleError
 from lib.method.geodesy import check_degrees
 from lib.runs.files import READING_ERRORS, one_line
 
+LIMITS = {"latitude": 90.0, "longitude": 180.0}
+"""Of degrees."""
 COLUMN_NAMES = {
     "latitude": ("latitude", "lat", "gpslatitude", "gtlat", "decimallatitude"),
     "longitude": ("longitude", "lon", "lng", "long", "gpslongitude", "gtlon", "decimallongitude"),
@@ -61,10 +62,8 @@ class Table:
         if wrong.any():
             label, many = wrong.idxmax(), f"{int(wrong.sum()):,} such rows"
             value = self.frame[column][label]
-            shown = one_line(repr(value) if isinstance(value, str) else value)
-            raise BundleError(
-                f"{self.path}: {self.row(label)}: {column} {shown} {sentence} ({many}); mend or drop them"
-            )
+            said = f"{column} {one_line(repr(value) if isinstance(value, str) else value)} {sentence}"
+            raise BundleError(f"{self.path}: {self.row(label)}: {said} ({many}); mend or drop them")
 
     @cached_property
     def _lines(self) -> list[int]:
@@ -72,22 +71,18 @@ class Table:
 
 
 def read(path: Path, columns: Sequence[str] = tuple(LIMITS), *, gaps: bool = False) -> Table:
-    """The table at ``path`` with ``columns`` under our names, coordinates as float64 and checked.
+    """The table at ``path`` with ``columns`` of ``COLUMN_NAMES``, coordinates as float64 and checked.
 
-    Args:
-        columns: of ``COLUMN_NAMES``; id and split may be missing.
-        gaps: whether cells of latitude and longitude may be empty (NaN).
-
-    Raises:
-        BundleError: no table, no rows, columns that are missing or doubled, or a row that is no place.
+    Id and split may be missing; with ``gaps`` cells of latitude and longitude may be empty (NaN).
+    BundleError: no table, no rows, columns that are missing or doubled, or a row that is no place.
     """
     if not path.is_file():
         raise BundleError(f"{path}: no such table; name a CSV or parquet file")
     try:
         given, header, delimiter = _read_file(path)
     except (*READING_ERRORS, csv.Error) as error:
-        sentence = f"cannot be read as a table ({one_line(error)}); save it as CSV in UTF-8, or as parquet"
-        raise BundleError(f"{path}: {sentence}") from error
+        why = f"cannot be read as a table ({one_line(error)}); save it as CSV in UTF-8, or as parquet"
+        raise BundleError(f"{path}: {why}") from error
     found = _find(header, columns, path)
     if given.empty:
         raise BundleError(f"{path}: the table has no rows")
@@ -100,17 +95,13 @@ def read(path: Path, columns: Sequence[str] = tuple(LIMITS), *, gaps: bool = Fal
 
 def places(table: Table, *, gaps: bool = False) -> pd.DataFrame:
     """Latitude and longitude of ``table`` as float64 degrees; NaN where a cell is empty and ``gaps`` may be.
-
-    Raises:
-        BundleError: a value is no number or beyond its limit, or all places are radians.
-    """
+    BundleError: a value is no number or beyond its limit, or all places are radians."""
     found = pd.DataFrame({name: numbers(table.frame[name]) for name in LIMITS})
     for name, limit in LIMITS.items():
         wrong = np.isinf(found[name]) | (found[name].isna() & (not gaps))
         table.refuse(wrong, name, "is no signed decimal number of degrees, such as -33.86")
         beyond = found[name].abs() > limit
-        may_be_longitudes = found[name][beyond].abs().max() <= LIMITS["longitude"]
-        hint = ", columns swapped?" if may_be_longitudes else ""
+        hint = ", columns swapped?" if found[name][beyond].abs().max() <= LIMITS["longitude"] else ""
         table.refuse(beyond, name, f"is not within +-{limit:g} degrees{hint}")
     try:
         check_degrees(found.dropna().to_numpy())
@@ -130,10 +121,7 @@ def numbers(cells: pd.Series) -> pd.Series:
 
 
 def _read_file(path: Path) -> tuple[pd.DataFrame, list[Hashable], str | None]:
-    """The table as it is, all cells of a CSV as text; its column names; a CSV's delimiter.
-
-    Raises one of ``READING_ERRORS`` or csv.Error where it is no table.
-    """
+    """The table as it is, all cells of a CSV as text; its column names; a CSV's delimiter."""
     if path.suffix.lower() == ".parquet":
         table = read_parquet(path)
         if named := [name for name in table.index.names if name is not None]:
@@ -160,11 +148,7 @@ def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _find(header: Sequence[Hashable], columns: Sequence[str], path: Path) -> dict[str, Hashable]:
-    """Our name -> the column of ``header`` that has it.
-
-    Raises:
-        BundleError: a column is missing, or there are two for one thing.
-    """
+    """Our name -> its column. BundleError: a column is missing, or there are two for one thing."""
     found, why = {}, ""
     for ours in columns:
         named = _named(header, ours)
@@ -175,17 +159,14 @@ def _find(header: Sequence[Hashable], columns: Sequence[str], path: Path) -> dic
         elif ours not in {"id", "split"}:
             why = why or f"no column for the {ours} ({', '.join(COLUMN_NAMES[ours][:5])}…)"
     if why:
-        there = one_line(", ".join(map(str, header)))
         form = "latitude and longitude are one column each of signed decimal degrees, such as -33.86"
-        raise BundleError(f"{path}: {why}; it has {there}; {form}")
+        raise BundleError(f"{path}: {why}; it has {one_line(', '.join(map(str, header)))}; {form}")
     return found
 
 
 def _named(header: Sequence[Hashable], ours: str) -> list[Hashable]:
-    """Columns of ``header`` for ``ours``, then those for parts of a coordinate.
-
-    A table may name its photos in several columns: the one that comes first in ``COLUMN_NAMES`` counts.
-    """
+    """Columns of ``header`` for ``ours``, of several names of photos the first in ``COLUMN_NAMES``; then
+    those for parts of a coordinate."""
     known = COLUMN_NAMES[ours]
     plain = [re.sub(r"[\s_]", "", str(column)).lower() for column in header]
     first = next((name for name in known if name in plain), None)
@@ -197,10 +178,7 @@ def _named(header: Sequence[Hashable], ours: str) -> list[Hashable]:
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """The table at ``path``, or those of ``columns`` that it has; its text is known to be UTF-8.
-
-    Raises one of ``READING_ERRORS`` where it is no table.
-    """
+    """The table at ``path``, or those of ``columns`` that it has. Raises one of ``READING_ERRORS``."""
     with parquet.ParquetFile(path) as file:
         known = file.schema_arrow.names
         if twice := [name for name in dict.fromkeys(known) if known.count(name) > 1]:
@@ -211,16 +189,11 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pd.DataFra
 
 
 def read_csv(path: Path, **options: Any) -> pd.DataFrame:
-    """The table at ``path``, read with pandas' ``options``.
-
-    Raises one of ``READING_ERRORS`` where it is no table, or its rows have more fields than its header has
-    names: pandas would take the first field for the row's name, and shift all others.
-    """
+    """The table at ``path``, read with pandas' ``options``. Raises one of ``READING_ERRORS``, also where rows
+    have more fields than the header has names: pandas would shift them."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
             return pd.read_csv(path, index_col=False, **options)
         except pd.errors.ParserWarning as error:
-            raise ValueError(
-                "its rows have more fields than its header has names; name every column"
-            ) from error
+            raise ValueError("its rows have more fields than its header has names; name them all") from error

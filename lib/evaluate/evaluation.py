@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from lib.data import backbones, datasets, features
-from lib.data.blue_marble import photo_places
 from lib.data.manifest import read_table
+from lib.data.places import photo_places
 from lib.data.sphere import nearest
 from lib.evaluate import intervals, neighbour
 from lib.evaluate.intervals import GEOCLIP_PRETRAINED, NEAREST_NEIGHBOUR, UNTRAINED

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from lib.data import backbones, datasets, features, manifest
 from lib.data.backbones import Backbone
-from lib.data.blue_marble import photo_places
+from lib.data.places import photo_places
 from lib.method.errors import BundleError
 from lib.method.model import GeoCLIP
 from lib.runs import RESULTS, Run, cache, machine

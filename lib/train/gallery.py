@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 
 from lib.data import datasets, places, sphere, tables
-from lib.data.blue_marble import photo_places
 from lib.data.features import NOT_DECODED, Features
+from lib.data.places import photo_places
 from lib.method.errors import BundleError
 from lib.method.model import EMBEDDING, GeoCLIP
 from lib.runs import Run
