@@ -25,18 +25,17 @@ STAGES = {
 EVERY = set(STAGES)
 REACHED = {
     "lib.method.binning": ("add_tile", {"curve"}),
-    "lib.method.empirical": ("EmpiricalSemivariogram", {"curve"}),
-    "lib.method.fitting": ("evaluate", {"curve", "training"}),
+    "lib.method.empirical": ("of_tile", {"curve"}),
+    "lib.method.fitting": ("r2", {"curve"}),
     "lib.method.frequencies": ("nyquist", {"training"}),
     "lib.method.geodesy": ("chord_to_rad", EVERY - {"features"}),
     "lib.method.loss": ("contrastive_loss", {"training"}),
     "lib.method.model": ("GeoCLIP", {"training", "evaluation"}),
     "lib.method.negatives": ("Pairs", {"training"}),
     "lib.method.semivariogram": ("FittedSemivariogram", {"curve", "training"}),
-    "lib.data.backbones": ("load_efficientnet_lite", {"features"}),
+    "lib.data.backbones": ("_folded", {"features"}),
     "lib.data.blue_marble": ("_places_in", {"manifest"}),
     "lib.data.datasets": ("_with_places", {"manifest"}),
-    "lib.data.degrees": ("of_exif", {"manifest"}),
     "lib.data.draws": ("generator", {"features", "training"}),
     "lib.data.features": ("Features", EVERY - {"manifest", "features"}),
     "lib.data.folder": ("_match", {"manifest"}),
@@ -48,11 +47,11 @@ REACHED = {
     "lib.data.tables": ("read_parquet", EVERY),
     "lib.train.checkpoints": ("initialise", {"training"}),
     "lib.train.curve": ("_fit", {"curve"}),
-    "lib.train.data": ("TrainingData", {"training"}),
-    "lib.train.gallery": ("retrieve", {"training", "evaluation"}),
-    "lib.train.metrics": ("METRICS", {"evaluation"}),
+    "lib.train.data": ("_some", {"training"}),
+    "lib.train.gallery": ("most_similar", {"training", "evaluation"}),
+    "lib.train.metrics": ("summarise", {"evaluation"}),
     "lib.train.training": ("loss_of_batch", {"training"}),
-    "lib.evaluate.evaluation": ("bounds", {"evaluation"}),
+    "lib.evaluate.evaluation": ("comparison", {"evaluation"}),
     "lib.evaluate.intervals": ("means_of", {"evaluation"}),
     "lib.evaluate.neighbour": ("fit", {"evaluation"}),
 }
@@ -75,7 +74,7 @@ def new(pairs: Pairs) -> Reweighting:
 NEW_BACKBONE = """
 def load_new(name: str, settings: BackboneSettings) -> Backbone:
     raise BundleError(name)
-REGISTRY |= {"new": Entry("of a test", load_new)}
+REGISTRY |= {"new": Entry(load_new)}
 """
 
 
@@ -125,17 +124,22 @@ def changed(tree: Path, before: dict[str, list[str]], module: str, text: str) ->
 
 
 def turned(text: str, definition: str) -> str:
-    """``text`` with the first operator of one of its definitions turned round."""
+    """``text`` with the first operator, or end of a slice, of one of its definitions changed."""
     module = ast.parse(text)
     for node in module.body:
         bound = [node, getattr(node, "target", None), *getattr(node, "targets", [])]
         if definition in {getattr(one, name, None) for one in bound for name in ("name", "id")}:
-            for one in ast.walk(node):
+            types = [getattr(one, name, None) for one in ast.walk(node) for name in ("annotation", "returns")]
+            passed_over = {id(part) for one in types if one is not None for part in ast.walk(one)}
+            for one in (one for one in ast.walk(node) if id(one) not in passed_over):
                 if isinstance(one, ast.BinOp | ast.BoolOp) and type(one.op) in OTHER:
                     one.op = OTHER[type(one.op)]()
                     return ast.unparse(module)
                 if isinstance(one, ast.Compare) and type(one.ops[0]) in OTHER:
                     one.ops[0] = OTHER[type(one.ops[0])]()
+                    return ast.unparse(module)
+                if isinstance(one, ast.Slice) and isinstance(one.upper, ast.Constant):
+                    one.upper.value += 1
                     return ast.unparse(module)
     raise AssertionError(f"no operator in {definition}")
 
@@ -176,7 +180,7 @@ def test_a_notebook_depends_on_what_it_draws_and_not_on_what_stages_compute(tree
     source = "from lib.show import figures\nfrom lib.data import features\n"
     source += "features.extract(run)\nfigures.forest(table)"
     figure, stage = file_of(tree, "lib.show.figures"), file_of(tree, "lib.data.features")
-    for path, definition, is_noticed in ((figure, "forest", True), (stage, "_blocks", False)):
+    for path, definition, is_noticed in ((figure, "forest", True), (stage, "_extract", False)):
         forget()
         before, kept = code.digest_of_source(source), path.read_text()
         path.write_text(turned(kept, definition))
