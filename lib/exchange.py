@@ -29,9 +29,7 @@ def export_geolocation(release: Release, folder: Path) -> Path:
     """Write ``release`` for ``geoclip.GeoCLIP.from_pretrained(folder)``; return ``folder``.
 
     Mean and scale of the features are folded into the head's first layer: the package knows neither.
-
-    Raises:
-        BundleError: the features do not have 768 dimensions.
+    BundleError: the features do not have 768 dimensions.
     """
     trained, width = release.model, release.model.image_head[0].in_features
     if width != HEAD_WIDTH:
@@ -41,9 +39,8 @@ def export_geolocation(release: Release, folder: Path) -> Path:
     head["0.weight"] = head["0.weight"] / trained.feature_scale
     head["0.bias"] = head["0.bias"] - head["0.weight"] @ trained.feature_mean
     weights = {f"image_encoder.mlp.{name}": value for name, value in head.items()}
-    whole = trained.state_dict()
-    kept = ("location_encoder.", "logit_scale")
-    weights |= {name: value for name, value in whole.items() if name.startswith(kept)}
+    kept = [name for name in trained.state_dict() if name.startswith(("location_encoder.", "logit_scale"))]
+    weights |= {name: trained.state_dict()[name] for name in kept}
     with writing(folder / "gallery.csv") as aside:
         pd.DataFrame(release.gallery_deg, columns=["LAT", "LON"]).to_csv(aside, index=False)
     checkpoint = {"repo_id": release.backbone, "revision": release.revision}
@@ -89,24 +86,19 @@ Method: after arXiv 2509.21573 and GeoCLIP, arXiv 2309.16020.
 
 def export(run: Run, folder: Path, strategy: str | None = None, seed: int = 0) -> None:
     """Write both releases of a run's model to ``folder``, by default of its best strategy on validation.
-
-    Raises:
-        BundleError: the model is not on 768 features; only its location encoder is written then.
-    """
+    BundleError: the model is not on 768 features; only its location encoder is written then."""
     strategy = strategy or training.best_strategy(run)[0]
     print(f"strategy {strategy}, seed {seed}")
     training.train_job(training.Job.of(run, strategy, seed))
     trained, text = checkpoints.load(run.checkpoint(strategy, seed)), card(run, strategy, seed)
-    _write_card(export_location_encoder(trained, folder / "location-encoder"), text)
     backbone, places = run.settings.backbone, gallery.coordinates(run, features.photos(run, manifest.PLACES))
     release = Release(trained, places, backbone.name, backbone.revision or backbones.find(backbone).revision)
-    _write_card(export_geolocation(release, folder / "geolocation"), text)
-
-
-def _write_card(folder: Path, text: str) -> None:
-    with writing(folder / "README.md") as aside:
-        aside.write_text(text, encoding="utf-8")
-    print(f"wrote {folder}")
+    for write, model, name in (
+        (export_location_encoder, trained, "location-encoder"), (export_geolocation, release, "geolocation"),
+    ):
+        with writing(write(model, folder / name) / "README.md") as aside:
+            aside.write_text(text, encoding="utf-8")
+        print(f"wrote {folder / name}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,7 +22,6 @@ from lib.method.fitting import Family
 PROJECT = Path(__file__).resolve().parent.parent
 PROFILES = PROJECT / "notebooks" / "profiles"
 _UNREADABLE = (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError, yaml.YAMLError)
-"""What reading a file, YAML's own parts and its constructors raise."""
 
 
 class SettingsError(BundleError):
@@ -206,7 +205,9 @@ class Evaluation(_Group):
     lattice_km: float = _entry(50.0, "spacing of the lattice gallery, kilometres", ge=5)
     splits: Names = _entry(["test"], "splits that the final tables are made of")
     baselines: Annotated[list[Literal["geoclip_pretrained"]], _LIST] = _entry([], "GeoCLIP as published")
-    shown: Annotated[list[str], _LIST] = _entry([], "strategies in the figures and maps of notebooks 04 and 05; empty: all")
+    shown: Annotated[list[str], _LIST] = _entry(
+        [], "strategies in the figures and maps of notebooks 04 and 05; empty: all"
+    )
     bootstrap: int = _entry(2_000, "bootstrap resamples of a confidence interval", ge=100)
     seed: Seed = 0
 

@@ -1,8 +1,7 @@
 """Where was this photo taken? Candidates of a trained model: ``python -m lib.predict PHOTO…``.
 
-A model gives each point of its gallery a probability, the softmax over the gallery of exp(s) x cosine. They
-rank the places of one photo. They are NOT calibrated: training asked for the right place among a batch and a
-queue, not among this gallery, so 60 % is not right in 6 of 10.
+A probability is the softmax over the gallery of exp(s) x cosine. It ranks the places of one photo. It is NOT
+calibrated: training asked for the right place among a batch and a queue, not among this gallery.
 """
 
 from __future__ import annotations
@@ -52,10 +51,7 @@ class Prediction(NamedTuple):
 
 @torch.inference_mode()
 def probabilities(trained: GeoCLIP, photos: torch.Tensor, embedded: torch.Tensor) -> np.ndarray:
-    """Softmax over the gallery of exp(s) x cosine, float64 [n, G], of features [n, D]; not calibrated.
-
-    ``embedded`` holds the gallery's embeddings [G, 512].
-    """
+    """Softmax over the ``embedded`` gallery [G, 512], float64 [n, G], of features [n, D]; not calibrated."""
     logits = trained.logits(trained.embed_photos(photos.to(embedded.device)), embedded)
     return torch.softmax(logits.double(), 1).cpu().numpy()
 
@@ -68,12 +64,8 @@ def predict(
 
     The first candidate is the likeliest gallery point. Each later one is the likeliest of those farther than
     ``apart_km`` from every candidate before it, of all with 0. A small gallery gives fewer than ``top``.
-
-    Args:
-        truth_deg: true places [N, 2], NaN where unknown; default: the GPS in the photos' EXIF.
-
-    Raises:
-        BundleError: a photo is named twice, ``top`` is not positive, or a feature is not finite.
+    ``truth_deg`` [N, 2], NaN where unknown, is by default the GPS in the photos' EXIF.
+    BundleError: a photo is named twice, ``top`` is not positive, or a feature is not finite.
     """
     if len(set(paths)) < len(paths):
         raise BundleError("a photo is named twice; name each once")
@@ -92,8 +84,14 @@ def predict(
         columns = photo, *gallery_deg[likeliest].T, probability[likeliest].astype(np.float32)
         masses.append(pd.DataFrame(dict(zip(MASS, columns, strict=True))))
         truth = exif_coordinates(root, photo) if truth_deg is None else truth_deg[row]
-        for rank, (best, within) in enumerate(_distinct(probability, order, units, top, apart_km), 1):
+        for rank in range(1, top + 1):
+            if not len(order):
+                break
+            best, order = order[0], order[1:]
+            distance = rad_to_km(chord_to_rad(2.0 - 2.0 * units @ units[best]))
+            within = probability[distance <= NEARBY_KM].sum()
             candidates.append((photo, rank, *gallery_deg[best], probability[best], within, *truth))
+            order = order[distance[order] > apart_km] if apart_km > 0.0 else order
     table = pd.DataFrame(candidates, columns=FOUND + TRUTH)
     found_deg, true_deg = table[PLACE].to_numpy(np.float64), table[TRUTH].to_numpy(np.float64)
     table = table.assign(error_km=distance_km(true_deg, found_deg)).join(places.describe(found_deg))[COLUMNS]
@@ -113,28 +111,13 @@ def _encoded(predictor: Predictor, photos: list[str], root: Path) -> tuple[torch
     return torch.from_numpy(plain).float(), unreadable
 
 
-def _distinct(
-    probability: np.ndarray, order: np.ndarray, units: np.ndarray, top: int, apart_km: float
-) -> list[tuple[int, float]]:
-    """Candidates, the likeliest first: row of the gallery, and what is likely within ``NEARBY_KM``."""
-    found = []
-    while len(order) and len(found) < top:
-        best, order = order[0], order[1:]
-        distance = rad_to_km(chord_to_rad(2.0 - 2.0 * units @ units[best]))
-        found.append((best, probability[distance <= NEARBY_KM].sum()))
-        if apart_km > 0.0:
-            order = order[distance[order] > apart_km]
-    return found
-
-
 def for_reading(table: pd.DataFrame) -> pd.DataFrame:
     """The table of a prediction as people read it: a row a photo and rank, percent, kilometres."""
-    photo = table["photo"].map(lambda path: printable(Path(path).name))
-    percent = {"probability, %": table["probability"], "within 200 km, %": table["probability_within_200km"]}
-    percent = {name: 100.0 * fraction for name, fraction in percent.items()}
-    shown = table.assign(photo=photo, near=place_names(table), **percent, **{"error, km": table["error_km"]})
     digits = {"latitude": 2, "longitude": 2, "probability, %": 2, "within 200 km, %": 1, "error, km": 0}
-    return shown.set_index(["photo", "rank"])[["near", *digits]].round(digits)
+    shown = table.set_index([table["photo"].map(lambda path: printable(Path(path).name)), "rank"])
+    percent = 100.0 * shown[["probability", "probability_within_200km"]]
+    columns = place_names(shown), shown[PLACE], percent, shown["error_km"]
+    return pd.concat(columns, axis=1).set_axis(["near", *digits], axis=1).round(digits)
 
 
 def find_photos(named: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -144,11 +127,11 @@ def find_photos(named: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         if not Path(name).is_dir():
             photos.append(name)
             continue
-        files = sorted(files_below(Path(name)))
-        inside = [str(path) for path in files if path.suffix.lower() in ENDINGS]
-        others = [path for path in files if path.suffix.lower() in NOT_READ]
+        endings = {str(path): path.suffix.lower() for path in sorted(files_below(Path(name)))}
+        inside = [path for path, ending in endings.items() if ending in ENDINGS]
+        others = {path: not_read(ending) for path, ending in endings.items() if ending in NOT_READ}
         photos += inside
-        left_out |= {str(path): not_read(path.suffix.lower()) for path in others}
+        left_out |= others
         if not inside and not others:
             left_out[name] = f"no photos in this folder ({', '.join(sorted(ENDINGS))})"
     return list(dict.fromkeys(photos)), left_out
@@ -176,7 +159,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    """Predict, print the candidates, and write the files that were asked for."""
     _check_targets(options)
     photos, left_out = find_photos(options.photos)
     predictor = load_predictor(options.model, options.strategy, options.seed, options.backbone)
@@ -213,7 +195,8 @@ def _check_targets(options: argparse.Namespace) -> None:
     for path, ending in ((options.map, ".html"), (options.csv, ".csv")):
         if not path or not path.exists():
             continue
-        is_of_run = any((folder / name).is_file() for folder in path.resolve().parents for name in RUN_FILES)
-        if path.is_dir() or path.suffix.lower() != ending or is_of_run:
-            what = f"there, and no {ending} file" if path.suffix.lower() != ending else "a run's own"
+        what = "" if path.suffix.lower() == ending and not path.is_dir() else f"there, and no {ending} file"
+        if any((folder / name).is_file() for folder in path.resolve().parents for name in RUN_FILES):
+            what = what or "a run's own"
+        if what:
             raise BundleError(f"{path} is {what}: it is not overwritten; name another")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,10 +33,8 @@ GEOLOCATION, HEAD_WIDTH = "geoclip-geolocation", 768
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained model, the backbone of its features, and its gallery [G, 2], embedded [G, 512] on its device.
-
-    ``description`` is one line; ``windows`` the folder of the satellite windows of its training, or None.
-    """
+    """A trained model, the backbone of its features, its gallery [G, 2] and that embedded [G, 512] on its
+    device, a description in one line, and the folder of its training's satellite windows, or None."""
 
     description: str
     model: GeoCLIP
@@ -53,15 +52,13 @@ class Predictor:
 
     def caution(self, root: Path, paths: Sequence[str]) -> str:
         """A warning where a model of satellite windows is given other photos, else an empty string."""
-        folder = self.windows
+        folder, windows = self.windows, f"satellite windows of {self.window_km:.0f} km"
         if folder is None or all((root / path).resolve().is_relative_to(folder) for path in paths):
             return ""
-        windows = f"satellite windows of {self.window_km:.0f} km"
         return f"This model was trained on {windows}; its answers to street-level photos are meaningless."
 
 
-@dataclass(frozen=True)
-class Release:
+class Release(NamedTuple):
     """A model on 768 raw features, its gallery [G, 2], and the CLIP checkpoint that makes the features."""
 
     model: GeoCLIP
@@ -72,10 +69,7 @@ class Release:
 
 def of_run(run: Run, strategy: str | None = None, seed: int | None = None) -> Predictor:
     """The predictor of ``run``; by default of its best strategy on validation and its smallest seed.
-
-    Raises:
-        BundleError: the run has no such strategy or seed, or the backbone does not fit the model.
-    """
+    BundleError: the run has no such strategy or seed, or the backbone does not fit the model."""
     settings, dataset, reason = run.settings.training, run.settings.dataset, ""
     if strategy is None:
         strategy, accuracy = training.best_strategy(run)
@@ -109,10 +103,7 @@ def _assembled(
 
 def read_geolocation(folder: Path) -> Release:
     """The release in ``folder``, as :mod:`lib.exchange` or the package's authors have written it.
-
-    Raises:
-        BundleError: a file is missing or of another format.
-    """
+    BundleError: a file is missing or of another format."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         backbone, table = config["backbone"], str(config["gallery_file"])
@@ -135,13 +126,9 @@ def load_predictor(
 ) -> Predictor:
     """The predictor that the command line names; a finished run is taken as it is.
 
-    Args:
-        name: ``geoclip``, or the folder of a finished run or of a release, also below results/.
-        strategy, seed: of a run.
-        backbone: where the model's own backbone lies, if not where its settings say.
-
-    Raises:
-        BundleError: an argument does not fit the model, or a file of the run is missing or damaged.
+    ``name`` is ``geoclip``, or the folder of a finished run or of a release, also below results/; ``strategy``
+    and ``seed`` choose in a run; ``backbone`` tells where the model's lies, if not where its settings say.
+    BundleError: an argument does not fit the model, or a file of the run is missing or damaged.
     """
     known = [] if name == PUBLISHED else [path for path in (Path(name), RESULTS / name) if path.is_dir()]
     folder = known[0] if known else None
@@ -162,8 +149,8 @@ def load_predictor(
     else:
         release, gallery_name = read_geolocation(folder), "its own"
         description = f"release {folder.resolve().name}; it does not say what it was trained on"
-    of_release = {"name": release.backbone, "revision": release.revision} | moved
-    settings = BackboneSettings(**of_release, precision="float32", storage="float32")
+    checkpoint = {"name": release.backbone, "revision": release.revision} | moved
+    settings = BackboneSettings(**checkpoint, precision="float32", storage="float32")
     if folder is None:
         backbones.check_published_head(settings)
     trained = release.model.to(machine.find_device("auto"))
