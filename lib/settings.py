@@ -40,7 +40,8 @@ _NAME_OR_LIST = BeforeValidator(lambda given: given if given in ("geoclip", "cur
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1)]
 Seeds = Annotated[list[Seed], _LIST, Field(min_length=1)]
-Names = Annotated[list[str], _LIST, Field(min_length=1)]
+_List = Annotated[list[str], _LIST]
+Names = Annotated[_List, Field(min_length=1)]
 Precision = Literal["auto", "float32", "bfloat16"]
 """auto: bfloat16 where the processor or accelerator has it natively, else float32."""
 
@@ -205,9 +206,7 @@ class Evaluation(_Group):
     lattice_km: float = _entry(50.0, "spacing of the lattice gallery, kilometres", ge=5)
     splits: Names = _entry(["test"], "splits that the final tables are made of")
     baselines: Annotated[list[Literal["geoclip_pretrained"]], _LIST] = _entry([], "GeoCLIP as published")
-    shown: Annotated[list[str], _LIST] = _entry(
-        [], "strategies in the figures and maps of notebooks 04 and 05; empty: all"
-    )
+    shown: _List = _entry([], "strategies in the figures and maps of notebooks 04 and 05; empty: all")
     bootstrap: int = _entry(2_000, "bootstrap resamples of a confidence interval", ge=100)
     seed: Seed = 0
 

@@ -240,10 +240,8 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
-            ("nowhere.jpg", "no photo could be read"),
-            ("PHOTO --top 0", "at least one candidate"),
-            ("PHOTO --strategy hcl", "no strategy hcl"),
-            ("PHOTO --csv /", "is not overwritten"),
+            ("nowhere.jpg", "no photo could be read"), ("PHOTO --top 0", "at least one candidate"),
+            ("PHOTO --strategy hcl", "no strategy hcl"), ("PHOTO --csv /", "is not overwritten"),
             ("PHOTO --csv FOLDER/x --map FOLDER/a/../x", "cannot be both the table and the map"),
             ("PHOTO --csv PHOTO", "is there, and no .csv file: it is not overwritten"),
             ("PHOTO --map MANIFEST", "is there, and no .html file: it is not overwritten"),

@@ -29,15 +29,12 @@ from lib.runs.machine import print_anywhere
 from lib.show.candidate_maps import MASS, candidate_map, place_names
 from lib.show.world import save_map
 
-NEARBY_KM, APART_KM = 200.0, 100.0
-"""Radius of ``probability_within_200km``; candidates are farther apart than the second."""
-MASS_SHARE, MASS_POINTS = 0.99, 2_000
-"""For the map, each photo keeps its likeliest gallery points up to this share, at most so many."""
+NEARBY_KM, APART_KM = 200.0, 100.0  # of ``probability_within_200km``; between candidates
+MASS_SHARE, MASS_POINTS = 0.99, 2_000  # of a photo's likeliest gallery points, on the map
 PLACE, TRUTH = ["latitude", "longitude"], ["true_latitude", "true_longitude"]
 FOUND = ["photo", "rank", *PLACE, "probability", "probability_within_200km"]
 COLUMNS = [*FOUND, "town", "country", "continent", *TRUTH, "error_km"]
-RUN_FILES = ("manifest.parquet", "provenance.json")
-"""A folder with one of these is a run's; what lies in it is not overwritten."""
+RUN_FILES = ("manifest.parquet", "provenance.json")  # mark a run's folder, in which nothing is overwritten
 
 
 class Prediction(NamedTuple):
@@ -184,8 +181,8 @@ def _run(options: argparse.Namespace) -> None:
         drawn = candidate_map(found.table, found.mass, Path(), title=title, notes=notes, warning=caution)
         print(f"wrote {printable(str(save_map(drawn, options.map)))}")
     if left_out:
-        count = found.table["photo"].nunique()
-        print(f"predicted {count:,} photos, left out {len(left_out):,}", file=sys.stderr)
+        done = f"predicted {found.table['photo'].nunique():,} photos"
+        print(f"{done}, left out {len(left_out):,}", file=sys.stderr)
 
 
 def _check_targets(options: argparse.Namespace) -> None:

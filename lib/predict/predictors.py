@@ -25,8 +25,7 @@ from lib.settings import BlueMarble
 from lib.train import checkpoints, gallery, training
 from lib.train.metrics import CHOICE_KM
 
-PUBLISHED = "geoclip"
-"""The word for the model that the package ``geoclip`` brings."""
+PUBLISHED = "geoclip"  # the word for the model that the package brings
 GEOLOCATION, HEAD_WIDTH = "geoclip-geolocation", 768
 """``model_type`` of the package's releases that predict places, and the input width of their image head."""
 
@@ -47,15 +46,15 @@ class Predictor:
 
     @property
     def title(self) -> str:
-        """The model without its data, backbone and gallery."""
+        """The description without data, backbone and gallery."""
         return self.description.partition(";")[0]
 
     def caution(self, root: Path, paths: Sequence[str]) -> str:
         """A warning where a model of satellite windows is given other photos, else an empty string."""
-        folder, windows = self.windows, f"satellite windows of {self.window_km:.0f} km"
-        if folder is None or all((root / path).resolve().is_relative_to(folder) for path in paths):
+        if not self.windows or all((root / path).resolve().is_relative_to(self.windows) for path in paths):
             return ""
-        return f"This model was trained on {windows}; its answers to street-level photos are meaningless."
+        trained_on = f"This model was trained on satellite windows of {self.window_km:.0f} km"
+        return f"{trained_on}; its answers to street-level photos are meaningless."
 
 
 class Release(NamedTuple):
@@ -83,21 +82,21 @@ def of_run(run: Run, strategy: str | None = None, seed: int | None = None) -> Pr
     among = gallery.coordinates(run, features.photos(run, manifest.PLACES))
     description = f"run {run.name}, strategy {strategy}{reason}, seed {seed}; trained on {dataset.name}"
     made = _assembled(description, trained, run.settings.backbone, run.settings.evaluation.gallery, among)
-    if not isinstance(dataset, BlueMarble):
-        return made
-    return replace(made, windows=datasets.root_of(run).resolve(), window_km=dataset.window_km)
+    if isinstance(dataset, BlueMarble):
+        return replace(made, windows=datasets.root_of(run).resolve(), window_km=dataset.window_km)
+    return made
 
 
 def _assembled(
     description: str, trained: GeoCLIP, settings: BackboneSettings, gallery_name: str, gallery_deg: np.ndarray
 ) -> Predictor:
-    device, wanted = trained.logit_scale.device, len(trained.feature_mean)
-    encoder = backbones.build(settings, device)
-    if encoder.dimension != wanted:
-        given = f"backbone {settings.name} gives {encoder.dimension} features"
-        raise BundleError(f"{given} and the model takes {wanted}; name its own backbone")
+    encoder = backbones.build(settings, trained.logit_scale.device)
+    given, wanted = encoder.dimension, len(trained.feature_mean)
+    if given != wanted:
+        said = f"backbone {settings.name} gives {given} features and the model takes {wanted}"
+        raise BundleError(f"{said}; name its own backbone")
     description += f"; backbone {settings.name}; gallery {gallery_name}, {len(gallery_deg):,} places"
-    embedded = gallery.embed(trained, gallery_deg, device)
+    embedded = gallery.embed(trained, gallery_deg, trained.logit_scale.device)
     return Predictor(description, trained, encoder, settings, gallery_deg, embedded)
 
 
@@ -106,18 +105,17 @@ def read_geolocation(folder: Path) -> Release:
     BundleError: a file is missing or of another format."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        backbone, table = config["backbone"], str(config["gallery_file"])
-        checkpoint = backbone["repo_id"], backbone.get("revision")
+        table, checkpoint = str(config["gallery_file"]), config["backbone"]
+        checkpoint = checkpoint["repo_id"], checkpoint.get("revision")
         if (config["model_type"], config["format_version"]) != (GEOLOCATION, 1) or Path(table).name != table:
             raise ValueError(f"config.json wants {GEOLOCATION}, format 1, and a gallery beside it")
-        weights = load_file(folder / "model.safetensors")
-        trained = GeoCLIP(HEAD_WIDTH)
+        trained, weights = GeoCLIP(HEAD_WIDTH), load_file(folder / "model.safetensors")
         state = {name: value for name, value in trained.state_dict().items() if name.startswith("feature_")}
         state |= {name.replace("image_encoder.mlp.", "image_head."): value for name, value in weights.items()}
         trained.load_state_dict(state)
     except (*READING_ERRORS, SafetensorError) as error:
-        said = f"not a release for geolocation ({one_line(error)}); export it again"
-        raise BundleError(f"{folder}: {said}") from error
+        why = f"not a release for geolocation ({one_line(error)}); export it again"
+        raise BundleError(f"{folder}: {why}") from error
     return Release(trained.eval(), gallery.read_csv(folder / table), *checkpoint)
 
 
@@ -126,12 +124,12 @@ def load_predictor(
 ) -> Predictor:
     """The predictor that the command line names; a finished run is taken as it is.
 
-    ``name`` is ``geoclip``, or the folder of a finished run or of a release, also below results/; ``strategy``
-    and ``seed`` choose in a run; ``backbone`` tells where the model's lies, if not where its settings say.
+    ``name`` is ``geoclip``, or the folder of a finished run or of a release, also below results/.
+    ``strategy`` and ``seed`` choose in a run. ``backbone`` says where the model's lies, if it was moved.
     BundleError: an argument does not fit the model, or a file of the run is missing or damaged.
     """
-    known = [] if name == PUBLISHED else [path for path in (Path(name), RESULTS / name) if path.is_dir()]
-    folder = known[0] if known else None
+    folders = [] if name == PUBLISHED else [path for path in (Path(name), RESULTS / name) if path.is_dir()]
+    folder = next(iter(folders), None)
     if folder is None and name != PUBLISHED:
         there = ", ".join(sorted(path.parent.name for path in RESULTS.glob("*/provenance.json"))) or "none"
         raise BundleError(f"--model {name}: no such folder; finished runs: {there}; or take {PUBLISHED}")
