@@ -113,8 +113,9 @@ class TestPredict:
         assert "cannot identify" in found.left_out[photos[1]]
         assert "No such file" in found.left_out["nowhere.jpg"]
         assert found.table["photo"].nunique() == 4
-        nothing = predict.predict(predictor, [photos[1]])
-        assert nothing.table.empty and nothing.mass.empty and list(nothing.table) == predict.COLUMNS
+        for named in ([photos[1]], []):
+            nothing = predict.predict(predictor, named)
+            assert nothing.table.empty and nothing.mass.empty and list(nothing.table) == predict.COLUMNS
         with pytest.raises(BundleError, match="named twice"):
             predict.predict(predictor, [photos[0]] * 2)
 
@@ -179,12 +180,11 @@ class TestWhichModel:
             assert np.allclose(rows[PLACE], expected, atol=1e-4)
             assert np.allclose(rows["probability"], values, rtol=1e-2)
 
-    def test_a_finished_run_is_taken_as_it_is_of_whatever_code(self, finished, monkeypatch):
-        monkeypatch.setattr(cache, "needs_of", None)  # nothing asks what a stage depends on today
-        monkeypatch.setattr(training, "_train_and_save", None)
-        assert "decayed" in load_predictor(str(finished.folder)).title
-
-    def test_a_notebook_trains_what_is_not_there(self, make_run, narrow, monkeypatch):
+    def test_a_finished_run_is_taken_as_it_is_and_a_notebook_trains(self, finished, make_run, monkeypatch):
+        with monkeypatch.context() as patched:
+            patched.setattr(cache, "needs_of", None)  # nothing asks what a stage depends on today
+            patched.setattr(training, "_train_and_save", None)
+            assert "decayed" in load_predictor(str(finished.folder)).title
         run = make_run("training.strategies=infonce", "training.epochs=1")
         monkeypatch.setattr(predictors.backbones, "build", lambda *_: replace(colour_encoder(), dimension=16))
         assert "strategy infonce" in predictors.of_run(run).title and run.checkpoint("infonce", 0).exists()

@@ -98,13 +98,11 @@ def predict(
 
 def _encoded(predictor: Predictor, photos: list[str], root: Path) -> tuple[torch.Tensor, dict[int, str]]:
     """Features of ``photos``, float32 [N, D], as the model's training had them; why which photo has none."""
-    encoder, settings, device = predictor.encoder, predictor.settings, predictor.embedded.device
-    if not photos:
-        return torch.empty(0, encoder.dimension), {}
+    settings, dataset = predictor.settings, features.Photos(root, photos, predictor.encoder)
     if len(photos) < 10 * settings.batch_size:  # starting processes would take longer than decoding
         settings = settings.model_copy(update={"workers": 0})
-    dataset, everything = features.Photos(root, photos, encoder), [range(len(photos))]
-    ((plain, _, unreadable),) = features.encode(dataset, encoder, settings, device, everything)
+    arguments = dataset, predictor.encoder, settings, predictor.embedded.device
+    ((plain, _, unreadable),) = features.encode(*arguments, [range(len(photos))])
     return torch.from_numpy(plain).float(), unreadable
 
 
