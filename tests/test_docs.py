@@ -1,8 +1,8 @@
 """What the pages say is true: links, formulas, commands, how-tos that run, a reference that is fresh."""
 
-import importlib.util
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -55,9 +55,7 @@ def blocks(path):
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(PROJECT)))
 class TestEachPage:
     def test_every_link_and_picture_leads_somewhere(self, page):
-        for target in LINK.findall(prose(page)):
-            if re.match(r"https?://", target):
-                continue
+        for target in (one for one in LINK.findall(prose(page)) if not re.match(r"https?://", one)):
             path, _, anchor = target.partition("#")
             there = (page.parent / path).resolve() if path else page
             assert there.exists(), target
@@ -114,10 +112,7 @@ def test_the_readme_begins_with_a_picture_and_the_two_commands():
 
 
 def test_the_reference_is_what_the_code_says():
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
-    pages = generate.pages()
+    pages = runpy.run_path(str(DOCS / "generate.py"))["pages"]()
     stale = [path.name for path, text in pages.items() if not path.exists() or read(path) != text]
     assert not stale, "run python docs/generate.py"
     assert set((DOCS / "reference").glob("*.md")) <= set(pages)

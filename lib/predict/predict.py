@@ -76,9 +76,9 @@ def predict(
             continue
         (probability,) = probabilities(predictor.model, encoded[row : row + 1], predictor.embedded)
         order = np.argsort(-probability, kind="stable")
-        likeliest = order[:MASS_POINTS]
-        likeliest = likeliest[: np.searchsorted(np.cumsum(probability[likeliest]), MASS_SHARE) + 1]
-        columns = photo, *gallery_deg[likeliest].T, probability[likeliest].astype(np.float32)
+        most = order[:MASS_POINTS]
+        most = most[: np.searchsorted(np.cumsum(probability[most]), MASS_SHARE) + 1]
+        columns = photo, *gallery_deg[most].T, probability[most].astype(np.float32)
         masses.append(pd.DataFrame(dict(zip(MASS, columns, strict=True))))
         truth = exif_coordinates(root, photo) if truth_deg is None else truth_deg[row]
         for rank in range(1, top + 1):
@@ -175,12 +175,12 @@ def _run(options: argparse.Namespace) -> None:
             found.table.to_csv(aside, index=False, errors="backslashreplace")
         print(f"\nwrote {printable(str(options.csv))}")
     if options.map:
-        notes, title = [f"Model: {predictor.description}."], f"Candidates of {predictor.title}"
-        drawn = candidate_map(found.table, found.mass, Path(), title=title, notes=notes, warning=caution)
+        told = {"title": f"Candidates of {predictor.title}", "notes": [f"Model: {predictor.description}."]}
+        drawn = candidate_map(found.table, found.mass, Path(), warning=caution, **told)
         print(f"wrote {printable(str(save_map(drawn, options.map)))}")
     if left_out:
-        done = f"predicted {found.table['photo'].nunique():,} photos"
-        print(f"{done}, left out {len(left_out):,}", file=sys.stderr)
+        predicted = f"predicted {found.table['photo'].nunique():,} photos"
+        print(f"{predicted}, left out {len(left_out):,}", file=sys.stderr)
 
 
 def _check_targets(options: argparse.Namespace) -> None:
@@ -188,10 +188,10 @@ def _check_targets(options: argparse.Namespace) -> None:
     if options.csv and options.map and options.csv.resolve() == options.map.resolve():
         raise BundleError(f"{options.csv} cannot be both the table and the map; name two files")
     for path, ending in ((options.map, ".html"), (options.csv, ".csv")):
-        if not path or not path.exists():
-            continue
-        what = "" if path.suffix.lower() == ending and not path.is_dir() else f"there, and no {ending} file"
-        if any((folder / name).is_file() for folder in path.resolve().parents for name in RUN_FILES):
-            what = what or "a run's own"
-        if what:
-            raise BundleError(f"{path} is {what}: it is not overwritten; name another")
+        if path and path.exists():
+            of_run = any((folder / name).is_file() for folder in path.resolve().parents for name in RUN_FILES)
+            what = "a run's own" if of_run else ""
+            if path.is_dir() or path.suffix.lower() != ending:
+                what = f"there, and no {ending} file"
+            if what:
+                raise BundleError(f"{path} is {what}: it is not overwritten; name another")

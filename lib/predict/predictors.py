@@ -141,12 +141,12 @@ def load_predictor(
             return of_run(replace(run, settings=run.settings.model_copy(update=changes)), strategy, seed)
     if strategy is not None or seed is not None:
         raise BundleError(f"--strategy and --seed choose among a run's models; {name} is a single one")
-    if folder is None:
-        release = Release(checkpoints.published(), photo_places(), backbones.CLIP_VIT_LARGE, None)
-        description, gallery_name = "GeoCLIP as its authors published it; trained on MP-16", PUBLISHED
-    else:
+    if folder:
         release, gallery_name = read_geolocation(folder), "its own"
         description = f"release {folder.resolve().name}; it does not say what it was trained on"
+    else:
+        release = Release(checkpoints.published(), photo_places(), backbones.CLIP_VIT_LARGE, None)
+        description, gallery_name = "GeoCLIP as its authors published it; trained on MP-16", PUBLISHED
     checkpoint = {"name": release.backbone, "revision": release.revision} | moved
     settings = BackboneSettings(**checkpoint, precision="float32", storage="float32")
     if folder is None:
