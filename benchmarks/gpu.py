@@ -135,7 +135,7 @@ def one_step(
     loss_of = SemivariogramLoss(CURVE, strategy, **parameters).to(run.device)
     noise = generator(0, "noise")
     batch = data.batch(1, np.arange(64), slice(0, 64), run.device)
-    with deterministic(run):
+    with deterministic(run.settings.deterministic):
         loss, _ = training.loss_of_batch(model, queue, data, batch, loss_of, run, noise)
         loss.backward()
     gradient = torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None])
@@ -184,7 +184,7 @@ def trainings(bench: Bench) -> Lines:
         for order in (TIMED[:2], TIMED[1::-1]):
             made = {}
             for name in order:
-                with deterministic(run):
+                with deterministic(run.settings.deterministic):
                     model, _ = training.train(run, data, negatives.get(name), 0)
                 weights = [one.detach().cpu().numpy().tobytes() for one in model.state_dict().values()]
                 made[name] = hashlib.sha256(b"".join(weights)).hexdigest()[:12]

@@ -29,21 +29,17 @@ def export_geolocation(release: Release, folder: Path) -> Path:
     """Write ``release`` for ``geoclip.GeoCLIP.from_pretrained(folder)``; return ``folder``.
 
     Mean and scale of the features are folded into the head's first layer: the package knows neither.
-
-    Raises:
-        BundleError: the features do not have 768 dimensions.
+    BundleError: the features do not have 768 dimensions.
     """
     trained, width = release.model, release.model.image_head[0].in_features
     if width != HEAD_WIDTH:
         said = f"geoclip's image head takes {HEAD_WIDTH} features and this model {width}; only its"
         raise BundleError(f"{said} location encoder can be exported; a model on CLIP ViT-L/14 can be whole")
-    head = dict(trained.image_head.state_dict())
-    head["0.weight"] = head["0.weight"] / trained.feature_scale
-    head["0.bias"] = head["0.bias"] - head["0.weight"] @ trained.feature_mean
-    weights = {f"image_encoder.mlp.{name}": value for name, value in head.items()}
-    whole = trained.state_dict()
-    kept = ("location_encoder.", "logit_scale")
-    weights |= {name: value for name, value in whole.items() if name.startswith(kept)}
+    weights = {name.replace("image_head.", "image_encoder.mlp."): value
+               for name, value in trained.state_dict().items() if not name.startswith("feature_")}
+    weight, bias = "image_encoder.mlp.0.weight", "image_encoder.mlp.0.bias"
+    weights[weight] = weights[weight] / trained.feature_scale
+    weights[bias] = weights[bias] - weights[weight] @ trained.feature_mean
     with writing(folder / "gallery.csv") as aside:
         pd.DataFrame(release.gallery_deg, columns=["LAT", "LON"]).to_csv(aside, index=False)
     checkpoint = {"repo_id": release.backbone, "revision": release.revision}
@@ -68,10 +64,9 @@ def card(run: Run, strategy: str, seed: int) -> str:
     dataset, backbone = run.settings.dataset.name, run.settings.backbone.name
     trained_on = (features.photos(run, ["split"])["split"] == "train").sum()
     table = evaluation.evaluate(run)["accuracy"].query("strategy == @strategy and seed == @seed")
-    reached = "\n".join(
-        f"| {one.split} | {100 * one.acc_200km:.1f} | {100 * one.acc_2500km:.1f} | {one.median_km:,.0f} |"
-        for one in table.itertuples()
-    )
+    shares = 100 * table["acc_200km"], 100 * table["acc_2500km"]
+    rows = zip(table["split"], *shares, table["median_km"], strict=True)
+    reached = "\n".join("| {} | {:.1f} | {:.1f} | {:,.0f} |".format(*row) for row in rows)
     return f"""# Location model of run {run.name}
 
 * Trained on {trained_on:,} photos of the data set `{dataset}`, on frozen features of `{backbone}`.
@@ -89,24 +84,19 @@ Method: after arXiv 2509.21573 and GeoCLIP, arXiv 2309.16020.
 
 def export(run: Run, folder: Path, strategy: str | None = None, seed: int = 0) -> None:
     """Write both releases of a run's model to ``folder``, by default of its best strategy on validation.
-
-    Raises:
-        BundleError: the model is not on 768 features; only its location encoder is written then.
-    """
+    BundleError: the model is not on 768 features; only its location encoder is written then."""
     strategy = strategy or training.best_strategy(run)[0]
     print(f"strategy {strategy}, seed {seed}")
     training.train_job(training.Job.of(run, strategy, seed))
     trained, text = checkpoints.load(run.checkpoint(strategy, seed)), card(run, strategy, seed)
-    _write_card(export_location_encoder(trained, folder / "location-encoder"), text)
     backbone, places = run.settings.backbone, gallery.coordinates(run, features.photos(run, manifest.PLACES))
     release = Release(trained, places, backbone.name, backbone.revision or backbones.find(backbone).revision)
-    _write_card(export_geolocation(release, folder / "geolocation"), text)
-
-
-def _write_card(folder: Path, text: str) -> None:
-    with writing(folder / "README.md") as aside:
-        aside.write_text(text, encoding="utf-8")
-    print(f"wrote {folder}")
+    for write, model, name in (
+        (export_location_encoder, trained, "location-encoder"), (export_geolocation, release, "geolocation"),
+    ):
+        with writing(write(model, folder / name) / "README.md") as aside:
+            aside.write_text(text, encoding="utf-8")
+        print(f"wrote {folder / name}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,10 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="where the releases are written")
     parser.add_argument("--strategy", help="default: the best on validation")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
     try:
         with cache.as_finished():
-            export(Run.finished(options.run), options.folder, options.strategy, options.seed)
+            export(Run.finished(given.run), given.folder, given.strategy, given.seed)
     except (BundleError, OSError) as error:
         print(f"lib.exchange: {error}", file=sys.stderr)
         return 1

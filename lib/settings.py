@@ -21,11 +21,7 @@ from lib.method.fitting import Family
 
 PROJECT = Path(__file__).resolve().parent.parent
 PROFILES = PROJECT / "notebooks" / "profiles"
-_CHOICES = {"dataset", "dataset.name"}
-"""Overrides that decide which other keys exist; they are applied first, wherever they stand."""
-
-
-_UNREADABLE = (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
+_UNREADABLE = (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError, yaml.YAMLError)
 
 
 class SettingsError(BundleError):
@@ -39,17 +35,13 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, int | float) else value
 
 
-def _names_or_list(value: Any) -> Any:
-    """``"1,4,16"`` to a list; a name as it is."""
-    return value if isinstance(value, str) and value.isalpha() else _as_list(value)
-
-
 _LIST = BeforeValidator(_as_list)
+_NAME_OR_LIST = BeforeValidator(lambda given: given if given in ("geoclip", "curve") else _as_list(given))
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1)]
 Seeds = Annotated[list[Seed], _LIST, Field(min_length=1)]
-Names = Annotated[list[str], _LIST, Field(min_length=1)]
-AnyNames = Annotated[list[str], _LIST]
+_List = Annotated[list[str], _LIST]
+Names = Annotated[_List, Field(min_length=1)]
 Precision = Literal["auto", "float32", "bfloat16"]
 """auto: bfloat16 where the processor or accelerator has it natively, else float32."""
 
@@ -58,8 +50,7 @@ class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
-def _entry(default: Any, meaning: str | None = None, **bounds: float) -> Any:
-    """A setting with its default, what it means, and its bounds."""
+def _entry(default: Any, meaning: str, **bounds: float) -> Any:
     return Field(default, description=meaning, **bounds)
 
 
@@ -149,11 +140,11 @@ class Training(_Group):
 
     strategies: Names = _entry(["infonce", "semivariogram", "decayed", "similarity"], "see Strategies below")
     seeds: Seeds = _entry([0, 1, 2], "one training a strategy and seed")
-    epochs: int = _entry(20, ge=1)
-    batch_size: int = _entry(512, ge=2)
+    epochs: Count = 20
+    batch_size: int = Field(512, ge=2)
     queue_size: int = _entry(4_096, "earlier places that serve as negatives; 0: the batch's only", ge=0)
-    learning_rate: float = _entry(3e-5, gt=0)
-    weight_decay: float = _entry(1e-6, ge=0)
+    learning_rate: float = Field(3e-5, gt=0)
+    weight_decay: float = Field(1e-6, ge=0)
     optimizer: Literal["adam", "adamw"] = "adam"
     schedule: Literal["exponential", "one_cycle", "constant"] = "exponential"
     learning_rate_decay: float = _entry(0.87, "exponential: factor after every epoch", gt=0, le=1)
@@ -163,8 +154,8 @@ class Training(_Group):
     sharpness: float = _entry(20.0, "soft_targets: power of the fitted correlation", gt=0)
     softness_km: float = _entry(100.0, "distance_soft, distance_margin: decay length, kilometres", gt=0)
     concentration: float = _entry(0.1, "hcl: strength of the emphasis on large logits", ge=0)
-    frequencies: Annotated[Literal["geoclip", "curve"] | list[float], BeforeValidator(_names_or_list)] = (
-        _entry("geoclip", "of the location encoder: GeoCLIP's, drawn from the curve, or three sigmas")
+    frequencies: Annotated[Literal["geoclip", "curve"] | list[float], _NAME_OR_LIST] = _entry(
+        "geoclip", "of the location encoder: GeoCLIP's, drawn from the curve, or three sigmas"
     )
     temperature: float | None = _entry(None, "fixed temperature 1 / exp(s); null: learned", gt=0, le=1)
     photos: Count | None = _entry(None, "this many training photos, drawn at random; null: all")
@@ -183,27 +174,20 @@ class Training(_Group):
         return changes.pop("strategy", name), self.changed(changes)
 
     def changed(self, changes: Mapping[str, Any]) -> Training:
-        """These settings with ``changes``, without variants.
-
-        Raises:
-            ValidationError: ``changes`` holds an unknown setting or an impossible value.
-        """
+        """These settings with ``changes``, without variants; raises pydantic's ValidationError."""
         return Training.model_validate(self.model_dump() | {"variants": {}} | dict(changes))
 
     @model_validator(mode="after")
     def _checked(self) -> Training:
-        for name, changes in self.variants.items():
+        for name in self.variants:
             try:
-                self.changed({key: value for key, value in changes.items() if key != "strategy"})
+                self.own(name)
             except ValidationError as error:
-                first = error.errors()[0]
-                place = ("training", "variants", name, *first["loc"])
-                raise ValueError(_problem(first | {"loc": place})) from None
+                raise ValueError(_problem(error.errors()[0], "training", "variants", name)) from None
         for name in (*self.strategies, *self.variants):
             if not re.fullmatch(r"\w[\w.,+=-]*", name):
                 raise ValueError(f"{name!r} would be a file's name; take letters, digits, _ . , + = -")
-        for name in ("strategies", "seeds"):
-            values = getattr(self, name)
+        for name, values in (("strategies", self.strategies), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
                 raise ValueError(f"training.{name} names one twice: {values}")
         if self.frequencies != "geoclip" and self.location_encoder == "geoclip":
@@ -222,7 +206,7 @@ class Evaluation(_Group):
     lattice_km: float = _entry(50.0, "spacing of the lattice gallery, kilometres", ge=5)
     splits: Names = _entry(["test"], "splits that the final tables are made of")
     baselines: Annotated[list[Literal["geoclip_pretrained"]], _LIST] = _entry([], "GeoCLIP as published")
-    shown: AnyNames = _entry([], "strategies in the figures and maps of notebooks 04 and 05; empty: all")
+    shown: _List = _entry([], "strategies in the figures and maps of notebooks 04 and 05; empty: all")
     bootstrap: int = _entry(2_000, "bootstrap resamples of a confidence interval", ge=100)
     seed: Seed = 0
 
@@ -269,21 +253,27 @@ def load(profile: str | Path = "quick", overrides: Sequence[str] = ()) -> Settin
     Raises:
         SettingsError: unknown profile or key, wrong type, impossible value, unreadable file.
     """
-    path = _profile_path(profile)
+    path = Path(profile)
+    if path.suffix not in {".yaml", ".yml"}:
+        if str(profile) not in profiles():
+            known = f"there are {', '.join(profiles())}, or give a YAML file"
+            raise SettingsError(f"profile {str(profile)!r} is unknown; {known}")
+        path = PROFILES / f"{profile}.yaml"
     try:
         values = _Loader(path.read_text(encoding="utf-8")).get_single_data() or {}
-    except (*_UNREADABLE, yaml.YAMLError) as error:
+    except _UNREADABLE as error:
         raise SettingsError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise SettingsError(f"{path}: must hold groups such as `training:`, not a {type(values).__name__}")
-    values.setdefault("profile", path.stem)
-    _drop_own_values(values, overrides)
-    for override in sorted(overrides, key=lambda text: text.partition("=")[0].strip() not in _CHOICES):
-        _apply(values, override)
+    given = [(override.partition("=")[0].strip().split("."), override) for override in overrides]
+    # the choice of a data set clears its other keys; what counts for all trainings clears their own values
+    given.sort(key=lambda one: 0 if one[0] in (["dataset"], ["dataset", "name"]) else len(one[0]))
+    for key, override in given:
+        _apply(values, key, override)
     if isinstance(values.setdefault("dataset", {}), dict):
         values["dataset"].setdefault("name", BlueMarble.model_fields["name"].default)
     try:
-        return Settings.model_validate(values)
+        return Settings.model_validate({"profile": path.stem} | values)
     except ValidationError as error:
         raise SettingsError("\n".join(f"{path}: {_problem(item)}" for item in error.errors())) from None
 
@@ -293,63 +283,40 @@ def profiles() -> list[str]:
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 
-def _profile_path(profile: str | Path) -> Path:
-    path = Path(profile)
-    if path.suffix in {".yaml", ".yml"}:
-        if not path.is_file():
-            raise SettingsError(f"{path}: no such profile file")
-        return path
-    if str(profile) not in profiles():
-        known = ", ".join(profiles())
-        raise SettingsError(f"profile {str(profile)!r} is unknown; there are {known}, or give a YAML file")
-    return PROFILES / f"{profile}.yaml"
-
-
-def _drop_own_values(values: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Remove from the profile's variants each setting that ``overrides`` give to all trainings."""
-    training = values.get("training")
-    variants = training.get("variants") if isinstance(training, dict) else None
-    for override in overrides if isinstance(variants, dict) else ():
-        group, _, name = override.partition("=")[0].strip().partition(".")
-        for own in variants.values() if group == "training" else ():
-            if isinstance(own, dict):
-                own.pop(name, None)
-
-
 class _Loader(yaml.SafeLoader):
-    """YAML in which no key stands twice: the second would silently replace the first."""
-
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        """As YAML has it, but for keys that stand twice."""
-        node = super().compose_mapping_node(anchor)
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {twice[0]!r} stands twice below it")
+        """Refuse a key that stands twice: the second would silently replace the first."""
+        node, names = super().compose_mapping_node(anchor), set()
+        for key in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key in names and key != "<<":
+                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {key!r} stands twice below it")
+            names.add(key)
         return node
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
-    """Set the entry that ``override`` ("group.key=value") names."""
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
+def _apply(values: dict[str, Any], key: list[str], override: str) -> None:
+    """Set the entry ``key`` that ``override`` ("group.key=value") names."""
+    _, equals, text = override.partition("=")
+    if not equals or not all(key):
         raise SettingsError(f"--set {override!r}: write it as group.key=value, such as training.epochs=4")
-    if parts in (["dataset"], ["backbone"]):
-        parts.append("name")
+    *groups, last = [*key, "name"] if key in (["dataset"], ["backbone"]) else key
     value = None if text.strip().lower() in {"null", "none"} else text.strip()
-    *groups, last = parts
     for group in groups:
         if not isinstance(values.get(group), dict):
             values[group] = {}
         values = values[group]
     if last == "name" and groups == ["dataset"] and values.get("name") != value:
         values.clear()  # another data set has other keys: the profile's would be errors
+    variants = values.get("variants") if groups == ["training"] else None
+    for own in variants.values() if isinstance(variants, dict) else ():
+        if isinstance(own, dict):
+            own.pop(last, None)
     values[last] = value
 
 
-def _problem(item: Mapping[str, Any]) -> str:
+def _problem(item: Mapping[str, Any], *within: str) -> str:
     """One sentence about an error of pydantic's: the key, what is wrong, what would be right."""
-    place = [str(part) for part in item["loc"]]
+    place = [*within, *map(str, item["loc"])]
     if item["type"] == "extra_forbidden":
         model = next((GROUPS[part] for part in reversed(place[:-1]) if part in GROUPS), Settings)
         close = difflib.get_close_matches(place[-1], model.model_fields, n=1)

@@ -6,7 +6,6 @@ which note each call and "install" a pin as an empty package with that version; 
 setup_environment.sh are the real ones.
 """
 
-import ast
 import os
 import re
 import shutil
@@ -23,11 +22,10 @@ import yaml
 
 PROJECT = Path(__file__).resolve().parent.parent
 SCRIPTS = ["run_all.sh", "run_tests.sh", "run_benchmarks.sh", "setup_environment.sh", ".ci/run"]
-OPTIONS = ["--profile", "--run", "--device", "--only", "--set", "--list", "--lab", "--fresh", "--help"]
+OPTIONS = ["--profile", "--run", "--device", "--only", "--set", "--lab", "--fresh", "--help"]
 TOOLS = [
     "sh", "bash", "env", "cat", "chmod", "cksum", "cp", "dirname", "find", "id", "ls", "mkdir", "mktemp",
-    "readlink", "rm",
-    "sed", "sleep", "tail", "timeout",
+    "readlink", "rm", "sed", "sleep", "tail", "timeout",
 ]  # fmt: skip
 PYTEST = "-m pytest -n 2 --dist loadfile --no-loadscope-reorder"
 PINS = "# a comment\nnumpy==2.4.6\nPyYAML==6.0.3  # named otherwise in its own metadata\n\ntorch==2.14.1\n"
@@ -50,6 +48,8 @@ case "$*" in
   "-m pip install"*) [ -f "$here/has-pip" ] || exit 1 ;;
   "-m uv install"*) ;;
   "-m pytest"* | "-m lib.pipeline"*) echo "for $SEMIVARIOGRAM_CALLER in $PWD:" "$@"; exit 0 ;;
+  "-m jupyterlab"*) echo "$@"; exit 0 ;;
+  "-c import pytest"*) exit ${FAKE_NO_TESTS:-0} ;;
   *) PYTHONPATH=$here/site exec "$REAL_PYTHON" -S "$@" ;;
 esac
 echo "$2 $*" >>"$CALLS"
@@ -77,56 +77,40 @@ esac
 """
 
 
-def requirement_lines() -> list[str]:
-    lines = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    return [line.partition("#")[0].strip() for line in lines if line.partition("#")[0].strip()]
+def read(name):
+    return (PROJECT / name).read_text(encoding="utf-8")
 
 
-def pins() -> dict[str, str]:
-    return {
-        re.sub(r"[-_.]+", "-", line.split("==")[0]).lower(): line.split("==")[1]
-        for line in requirement_lines()
-    }
+def pins():
+    """Name -> version of what a run needs and of what the tests need besides."""
+    lines = [line.partition("#")[0].strip() for line in read("requirements.txt").splitlines()]
+    groups = tomllib.loads(read("pyproject.toml"))["dependency-groups"]
+    lines = [line for line in [*lines, *groups["tests"]] if line]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in lines)
+    found = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower(): line.split("==")[1] for line in lines}
+    assert len(found) == len(lines)
+    return found
 
 
-# --- One set of pins
-# ------------------------------------------------------------------------------------------------
-
-
-def test_every_requirement_is_one_exact_version_and_named_once():
-    malformed = [
-        line for line in requirement_lines() if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line)
-    ]
-    assert not malformed
-    assert len(pins()) == len(requirement_lines())
+def test_the_lock_file_and_the_running_environment_have_every_pin():
+    locked = dict(re.findall(r"^([a-z0-9._-]+)==([A-Za-z0-9.]+)", read("requirements.lock"), re.MULTILINE))
+    assert pins().items() <= locked.items()
+    assert {name: metadata.version(name).partition("+")[0] for name in pins()} == pins()
 
 
 def test_conda_takes_its_versions_from_requirements_txt():
-    environment = yaml.safe_load((PROJECT / "environment.yml").read_text(encoding="utf-8"))
+    environment = yaml.safe_load(read("environment.yml"))
     *from_conda, from_pip = environment["dependencies"]
     assert environment["name"] == "semivariogram-geolocalization"
     assert re.fullmatch(r"python=3\.\d+ pip", " ".join(from_conda))
     assert from_pip == {"pip": ["-r requirements.txt", "-e ."]}
 
 
-def test_the_running_environment_has_exactly_the_pins():
-    installed = {name: metadata.version(name).partition("+")[0] for name in pins()}
-    assert installed == pins()
-
-
 def test_the_citation_names_the_version_and_licence_of_the_package():
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text(encoding="utf-8"))
+    project, citation = tomllib.loads(read("pyproject.toml"))["project"], yaml.safe_load(read("CITATION.cff"))
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])
-    assert [reference["url"][-10:] for reference in citation["references"]] == [
-        "2509.21573",
-        "2309.16020",
-        "2404.18873",
-    ]
-
-
-# --- Set-up, in a miniature checkout
-# -------------------------------------------------------------------------------
+    papers = ["2509.21573", "2309.16020", "2404.18873"]
+    assert [reference["url"][-10:] for reference in citation["references"]] == papers
 
 
 class Checkout:
@@ -147,62 +131,53 @@ class Checkout:
         self.stub("environment-python", ENVIRONMENT_PYTHON)
         self.stub("python3", BASE_PYTHON)
 
-    def pin(self, lines: str) -> None:
-        """Write requirements.txt, and the lock file with the same versions."""
+    def pin(self, lines, locked=""):
+        """Write requirements.txt, and the lock file with the same versions and the lines ``locked``."""
         (self.root / "requirements.txt").write_text(lines)
         pins = re.findall(r"^[a-z]+==[0-9.]+", lines.lower(), re.MULTILINE)
-        (self.root / "requirements.lock").write_text(
-            "".join(f"{pin} \\\n    --hash=sha256:0\n" for pin in pins)
-        )
+        text = "".join(f"{pin} \\\n    --hash=sha256:0\n" for pin in pins)
+        (self.root / "requirements.lock").write_text(text + locked)
 
-    def stub(self, name: str, text: str) -> None:
+    def stub(self, name, text):
         """Put an executable of this name on the PATH."""
         (self.stubs / name).unlink(missing_ok=True)
         (self.stubs / name).write_text(text)
         (self.stubs / name).chmod(0o755)
 
-    def start(self, *command: str, cwd: Path | None = None, **variables: str) -> subprocess.Popen:
-        """``command`` (default: the bare set-up) with these environment variables besides the stand-ins'
-        own."""
+    def start(self, *command, cwd=None, **variables):
+        """``command`` (default: the bare set-up) with ``variables`` and those of the stand-ins."""
         script = ["bash", "-c", "set -euo pipefail; . ./setup_environment.sh; echo python: $PYTHON"]
-        seen = {
-            "PATH": str(self.stubs),
-            "STUBS": str(self.stubs),
-            "CALLS": str(self.calls_file),
-            "LC_ALL": "C",
-        }
-        seen["REAL_PYTHON"] = sys.executable
+        seen = {"PATH": str(self.stubs), "STUBS": str(self.stubs), "CALLS": str(self.calls_file)}
+        seen |= {"LC_ALL": "C", "REAL_PYTHON": sys.executable}
+        heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  # ignored under nohup and &
         return subprocess.Popen(
-            list(command) or script, cwd=cwd or self.root, env=seen | variables, text=True,
-            start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            # under nohup and & it would be ignored
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+            list(command) or script, cwd=cwd or self.root, env=seen | variables, text=True, preexec_fn=heed,
+            start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
 
-    def run(self, *command: str, cwd: Path | None = None, **variables: str) -> tuple[int, str, str]:
+    def run(self, *command, cwd=None, **variables):
         """Return code, standard output and standard error of :meth:`start`."""
         process = self.start(*command, cwd=cwd, **variables)
         out, error = process.communicate(timeout=15)
         return process.returncode, out, error
 
-    def calls(self) -> list[str]:
+    def calls(self):
         """What the stand-ins were asked for since the last call of this method, first word of each."""
         lines = self.calls_file.read_text().splitlines() if self.calls_file.exists() else []
         self.calls_file.unlink(missing_ok=True)
         return [line.split()[0] for line in lines]
 
-    def stamps(self) -> list[Path]:
+    def stamps(self):
         return list(self.root.rglob("*.stamp*"))
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Checkout:
+def checkout(tmp_path):
     return Checkout(tmp_path)
 
 
 @pytest.fixture
-def made(checkout: Checkout) -> Checkout:
+def made(checkout):
     """A checkout whose environment has been made."""
     code, out, error = checkout.run()
     assert (code, checkout.calls()) == (0, ["venv", "pip"]), error
@@ -224,9 +199,7 @@ def test_an_environment_is_made_anew_when_it_is_not_what_it_should_be(made, chan
     if change == "pin":
         made.pin(PINS + "scipy==1.17.1\n")
     elif change == "lock":
-        (made.root / "requirements.lock").write_text(
-            (made.root / "requirements.lock").read_text() + "scipy==1.17.1\n"
-        )
+        made.pin(PINS, "scipy==1.17.1\n")
     elif change == "moved":
         made.root.rename(made.root.with_name("moved"))
         made.root, made.environment = made.root.with_name("moved"), made.root.with_name("moved") / ".venv"
@@ -241,10 +214,8 @@ def test_a_failed_installation_says_why_and_leaves_no_stamp(checkout):
     code, out, error = checkout.run(FAKE_PIP_FAILS="1")
     assert (code, out, checkout.stamps()) == (1, "", [])
     assert "ERROR: no distribution" in error
-    assert (
-        f"the pins could not be installed (whole log: {checkout.environment}/semivariogram-setup.log)"
-        in error
-    )
+    log = f"{checkout.environment}/semivariogram-setup.log"
+    assert f"the pins could not be installed (whole log: {log})" in error
     assert checkout.run()[0] == 0
     checkout.pin("numpy==2.4.5\n")
     assert checkout.run(FAKE_PIP_FAILS="1")[0] == 1
@@ -266,21 +237,15 @@ def test_semivariogram_env_names_the_folder(checkout, tmp_path, outside):
 def test_two_checkouts_share_an_environment_and_neither_empties_the_others(made, tmp_path, shared):
     (tmp_path / "second").mkdir()
     second = Checkout(tmp_path / "second")
-    variables = {}
-    if shared == "variable":
-        variables = {"SEMIVARIOGRAM_ENV": str(made.environment)}
-    else:
+    variables = {"SEMIVARIOGRAM_ENV": str(made.environment)} if shared == "variable" else {}
+    if shared == "link":
         second.environment.symlink_to(made.environment)
     for one, more in ((second, variables), (made, {}), (second, variables)):
-        code, _, error = one.run(
-            "bash", "-c", 'set -eu; . ./setup_environment.sh; echo "${PYTHONPATH%%:*}"', **more
-        )
-        assert (code, error) == (0, f"environment: reused {made.environment}\n")
+        assert one.run(**more)[::2] == (0, f"environment: reused {made.environment}\n")
     second.pin(PINS + "scipy==1.17.1\n")
     code, _, error = second.run(**variables)
     assert code == 1 and f"{made.environment} belongs to {made.root}, which has other pins" in error
     assert made.run()[::2] == (0, f"environment: reused {made.environment}\n")
-    shutil.rmtree(made.root.with_name("second"), ignore_errors=True)
 
 
 def test_a_folder_that_is_not_an_environment_of_ours_is_never_emptied(checkout, tmp_path):
@@ -293,40 +258,28 @@ def test_a_folder_that_is_not_an_environment_of_ours_is_never_emptied(checkout, 
     assert {path.name for path in (tmp_path / "thesis").iterdir()} == {"bin", "chapter"}
 
 
-def test_an_active_environment_with_all_pins_is_taken_as_it_is(made):
-    active = made.root.with_name("active")
-    made.environment.rename(active)
-    for mark in active.glob("semivariogram-setup.*"):
-        mark.unlink()
-    for variable in ("CONDA_PREFIX", "VIRTUAL_ENV"):
-        answer = made.run(**{variable: str(active)})
-        assert answer == (0, f"python: {active}/bin/python\n", f"environment: reused {active}\n")
-    assert made.calls() == []
-
-
-def test_an_active_environment_that_lacks_a_pin_is_passed_over_with_the_reason(made):
+def test_an_active_environment_is_taken_as_it_is_or_passed_over_with_the_pin_that_it_lacks(made):
     other = made.root.with_name("active")
-    shutil.copytree(made.environment, other, symlinks=True)
-    for mark in other.glob("semivariogram-setup.*"):
-        mark.unlink()
+    ignore = shutil.ignore_patterns("semivariogram-setup.*")
+    shutil.copytree(made.environment, other, symlinks=True, ignore=ignore)
+    for variable in ("CONDA_PREFIX", "VIRTUAL_ENV"):
+        answer = made.run(**{variable: str(other)})
+        assert answer == (0, f"python: {other}/bin/python\n", f"environment: reused {other}\n")
+    assert made.calls() == []
     (other / "site" / "pyyaml-6.0.3.dist-info" / "METADATA").write_text("Name: PyYAML\nVersion: 6.0.2\n")
     assert made.run(VIRTUAL_ENV=str(other))[1] == f"python: {made.environment}/bin/python\n"
     shutil.rmtree(made.environment)
     assert f"{other} has pyyaml 6.0.2 instead of 6.0.3; not used" in made.run(VIRTUAL_ENV=str(other))[2]
 
 
-def test_uv_is_preferred_where_there_is_one(checkout):
-    checkout.stub("uv", UV)
-    code, _, error = checkout.run()
-    assert (code, checkout.calls()) == (0, ["uv", "uv"]), error
-    assert ".venv with uv" in error
-
-
-def test_where_uv_fails_pip_takes_over_and_says_so(checkout):
+def test_uv_is_preferred_and_where_it_fails_pip_takes_over_and_says_so(checkout):
     checkout.stub("uv", UV)
     code, _, error = checkout.run(FAKE_UV_FAILS="1")
     assert (code, checkout.calls()) == (0, ["uv", "venv", "pip"])
     assert error.index(".venv with uv") < error.index(".venv with pip") < error.index("created ")
+    shutil.rmtree(checkout.environment)
+    code, _, error = checkout.run()
+    assert (code, checkout.calls()) == (0, ["uv", "uv"]) and ".venv with uv" in error
 
 
 def test_a_missing_python_or_venv_is_a_sentence(checkout):
@@ -361,34 +314,30 @@ def test_an_interrupted_set_up_is_begun_again(checkout, how):
     assert "created " in checkout.run()[2]
 
 
-# --- The run scripts
-# -----------------------------------------------------------------------------------------------
-
-
 def test_run_scripts_work_through_links_and_from_any_folder(made, tmp_path):
-    (tmp_path / "link").symlink_to("check out/run_tests.sh")
-    code, out, _ = made.run(str(tmp_path / "link"), "-k", "two words", cwd=tmp_path)
-    assert (code, out) == (0, f"for  in {made.root}: {PYTEST} -k two words\n")
+    for script in ("run_tests.sh", "run_all.sh"):
+        (tmp_path / script).symlink_to(f"check out/{script}")
+    tests = [str(tmp_path / "run_tests.sh"), "-k", "two words"]
+    assert made.run(*tests, cwd=tmp_path)[:2] == (0, f"for  in {made.root}: {PYTEST} -k two words\n")
+    code, _, error = made.run(*tests, FAKE_NO_TESTS="1")
+    assert code == 1 and "lacks the packages of the tests; pip install --group tests" in error
+    said = made.run(str(tmp_path / "run_all.sh"), "--lab")[1]
+    assert said.startswith("-m jupyterlab notebooks --ServerApp.ip=127.0.0.1")
+    said = made.run(str(tmp_path / "run_all.sh"), "--lab", "--fresh", cwd=tmp_path)[1]
+    assert said == f"for {tmp_path} in {made.root}: -m lib.pipeline --lab --fresh\n"
 
 
 def test_help_names_every_option_and_sets_nothing_up(checkout):
     for flag in ("--help", "-h"):
-        code, out, error = checkout.run("./run_all.sh", "--list", flag)
+        code, out, error = checkout.run("./run_all.sh", "--fresh", flag)
         assert (code, error) == (0, "") and out.startswith("Usage: ./run_all.sh [options]")
         assert sorted(set(re.findall(r"--[a-z]+", out))) == sorted(OPTIONS)
     assert not checkout.environment.exists()
 
 
 def test_help_and_parser_know_the_same_options():
-    source = (PROJECT / "lib" / "pipeline.py").read_text(encoding="utf-8")  # read, not run: no wait for torch
-    calls = [
-        node
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Call) and "add_argument" in ast.dump(node.func)
-    ]
-    named = {word.value for call in calls for word in call.args if isinstance(word, ast.Constant)}
-    switches = set(re.findall(r'"(--\w+)"', source[source.index("for switch in") :].partition("\n")[0]))
-    assert sorted({*named, *switches, "--help"}) == sorted(OPTIONS)
+    named = re.findall(r'add_argument\("(--\w+)"', read("lib/pipeline.py"))  # run, it would wait for torch
+    assert sorted({*named, "--help"}) == sorted(OPTIONS)
 
 
 @pytest.mark.skipif(shutil.which("timeout") is None, reason="timeout, of GNU coreutils, is not installed")
@@ -401,12 +350,10 @@ def test_continuous_integration_goes_on_where_debian_gives_nothing(made):
     assert set(made.calls()) <= {"venv", "apt-get"}
 
 
+@pytest.mark.parametrize("tool", ["bash -n", "shellcheck"])
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_scripts_are_well_formed(script):
-    subprocess.run(["bash", "-n", PROJECT / script], check=True)
-
-
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
-def test_shellcheck_finds_nothing():
-    found = subprocess.run(["shellcheck", *SCRIPTS], cwd=PROJECT, capture_output=True, text=True)
-    assert found.returncode == 0, found.stdout
+def test_scripts_are_well_formed(script, tool):
+    if not shutil.which(tool.split()[0]):
+        pytest.skip(f"{tool} is not installed")
+    found = subprocess.run([*tool.split(), script], cwd=PROJECT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr

@@ -9,12 +9,12 @@ from transformers import CLIPImageProcessor
 from lib import exchange
 from lib.exchange import export_geolocation, export_location_encoder
 from lib.method.errors import BundleError
-from lib.method.model import GeoCLIP
 from lib.predict.predictors import Release
 from lib.settings import Training
 from lib.train.checkpoints import initialise, published
 
 PLACES = np.array([[48.8, 2.3], [-33.9, 151.2], [1.3, 103.8], [64.1, -21.9], [-17.7, 178.1]])
+PHOTOS = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
@@ -30,20 +30,16 @@ def package(tiny_clip, monkeypatch):
     return geoclip
 
 
-def raw_features(model, photos):
-    """What the CLIP inside a model of the package makes of ``photos``."""
-    from geoclip.model import image_encoder
+def raw_features(model):
+    """What the CLIP inside a model of the package makes of ``PHOTOS``."""
+    from geoclip.model.image_encoder import _extract_image_features as extract
 
-    clip = model.image_encoder.CLIP
-    return image_encoder._extract_image_features(clip.get_image_features(pixel_values=photos))
-
-
-PHOTOS = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return extract(model.image_encoder.CLIP.get_image_features(pixel_values=PHOTOS))
 
 
-def trained(dimension=768) -> GeoCLIP:
-    generator = torch.Generator().manual_seed(3)
-    return initialise(7, torch.randn(dimension, generator=generator), 0.25, Training()).eval()
+def trained(dimension=768):
+    mean = torch.randn(dimension, generator=torch.Generator().manual_seed(3))
+    return initialise(7, mean, 0.25, Training()).eval()
 
 
 def test_the_package_loads_the_location_encoder_bit_for_bit(tmp_path):
@@ -57,13 +53,11 @@ def test_the_package_loads_the_location_encoder_bit_for_bit(tmp_path):
 
 def test_the_package_predicts_from_our_release_what_we_predict(tmp_path, package):
     ours, clip = trained(), "openai/clip-vit-large-patch14"
-    folder = export_geolocation(Release(ours, PLACES, clip, "abc"), tmp_path / "release")
-    loaded, photos = package.GeoCLIP.from_pretrained(folder), PHOTOS
+    loaded = package.GeoCLIP.from_pretrained(export_geolocation(Release(ours, PLACES, clip, "abc"), tmp_path))
     assert package.asked == {"repo_id": clip, "revision": "abc"}
     assert np.allclose(loaded.gps_gallery.numpy(), PLACES)
     with torch.inference_mode():
-        theirs = loaded(photos, loaded.gps_gallery)
-        embedded = ours.embed_photos(raw_features(loaded, photos))
+        theirs, embedded = loaded(PHOTOS, loaded.gps_gallery), ours.embed_photos(raw_features(loaded))
         logits = ours.logits(embedded, ours.embed_places(torch.tensor(PLACES)))
     assert torch.allclose(theirs, logits, atol=1e-4)
     assert torch.equal(theirs.argmax(1), logits.argmax(1))
@@ -71,18 +65,17 @@ def test_the_package_predicts_from_our_release_what_we_predict(tmp_path, package
 
 def test_without_mean_and_scale_the_package_gives_the_same_bits(tmp_path, package):
     ours = initialise(7, torch.zeros(768), 1.0, Training()).eval()
-    folder = export_geolocation(Release(ours, PLACES, "a/b", None), tmp_path / "release")
+    folder = export_geolocation(Release(ours, PLACES, "a/b", None), tmp_path)
     head = package.GeoCLIP.from_pretrained(folder).image_encoder.mlp.state_dict()
     assert all(torch.equal(head[name], value) for name, value in ours.image_head.state_dict().items())
 
 
 def test_the_published_model_gives_the_packages_own_logits(tiny_clip, package):
     theirs, ours = package.GeoCLIP(clip_path=str(tiny_clip)).eval(), published()
-    photos, places = PHOTOS, torch.tensor(PLACES, dtype=torch.float32)
+    places = torch.tensor(PLACES, dtype=torch.float32)
     with torch.inference_mode():
-        embedded = ours.embed_photos(raw_features(theirs, photos))
-        logits = ours.logits(embedded, ours.embed_places(places))
-        assert torch.allclose(logits, theirs(photos, places), atol=1e-4)
+        logits = ours.logits(ours.embed_photos(raw_features(theirs)), ours.embed_places(places))
+        assert torch.allclose(logits, theirs(PHOTOS, places), atol=1e-4)
     assert ours.logit_scale.exp() > 20  # not where training starts
 
 

@@ -109,12 +109,13 @@ class TestPredict:
     def test_a_broken_photo_is_left_out_with_the_reason_and_others_go_on(self, predictor, photos):
         Path(photos[1]).write_bytes(b"no photo")
         found = predict.predict(predictor, [*photos, "nowhere.jpg"])
-        assert list(found.left_out) == [photos[1], "nowhere.jpg"]
-        assert "cannot identify" in found.left_out[photos[1]]
-        assert "No such file" in found.left_out["nowhere.jpg"]
+        (broken, one), (missing, other) = found.left_out.items()
+        assert (broken, missing) == (photos[1], "nowhere.jpg")
+        assert "cannot identify" in one and "No such file" in other
         assert found.table["photo"].nunique() == 4
-        nothing = predict.predict(predictor, [photos[1]])
-        assert nothing.table.empty and nothing.mass.empty and list(nothing.table) == predict.COLUMNS
+        for named in ([photos[1]], []):
+            nothing = predict.predict(predictor, named)
+            assert nothing.table.empty and nothing.mass.empty and list(nothing.table) == predict.COLUMNS
         with pytest.raises(BundleError, match="named twice"):
             predict.predict(predictor, [photos[0]] * 2)
 
@@ -148,8 +149,7 @@ class TestWhichModel:
     def test_the_best_on_validation_is_taken_another_can_be_named_an_unknown_one_lists_all(self, finished):
         found = load_predictor(str(finished.folder))
         assert "strategy decayed (best on validation: 65.0 % within 200 km), seed 0" in found.description
-        assert "trained on blue_marble" in found.description
-        assert "gallery train, 96 places" in found.description
+        assert "trained on blue_marble" in found.description and "train, 96 places" in found.description
         expected = checkpoints.load(finished.checkpoint("decayed", 0)).state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in found.model.state_dict().items())
         assert "infonce, seed 1" in load_predictor(str(finished.folder), "infonce", 1).title
@@ -179,12 +179,11 @@ class TestWhichModel:
             assert np.allclose(rows[PLACE], expected, atol=1e-4)
             assert np.allclose(rows["probability"], values, rtol=1e-2)
 
-    def test_a_finished_run_is_taken_as_it_is_of_whatever_code(self, finished, monkeypatch):
-        monkeypatch.setattr(cache, "needs_of", None)  # nothing asks what a stage depends on today
-        monkeypatch.setattr(training, "_train_and_save", None)
-        assert "decayed" in load_predictor(str(finished.folder)).title
-
-    def test_a_notebook_trains_what_is_not_there(self, make_run, narrow, monkeypatch):
+    def test_a_finished_run_is_taken_as_it_is_and_a_notebook_trains(self, finished, make_run, monkeypatch):
+        with monkeypatch.context() as patched:
+            patched.setattr(cache, "needs_of", None)  # nothing asks what a stage depends on today
+            patched.setattr(training, "_train_and_save", None)
+            assert "decayed" in load_predictor(str(finished.folder)).title
         run = make_run("training.strategies=infonce", "training.epochs=1")
         monkeypatch.setattr(predictors.backbones, "build", lambda *_: replace(colour_encoder(), dimension=16))
         assert "strategy infonce" in predictors.of_run(run).title and run.checkpoint("infonce", 0).exists()
@@ -240,10 +239,8 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
-            ("nowhere.jpg", "no photo could be read"),
-            ("PHOTO --top 0", "at least one candidate"),
-            ("PHOTO --strategy hcl", "no strategy hcl"),
-            ("PHOTO --csv /", "is not overwritten"),
+            ("nowhere.jpg", "no photo could be read"), ("PHOTO --top 0", "at least one candidate"),
+            ("PHOTO --strategy hcl", "no strategy hcl"), ("PHOTO --csv /", "is not overwritten"),
             ("PHOTO --csv FOLDER/x --map FOLDER/a/../x", "cannot be both the table and the map"),
             ("PHOTO --csv PHOTO", "is there, and no .csv file: it is not overwritten"),
             ("PHOTO --map MANIFEST", "is there, and no .html file: it is not overwritten"),
@@ -271,9 +268,8 @@ class TestCommand:
         inside = f"{tmp_path}/windows-ab12.zip/000/bm_000000.jpg"
         files = ["--csv", f"{tmp_path}/out.csv", "--map", f"{tmp_path}/out.html"]
         assert predict.main([photos[0], inside, "--model", str(finished.folder), *files]) == 0
-        table = pd.read_csv(tmp_path / "out.csv")
-        named = table.set_index("photo")
-        one, other = named.loc[photos[0]].reset_index(drop=True), named.loc[inside].reset_index(drop=True)
+        named = pd.read_csv(tmp_path / "out.csv").set_index("photo")
+        one, other = (named.loc[photo].reset_index(drop=True) for photo in (photos[0], inside))
         assert one.equals(other) and np.allclose(other[TRUTH], (48.8, 9.2))
         assert '"unreadable":{}' in (tmp_path / "out.html").read_text()
         assert predict.main([inside.replace("bm_000000", "bm_000001"), "--model", str(finished.folder)]) == 1

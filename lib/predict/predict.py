@@ -1,8 +1,7 @@
 """Where was this photo taken? Candidates of a trained model: ``python -m lib.predict PHOTO…``.
 
-A model gives each point of its gallery a probability, the softmax over the gallery of exp(s) x cosine. They
-rank the places of one photo. They are NOT calibrated: training asked for the right place among a batch and a
-queue, not among this gallery, so 60 % is not right in 6 of 10.
+A probability is the softmax over the gallery of exp(s) x cosine. It ranks the places of one photo. It is NOT
+calibrated: training asked for the right place among a batch and a queue, not among this gallery.
 """
 
 from __future__ import annotations
@@ -30,15 +29,12 @@ from lib.runs.machine import print_anywhere
 from lib.show.candidate_maps import MASS, candidate_map, place_names
 from lib.show.world import save_map
 
-NEARBY_KM, APART_KM = 200.0, 100.0
-"""Radius of ``probability_within_200km``; candidates are farther apart than the second."""
-MASS_SHARE, MASS_POINTS = 0.99, 2_000
-"""For the map, each photo keeps its likeliest gallery points up to this share, at most so many."""
+NEARBY_KM, APART_KM = 200.0, 100.0  # of ``probability_within_200km``; between candidates
+MASS_SHARE, MASS_POINTS = 0.99, 2_000  # of a photo's likeliest gallery points, on the map
 PLACE, TRUTH = ["latitude", "longitude"], ["true_latitude", "true_longitude"]
 FOUND = ["photo", "rank", *PLACE, "probability", "probability_within_200km"]
 COLUMNS = [*FOUND, "town", "country", "continent", *TRUTH, "error_km"]
-RUN_FILES = ("manifest.parquet", "provenance.json")
-"""A folder with one of these is a run's; what lies in it is not overwritten."""
+RUN_FILES = ("manifest.parquet", "provenance.json")  # mark a run's folder, in which nothing is overwritten
 
 
 class Prediction(NamedTuple):
@@ -52,10 +48,7 @@ class Prediction(NamedTuple):
 
 @torch.inference_mode()
 def probabilities(trained: GeoCLIP, photos: torch.Tensor, embedded: torch.Tensor) -> np.ndarray:
-    """Softmax over the gallery of exp(s) x cosine, float64 [n, G], of features [n, D]; not calibrated.
-
-    ``embedded`` holds the gallery's embeddings [G, 512].
-    """
+    """Softmax over the ``embedded`` gallery [G, 512], float64 [n, G], of features [n, D]; not calibrated."""
     logits = trained.logits(trained.embed_photos(photos.to(embedded.device)), embedded)
     return torch.softmax(logits.double(), 1).cpu().numpy()
 
@@ -68,12 +61,8 @@ def predict(
 
     The first candidate is the likeliest gallery point. Each later one is the likeliest of those farther than
     ``apart_km`` from every candidate before it, of all with 0. A small gallery gives fewer than ``top``.
-
-    Args:
-        truth_deg: true places [N, 2], NaN where unknown; default: the GPS in the photos' EXIF.
-
-    Raises:
-        BundleError: a photo is named twice, ``top`` is not positive, or a feature is not finite.
+    ``truth_deg`` [N, 2], NaN where unknown, is by default the GPS in the photos' EXIF.
+    BundleError: a photo is named twice, ``top`` is not positive, or a feature is not finite.
     """
     if len(set(paths)) < len(paths):
         raise BundleError("a photo is named twice; name each once")
@@ -87,13 +76,19 @@ def predict(
             continue
         (probability,) = probabilities(predictor.model, encoded[row : row + 1], predictor.embedded)
         order = np.argsort(-probability, kind="stable")
-        likeliest = order[:MASS_POINTS]
-        likeliest = likeliest[: np.searchsorted(np.cumsum(probability[likeliest]), MASS_SHARE) + 1]
-        columns = photo, *gallery_deg[likeliest].T, probability[likeliest].astype(np.float32)
+        most = order[:MASS_POINTS]
+        most = most[: np.searchsorted(np.cumsum(probability[most]), MASS_SHARE) + 1]
+        columns = photo, *gallery_deg[most].T, probability[most].astype(np.float32)
         masses.append(pd.DataFrame(dict(zip(MASS, columns, strict=True))))
         truth = exif_coordinates(root, photo) if truth_deg is None else truth_deg[row]
-        for rank, (best, within) in enumerate(_distinct(probability, order, units, top, apart_km), 1):
+        for rank in range(1, top + 1):
+            if not len(order):
+                break
+            best, order = order[0], order[1:]
+            distance = rad_to_km(chord_to_rad(2.0 - 2.0 * units @ units[best]))
+            within = probability[distance <= NEARBY_KM].sum()
             candidates.append((photo, rank, *gallery_deg[best], probability[best], within, *truth))
+            order = order[distance[order] > apart_km] if apart_km > 0.0 else order
     table = pd.DataFrame(candidates, columns=FOUND + TRUTH)
     found_deg, true_deg = table[PLACE].to_numpy(np.float64), table[TRUTH].to_numpy(np.float64)
     table = table.assign(error_km=distance_km(true_deg, found_deg)).join(places.describe(found_deg))[COLUMNS]
@@ -103,38 +98,21 @@ def predict(
 
 def _encoded(predictor: Predictor, photos: list[str], root: Path) -> tuple[torch.Tensor, dict[int, str]]:
     """Features of ``photos``, float32 [N, D], as the model's training had them; why which photo has none."""
-    encoder, settings, device = predictor.encoder, predictor.settings, predictor.embedded.device
-    if not photos:
-        return torch.empty(0, encoder.dimension), {}
+    settings, dataset = predictor.settings, features.Photos(root, photos, predictor.encoder)
     if len(photos) < 10 * settings.batch_size:  # starting processes would take longer than decoding
         settings = settings.model_copy(update={"workers": 0})
-    dataset, everything = features.Photos(root, photos, encoder), [range(len(photos))]
-    ((plain, _, unreadable),) = features.encode(dataset, encoder, settings, device, everything)
+    arguments = dataset, predictor.encoder, settings, predictor.embedded.device
+    ((plain, _, unreadable),) = features.encode(*arguments, [range(len(photos))])
     return torch.from_numpy(plain).float(), unreadable
-
-
-def _distinct(
-    probability: np.ndarray, order: np.ndarray, units: np.ndarray, top: int, apart_km: float
-) -> list[tuple[int, float]]:
-    """Candidates, the likeliest first: row of the gallery, and what is likely within ``NEARBY_KM``."""
-    found = []
-    while len(order) and len(found) < top:
-        best, order = order[0], order[1:]
-        distance = rad_to_km(chord_to_rad(2.0 - 2.0 * units @ units[best]))
-        found.append((best, probability[distance <= NEARBY_KM].sum()))
-        if apart_km > 0.0:
-            order = order[distance[order] > apart_km]
-    return found
 
 
 def for_reading(table: pd.DataFrame) -> pd.DataFrame:
     """The table of a prediction as people read it: a row a photo and rank, percent, kilometres."""
-    photo = table["photo"].map(lambda path: printable(Path(path).name))
-    percent = {"probability, %": table["probability"], "within 200 km, %": table["probability_within_200km"]}
-    percent = {name: 100.0 * fraction for name, fraction in percent.items()}
-    shown = table.assign(photo=photo, near=place_names(table), **percent, **{"error, km": table["error_km"]})
     digits = {"latitude": 2, "longitude": 2, "probability, %": 2, "within 200 km, %": 1, "error, km": 0}
-    return shown.set_index(["photo", "rank"])[["near", *digits]].round(digits)
+    shown = table.set_index([table["photo"].map(lambda path: printable(Path(path).name)), "rank"])
+    percent = 100.0 * shown[["probability", "probability_within_200km"]]
+    columns = place_names(shown), shown[PLACE], percent, shown["error_km"]
+    return pd.concat(columns, axis=1).set_axis(["near", *digits], axis=1).round(digits)
 
 
 def find_photos(named: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -144,11 +122,11 @@ def find_photos(named: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         if not Path(name).is_dir():
             photos.append(name)
             continue
-        files = sorted(files_below(Path(name)))
-        inside = [str(path) for path in files if path.suffix.lower() in ENDINGS]
-        others = [path for path in files if path.suffix.lower() in NOT_READ]
+        endings = {str(path): path.suffix.lower() for path in sorted(files_below(Path(name)))}
+        inside = [path for path, ending in endings.items() if ending in ENDINGS]
+        others = {path: not_read(ending) for path, ending in endings.items() if ending in NOT_READ}
         photos += inside
-        left_out |= {str(path): not_read(path.suffix.lower()) for path in others}
+        left_out |= others
         if not inside and not others:
             left_out[name] = f"no photos in this folder ({', '.join(sorted(ENDINGS))})"
     return list(dict.fromkeys(photos)), left_out
@@ -176,7 +154,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    """Predict, print the candidates, and write the files that were asked for."""
     _check_targets(options)
     photos, left_out = find_photos(options.photos)
     predictor = load_predictor(options.model, options.strategy, options.seed, options.backbone)
@@ -198,12 +175,12 @@ def _run(options: argparse.Namespace) -> None:
             found.table.to_csv(aside, index=False, errors="backslashreplace")
         print(f"\nwrote {printable(str(options.csv))}")
     if options.map:
-        notes, title = [f"Model: {predictor.description}."], f"Candidates of {predictor.title}"
-        drawn = candidate_map(found.table, found.mass, Path(), title=title, notes=notes, warning=caution)
+        told = {"title": f"Candidates of {predictor.title}", "notes": [f"Model: {predictor.description}."]}
+        drawn = candidate_map(found.table, found.mass, Path(), warning=caution, **told)
         print(f"wrote {printable(str(save_map(drawn, options.map)))}")
     if left_out:
-        count = found.table["photo"].nunique()
-        print(f"predicted {count:,} photos, left out {len(left_out):,}", file=sys.stderr)
+        predicted = f"predicted {found.table['photo'].nunique():,} photos"
+        print(f"{predicted}, left out {len(left_out):,}", file=sys.stderr)
 
 
 def _check_targets(options: argparse.Namespace) -> None:
@@ -211,9 +188,10 @@ def _check_targets(options: argparse.Namespace) -> None:
     if options.csv and options.map and options.csv.resolve() == options.map.resolve():
         raise BundleError(f"{options.csv} cannot be both the table and the map; name two files")
     for path, ending in ((options.map, ".html"), (options.csv, ".csv")):
-        if not path or not path.exists():
-            continue
-        is_of_run = any((folder / name).is_file() for folder in path.resolve().parents for name in RUN_FILES)
-        if path.is_dir() or path.suffix.lower() != ending or is_of_run:
-            what = f"there, and no {ending} file" if path.suffix.lower() != ending else "a run's own"
-            raise BundleError(f"{path} is {what}: it is not overwritten; name another")
+        if path and path.exists():
+            of_run = any((folder / name).is_file() for folder in path.resolve().parents for name in RUN_FILES)
+            what = "a run's own" if of_run else ""
+            if path.is_dir() or path.suffix.lower() != ending:
+                what = f"there, and no {ending} file"
+            if what:
+                raise BundleError(f"{path} is {what}: it is not overwritten; name another")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,18 +25,15 @@ from lib.settings import BlueMarble
 from lib.train import checkpoints, gallery, training
 from lib.train.metrics import CHOICE_KM
 
-PUBLISHED = "geoclip"
-"""The word for the model that the package ``geoclip`` brings."""
+PUBLISHED = "geoclip"  # the word for the model that the package brings
 GEOLOCATION, HEAD_WIDTH = "geoclip-geolocation", 768
 """``model_type`` of the package's releases that predict places, and the input width of their image head."""
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained model, the backbone of its features, and its gallery [G, 2], embedded [G, 512] on its device.
-
-    ``description`` is one line; ``windows`` the folder of the satellite windows of its training, or None.
-    """
+    """A trained model, the backbone of its features, its gallery [G, 2] and that embedded [G, 512] on its
+    device, a description in one line, and the folder of its training's satellite windows, or None."""
 
     description: str
     model: GeoCLIP
@@ -48,20 +46,18 @@ class Predictor:
 
     @property
     def title(self) -> str:
-        """The model without its data, backbone and gallery."""
+        """The description without data, backbone and gallery."""
         return self.description.partition(";")[0]
 
     def caution(self, root: Path, paths: Sequence[str]) -> str:
         """A warning where a model of satellite windows is given other photos, else an empty string."""
-        folder = self.windows
-        if folder is None or all((root / path).resolve().is_relative_to(folder) for path in paths):
+        if not self.windows or all((root / path).resolve().is_relative_to(self.windows) for path in paths):
             return ""
-        windows = f"satellite windows of {self.window_km:.0f} km"
-        return f"This model was trained on {windows}; its answers to street-level photos are meaningless."
+        trained_on = f"This model was trained on satellite windows of {self.window_km:.0f} km"
+        return f"{trained_on}; its answers to street-level photos are meaningless."
 
 
-@dataclass(frozen=True)
-class Release:
+class Release(NamedTuple):
     """A model on 768 raw features, its gallery [G, 2], and the CLIP checkpoint that makes the features."""
 
     model: GeoCLIP
@@ -72,10 +68,7 @@ class Release:
 
 def of_run(run: Run, strategy: str | None = None, seed: int | None = None) -> Predictor:
     """The predictor of ``run``; by default of its best strategy on validation and its smallest seed.
-
-    Raises:
-        BundleError: the run has no such strategy or seed, or the backbone does not fit the model.
-    """
+    BundleError: the run has no such strategy or seed, or the backbone does not fit the model."""
     settings, dataset, reason = run.settings.training, run.settings.dataset, ""
     if strategy is None:
         strategy, accuracy = training.best_strategy(run)
@@ -89,44 +82,40 @@ def of_run(run: Run, strategy: str | None = None, seed: int | None = None) -> Pr
     among = gallery.coordinates(run, features.photos(run, manifest.PLACES))
     description = f"run {run.name}, strategy {strategy}{reason}, seed {seed}; trained on {dataset.name}"
     made = _assembled(description, trained, run.settings.backbone, run.settings.evaluation.gallery, among)
-    if not isinstance(dataset, BlueMarble):
-        return made
-    return replace(made, windows=datasets.root_of(run).resolve(), window_km=dataset.window_km)
+    if isinstance(dataset, BlueMarble):
+        return replace(made, windows=datasets.root_of(run).resolve(), window_km=dataset.window_km)
+    return made
 
 
 def _assembled(
     description: str, trained: GeoCLIP, settings: BackboneSettings, gallery_name: str, gallery_deg: np.ndarray
 ) -> Predictor:
-    device, wanted = trained.logit_scale.device, len(trained.feature_mean)
-    encoder = backbones.build(settings, device)
-    if encoder.dimension != wanted:
-        given = f"backbone {settings.name} gives {encoder.dimension} features"
-        raise BundleError(f"{given} and the model takes {wanted}; name its own backbone")
+    encoder = backbones.build(settings, trained.logit_scale.device)
+    given, wanted = encoder.dimension, len(trained.feature_mean)
+    if given != wanted:
+        said = f"backbone {settings.name} gives {given} features and the model takes {wanted}"
+        raise BundleError(f"{said}; name its own backbone")
     description += f"; backbone {settings.name}; gallery {gallery_name}, {len(gallery_deg):,} places"
-    embedded = gallery.embed(trained, gallery_deg, device)
+    embedded = gallery.embed(trained, gallery_deg, trained.logit_scale.device)
     return Predictor(description, trained, encoder, settings, gallery_deg, embedded)
 
 
 def read_geolocation(folder: Path) -> Release:
     """The release in ``folder``, as :mod:`lib.exchange` or the package's authors have written it.
-
-    Raises:
-        BundleError: a file is missing or of another format.
-    """
+    BundleError: a file is missing or of another format."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        backbone, table = config["backbone"], str(config["gallery_file"])
-        checkpoint = backbone["repo_id"], backbone.get("revision")
+        table, checkpoint = str(config["gallery_file"]), config["backbone"]
+        checkpoint = checkpoint["repo_id"], checkpoint.get("revision")
         if (config["model_type"], config["format_version"]) != (GEOLOCATION, 1) or Path(table).name != table:
             raise ValueError(f"config.json wants {GEOLOCATION}, format 1, and a gallery beside it")
-        weights = load_file(folder / "model.safetensors")
-        trained = GeoCLIP(HEAD_WIDTH)
+        trained, weights = GeoCLIP(HEAD_WIDTH), load_file(folder / "model.safetensors")
         state = {name: value for name, value in trained.state_dict().items() if name.startswith("feature_")}
         state |= {name.replace("image_encoder.mlp.", "image_head."): value for name, value in weights.items()}
         trained.load_state_dict(state)
     except (*READING_ERRORS, SafetensorError) as error:
-        said = f"not a release for geolocation ({one_line(error)}); export it again"
-        raise BundleError(f"{folder}: {said}") from error
+        why = f"not a release for geolocation ({one_line(error)}); export it again"
+        raise BundleError(f"{folder}: {why}") from error
     return Release(trained.eval(), gallery.read_csv(folder / table), *checkpoint)
 
 
@@ -135,16 +124,12 @@ def load_predictor(
 ) -> Predictor:
     """The predictor that the command line names; a finished run is taken as it is.
 
-    Args:
-        name: ``geoclip``, or the folder of a finished run or of a release, also below results/.
-        strategy, seed: of a run.
-        backbone: where the model's own backbone lies, if not where its settings say.
-
-    Raises:
-        BundleError: an argument does not fit the model, or a file of the run is missing or damaged.
+    ``name`` is ``geoclip``, or the folder of a finished run or of a release, also below results/.
+    ``strategy`` and ``seed`` choose in a run. ``backbone`` says where the model's lies, if it was moved.
+    BundleError: an argument does not fit the model, or a file of the run is missing or damaged.
     """
-    known = [] if name == PUBLISHED else [path for path in (Path(name), RESULTS / name) if path.is_dir()]
-    folder = known[0] if known else None
+    folders = [] if name == PUBLISHED else [path for path in (Path(name), RESULTS / name) if path.is_dir()]
+    folder = next(iter(folders), None)
     if folder is None and name != PUBLISHED:
         there = ", ".join(sorted(path.parent.name for path in RESULTS.glob("*/provenance.json"))) or "none"
         raise BundleError(f"--model {name}: no such folder; finished runs: {there}; or take {PUBLISHED}")
@@ -156,14 +141,14 @@ def load_predictor(
             return of_run(replace(run, settings=run.settings.model_copy(update=changes)), strategy, seed)
     if strategy is not None or seed is not None:
         raise BundleError(f"--strategy and --seed choose among a run's models; {name} is a single one")
-    if folder is None:
-        release = Release(checkpoints.published(), photo_places(), backbones.CLIP_VIT_LARGE, None)
-        description, gallery_name = "GeoCLIP as its authors published it; trained on MP-16", PUBLISHED
-    else:
+    if folder:
         release, gallery_name = read_geolocation(folder), "its own"
         description = f"release {folder.resolve().name}; it does not say what it was trained on"
-    of_release = {"name": release.backbone, "revision": release.revision} | moved
-    settings = BackboneSettings(**of_release, precision="float32", storage="float32")
+    else:
+        release = Release(checkpoints.published(), photo_places(), backbones.CLIP_VIT_LARGE, None)
+        description, gallery_name = "GeoCLIP as its authors published it; trained on MP-16", PUBLISHED
+    checkpoint = {"name": release.backbone, "revision": release.revision} | moved
+    settings = BackboneSettings(**checkpoint, precision="float32", storage="float32")
     if folder is None:
         backbones.check_published_head(settings)
     trained = release.model.to(machine.find_device("auto"))
