@@ -21,10 +21,8 @@ body.jp-Notebook { color-scheme: dark; background: var(--jp-layout-color0); }
 
 
 def tidy(path: Path) -> None:
-    """Collapse each cell's output of an executed notebook to what a terminal would finally show.
-
-    Paths are cut short: what lies in the project or in the Python environment is named from there.
-    """
+    """Collapse each cell's output of an executed notebook to what a terminal would finally show. Paths in the
+    project or in the Python environment are named from there."""
     content = nbformat.read(path, as_version=4)
     content.metadata.pop("papermill", None)  # names the files, and the time, of the execution
     for cell in (cell for cell in content.cells if "outputs" in cell):
@@ -72,12 +70,10 @@ def with_mathml(markdown: str) -> str:
     from latex2mathml.converter import convert
 
     def formula(found: re.Match[str]) -> str:
-        if found["code"]:
-            return found["code"]
-        if found["inline"]:
-            return convert(found["inline"].strip(), display="inline")
-        mathml = convert(found["display"].strip(), display="block")
-        return f'\n\n<div style="margin: 1em 0">{mathml}</div>\n\n'
+        if found["display"]:
+            mathml = convert(found["display"].strip(), display="block")
+            return f'\n\n<div style="margin: 1em 0">{mathml}</div>\n\n'
+        return found["code"] or convert(found["inline"].strip(), display="inline")
 
     pattern = r"(?P<code>`[^`]*`)|\$\$(?P<display>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$"
     return re.sub(pattern, formula, markdown, flags=re.DOTALL)
