@@ -15,10 +15,8 @@ from lib.data.places import country_names
 from lib.data.sphere import wrap_longitude
 from lib.show import world
 
-MAX_PHOTOS = 200
-"""Photos on one page: 20 kB each, so that it stays below 10 MB."""
-MAX_HEAT_POINTS = 100_000
-"""Gallery points on one page, shared evenly among its photos."""
+MAX_PHOTOS, MAX_HEAT_POINTS = 200, 100_000
+"""Photos on one page (20 kB each: below 10 MB), and gallery points, shared evenly among its photos."""
 THUMBNAIL_PX, CELL_PX = 300, 12
 CANDIDATES = ("photo", "rank", "latitude", "longitude", "probability", "probability_within_200km",
               "town", "country", "true_latitude", "true_longitude", "error_km")  # fmt: skip
@@ -56,9 +54,8 @@ def candidate_map(
 
 def place_names(candidates: pd.DataFrame) -> pd.Series:
     """Town and country in full ("Greenstone, Canada") of each row's ``town`` and country code ``country``."""
-    names = country_names()
-    pairs = zip(candidates["town"], candidates["country"], strict=True)
-    found = [", ".join(str(part) for part in (town, names.get(code, code)) if part) for town, code in pairs]
+    places = candidates["town"], candidates["country"].replace(country_names())
+    found = [", ".join(str(part) for part in place if part) for place in zip(*places, strict=True)]
     return pd.Series(found, index=candidates.index, dtype=object)
 
 

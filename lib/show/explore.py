@@ -32,42 +32,40 @@ from lib.show.world import great_circle
 
 SEARCHED_PHOTOS = 20_000
 """Look-alikes are sought among so many training photos: their unit features take 5 kB each in memory."""
+PLACE = ["latitude", "longitude"]
 BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.05)}
 
 
 def is_watched() -> bool:
     """Whether controls make sense: a Jupyter kernel with ipywidgets, and ``PICTURES_ONLY`` is not set."""
-    has_widgets = importlib.util.find_spec("ipywidgets") is not None
-    return has_widgets and "ipykernel" in sys.modules and not os.environ.get(PICTURES_ONLY)
+    is_kernel = "ipykernel" in sys.modules and not os.environ.get(PICTURES_ONLY)
+    return is_kernel and importlib.util.find_spec("ipywidgets") is not None
 
 
 def interactive(draw: Callable[..., Figure], **controls: list[str] | tuple[float, ...]) -> Any:
-    """The picture that ``draw`` makes, below its ipywidgets; static outside Jupyter.
-
-    A control is a list of words to choose from, or first value, lowest, highest and step of a number.
-    """
+    """The picture that ``draw`` makes, below its ipywidgets: lists of words, or a number's lowest,
+    highest value and step. They start at the defaults of ``draw``. Static outside Jupyter."""
     if not is_watched():
-        return draw(**{name: control[0] for name, control in controls.items()})
+        return draw()
     import ipywidgets
 
-    def slider(name: str, value: float, low: float, high: float, step: float) -> ipywidgets.Widget:
-        kind = ipywidgets.IntSlider if isinstance(value, int) else ipywidgets.FloatSlider
-        return kind(value, min=low, max=high, step=step, description=name, continuous_update=False)
-
-    widgets = {name: one if isinstance(one, list) else slider(name, *one) for name, one in controls.items()}
-    return ipywidgets.interactive(draw, {"auto_display": True}, **widgets)
+    box = ipywidgets.interactive(draw, {"auto_display": True}, **controls)
+    for control in box.children[:-1]:
+        control.continuous_update = False
+    return box
 
 
 def curve(cloud: pd.DataFrame, empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram) -> Any:
     """A curve by hand, and what it calls each pair of :func:`lib.evaluate.pairs.sample`, the ``cloud``."""
 
-    def draw(nugget: float, sill: float, range_km: float) -> Figure:
+    start = float(fitted.nugget), float(fitted.sill), float(fitted.range_km)
+
+    def draw(nugget: float = start[0], sill: float = start[1], range_km: float = start[2]) -> Figure:
         drawn = by_hand(fitted, nugget, sill, range_km)
         return pair_cloud(pairs.classify(cloud, drawn), empirical, drawn)
 
-    nugget, sill = (float(fitted.nugget), 0.0, 1.0, 0.01), (float(fitted.sill), 0.05, 1.5, 0.01)
-    range_km = float(fitted.range_km), 50.0, 20_000.0, 50.0
-    return interactive(draw, nugget=nugget, sill=sill, range_km=range_km)
+    limits = {"nugget": (0.0, 1.0, 0.01), "sill": (0.05, 1.5, 0.01), "range_km": (50.0, 20_000.0, 50.0)}
+    return interactive(draw, **limits)
 
 
 def by_hand(fitted: FittedSemivariogram, nugget: float, sill: float, range_km: float) -> FittedSemivariogram:
@@ -80,19 +78,18 @@ def by_hand(fitted: FittedSemivariogram, nugget: float, sill: float, range_km: f
 def look_alikes(run: Run, fitted: FittedSemivariogram) -> Any:
     """A training photo, numbered from south to north, seven look-alikes, and a map of :func:`most_alike`."""
     manifest, root = features.photos(run), datasets.root_of(run)
-    training = np.random.default_rng(0).permutation(datasets.manifest.rows_of(manifest, "train"))
-    rows = training[:SEARCHED_PHOTOS]
+    rows = datasets.manifest.rows_of(manifest, "train")
+    rows = np.random.default_rng(0).permutation(rows)[:SEARCHED_PHOTOS]
     rows = rows[np.argsort(manifest["latitude"].to_numpy()[rows], kind="stable")]
     photos, unit, last = manifest.iloc[rows], features.read(run, manifest).unit(rows), len(rows) - 1
 
     @styled
-    def draw(photo: int, count: int) -> Figure:
+    def draw(photo: int = len(rows) // 2, count: int = min(50, last)) -> Figure:
         found, chosen = most_alike(photos, unit, fitted, photo, count), photos.iloc[photo]
         figure = Figure(figsize=(10, 3.8), layout="constrained")
         beside, right = figure.subfigures(1, 2, width_ratios=[1, 1.2])
         first, *others = beside.subplots(2, 4).ravel()
-        place = style.place_label(chosen["latitude"], chosen["longitude"])
-        style.show_photo(first, root, chosen["path"], place)
+        style.show_photo(first, root, chosen["path"], style.place_label(*chosen[PLACE]))
         for axis, one in zip(others, found.itertuples(), strict=False):
             title = f"{one.distance_km:,.0f} km\nd {one.dissimilarity:.2f}\nexpected {one.gamma:.2f}"
             style.show_photo(axis, root, one.path, title)
@@ -105,33 +102,30 @@ def look_alikes(run: Run, fitted: FittedSemivariogram) -> Any:
         axis.legend(**BELOW, ncols=2)
         return figure
 
-    return interactive(draw, photo=(len(rows) // 2, 0, last, 1), count=(min(50, last), 7, min(500, last), 1))
+    return interactive(draw, photo=(0, last), count=(7, min(500, last)))
 
 
 def most_alike(
     photos: pd.DataFrame, unit: torch.Tensor, fitted: FittedSemivariogram, photo: int, count: int
 ) -> pd.DataFrame:
     """The ``count`` photos most like number ``photo``, the most alike first, with their kinds."""
-    places = photos[["latitude", "longitude"]].to_numpy(np.float64)
+    places = photos[PLACE].to_numpy(np.float64)
     dissimilarity = (1.0 - unit @ unit[photo]).numpy()
     dissimilarity[photo] = np.inf
     number = np.argsort(dissimilarity, kind="stable")[:count]
-    far = distance_km(places[photo], places[number])
-    found = photos.iloc[number].assign(distance_km=far, dissimilarity=dissimilarity[number])
-    return pairs.classify(found, fitted)
+    found = photos.iloc[number].assign(distance_km=distance_km(places[photo], places[number]))
+    return pairs.classify(found.assign(dissimilarity=dissimilarity[number]), fitted)
 
 
 def two_strategies(run: Run, predictions: pd.DataFrame) -> Any:
     """A photo, numbered as :func:`from_gain_to_loss` has them, and where each seed of two strategies puts it.
-
-    ``predictions`` are those of :func:`lib.evaluate.evaluation.evaluate`.
-    """
+    ``predictions`` are those of :func:`lib.evaluate.evaluation.evaluate`."""
     splits, names = (predictions[column].unique().tolist() for column in ("split", "strategy"))
-    last = int(predictions.groupby("split")["id"].nunique().max()) - 1
+    last, (base, other) = predictions.groupby("split")["id"].nunique().max() - 1, (names * 2)[:2]
     paths, root = features.photos(run, ["id", "path"]).set_index("id")["path"], datasets.root_of(run)
 
     @styled
-    def draw(split: str, strategy: str, against: str, photo: int) -> Figure:
+    def draw(split: str = splits[0], strategy: str = other, against: str = base, photo: int = 0) -> Figure:
         of_split = predictions[predictions["split"] == split]
         gain = from_gain_to_loss(of_split, strategy, against)
         identity = gain.index[min(photo, len(gain) - 1)]
@@ -141,7 +135,7 @@ def two_strategies(run: Run, predictions: pd.DataFrame) -> Any:
         axis, of_photo = style.world(right), of_split[of_split["id"] == identity]
         for name in dict.fromkeys((strategy, against)):
             rows, look = of_photo[of_photo["strategy"] == name], look_of(name)
-            places = rows[["latitude", "longitude", "predicted_latitude", "predicted_longitude"]].to_numpy()
+            places = rows[[*PLACE, "predicted_latitude", "predicted_longitude"]].to_numpy()
             for piece in [piece for row in places for piece in great_circle(row[:2], row[2:])]:
                 axis.plot(*np.radians(piece[:, ::-1]).T, color=look["color"], lw=1.3)
             errors = ", ".join(f"{error:,.0f}" for error in np.sort(rows["error_km"]))
@@ -153,14 +147,11 @@ def two_strategies(run: Run, predictions: pd.DataFrame) -> Any:
         axis.set_title(f"{strategy} is nearer than {against} {shares}", fontsize=9)
         return figure
 
-    others = [*names[1:], names[0]]
-    return interactive(draw, split=splits, strategy=others, against=names, photo=(0, 0, last, 1))
+    return interactive(draw, split=splits, strategy=names, against=names, photo=(0, int(last)))
 
 
 def from_gain_to_loss(predictions: pd.DataFrame, strategy: str, against: str) -> pd.Series:
-    """Log of how much nearer ``strategy`` is than ``against``, by photo (id), the largest gain first.
-
-    Errors in km are medians over seeds, and count as 1 km at least.
-    """
+    """Log of how much nearer ``strategy`` is than ``against``, by photo (id), the largest gain first. Errors
+    in km are medians over seeds, and count as 1 km at least."""
     medians = predictions.groupby(["strategy", "id"])["error_km"].median().clip(lower=1.0)
     return np.log(medians[against] / medians[strategy]).sort_values(ascending=False, kind="stable")

@@ -55,8 +55,8 @@ def places_map(manifest: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(9, 4.9), layout="constrained")
     axis = style.world(figure)
     for split, frame in manifest.groupby("split", sort=False):
-        size, colour = 2.0 if split == "train" else 5.0, style.SPLIT_COLOURS.get(split, MUTED)
-        style.scatter(axis, frame, label=f"{split} ({len(frame):,})", s=size, color=colour)
+        look = {"s": 2.0 if split == "train" else 5.0, "color": style.SPLIT_COLOURS.get(split, MUTED)}
+        style.scatter(axis, frame, label=f"{split} ({len(frame):,})", **look)
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, -0.13), ncols=4, markerscale=2.5)
     return figure
 
@@ -83,9 +83,7 @@ def training_curves(histories: pd.DataFrame, radii: Sequence[int] = (25, 100, 20
 @styled
 def semivariogram(empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram) -> Figure:
     """The paper's figure: lag means and fitted curve, linear and logarithmic; below them, pairs a lag.
-
-    The linear panel shows about 150 of the lags; the fit used every one.
-    """
+    The linear panel shows about 150 of the lags; the fit used every one."""
     figure, axes = panels(2, 2, (10, 5.6), height_ratios=[4, 1], sharex="col")
     coarse = empirical.coarsened(max(1, len(empirical.pairs) // 150))
     for (upper, lower), sums, is_log in zip(axes.T, (coarse, empirical), (False, True), strict=True):
@@ -152,10 +150,10 @@ def margin(empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram, beta:
         there = float(np.interp(km, grid_km, asked))
         right.plot(km, there, "o", color=look["color"])
         right.annotate(f"{km:,.0f} km off:\nby {there:.1f}", (km, there), (5, -5), va="top", **BESIDE)
-    said = {"ylabel": "dissimilarity of two photos", "xlabel": "distance between them, km"}
-    style.logarithmic_km(left, title="how different two photos look", ylim=(0.0, None), **said)
-    said = {"ylabel": "margin, logits", "xlabel": "distance of the wrong place from the right one, km"}
-    style.logarithmic_km(right, title="by how much a wrong place must lose", **said)
+    style.logarithmic_km(left, xlabel="distance between them, km", ylabel="dissimilarity of two photos")
+    left.set(title="how different two photos look", ylim=(0.0, None))
+    style.logarithmic_km(right, xlabel="distance of the wrong place from the right one, km")
+    right.set(title="by how much a wrong place must lose", ylabel="margin, logits")
     left.legend(loc="lower right")
     right.legend(loc="upper left")
     return figure
@@ -222,9 +220,8 @@ def forest(comparison: pd.DataFrame, baseline: str = "infonce") -> Figure:
     """Paired differences to ``baseline`` in percentage points with 95 % intervals; one panel a split."""
     comparison = comparison[comparison["baseline"] == baseline]
     if comparison.empty:
-        figure, ((axis,),) = panels(1, 1, (6, 1.6))
-        axis.set_axis_off()
-        axis.text(0.5, 0.5, f"nothing to compare with {baseline} in this run", ha="center", color=MUTED)
+        figure = Figure(figsize=(6, 1.6))
+        figure.text(0.5, 0.5, f"nothing to compare with {baseline} in this run", ha="center", color=MUTED)
         return figure
     names, ticks = comparison["strategy"].unique(), -np.arange(len(COMPARED))
     height, step = 0.6 + 0.24 * len(COMPARED) * (len(names) + 1), 1.0 / (len(names) + 1)

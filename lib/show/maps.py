@@ -26,10 +26,8 @@ COLUMNS = ("id", "split", "strategy", "seed", *NUMBERS, "path")
 
 def prediction_map(predictions: pd.DataFrame, image_root: Path, *, title: str = "") -> folium.Map:
     """World map of photos: true place, predicted place and the great circle between, one strategy at a time.
-
     ``predictions`` have a row per photo, strategy and seed, and ``COLUMNS``: degrees, kilometres, ``path``
-    below ``image_root``. The smallest seed of each strategy is drawn. ``title`` is plain text.
-    """
+    below ``image_root``. The smallest seed of each strategy is drawn. ``title`` is plain text."""
     seeds = predictions.groupby("strategy")["seed"]
     drawn = predictions[predictions["seed"] == seeds.transform("min")]
     shown = drawn.drop_duplicates("id")

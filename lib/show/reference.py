@@ -26,11 +26,8 @@ OF_REFERENCE = ["split", "strategy", "figure", "reference", "here", "tolerance",
 
 
 def compare_with_reference(run: Run) -> tuple[pd.DataFrame, str]:
-    """Each figure of ``run`` beside the reference's, and the result of the comparison in one sentence.
-
-    Returns:
-        Columns ``OF_REFERENCE``; empty where there is nothing to compare with, and the sentence says why.
-    """
+    """Each figure of ``run`` beside the reference's (``OF_REFERENCE``; empty where there is nothing to
+    compare with), and what came of it in one sentence."""
     folder, empty = REFERENCE / run.settings.profile, pd.DataFrame(columns=OF_REFERENCE)
     if not (folder / FILE).is_file():
         return empty, f"No reference run is kept for profile {run.settings.profile}."
@@ -41,17 +38,15 @@ def compare_with_reference(run: Run) -> tuple[pd.DataFrame, str]:
         named = ", ".join(differing[:3]) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
         return empty, f"Not compared with the reference run: other settings ({named})."
     table = beside(run, folder)
-    good = f"{table['reproduced'].sum()} of {len(table)}"
-    return table, f"{good} figures of the reference run are reproduced within their tolerance."
+    said = "figures of the reference run are reproduced within their tolerance."
+    return table, f"{table['reproduced'].sum()} of {len(table)} {said}"
 
 
 def beside(run: Run, folder: Path) -> pd.DataFrame:
     """The fitted curve, accuracies and their paired differences: reference, here, tolerance, reproduced.
-
     A training on another processor rounds differently and may end as another seed would. So the mean over S
     seeds may differ by t sd sqrt(2 / S): sd is the reference's spread over seeds, pooled over the strategies
-    of a split, t Student's quantile for ``FALSE_ALARMS`` among all figures (Bonferroni).
-    """
+    of a split, t Student's quantile for ``FALSE_ALARMS`` among all figures (Bonferroni)."""
     fits = (folder / "semivariogram.json", run.semivariogram)
     then, now = (json.loads(path.read_text(encoding="utf-8")) for path in fits)
     curve = [("train", "semivariogram fit", name, then[name], now[name]) for name in OF_CURVE]

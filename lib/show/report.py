@@ -27,9 +27,8 @@ from lib.show.world import TEMPLATES
 from lib.train.metrics import COMPARED, HEADLINE
 from lib.train.training import best_strategy
 
-PAPER = "semivariogram"
-"""The strategy that puts the paper's two definitions, of false and of hard negatives, to work."""
-HELD_OUT_SPLIT = "test_blocked"
+PAPER, HELD_OUT_SPLIT = "semivariogram", "test_blocked"
+"""The strategy that puts the paper's two definitions to work; the split of held-out cells."""
 LEAST_VALIDATION_PHOTOS = 30
 """With fewer validation photos strategies tie, and nothing is chosen."""
 FIGURES = {
@@ -43,7 +42,7 @@ FIGURES = {
     "candidates": "Whole answers: where the model's probability lies for four test photos.",
     "pair_cloud": "Sampled pairs, the curve, and the three kinds of negative.", "places": "Places by split.",
     "photos": "What the photos look like.", "baseline_training": "Training of the baseline.",
-}
+}  # fmt: skip
 MAPS = {
     "predictions": ("Every photo", "True and predicted place, marked by error; search by id, step by error."),
     "predictions_test_blocked": ("Every held-out photo", "The same for cells held out whole."),
@@ -57,20 +56,17 @@ DATA = {"blue_marble": "satellite windows of NASA’s Blue Marble", "osv5m": "Op
 
 def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, str]]) -> Path:
     """Write results/<run>/index.html, which links to figures, maps, notebooks and tables. Trains nothing.
-
-    ``notebooks`` are title, ipynb and html (relative links) of each executed notebook.
-    """
-    is_evaluated = run.table("accuracy").exists()
+    ``notebooks`` are title, ipynb and html (relative links) of each executed notebook."""
+    is_evaluated, names = run.table("accuracy").exists(), ("comparison", "gain_by_continent")
     reference, sentence = compare_with_reference(run) if is_evaluated else (pd.DataFrame(), "")
-    names = ("comparison", "intervals", "gain_by_continent", "bounds")
-    comparison, intervals, gains, bounds = (_table(run, name) for name in names)
+    comparison, gains = (_table(run, name) for name in names)
     chosen, validation_photos = _of_validation(run)
     screen, settings = first_screen(chosen, comparison, gains), provenance["settings"]
     of_split = _only(gains, split=screen["split"])
     parts = {
         "run": run, "provenance": provenance, "settings": settings, "notebooks": notebooks, "screen": screen,
         "data": DATA.get(settings["dataset"]["name"], settings["dataset"]["name"]), "heading": _heading,
-        "accuracy": accuracy_tables(intervals, bounds),
+        "accuracy": accuracy_tables(_table(run, "intervals"), _table(run, "bounds")),
         "differences": difference_tables(comparison, ["split", "baseline"], "strategy", "metric"),
         "continents": difference_tables(of_split, ["split"], "continent", "strategy"),
         "fit": json.loads(run.semivariogram.read_text()) if run.semivariogram.exists() else None,
@@ -135,12 +131,11 @@ class Row(NamedTuple):
     @property
     def words(self) -> str:
         """Verdict, difference and interval as text, such as ``unclear: +9.0, −1.6 to +19.5``."""
-        if self.verdict.startswith("too few"):
-            return self.verdict
-        if self.low == self.high == 0.0:
-            return "unclear: no photo differs"
         named = {"gains": "a gain", "loses": "a loss"}.get(self.verdict, self.verdict)
-        return f"{named}: {points(self.difference)}, {points(self.low)} to {points(self.high)}"
+        if self.low == self.high == 0.0:
+            return f"{named}: no photo differs"
+        numbers = f": {points(self.difference)}, {points(self.low)} to {points(self.high)}"
+        return named if named.startswith("too few") else named + numbers
 
     @property
     def uses_curve(self) -> bool:
@@ -161,8 +156,7 @@ def _rows(table: pd.DataFrame, label: str) -> list[Row]:
 
 def first_screen(chosen: str, comparison: pd.DataFrame, by_continent: pd.DataFrame) -> dict[str, Any]:
     """The rows of the first screen, on the first split and within 200 km: of all strategies, some by name,
-    and of ``chosen``, which validation chose: ``found``, ``held_out`` (on held-out cells) and ``continents``.
-    """
+    and of ``chosen`` by validation: ``found``, ``held_out`` (on held-out cells) and ``continents``."""
     split = comparison["split"].iloc[0] if len(comparison) else ""
     against = _only(comparison, baseline=BASELINE)
     rows = {row.label: row for row in _rows(_only(against, split=split, metric=HEADLINE), "strategy")}
@@ -201,9 +195,7 @@ def _heading(metric: str) -> str:
 
 def difference_tables(table: pd.DataFrame, by: list[str], row: str, column: str) -> list[dict[str, Any]]:
     """Differences for reading: one entry for each value of ``by``; ``row`` and ``column`` name the others.
-
-    A table by strategy and metric has the accuracies of comparisons; any other has the one within 200 km.
-    """
+    With metrics as columns it has the accuracies of comparisons; otherwise the one within 200 km."""
     entries, metrics = [], COMPARED if column == "metric" else (HEADLINE,)
     shown = pd.concat([_only(table, metric=metric) for metric in metrics])
     for key, frame in shown.groupby(by, sort=False) if len(shown) else []:

@@ -34,8 +34,8 @@ LOOKS = {
     for (line, marker), names in FAMILIES.items()
     for name, colour in zip(names, COLOURS, strict=True)
 }
-OTHERS = {"nearest_neighbour": MUTED, "geoclip_pretrained": "#00796b"}
-LOOKS |= {name: {"color": colour, "ls": "--", "marker": "D"} for name, colour in OTHERS.items()}
+OTHERS = (("nearest_neighbour", MUTED), ("geoclip_pretrained", "#00796b"))
+LOOKS |= {name: {"color": colour, "ls": "--", "marker": "D"} for name, colour in OTHERS}
 SPLIT_COLOURS = {"train": "#9aa5b1", "validation": PALETTE[1], "test": PALETTE[0], "test_blocked": PALETTE[3]}
 KIND_COLOURS = {pairs.FALSE_NEGATIVE: PALETTE[0], pairs.HARD_NEGATIVE: PALETTE[3], pairs.EASY: MUTED}
 KILOMETRES = mpl.ticker.StrMethodFormatter("{x:,.0f}")
@@ -100,9 +100,8 @@ def place_label(latitude: float, longitude: float) -> str:
 def world(figure: FigureBase, *place: Any) -> Axes:
     """Axes at ``place`` (as ``add_subplot`` has it) with land in grey; Mollweide, equal-area."""
     axis = figure.add_subplot(*place, projection="mollweide")
-    mask = places.land_mask()[::6, ::6].astype(float)
+    mask, colours = places.land_mask()[::6, ::6].astype(float), mpl.colors.ListedColormap([WATER, LAND])
     latitude, longitude = (np.deg2rad(np.linspace(-k / 4, k / 4, k + 1)) for k in mask.shape)
-    colours = mpl.colors.ListedColormap([WATER, LAND])
     axis.pcolormesh(longitude, latitude, mask, cmap=colours, rasterized=True, zorder=0)
     axis.grid(True, linewidth=0.3)
     axis.set_xticks(np.deg2rad([-120, -60, 0, 60, 120]), labels=[])

@@ -47,13 +47,15 @@ ERROR_CLASSES = (
 
 def world_page(kind: str, data: dict[str, Any]) -> folium.Map:
     """A page with the whole world on the Blue Marble, on which the template ``kind`` draws ``data``:
-    JSON-like, with ``title``, ``notes`` and what :func:`photos_of` gives. ``world.j2`` has what pages share."""
+    JSON-like, with ``title``, ``notes`` and what :func:`photos_of` gives. Pages share ``world.j2``."""
     page = folium.Map(location=(0.0, 0.0), zoom_start=1, tiles=None, prefer_canvas=True, zoom_snap=0)
     # folium's own name is random: the same photos would give another file each time.
     page._id = hashlib.sha256(f"{kind} {data['title']}".encode()).hexdigest()[:32]
     page.default_js, page.default_css, page.get_root().title = [], [], html.escape(data["title"])
     ground = {"borders": _country_borders(), "background": _blue_marble(), "classes": ERROR_CLASSES}
-    return page.add_child(_Layer(kind, ground | data))
+    layer = _Layer()
+    layer.kind, layer.data = f"{kind}.j2", ground | data
+    return page.add_child(layer)
 
 
 def save_map(page: folium.Map, path: Path) -> Path:
@@ -77,12 +79,7 @@ def great_circle(start_deg: np.ndarray, end_deg: np.ndarray) -> list[np.ndarray]
     along = np.linspace(0.0, angle, max(1, math.ceil(angle / LINE_STEP_RAD)) + 1)[:, None]
     points = coordinates_of(np.cos(along) * a + np.sin(along) * tangent / np.linalg.norm(tangent))
     points[0], points[-1] = ends
-    return _cut_at_meridian(points)
-
-
-def _cut_at_meridian(points: np.ndarray) -> list[np.ndarray]:
-    """Pieces of the line ``points`` [K, 2] in degrees; a step of over 180 degrees goes the other way round.
-    The cut is exact: of the combinations of a step's two unit vectors it is the one with y = 0."""
+    # The cut is exact: of the combinations of a step's two unit vectors it is the one with y = 0.
     vectors, pieces, first, carry = unit_vectors(points), [], 0, np.empty((0, 2))
     for k in np.flatnonzero(np.abs(np.diff(points[:, 1])) > 180.0):
         # The summand decides where both ends lie on the meridian already and any point between would do.
@@ -148,19 +145,15 @@ def _country_borders() -> list[list[int]]:
 class _Layer(MacroElement):
     """Leaflet itself, the data and the script that draws them, as a child of a map."""
 
-    def __init__(self, kind: str, data: dict[str, Any]) -> None:
-        super().__init__()
-        self._name, self._kind, self._data = "Layer", kind, data
-
     def render(self, **kwargs: Any) -> None:
         """Adds the three parts of the template to the figure that the map belongs to."""
-        data = json.dumps(self._data, separators=(",", ":"), allow_nan=False)
+        data = json.dumps(self.data, separators=(",", ":"), allow_nan=False)
         # Whatever the strings in it are, it can neither end nor comment out the <script> around it.
         data = re.sub("[<>&]", lambda match: f"\\u{ord(match[0]):04x}", data)
         leaflet = re.sub(r"//# sourceMappingURL=\S*", "", EMBEDDED_RESOURCES[f"{LEAFLET}.js"])
         texts = {"data": data, "leaflet": leaflet, "leaflet_css": EMBEDDED_RESOURCES[f"{LEAFLET}.css"]}
         context = {name: Markup(text) for name, text in texts.items()}  # noqa: S704
-        context |= {"map": self._parent.get_name(), "kind": f"{self._kind}.j2"}
+        context |= {"map": self._parent.get_name(), "kind": self.kind}
         template = jinja2.Environment(loader=TEMPLATES, autoescape=True).get_template("world.j2")
         for part in ("header", "html", "script"):
             element = Element("{{ this.text }}")  # the text itself must not be read as a template again
