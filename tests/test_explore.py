@@ -117,13 +117,11 @@ def test_photos_are_ordered_from_the_largest_gain_to_the_largest_loss():
 
 def test_pictures_are_static_without_kernel_without_widgets_and_under_the_pipeline(monkeypatch):
     monkeypatch.setitem(explore.sys.modules, "ipykernel", object())
+    assert not explore.is_watched()
     monkeypatch.delenv(explore.PICTURES_ONLY)
     assert explore.is_watched()
     with monkeypatch.context() as patch:
-        patch.delitem(explore.sys.modules, "ipykernel")
-        assert not explore.is_watched()
-    with monkeypatch.context() as patch:
         patch.setattr(explore.importlib.util, "find_spec", lambda name: None)
         assert not explore.is_watched()
-    monkeypatch.setenv(explore.PICTURES_ONLY, "1")
+    monkeypatch.delitem(explore.sys.modules, "ipykernel")
     assert not explore.is_watched()

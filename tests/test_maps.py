@@ -159,22 +159,6 @@ class TestPage:
         assert len(drawn["ids"]) == 4 and drawn["title"] == "run: split test, 4 of 10 photos"
         assert [path.name for path in run.map("predictions").parent.iterdir()] == ["predictions.html"]
 
-    def test_a_failed_save_leaves_the_old_page(
-        self, small: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        (tmp_path / "map.html").write_text("old")
-        drawn = prediction_map(small, tmp_path)
-        monkeypatch.setattr(world, "EMBEDDED_RESOURCES", {})
-        with pytest.raises(KeyError):
-            save_map(drawn, tmp_path / "map.html")
-        assert [path.name for path in tmp_path.iterdir()] == ["map.html"]
-        assert (tmp_path / "map.html").read_text() == "old"
-
-
-def test_of_two_classes_of_error_the_better_one_is_the_brighter() -> None:
-    colours = np.array([[int(hexed[k : k + 2], 16) for k in (1, 3, 5)] for *_, hexed in world.ERROR_CLASSES])
-    assert np.all(np.diff(colours @ (0.2126, 0.7152, 0.0722)) < 0)
-
 
 @pytest.fixture
 def desktop(browser: object, page: Path) -> Visit:

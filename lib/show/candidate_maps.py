@@ -15,10 +15,8 @@ from lib.data.places import country_names
 from lib.data.sphere import wrap_longitude
 from lib.show import world
 
-MAX_PHOTOS = 200
-"""Photos on one page: 20 kB each, so that it stays below 10 MB."""
-MAX_HEAT_POINTS = 100_000
-"""Gallery points on one page, shared evenly among its photos."""
+MAX_PHOTOS, MAX_HEAT_POINTS = 200, 100_000
+"""Photos on one page (20 kB each: below 10 MB), and gallery points, shared evenly among its photos."""
 THUMBNAIL_PX, CELL_PX = 300, 12
 CANDIDATES = ("photo", "rank", "latitude", "longitude", "probability", "probability_within_200km",
               "town", "country", "true_latitude", "true_longitude", "error_km")  # fmt: skip
@@ -38,12 +36,9 @@ def candidate_map(
 ) -> folium.Map:  # fmt: skip
     """World map of the candidates of one photo at a time, of at most ``MAX_PHOTOS``, chosen from a list.
 
-    Args:
-        candidates: a row per photo and rank, columns ``CANDIDATES``, of :func:`lib.predict.predict.predict`:
-            degrees, fractions, kilometres; the true place and the error may be NaN.
-        mass: a row per photo and gallery point, the likeliest first, columns ``MASS``.
-        root: folder that the photos' names are relative to. A photo that cannot be read has no thumbnail.
-        title, notes, warning: which model, sentences for the end of the page, one across the map; plain text.
+    ``candidates`` (``CANDIDATES``: degrees, fractions, kilometres; true place and error may be NaN) and
+    ``mass`` are those of :func:`lib.predict.predict.predict`, of photos below ``root``. ``title``, ``notes``
+    at the end of the page and ``warning`` across the map are plain text.
     """
     photos = candidates["photo"].drop_duplicates().tolist()
     shown, said = photos[:MAX_PHOTOS], [*EXPLAINED, *notes]
@@ -59,9 +54,8 @@ def candidate_map(
 
 def place_names(candidates: pd.DataFrame) -> pd.Series:
     """Town and country in full ("Greenstone, Canada") of each row's ``town`` and country code ``country``."""
-    names = country_names()
-    pairs = zip(candidates["town"], candidates["country"], strict=True)
-    found = [", ".join(str(part) for part in (town, names.get(code, code)) if part) for town, code in pairs]
+    places = candidates["town"], candidates["country"].replace(country_names())
+    found = [", ".join(str(part) for part in place if part) for place in zip(*places, strict=True)]
     return pd.Series(found, index=candidates.index, dtype=object)
 
 
@@ -69,23 +63,18 @@ def _photo(rows: pd.DataFrame, heat: pd.DataFrame) -> dict[str, Any]:
     """What the page needs of one photo: places in degrees, probabilities as fractions, heat as integers."""
     truth = rows[["true_latitude", "true_longitude"]].to_numpy(np.float64)[0]
     first, is_known = rows[["latitude", "longitude"]].to_numpy(np.float64)[0], np.isfinite(truth).all()
-    line = world.great_circle(truth, first) if is_known else []
-    candidates = [
-        {
+    line, candidates = world.great_circle(truth, first) if is_known else [], []
+    for row in rows.itertuples(index=False):
+        candidates.append({
             "at": [round(row.latitude, 4), round(float(wrap_longitude(row.longitude)), 4)],
             "probability": float(f"{row.probability:.4g}"),
-            "nearby": float(f"{row.probability_within_200km:.4g}"),
-            "place": row.near,
+            "nearby": float(f"{row.probability_within_200km:.4g}"), "place": row.near,
             "error_km": round(float(row.error_km), 2) if is_known else None,
-        }
-        for row in rows.itertuples(index=False)
-    ]
+        })  # fmt: skip
     # Parts in ten million: of 100,000 equally likely points each still has a hundred.
     triples = heat[[*MASS[1:]]].to_numpy(np.float64) * (100.0, 100.0, 1e7)
     return {
-        "candidates": candidates,
-        "truth": truth.round(4).tolist() if is_known else None,
-        "line": [world.integers(piece, 100.0) for piece in line],
-        "heat": world.integers(triples, 1.0),
+        "candidates": candidates, "truth": truth.round(4).tolist() if is_known else None,
+        "line": [world.integers(piece, 100.0) for piece in line], "heat": world.integers(triples, 1.0),
         "share": float(f"{heat['probability'].sum():.4g}"),
-    }
+    }  # fmt: skip

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from lib.evaluate.intervals import HELD_OUT_ENDING, HELD_OUT_KM
 from lib.method.empirical import EmpiricalSemivariogram
-from lib.method.geodesy import EARTH_RADIUS_KM
+from lib.method.geodesy import EARTH_RADIUS_KM, km_to_rad, rad_to_km
 from lib.method.semivariogram import FittedSemivariogram
 from lib.runs import writing
 from lib.show import style
@@ -43,8 +43,8 @@ def photo_grid(manifest: pd.DataFrame, root: Path) -> Figure:
         axis.set_axis_off()
     chosen = training.sample(min(18, len(training)), random_state=0)
     for axis, photo in zip(axes.ravel(), chosen.itertuples(), strict=False):
-        place, town = style.place_label(photo.latitude, photo.longitude), getattr(photo, "town", "")
-        near = f"near {town}, {photo.country}" if town else ""
+        near = f"near {photo.town}, {photo.country}" if getattr(photo, "town", "") else ""
+        place = style.place_label(photo.latitude, photo.longitude)
         style.show_photo(axis, root, photo.path, f"{place}\n{near}")
     return figure
 
@@ -65,70 +65,77 @@ def places_map(manifest: pd.DataFrame) -> Figure:
 def training_curves(histories: pd.DataFrame, radii: Sequence[int] = (25, 100, 200)) -> Figure:
     """Loss and validation accuracy by epoch: the mean over seeds as a line, the seeds' extremes as a band."""
     figure, axes = panels(1, 1 + len(radii), (3.0 * (1 + len(radii)), 3.3))
-    columns = {f"validation within {radius:,} km": f"validation_acc_{radius}km" for radius in radii}
-    for axis, (title, column) in zip(axes[0], ({"training loss": "loss"} | columns).items(), strict=True):
-        factor = 1.0 if column == "loss" else 100.0
+    shown = [("loss", 1.0, "training loss", "")]
+    shown += [(f"validation_acc_{km}km", 100.0, f"validation within {km:,} km", "photos, %") for km in radii]
+    for axis, (column, factor, title, unit) in zip(axes[0], shown, strict=True):
         for strategy, frame in histories.dropna(subset=[column]).groupby("strategy", sort=False):
             of_epoch, look = (factor * frame[column]).groupby(frame["epoch"]), look_of(strategy)
-            mean, band = of_epoch.mean(), {"color": look["color"], "alpha": 0.18, "lw": 0}
-            axis.fill_between(mean.index, of_epoch.min(), of_epoch.max(), **band)
+            low, mean, high = of_epoch.min(), of_epoch.mean(), of_epoch.max()
+            axis.fill_between(mean.index, low, high, color=look["color"], alpha=0.18, lw=0)
             axis.plot(mean, label=strategy, ms=3, **look)
-        axis.set(xlabel="epoch", title=title, ylabel="" if column == "loss" else "photos, %")
+        axis.set(xlabel="epoch", title=title, ylabel=unit)
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set_yscale("log")
-    figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=8)
+    style.legend_below(figure, axes[0, 1])
     return figure
 
 
 @styled
 def semivariogram(empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram) -> Figure:
     """The paper's figure: lag means and fitted curve, linear and logarithmic; below them, pairs a lag.
-
-    The linear panel shows about 150 of the lags; the fit used every one.
-    """
+    The linear panel shows about 150 of the lags; the fit used every one."""
     figure, axes = panels(2, 2, (10, 5.6), height_ratios=[4, 1], sharex="col")
     coarse = empirical.coarsened(max(1, len(empirical.pairs) // 150))
     for (upper, lower), sums, is_log in zip(axes.T, (coarse, empirical), (False, True), strict=True):
-        lags = shown_lags(sums)
+        lags = _shown_lags(sums)
         lag_km, mean, spread = lags["lag_km"], lags["gamma"], np.sqrt(lags["variance"])
         band = {"color": "#cbd5e1", "alpha": 0.5, "lw": 0, "label": "±1 standard deviation of the pairs"}
         upper.fill_between(lag_km, mean - spread, mean + spread, **band)
         upper.plot(lag_km, mean, ".", ms=3, color=PALETTE[1], label="mean of the lag")
         grid = np.geomspace(1e-3 if is_log else 1e-6, np.pi, 800)
         label = f"fit: {fitted.family}, R² {fitted.r2:.2f}"
-        upper.plot(grid * EARTH_RADIUS_KM, fitted.gamma(grid), color=INK, label=label)
-        _annotate_fit(upper, fitted, is_log)
+        upper.plot(rad_to_km(grid), fitted.gamma(grid), color=INK, label=label)
+        x, align, shift = (0.02, "left", -4) if is_log else (0.98, "right", 4)
+        beside = {"transform": upper.get_yaxis_transform(), "ha": align, "va": "bottom", "fontsize": 8.5}
+        upper.text(x, fitted.nugget, f"nugget {fitted.nugget:.3f} ", **beside)
+        upper.text(x, fitted.sill, f"sill {fitted.sill:.3f} ", **beside)
+        label = f"range ρ\n{fitted.range_km:,.0f} km\n{fitted.range_rad:.2f} rad "
+        at, side = (fitted.range_km, 0.5 * fitted.sill), "right" if is_log else "left"
+        upper.annotate(label, at, (shift, 0), color=PALETTE[3], ha=side, **BESIDE)
+        _parameters(upper, fitted)
         lower.fill_between(lag_km, lags["pairs"], color="#94a3b8", step="mid", lw=0)
-        width = f"pairs in\n{sums.lag_width_rad * EARTH_RADIUS_KM:.0f} km"
+        width = f"pairs in\n{rad_to_km(sums.lag_width_rad):.0f} km"
         lower.set(xlabel="great-circle distance, km", ylabel=width, yscale="log", ylim=(10, None))
         lower.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         lower.xaxis.set_major_formatter(style.KILOMETRES)
-    style.logarithmic_km(lower)
-    upper.set_xlim(5.0, HALF_EARTH_KM)
-    radians = (lambda km: km / EARTH_RADIUS_KM, lambda rad: rad * EARTH_RADIUS_KM)
-    axes[0, 0].secondary_xaxis("top", functions=radians).set_xlabel("radians")
+    style.logarithmic_km(lower, xlim=(5.0, HALF_EARTH_KM))
+    axes[0, 0].secondary_xaxis("top", functions=(km_to_rad, rad_to_km)).set_xlabel("radians")
     axes[0, 0].set_ylabel("semivariance γ (mean cosine distance)")
     axes[0, 0].legend(loc="center right", bbox_to_anchor=(1.0, 0.27))
     return figure
 
 
-def shown_lags(sums: EmpiricalSemivariogram) -> pd.DataFrame:
+def _shown_lags(sums: EmpiricalSemivariogram) -> pd.DataFrame:
     """The lags of 30 pairs or more. Where fewer than ten have so many, as with few photos, all lags."""
     table = sums.table()
     return table[table["pairs"] >= 30] if (table["pairs"] >= 30).sum() >= 10 else table
 
 
-def _annotate_fit(axis: Axes, fitted: FittedSemivariogram, is_log: bool) -> None:
-    """Nugget, sill and range, drawn where they are read off."""
-    x, align = (0.02, "left") if is_log else (0.98, "right")
-    for value, name in ((fitted.nugget, "nugget"), (fitted.sill, "sill")):
-        axis.axhline(value, color=MUTED, ls="--", lw=0.9)
-        beside = {"transform": axis.get_yaxis_transform(), "ha": align, "va": "bottom", "fontsize": 8.5}
-        axis.text(x, value, f"{name} {value:.3f} ", **beside)
-    axis.axvline(fitted.range_km, color=PALETTE[3], ls=":", lw=1.4)
-    label = f"range ρ\n{fitted.range_km:,.0f} km\n{fitted.range_rad:.2f} rad "
-    side = {"ha": "right", "xytext": (-4, 0)} if is_log else {"ha": "left", "xytext": (4, 0)}
-    axis.annotate(label, (fitted.range_km, 0.5 * fitted.sill), color=PALETTE[3], **BESIDE, **side)
+def _parameters(axis: Axes, fitted: FittedSemivariogram, label: str = "") -> None:
+    """Lines at nugget, sill and range."""
+    for level in (fitted.nugget, fitted.sill):
+        axis.axhline(level, color=MUTED, ls="--", lw=0.9)
+    axis.axvline(fitted.range_km, color=PALETTE[3], ls=":", lw=1.4, label=label)
+
+
+def _means_and_curve(
+    axis: Axes, empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram, of_means: str, of_curve: str
+) -> np.ndarray:
+    """Lag means and fitted curve on ``axis`` under these labels; the kilometres at which it is drawn."""
+    means, grid_km = _shown_lags(empirical), np.geomspace(5.0, HALF_EARTH_KM, 400)
+    axis.plot(means["lag_km"], means["gamma"], ".", ms=2.8, color=PALETTE[1], label=of_means)
+    axis.plot(grid_km, fitted.gamma(km_to_rad(grid_km)), color=INK, label=of_curve)
+    return grid_km
 
 
 @styled
@@ -136,32 +143,20 @@ def margin(empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram, beta:
     """Left how different photos look, by distance; right what ``semivariance_margin`` makes of it."""
     figure, ((left, right),) = panels(1, 2, (10, 3.5))
     grid_km = _means_and_curve(left, empirical, fitted, "measured: mean of a lag", "fitted semivariogram")
-    left.set(ylabel="dissimilarity of two photos", xlabel="distance between them, km", ylim=(0.0, None))
-    left.set_title("how different two photos look")
-    name = "semivariance_margin"
-    asked, colour = beta * (1.0 - fitted.correlation(grid_km / EARTH_RADIUS_KM)), look_of(name)["color"]
-    right.plot(grid_km, asked, color=colour, label=name)
+    asked, look = beta * (1.0 - fitted.correlation(km_to_rad(grid_km))), look_of("semivariance_margin")
+    right.plot(grid_km, asked, color=look["color"], label="semivariance_margin")
     right.axhline(0.0, color=look_of("infonce")["color"], label="infonce, GeoCLIP’s own loss: none")
     for km in (50.0, 500.0, 5_000.0):
         there = float(np.interp(km, grid_km, asked))
-        right.plot(km, there, "o", color=colour)
+        right.plot(km, there, "o", color=look["color"])
         right.annotate(f"{km:,.0f} km off:\nby {there:.1f}", (km, there), (5, -5), va="top", **BESIDE)
-    right.set(ylabel="margin, logits", xlabel="distance of the wrong place from the right one, km")
-    right.set_title("by how much a wrong place must lose")
-    for axis, corner in ((left, "lower right"), (right, "upper left")):
-        style.logarithmic_km(axis)
-        axis.legend(loc=corner)
+    style.logarithmic_km(left, xlabel="distance between them, km", ylabel="dissimilarity of two photos")
+    left.set(title="how different two photos look", ylim=(0.0, None))
+    style.logarithmic_km(right, xlabel="distance of the wrong place from the right one, km")
+    right.set(title="by how much a wrong place must lose", ylabel="margin, logits")
+    left.legend(loc="lower right")
+    right.legend(loc="upper left")
     return figure
-
-
-def _means_and_curve(
-    axis: Axes, empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram, of_means: str, of_curve: str
-) -> np.ndarray:
-    """Lag means and fitted curve on ``axis`` under these labels; the kilometres at which it is drawn."""
-    means, grid_km = shown_lags(empirical), np.geomspace(5.0, HALF_EARTH_KM, 400)
-    axis.plot(means["lag_km"], means["gamma"], ".", ms=2.8, color=PALETTE[1], label=of_means)
-    axis.plot(grid_km, fitted.gamma(grid_km / EARTH_RADIUS_KM), color=INK, label=of_curve)
-    return grid_km
 
 
 @styled
@@ -173,16 +168,12 @@ def pair_cloud(
     shown = pairs.iloc[:: max(1, len(pairs) // count)]
     for kind, colour in KIND_COLOURS.items():
         of_kind = shown[shown["kind"] == kind]
-        label = f"{kind}s ({len(of_kind) / len(shown):.0%} of the pairs shown)"
-        dots = of_kind["distance_km"], of_kind["dissimilarity"]
-        axis.plot(*dots, ".", ms=2, color=colour, label=label, rasterized=True)
+        look = {"label": f"{kind}s ({len(of_kind) / len(shown):.0%} of the pairs shown)", "color": colour}
+        axis.plot("distance_km", "dissimilarity", ".", data=of_kind, ms=2, rasterized=True, **look)
     _means_and_curve(axis, empirical, fitted, "mean of the lag", "γ(h): expected")
-    for level in (fitted.nugget, fitted.sill):
-        axis.axhline(level, color=MUTED, ls="--", lw=0.9)
-    axis.axvline(fitted.range_km, color=PALETTE[3], ls=":", lw=1.4, label="range")
-    style.logarithmic_km(axis)
-    axis.set(xlim=(5.0, HALF_EARTH_KM), xlabel="great-circle distance h, km")
-    axis.set(ylim=(0.0, 1.5), ylabel="semivariance γ; dissimilarity d of a pair")
+    _parameters(axis, fitted, "range")
+    said = {"xlabel": "great-circle distance h, km", "ylabel": "semivariance γ; dissimilarity d of a pair"}
+    style.logarithmic_km(axis, xlim=(5.0, HALF_EARTH_KM), ylim=(0.0, 1.5), **said)
     figure.legend(loc="outside right upper", markerscale=2.5)
     return figure
 
@@ -215,10 +206,9 @@ def error_distribution(predictions: pd.DataFrame) -> Figure:
             axis.axvline(radius, color=MUTED, lw=0.7, ls=":")
             axis.text(radius, 1.005, f" {name}", rotation=38, fontsize=7.5, color=MUTED, va="bottom")
         for name, errors in rows.groupby("strategy", sort=False)["error_km"]:
-            line = look_of(name)
-            axis.ecdf(np.maximum(errors, 0.5), label=name, color=line["color"], ls=line["ls"], lw=1.1)
-        style.logarithmic_km(axis)
-        axis.set(xlim=(0.8, 20_100), ylim=(0, 1), xlabel="great-circle error, km")
+            look = look_of(name)
+            axis.ecdf(np.maximum(errors, 0.5), label=name, color=look["color"], ls=look["ls"], lw=1.1)
+        style.logarithmic_km(axis, xlim=(0.8, 20_100), ylim=(0, 1), xlabel="great-circle error, km")
         axis.set_title(f"split {split}\n", pad=22)
     figure.axes[0].set_ylabel("share of the photos within")
     figure.axes[0].legend(loc="upper left", bbox_to_anchor=(0.03, 1.0))
@@ -230,14 +220,12 @@ def forest(comparison: pd.DataFrame, baseline: str = "infonce") -> Figure:
     """Paired differences to ``baseline`` in percentage points with 95 % intervals; one panel a split."""
     comparison = comparison[comparison["baseline"] == baseline]
     if comparison.empty:
-        figure, ((axis,),) = panels(1, 1, (6, 1.6))
-        axis.set_axis_off()
-        axis.text(0.5, 0.5, f"nothing to compare with {baseline} in this run", ha="center", color=MUTED)
+        figure = Figure(figsize=(6, 1.6))
+        figure.text(0.5, 0.5, f"nothing to compare with {baseline} in this run", ha="center", color=MUTED)
         return figure
-    names = comparison["strategy"].unique()
-    height = 0.6 + 0.24 * len(COMPARED) * (len(names) + 1)
+    names, ticks = comparison["strategy"].unique(), -np.arange(len(COMPARED))
+    height, step = 0.6 + 0.24 * len(COMPARED) * (len(names) + 1), 1.0 / (len(names) + 1)
     figure, splits = panels_by_split(comparison, 5.0, height, sharex=True, sharey=True)
-    ticks, step = -np.arange(len(COMPARED)), 1.0 / (len(names) + 1)
     for axis, split, of_split in splits:
         axis.axvline(0.0, color=INK, lw=1.0)
         for order, name in enumerate(names):
@@ -248,14 +236,13 @@ def forest(comparison: pd.DataFrame, baseline: str = "infonce") -> Figure:
         axis.set(title=f"split {split}", xlabel=f"difference to {baseline}, percentage points")
         axis.set_yticks(ticks, labels=[f"within {int(metric[4:-2]):,} km" for metric in COMPARED])
         axis.grid(axis="y", visible=False)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=8)
+    style.legend_below(figure, figure.axes[0])
     return figure
 
 
 @styled
 def by_continent(table: pd.DataFrame) -> Figure:
-    """Accuracy within :func:`reported_radius_km` by continent of 5 photos or more and strategy; pale below 30
-    photos; one panel a split."""
+    """Accuracy within :func:`reported_radius_km` by continent (of 5 photos or more; below 30 pale)."""
     table = table[table["n"] >= 5] if (table["n"] >= 5).any() else table
     names, groups = table["strategy"].unique(), sorted(set(table["continent"]), reverse=True)
     figure, splits = panels_by_split(table, 5.0, 0.9 + 0.42 * len(groups), sharey=True)
@@ -273,7 +260,7 @@ def by_continent(table: pd.DataFrame) -> Figure:
         axis.text(1.02, len(groups) - 0.3, "photos", **beside)
         axis.set(xlabel=f"photos within {radius_km} km, %", title=f"split {split}")
         axis.set(ylim=(-0.6, len(groups) - 0.4), yticks=range(len(groups)), yticklabels=groups)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=8)
+    style.legend_below(figure, figure.axes[0])
     return figure
 
 
@@ -285,9 +272,7 @@ def reported_radius_km(split: str) -> int:
 @styled
 def candidates(table: pd.DataFrame, mass: pd.DataFrame, root: Path) -> Figure:
     """Each photo below ``root`` beside a map of its probability: 1 is the first candidate, a ring the truth.
-
-    ``table`` and ``mass`` are those of :func:`lib.predict.predict.predict`.
-    """
+    ``table`` and ``mass`` are those of :func:`lib.predict.predict.predict`."""
     photos = table["photo"].unique()
     figure = Figure(figsize=(8.6, 2.35 * len(photos)), layout="constrained")
     grid = figure.add_gridspec(len(photos), 2, width_ratios=[1, 2.4])
@@ -301,10 +286,9 @@ def candidates(table: pd.DataFrame, mass: pd.DataFrame, root: Path) -> Figure:
         shade = np.sqrt(heat["probability"] / heat["probability"].max())
         style.scatter(axis, heat, c=shade, cmap="YlOrRd", s=4.0 + 16.0 * shade, vmin=0.0, vmax=1.0)
         if is_known:
-            truth = {"latitude": first["true_latitude"], "longitude": first["true_longitude"]}
-            style.scatter(axis, truth, s=230, facecolors="none", edgecolors=PALETTE[0], linewidths=1.8)
+            truth = np.radians(first[["true_longitude", "true_latitude"]].astype(float))
+            axis.scatter(*truth, s=230, facecolors="none", edgecolors=PALETTE[0], linewidths=1.8)
         badge = {"boxstyle": "circle,pad=0.25", "facecolor": "white", "edgecolor": INK, "linewidth": 0.8}
-        numeral = {"fontsize": 7, "fontweight": "bold", "color": INK, "bbox": badge}
-        at = np.radians([first["longitude"], first["latitude"]])
-        axis.text(*at, "1", ha="center", va="center", **numeral)
+        numeral = {"ha": "center", "va": "center", "fontsize": 7, "fontweight": "bold", "bbox": badge}
+        axis.text(*np.radians([first["longitude"], first["latitude"]]), "1", color=INK, **numeral)
     return figure

@@ -26,13 +26,8 @@ COLUMNS = ("id", "split", "strategy", "seed", *NUMBERS, "path")
 
 def prediction_map(predictions: pd.DataFrame, image_root: Path, *, title: str = "") -> folium.Map:
     """World map of photos: true place, predicted place and the great circle between, one strategy at a time.
-
-    Args:
-        predictions: a row per photo, strategy and seed, with ``COLUMNS``: degrees, kilometres, and the
-            ``path`` of the photo below ``image_root``. The smallest seed of each strategy is drawn, and
-            photos that cannot be read are counted.
-        title: plain text above the controls and of the browser's tab.
-    """
+    ``predictions`` have a row per photo, strategy and seed, and ``COLUMNS``: degrees, kilometres, ``path``
+    below ``image_root``. The smallest seed of each strategy is drawn. ``title`` is plain text."""
     seeds = predictions.groupby("strategy")["seed"]
     drawn = predictions[predictions["seed"] == seeds.transform("min")]
     shown = drawn.drop_duplicates("id")
@@ -49,11 +44,7 @@ def prediction_map(predictions: pd.DataFrame, image_root: Path, *, title: str = 
 
 def split_map(predictions: pd.DataFrame, manifest: pd.DataFrame, run: Run, split: str) -> folium.Map:
     """The map of a split's predictions, saved as maps/predictions.html (later splits: predictions_NAME.html).
-
-    Args:
-        predictions: of all splits. Of more than ``MOST_PHOTOS`` photos so many are drawn, at random.
-        manifest: for the photos' paths.
-    """
+    Of more than ``MOST_PHOTOS`` photos so many are drawn, at random; ``manifest`` has their paths."""
     of_split, title = predictions[predictions["split"] == split], f"{run.name}: split {split}"
     ids = of_split["id"].drop_duplicates()
     if len(ids) > MOST_PHOTOS:
@@ -68,26 +59,18 @@ def split_map(predictions: pd.DataFrame, manifest: pd.DataFrame, run: Run, split
 
 def _strategy(rows: pd.DataFrame, shown: pd.DataFrame) -> dict[str, Any]:
     """What the page needs of one strategy, in the order of ``shown``; null where it predicts nothing."""
-    known = rows.set_index("id").reindex(shown["id"])
-    is_known = known["error_km"].notna().to_numpy()
+    known, found = rows.set_index("id").reindex(shown["id"]), {"error_km": [], "lines": []}
     truth, predicted = _places(shown, TRUE), np.nan_to_num(_places(known, PREDICTED))
-    ends = zip(truth, predicted, is_known, strict=True)
-    errors = zip(known["error_km"].tolist(), is_known, strict=True)
-    return {
-        "name": str(rows["strategy"].iloc[0]),
-        "seed": str(rows["seed"].iloc[0]),
-        "predicted": integers(predicted, 1e4),
-        "error_km": [round(value, 2) if there else None for value, there in errors],
-        "lines": [_inner(start, end) if there else 0 for start, end, there in ends],
-    }
-
-
-def _inner(start_deg: np.ndarray, end_deg: np.ndarray) -> list[list[int]] | int:
-    """``great_circle`` without its two ends, which the page has already; 0 when nothing is between them."""
-    pieces = great_circle(start_deg, end_deg)
-    pieces[0] = pieces[0][1:]
-    pieces[-1] = pieces[-1][:-1]
-    return [integers(piece, 100.0) for piece in pieces] if len(pieces[0]) else 0
+    for error_km, start, end in zip(known["error_km"].tolist(), truth, predicted, strict=True):
+        is_known = not np.isnan(error_km)
+        pieces = great_circle(start, end) if is_known else [np.empty((0, 2))]
+        # Without its two ends, which the page has already; 0 when nothing is between them.
+        pieces[0] = pieces[0][1:]
+        pieces[-1] = pieces[-1][:-1]
+        found["error_km"].append(round(error_km, 2) if is_known else None)
+        found["lines"].append([integers(piece, 100.0) for piece in pieces] if len(pieces[0]) else 0)
+    named = {"name": str(rows["strategy"].iloc[0]), "seed": str(rows["seed"].iloc[0])}
+    return named | {"predicted": integers(predicted, 1e4)} | found
 
 
 def _places(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:

@@ -13,18 +13,11 @@ from lib.settings import PROJECT
 
 PICTURES_ONLY = "SEMIVARIOGRAM_PICTURES_ONLY"
 """Environment variable of kernels that show pictures without controls: those of a whole run."""
-DARK = """<style>@media screen and (prefers-color-scheme: dark) {
-THEME
-body.jp-Notebook { color-scheme: dark; background: var(--jp-layout-color0); }
-}</style></head>"""
-"""JupyterLab's own dark colours, for readers whose screen is dark."""
 
 
 def tidy(path: Path) -> None:
-    """Collapse each cell's output of an executed notebook to what a terminal would finally show.
-
-    Paths are cut short: what lies in the project or in the Python environment is named from there.
-    """
+    """Collapse each cell's output of an executed notebook to what a terminal would finally show. Paths in the
+    project or in the Python environment are named from there."""
     content = nbformat.read(path, as_version=4)
     content.metadata.pop("papermill", None)  # names the files, and the time, of the execution
     for cell in (cell for cell in content.cells if "outputs" in cell):
@@ -61,9 +54,8 @@ def render(executed: Path) -> Path:
     exporter = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True, **nothing)
     body, _ = exporter.from_notebook_node(content)
     body = re.sub(r'<script[^>]*\bsrc="(https?:|")[^>]*>\s*</script>', "", body)  # scripts to fetch
-    dark, *_ = exporter.environment.loader.get_source(exporter.environment, "static/theme-dark.css")
     with writing(executed.with_suffix(".html")) as aside:
-        aside.write_text(body.replace("</head>", DARK.replace("THEME", dark), 1), encoding="utf-8")
+        aside.write_text(body, encoding="utf-8")
     return executed.with_suffix(".html")
 
 
@@ -72,12 +64,10 @@ def with_mathml(markdown: str) -> str:
     from latex2mathml.converter import convert
 
     def formula(found: re.Match[str]) -> str:
-        if found["code"]:
-            return found["code"]
-        if found["inline"]:
-            return convert(found["inline"].strip(), display="inline")
-        mathml = convert(found["display"].strip(), display="block")
-        return f'\n\n<div style="margin: 1em 0">{mathml}</div>\n\n'
+        if found["display"]:
+            mathml = convert(found["display"].strip(), display="block")
+            return f'\n\n<div style="margin: 1em 0">{mathml}</div>\n\n'
+        return found["code"] or convert(found["inline"].strip(), display="inline")
 
-    pattern = r"(?P<code>`[^`]*`)|\$\$(?P<display>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$"
-    return re.sub(pattern, formula, markdown, flags=re.DOTALL)
+    pattern = r"(?s)(?P<code>`[^`]*`)|\$\$(?P<display>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$"
+    return re.sub(pattern, formula, markdown)

@@ -16,46 +16,37 @@ from lib.runs.run import REFERENCE
 from lib.train.metrics import COLUMNS
 
 OF_CURVE = {"nugget": 0.005, "partial_sill": 0.005, "range_km": 0.02}
-"""Tolerance of the curve's parameters, which no seed moves: absolute for cosine distances, a share of the
-reference for kilometres."""
+"""Tolerance of the curve's parameters, which no seed moves: absolute, of kilometres a share."""
 FALSE_ALARMS = 0.05
 """Share of the runs in which, by chance alone, some figure may miss its tolerance."""
 FIGURE = ["is_difference", "split", "strategy", "figure"]
+OF_PLACE = {"device", "deterministic", "dataset.root", "backbone.workers"}
+"""Settings of files and devices, in which a run may differ from the reference."""
 OF_REFERENCE = ["split", "strategy", "figure", "reference", "here", "tolerance", "reproduced"]
 
 
 def compare_with_reference(run: Run) -> tuple[pd.DataFrame, str]:
-    """Each figure of ``run`` beside the reference's, and the result of the comparison in one sentence.
-
-    Returns:
-        Columns ``OF_REFERENCE``; empty where there is nothing to compare with, and the sentence says why.
-    """
+    """Each figure of ``run`` beside the reference's (``OF_REFERENCE``; empty where there is nothing to
+    compare with), and what came of it in one sentence."""
     folder, empty = REFERENCE / run.settings.profile, pd.DataFrame(columns=OF_REFERENCE)
     if not (folder / FILE).is_file():
         return empty, f"No reference run is kept for profile {run.settings.profile}."
-    if differing := _differing_settings(run, folder):
+    kept, here = read_provenance(folder)["settings"], run.settings.model_dump(mode="json")
+    then, now = (pd.json_normalize(settings).iloc[0].to_dict() for settings in (kept, here))
+    names = sorted({*then, *now} - OF_PLACE)
+    if differing := [name for name in names if then.get(name) != now.get(name)]:
         named = ", ".join(differing[:3]) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
         return empty, f"Not compared with the reference run: other settings ({named})."
     table = beside(run, folder)
-    good = f"{int(table['reproduced'].sum())} of {len(table)}"
-    return table, f"{good} figures of the reference run are reproduced within their tolerance."
-
-
-def _differing_settings(run: Run, folder: Path) -> list[str]:
-    """Names of the settings in which ``run`` and reference differ, other than places of files and devices."""
-    kept, here = read_provenance(folder)["settings"], run.settings.model_dump(mode="json")
-    then, now = (pd.json_normalize(settings).iloc[0].to_dict() for settings in (kept, here))
-    ignored = {"device", "deterministic", "dataset.root", "backbone.workers"}
-    return [name for name in sorted({*then, *now} - ignored) if then.get(name) != now.get(name)]
+    said = "figures of the reference run are reproduced within their tolerance."
+    return table, f"{table['reproduced'].sum()} of {len(table)} {said}"
 
 
 def beside(run: Run, folder: Path) -> pd.DataFrame:
     """The fitted curve, accuracies and their paired differences: reference, here, tolerance, reproduced.
-
     A training on another processor rounds differently and may end as another seed would. So the mean over S
     seeds may differ by t sd sqrt(2 / S): sd is the reference's spread over seeds, pooled over the strategies
-    of a split, t Student's quantile for ``FALSE_ALARMS`` among all figures (Bonferroni).
-    """
+    of a split, t Student's quantile for ``FALSE_ALARMS`` among all figures (Bonferroni)."""
     fits = (folder / "semivariogram.json", run.semivariogram)
     then, now = (json.loads(path.read_text(encoding="utf-8")) for path in fits)
     curve = [("train", "semivariogram fit", name, then[name], now[name]) for name in OF_CURVE]
@@ -91,11 +82,6 @@ def _by_seed(path: Path) -> pd.Series:
 
 def format_comparison(table: pd.DataFrame, sentence: str) -> str:
     """The comparison as text for a terminal."""
-    if table.empty:
-        return sentence
-    head = "{:13}{:31}{:14}{:>11}{:>11}{:>11}  {}"
-    lines = [head.format(*OF_REFERENCE)]
-    for row in table.itertuples(index=False):
-        numbers = (f"{value:.4g}" for value in (row.reference, row.here, row.tolerance))
-        lines.append(head.format(*row[:3], *numbers, "yes" if row.reproduced else "NO"))
-    return "\n".join([*lines, sentence])
+    said = table.assign(reproduced=np.where(table["reproduced"].astype(bool), "yes", "NO"))
+    lines = said.to_string(index=False, float_format="{:.4g}".format) if len(table) else ""
+    return f"{lines}\n{sentence}".lstrip()

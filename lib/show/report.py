@@ -1,7 +1,7 @@
 """The page that a reader opens first: results/<run>/index.html.
 
-The page runs no script and fetches nothing from a network. Its figures, maps and tables are files of the same
-folder, which it names relative to itself, so the folder may be moved. It computes nothing but rounding.
+It runs no script and fetches nothing from a network. Figures, maps and tables are files of the same folder,
+which it names relative to itself, so the folder may be moved. It computes nothing but rounding.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from lib.show.world import TEMPLATES
 from lib.train.metrics import COMPARED, HEADLINE
 from lib.train.training import best_strategy
 
-PAPER = "semivariogram"
-"""The strategy that puts the paper's two definitions, of false and of hard negatives, to work."""
-HELD_OUT_SPLIT = "test_blocked"
+PAPER, HELD_OUT_SPLIT = "semivariogram", "test_blocked"
+"""The strategy that puts the paper's two definitions to work; the split of held-out cells."""
 LEAST_VALIDATION_PHOTOS = 30
 """With fewer validation photos strategies tie, and nothing is chosen."""
 FIGURES = {
@@ -39,77 +38,61 @@ FIGURES = {
     "margin": "How different photos look by distance, and by how much a wrong place must lose for it.",
     "pairs": "What the curve calls false negatives and hard negatives.",
     "training": "Loss and validation accuracy of every strategy.",
-    "error_distribution": "How far off the predictions are.",
-    "by_continent": "Accuracy by continent.",
+    "error_distribution": "How far off the predictions are.", "by_continent": "Accuracy by continent.",
     "candidates": "Whole answers: where the model's probability lies for four test photos.",
-    "pair_cloud": "Sampled pairs, the curve, and the three kinds of negative.",
-    "places": "Places by split.",
-    "photos": "What the photos look like.",
-    "baseline_training": "Training of the baseline.",
-}
+    "pair_cloud": "Sampled pairs, the curve, and the three kinds of negative.", "places": "Places by split.",
+    "photos": "What the photos look like.", "baseline_training": "Training of the baseline.",
+}  # fmt: skip
 MAPS = {
     "predictions": ("Every photo", "True and predicted place, marked by error; search by id, step by error."),
     "predictions_test_blocked": ("Every held-out photo", "The same for cells held out whole."),
     "candidates": ("Whole answers", "Candidates and probability of a few photos."),
 }
 """Title and description of each map."""
-DATA = {
-    "blue_marble": "satellite windows of NASA\u2019s Blue Marble",
-    "osv5m": "OpenStreetView-5M, street photos",
-    "folder": "a folder of photos",
-}
+DATA = {"blue_marble": "satellite windows of NASA’s Blue Marble", "osv5m": "OpenStreetView-5M, street photos",
+        "folder": "a folder of photos"}  # fmt: skip
 """What a reader calls a data set."""
 
 
 def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, str]]) -> Path:
     """Write results/<run>/index.html, which links to figures, maps, notebooks and tables. Trains nothing.
-
-    ``notebooks`` are title, ipynb and html (relative links) of each executed notebook.
-    """
-    is_evaluated = run.table("accuracy").exists()
+    ``notebooks`` are title, ipynb and html (relative links) of each executed notebook."""
+    is_evaluated, names = run.table("accuracy").exists(), ("comparison", "gain_by_continent")
     reference, sentence = compare_with_reference(run) if is_evaluated else (pd.DataFrame(), "")
-    names = ("comparison", "intervals", "gain_by_continent", "bounds")
-    comparison, intervals, gains, bounds = (_table(run, name) for name in names)
+    comparison, gains = (_table(run, name) for name in names)
     chosen, validation_photos = _of_validation(run)
-    screen = first_screen(chosen, comparison, gains)
+    screen, settings = first_screen(chosen, comparison, gains), provenance["settings"]
     of_split = _only(gains, split=screen["split"])
-    dataset = provenance["settings"]["dataset"]["name"]
     parts = {
-        "screen": screen,
-        "accuracy": accuracy_tables(intervals, bounds),
+        "run": run, "provenance": provenance, "settings": settings, "notebooks": notebooks, "screen": screen,
+        "data": DATA.get(settings["dataset"]["name"], settings["dataset"]["name"]), "heading": _heading,
+        "accuracy": accuracy_tables(_table(run, "intervals"), _table(run, "bounds")),
         "differences": difference_tables(comparison, ["split", "baseline"], "strategy", "metric"),
         "continents": difference_tables(of_split, ["split"], "continent", "strategy"),
         "fit": json.loads(run.semivariogram.read_text()) if run.semivariogram.exists() else None,
-        "figures": _figures(run),
+        "figures": [_figure(run, name) for name in FIGURES if run.figure(name).exists()],
         "maps": [(name, *words) for name, words in MAPS.items() if run.map(name).exists()],
         "tables": sorted(path.name for path in (run.folder / "tables").glob("*.csv")),
-        "settings": provenance["settings"],
-        "data": DATA.get(dataset, dataset),
-        "reference": reference.to_dict("records"),
-        "reference_sentence": sentence,
-    } | {"run": run, "provenance": provenance, "notebooks": notebooks, "heading": _heading}
-    least = {"least_validation_photos": LEAST_VALIDATION_PHOTOS, "least_photos": LEAST_PHOTOS}
+        "reference": reference.to_dict("records"), "reference_sentence": sentence,
+        "validation_photos": validation_photos, "least_validation_photos": LEAST_VALIDATION_PHOTOS,
+        "least_photos": LEAST_PHOTOS,
+    }  # fmt: skip
     strict = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=TEMPLATES, autoescape=True, **strict)
-    template = environment.get_template("index.html.j2")
-    page = template.render(parts | least, validation_photos=validation_photos)
     path = run.folder / "index.html"
     with writing(path) as aside:
-        aside.write_text(page, encoding="utf-8")
+        aside.write_text(environment.get_template("index.html.j2").render(parts), encoding="utf-8")
     return path
 
 
 def _table(run: Run, name: str) -> pd.DataFrame:
     """The run's table ``name``; empty where it has not been made, or where there was nothing to put in it."""
-    path = run.table(name)
-    return read_table(path) if path.exists() else pd.DataFrame()
+    return read_table(run.table(name)) if run.table(name).exists() else pd.DataFrame()
 
 
 def _only(table: pd.DataFrame, **values: str) -> pd.DataFrame:
     """The rows of ``table`` with these ``values`` by column; an empty table, without columns, stays empty."""
-    for column, value in values.items():
-        table = table[table[column] == value] if len(table) else table
-    return table
+    return table[(table[[*values]] == pd.Series(values)).all(axis=1)] if len(table) else table
 
 
 def _of_validation(run: Run) -> tuple[str, int]:
@@ -122,14 +105,10 @@ def _of_validation(run: Run) -> tuple[str, int]:
         return "", 0
 
 
-def _figures(run: Run) -> list[dict[str, Any]]:
-    """Name, caption, width and height in pixels of each figure that the run has."""
-    found = []
-    for name, caption in FIGURES.items():
-        if run.figure(name).exists():
-            with Image.open(run.figure(name)) as image:
-                found.append({"name": name, "caption": caption, "width": image.width, "height": image.height})
-    return found
+def _figure(run: Run, name: str) -> dict[str, Any]:
+    """What the page needs of a figure; its size in pixels, so that nothing moves while it loads."""
+    with Image.open(run.figure(name)) as image:
+        return {"name": name, "caption": FIGURES[name], "width": image.width, "height": image.height}
 
 
 class Row(NamedTuple):
@@ -152,12 +131,11 @@ class Row(NamedTuple):
     @property
     def words(self) -> str:
         """Verdict, difference and interval as text, such as ``unclear: +9.0, −1.6 to +19.5``."""
-        if self.verdict.startswith("too few"):
-            return self.verdict
-        if self.low == self.high == 0.0:
-            return "unclear: no photo differs"
         named = {"gains": "a gain", "loses": "a loss"}.get(self.verdict, self.verdict)
-        return f"{named}: {points(self.difference)}, {points(self.low)} to {points(self.high)}"
+        if self.low == self.high == 0.0:
+            return f"{named}: no photo differs"
+        numbers = f": {points(self.difference)}, {points(self.low)} to {points(self.high)}"
+        return named if named.startswith("too few") else named + numbers
 
     @property
     def uses_curve(self) -> bool:
@@ -168,24 +146,17 @@ class Row(NamedTuple):
 
 def _rows(table: pd.DataFrame, label: str) -> list[Row]:
     """Differences in ``table``, named by the column ``label``; with corrected intervals if there are any."""
+    prefix = "corrected" if "corrected_low" in table else "ci"
     if table.empty:
         return []
-    prefix = "corrected" if "corrected_low" in table else "ci"
     numbers = 100 * table[["difference", f"{prefix}_low", f"{prefix}_high"]].to_numpy()
     cells = table.get("cells", pd.Series(0, table.index))
     return [Row(*one) for one in zip(table[label], table["n"], *numbers.T, cells, strict=True)]
 
 
 def first_screen(chosen: str, comparison: pd.DataFrame, by_continent: pd.DataFrame) -> dict[str, Any]:
-    """The numbers of the first screen, on the first split and within 200 km.
-
-    ``chosen`` is the strategy that validation chose, which need not be the best on the split; the tables are
-    those of :func:`lib.evaluate.evaluation.evaluate`, or empty.
-
-    Returns:
-        ``chosen``; ``split``; rows of all ``strategies``, of the ``paper``'s, of the ``control`` and of the
-        ``nearest`` neighbour; of the chosen one ``found``, ``held_out`` (on held-out cells), ``continents``.
-    """
+    """The rows of the first screen, on the first split and within 200 km: of all strategies, some by name,
+    and of ``chosen`` by validation: ``found``, ``held_out`` (on held-out cells) and ``continents``."""
     split = comparison["split"].iloc[0] if len(comparison) else ""
     against = _only(comparison, baseline=BASELINE)
     rows = {row.label: row for row in _rows(_only(against, split=split, metric=HEADLINE), "strategy")}
@@ -193,20 +164,14 @@ def first_screen(chosen: str, comparison: pd.DataFrame, by_continent: pd.DataFra
     of_chosen = _rows(_only(by_continent, strategy=chosen, split=split, metric=HEADLINE), "continent")
     named = {"found": chosen, "paper": PAPER, "control": CONTROL, "nearest": NEAREST_NEIGHBOUR}
     return {name: rows.get(strategy) for name, strategy in named.items()} | {
-        "chosen": chosen,
-        "split": split,
-        "strategies": list(rows.values()),
-        "held_out_km": HELD_OUT_KM,
+        "chosen": chosen, "split": split, "strategies": list(rows.values()), "held_out_km": HELD_OUT_KM,
         "held_out": next(iter(_rows(far, "strategy")), None) if split != HELD_OUT_SPLIT else None,
         "continents": sorted(of_chosen, key=lambda row: -row.difference),
-    }
+    }  # fmt: skip
 
 
 def accuracy_tables(intervals: pd.DataFrame, bounds: pd.DataFrame) -> list[tuple[str, list[str], list]]:
-    """For each split its metrics and rows: strategy, a value and its 95 % interval a metric, is it a bound.
-
-    Of the tables ``intervals`` and ``bounds`` of :func:`lib.evaluate.evaluation.evaluate`, or of empty ones.
-    """
+    """For each split its metrics and rows: strategy, value and 95 % interval a metric, is it a bound."""
     entries = []
     for split, levels in intervals.groupby("split", sort=False) if len(intervals) else []:
         metrics, rows = levels["metric"].unique().tolist(), []
@@ -230,16 +195,14 @@ def _heading(metric: str) -> str:
 
 def difference_tables(table: pd.DataFrame, by: list[str], row: str, column: str) -> list[dict[str, Any]]:
     """Differences for reading: one entry for each value of ``by``; ``row`` and ``column`` name the others.
-
-    A table by strategy and metric has the accuracies of comparisons; any other has the one within 200 km.
-    """
+    With metrics as columns it has the accuracies of comparisons; otherwise the one within 200 km."""
     entries, metrics = [], COMPARED if column == "metric" else (HEADLINE,)
     shown = pd.concat([_only(table, metric=metric) for metric in metrics])
     for key, frame in shown.groupby(by, sort=False) if len(shown) else []:
-        groups = list(frame.groupby(row, sort=False))
-        cells = [{cell.label: cell for cell in _rows(one, column)} for _, one in groups]
-        rows = [(name, one["n"].max(), of_row) for (name, one), of_row in zip(groups, cells, strict=True)]
-        comparisons = int(frame["comparisons"].max()) if "comparisons" in frame else 0
-        about = {"key": key, "columns": frame[column].unique(), "comparisons": comparisons}
-        entries.append(about | {"rows": rows})
+        rows = [
+            (name, one["n"].max(), {cell.label: cell for cell in _rows(one, column)})
+            for name, one in frame.groupby(row, sort=False)
+        ]
+        about = {"key": key, "columns": frame[column].unique(), "rows": rows}
+        entries.append(about | {"comparisons": frame["comparisons"].max() if "comparisons" in frame else 0})
     return entries

@@ -34,8 +34,8 @@ LOOKS = {
     for (line, marker), names in FAMILIES.items()
     for name, colour in zip(names, COLOURS, strict=True)
 }
-LOOKS["nearest_neighbour"] = {"color": MUTED, "ls": "--", "marker": "D"}
-LOOKS["geoclip_pretrained"] = {"color": "#00796b", "ls": "--", "marker": "D"}
+OTHERS = (("nearest_neighbour", MUTED), ("geoclip_pretrained", "#00796b"))
+LOOKS |= {name: {"color": colour, "ls": "--", "marker": "D"} for name, colour in OTHERS}
 SPLIT_COLOURS = {"train": "#9aa5b1", "validation": PALETTE[1], "test": PALETTE[0], "test_blocked": PALETTE[3]}
 KIND_COLOURS = {pairs.FALSE_NEGATIVE: PALETTE[0], pairs.HARD_NEGATIVE: PALETTE[3], pairs.EASY: MUTED}
 KILOMETRES = mpl.ticker.StrMethodFormatter("{x:,.0f}")
@@ -54,9 +54,8 @@ styled = mpl.rc_context(STYLE)
 
 def look_of(strategy: str) -> dict[str, str]:
     """A strategy's color, ls and marker, the same in every figure; an unlisted one is dotted, by its name."""
-    code = crc32(strategy.encode())
-    unlisted = {"color": COLOURS[code % len(COLOURS)], "ls": ":", "marker": "^vPX"[code // 8 % 4]}
-    return LOOKS.get(strategy, unlisted)
+    turn, colour = divmod(crc32(strategy.encode()), len(COLOURS))
+    return LOOKS.get(strategy, {"color": COLOURS[colour], "ls": ":", "marker": "^vPX"[turn % 4]})
 
 
 def panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, np.ndarray]:
@@ -74,10 +73,15 @@ def panels_by_split(
     return figure, [(axis, *group) for axis, group in zip(axes[0], groups, strict=True)]
 
 
-def logarithmic_km(axis: Axes) -> None:
-    """Distances in km on a logarithmic horizontal axis, written out."""
-    axis.set_xscale("log")
+def logarithmic_km(axis: Axes, **settings: Any) -> None:
+    """Distances in km on a logarithmic horizontal axis, written out; and other ``settings`` of ``axis``."""
+    axis.set(xscale="log", **settings)
     axis.xaxis.set_major_formatter(KILOMETRES)
+
+
+def legend_below(figure: Figure, axis: Axes) -> None:
+    """One legend for all panels, of what ``axis`` shows."""
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=8)
 
 
 def show_photo(axis: Axes, root: Path, path: str, title: str) -> None:
@@ -96,9 +100,8 @@ def place_label(latitude: float, longitude: float) -> str:
 def world(figure: FigureBase, *place: Any) -> Axes:
     """Axes at ``place`` (as ``add_subplot`` has it) with land in grey; Mollweide, equal-area."""
     axis = figure.add_subplot(*place, projection="mollweide")
-    mask = places.land_mask()[::6, ::6].astype(float)
+    mask, colours = places.land_mask()[::6, ::6].astype(float), mpl.colors.ListedColormap([WATER, LAND])
     latitude, longitude = (np.deg2rad(np.linspace(-k / 4, k / 4, k + 1)) for k in mask.shape)
-    colours = mpl.colors.ListedColormap([WATER, LAND])
     axis.pcolormesh(longitude, latitude, mask, cmap=colours, rasterized=True, zorder=0)
     axis.grid(True, linewidth=0.3)
     axis.set_xticks(np.deg2rad([-120, -60, 0, 60, 120]), labels=[])
@@ -108,5 +111,5 @@ def world(figure: FigureBase, *place: Any) -> Axes:
 
 def scatter(axis: Axes, frame: pd.DataFrame, **options: Any) -> None:
     """The places of ``frame`` (latitude, longitude in degrees) as dots on a :func:`world`."""
-    drawn = {"linewidths": 0.0, "rasterized": True, **options}
-    axis.scatter(np.deg2rad(frame["longitude"]), np.deg2rad(frame["latitude"]), **drawn)
+    at = np.deg2rad(frame["longitude"]), np.deg2rad(frame["latitude"])
+    axis.scatter(*at, **{"linewidths": 0.0, "rasterized": True, **options})

