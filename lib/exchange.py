@@ -35,8 +35,11 @@ def export_geolocation(release: Release, folder: Path) -> Path:
     if width != HEAD_WIDTH:
         said = f"geoclip's image head takes {HEAD_WIDTH} features and this model {width}; only its"
         raise BundleError(f"{said} location encoder can be exported; a model on CLIP ViT-L/14 can be whole")
-    weights = {name.replace("image_head.", "image_encoder.mlp."): value
-               for name, value in trained.state_dict().items() if not name.startswith("feature_")}
+    weights = {
+        name.replace("image_head.", "image_encoder.mlp."): value
+        for name, value in trained.state_dict().items()
+        if not name.startswith("feature_")
+    }
     weight, bias = "image_encoder.mlp.0.weight", "image_encoder.mlp.0.bias"
     weights[weight] = weights[weight] / trained.feature_scale
     weights[bias] = weights[bias] - weights[weight] @ trained.feature_mean
@@ -92,7 +95,8 @@ def export(run: Run, folder: Path, strategy: str | None = None, seed: int = 0) -
     backbone, places = run.settings.backbone, gallery.coordinates(run, features.photos(run, manifest.PLACES))
     release = Release(trained, places, backbone.name, backbone.revision or backbones.find(backbone).revision)
     for write, model, name in (
-        (export_location_encoder, trained, "location-encoder"), (export_geolocation, release, "geolocation"),
+        (export_location_encoder, trained, "location-encoder"),
+        (export_geolocation, release, "geolocation"),
     ):
         with writing(write(model, folder / name) / "README.md") as aside:
             aside.write_text(text, encoding="utf-8")

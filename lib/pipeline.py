@@ -111,8 +111,10 @@ def _needs_of(notebook: Path, run: Run, stages: Sequence[str]) -> dict[str, Any]
     cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
     python = "\n".join(line for cell in cells for line in cell.splitlines() if not line.startswith("%"))
     settings = {
-        "source": code.sha256(notebook.read_text(encoding="utf-8")), "reached": code.digest_of_source(python),
-        "settings": run.settings.model_dump(mode="json"), "photos": datasets.listing(run),
+        "source": code.sha256(notebook.read_text(encoding="utf-8")),
+        "reached": code.digest_of_source(python),
+        "settings": run.settings.model_dump(mode="json"),
+        "photos": datasets.listing(run),
     }
     receipts = [run.receipt(one) for one in stages if run.receipt(one).exists()]
     return cache.needs_of(run.folder, receipts, settings, [])

@@ -17,8 +17,14 @@ class Visit:
     """A page in the browser, shown once ``ready`` is there; what it complained about or tried to fetch."""
 
     def __init__(
-        self, browser: object, page: Path, width: int = 1280, height: int = 800, *,
-        ready: str = ".title:not(:empty)", scheme: str = "light",
+        self,
+        browser: object,
+        page: Path,
+        width: int = 1280,
+        height: int = 800,
+        *,
+        ready: str = ".title:not(:empty)",
+        scheme: str = "light",
     ) -> None:
         self.complaints: list[str] = []
         self.fetched: list[str] = []

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -134,7 +135,7 @@ def fitted(**changes: object) -> FittedSemivariogram:
 
 
 def write_later(path: Path, text: str) -> None:
-    """Write ``text`` with a later time of change: two writes may fall into one tick of the file system's clock."""
+    """Write ``text`` with a later time of change: two writes may fall into one tick of the clock."""
     before = path.stat().st_mtime_ns if path.exists() else 0
     path.write_text(text)
     if path.stat().st_mtime_ns <= before:
@@ -167,13 +168,11 @@ def write_world(run: Run, sizes: dict[str, int] = SIZES) -> None:
 
 
 def adopt(run: Run) -> None:
-    """Note what lies in the run's folder as what the stages up to the curve have made: nobody makes it again."""
+    """Note what lies in the run's folder as what its stages up to the curve have made."""
 
-    def note(
-        run: Run, name: str, make: object, *, outputs: list[Path], inputs=(), settings=None, code=(), **_: object
-    ) -> None:
-        needs = cache.needs_of(run.folder, inputs, settings or {}, code)
-        cache.write_receipt(run, name, needs, [path for path in outputs if path.exists()], 0.0)
+    def note(run: Run, name: str, make: object, **given: Any) -> None:
+        needs = cache.needs_of(run.folder, given["inputs"], given["settings"], given["code"])
+        cache.write_receipt(run, name, needs, [path for path in given["outputs"] if path.exists()], 0.0)
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (datasets, features, curve):

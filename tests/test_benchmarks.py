@@ -13,9 +13,13 @@ from benchmarks import harness
 from benchmarks.__main__ import NAMES, main
 
 SMALL = {
-    "semivariogram": ((40, 90), {}), "scale": ((300,), {}), "pipeline": ((90,), {}),
-    "retrieval": ((3, 70), {"places": 900}), "reweighting": ((0, 24), {"batch": 16}),
-    "training": ((4, 8), {}), "features": ((3, 6), {}),
+    "semivariogram": ((40, 90), {}),
+    "scale": ((300,), {}),
+    "pipeline": ((90,), {}),
+    "retrieval": ((3, 70), {"places": 900}),
+    "reweighting": ((0, 24), {"batch": 16}),
+    "training": ((4, 8), {}),
+    "features": ((3, 6), {}),
 }
 
 
@@ -39,7 +43,11 @@ def test_ours_and_the_reference_give_the_same_answer(name: str, tmp_path: Path) 
     }
     for row in stored["rows"]:
         assert {
-            "ours_seconds", "reference_seconds", "ratio", "ours_peak_bytes", "reference_peak_bytes",
+            "ours_seconds",
+            "reference_seconds",
+            "ratio",
+            "ours_peak_bytes",
+            "reference_peak_bytes",
         } <= row.keys()
         assert row["max_difference"] is None or row["max_difference"] < LARGEST_DIFFERENCE.get(
             row["part"] or name, 2e-5

@@ -89,7 +89,8 @@ def test_it_is_made_again_when_something_changes_and_says_what(
     elif changed == "package":
         monkeypatch.setattr(code, "version", lambda name: "another")
     assert stage(**changes) is False and stage.count == 2
-    assert f"again   copy: {CHANGES[changed]}" in capsys.readouterr().out.replace(f"{stage.output.parent}/", "")
+    said = capsys.readouterr().out.replace(f"{stage.output.parent}/", "")
+    assert f"again   copy: {CHANGES[changed]}" in said
     assert stage(**changes) is True and stage.output.read_text() == stage.source.read_text()
 
 
@@ -125,7 +126,8 @@ def test_a_second_process_reads_no_file_again_whose_size_time_and_inode_are_thos
     stage()
     files._remembered.clear()
     monkeypatch.setattr(files.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
-    monkeypatch.setattr(cache, "needs_of", lambda *_: json.loads(stage.run.receipt("copy").read_text())["needs"])
+    needs = json.loads(stage.run.receipt("copy").read_text())["needs"]
+    monkeypatch.setattr(cache, "needs_of", lambda *_: needs)
     assert stage() is True
 
 

@@ -151,8 +151,15 @@ class Checkout:
         seen |= {"LC_ALL": "C", "REAL_PYTHON": sys.executable}
         heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  # ignored under nohup and &
         return subprocess.Popen(
-            list(command) or script, cwd=cwd or self.root, env=seen | variables, text=True, preexec_fn=heed,
-            start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            list(command) or script,
+            cwd=cwd or self.root,
+            env=seen | variables,
+            text=True,
+            preexec_fn=heed,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
 
     def run(self, *command, cwd=None, **variables):

@@ -170,10 +170,14 @@ class TestCudaThatIsThere:
         assert f"2 x NVIDIA H100, driver 580.1, CUDA {torch.version.cuda}" in said
         assert machine()["accelerator"] == "NVIDIA H100" and machine()["driver"] == "580.1"
 
-    @pytest.mark.parametrize("reason", [
-        "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
-        "CUDA error: no kernel image is available for execution on the device",
-    ], ids=["busy", "old"])
+    @pytest.mark.parametrize(
+        "reason",
+        [
+            "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+            "CUDA error: no kernel image is available for execution on the device",
+        ],
+        ids=["busy", "old"],
+    )
     def test_a_card_that_does_not_compute_is_found_before_anything_else(self, reason, monkeypatch, make_run):
         monkeypatch.setattr(machine_module, "_ASK", f"raise RuntimeError({reason!r})")
         monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90"])

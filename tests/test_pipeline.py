@@ -80,7 +80,8 @@ def test_executed_notebooks_show_their_figures(smoke):
         asked = [
             cell
             for cell in cells
-            if cell.cell_type == "code" and re.search(r"(figures\.save|second_figures\.\w+|explore\.\w+)\(", cell.source)
+            if cell.cell_type == "code"
+            and re.search(r"(figures\.save|second_figures\.\w+|explore\.\w+)\(", cell.source)
         ]
         assert len(shown) == len(asked) > 0, path.name
 

@@ -188,8 +188,16 @@ class TestWhichModel:
         monkeypatch.setattr(predictors.backbones, "build", lambda *_: replace(colour_encoder(), dimension=16))
         assert "strategy infonce" in predictors.of_run(run).title and run.checkpoint("infonce", 0).exists()
 
-    @pytest.mark.parametrize("name", ["checkpoints/decayed_seed0.safetensors", "history/infonce_seed1.csv",
-                                      "features/features.npy", "provenance.json", "manifest.parquet"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "checkpoints/decayed_seed0.safetensors",
+            "history/infonce_seed1.csv",
+            "features/features.npy",
+            "provenance.json",
+            "manifest.parquet",
+        ],
+    )
     @pytest.mark.parametrize("is_there", [False, True])
     def test_a_missing_or_damaged_file_of_a_run_is_one_sentence(self, finished, name, is_there):
         path = finished.folder / name
@@ -239,8 +247,10 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
-            ("nowhere.jpg", "no photo could be read"), ("PHOTO --top 0", "at least one candidate"),
-            ("PHOTO --strategy hcl", "no strategy hcl"), ("PHOTO --csv /", "is not overwritten"),
+            ("nowhere.jpg", "no photo could be read"),
+            ("PHOTO --top 0", "at least one candidate"),
+            ("PHOTO --strategy hcl", "no strategy hcl"),
+            ("PHOTO --csv /", "is not overwritten"),
             ("PHOTO --csv FOLDER/x --map FOLDER/a/../x", "cannot be both the table and the map"),
             ("PHOTO --csv PHOTO", "is there, and no .csv file: it is not overwritten"),
             ("PHOTO --map MANIFEST", "is there, and no .html file: it is not overwritten"),

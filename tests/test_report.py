@@ -88,7 +88,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     compared = [intervals.compare(frame, baseline, resamples=200) for baseline in ("infonce", "similarity")]
     ceiling = accuracy.drop_duplicates("split").assign(strategy="ceiling")
     tables = {
-        "accuracy": accuracy, "comparison": pd.concat(compared), "bounds": ceiling,
+        "accuracy": accuracy,
+        "comparison": pd.concat(compared),
+        "bounds": ceiling,
         "intervals": intervals.levels(frame, resamples=200),
         "gain_by_continent": evaluation.continent_gains(frame, continents),
     }
@@ -223,10 +225,12 @@ def test_a_gain_that_held_out_cells_do_not_show_is_told_in_the_first_line(copy: 
 @pytest.mark.parametrize(
     ("low", "high", "verdict", "words"),
     [
-        (0.1, 19, "gains", "a gain: +9.0, +0.1 to +19.0"), (0, 18, "unclear", "unclear: +9.0, 0.0 to +18.0"),
+        (0.1, 19, "gains", "a gain: +9.0, +0.1 to +19.0"),
+        (0, 18, "unclear", "unclear: +9.0, 0.0 to +18.0"),
         (-1.6, 19.5, "unclear", "unclear: +9.0, \u22121.6 to +19.5"),
         (-2, -1, "loses", "a loss: +9.0, \u22122.0 to \u22121.0"),
-        (0, 0, "unclear", "unclear: no photo differs"), (np.nan, np.nan, "too few photos", "too few photos"),
+        (0, 0, "unclear", "unclear: no photo differs"),
+        (np.nan, np.nan, "too few photos", "too few photos"),
     ],
 )
 def test_an_interval_that_holds_zero_is_unclear(low: float, high: float, verdict: str, words: str) -> None:

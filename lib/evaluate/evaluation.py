@@ -156,9 +156,11 @@ def _evaluate(run: Run, strategies: list[str]) -> None:
     manifest = features.photos(run)
     continents = manifest.set_index("id")["continent"]
     made = (
-        accuracy(predictions), comparison(predictions, settings),
+        accuracy(predictions),
+        comparison(predictions, settings),
         intervals.levels(predictions, settings.bootstrap, settings.seed),
-        bounds(run, manifest, predictions["split"].unique()), by_group(predictions, continents, "continent"),
+        bounds(run, manifest, predictions["split"].unique()),
+        by_group(predictions, continents, "continent"),
         continent_gains(predictions, continents),
     )
     for name, table in zip(TABLES, made, strict=True):

@@ -52,8 +52,15 @@ def is_as_finished() -> bool:
 
 
 def cached(
-    run: Run, name: str, make: Callable[[], object], *, outputs: Iterable[Path], inputs: Iterable[Path] = (),
-    settings: Mapping[str, Any] | None = None, code: Sequence[Callable] = (), scratch: Path | None = None,
+    run: Run,
+    name: str,
+    make: Callable[[], object],
+    *,
+    outputs: Iterable[Path],
+    inputs: Iterable[Path] = (),
+    settings: Mapping[str, Any] | None = None,
+    code: Sequence[Callable] = (),
+    scratch: Path | None = None,
     together: bool = False,
 ) -> bool:
     """Run ``make`` unless its ``outputs`` are there, from the same inputs, settings, code and packages.

@@ -190,9 +190,11 @@ def machine() -> dict[str, Any]:
     names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
     processor = names[0] if names else platform.processor() or platform.machine()
     return {
-        "processor": f"{processor}, {torch.backends.cpu.get_cpu_capability()}", "cores": os.cpu_count(),
+        "processor": f"{processor}, {torch.backends.cpu.get_cpu_capability()}",
+        "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "accelerator": gpu().get("name") if torch.cuda.is_available() else None,
         "driver": gpu().get("driver") if torch.cuda.is_available() else None,
-        "system": f"{platform.system()} {platform.release()}", "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
     }

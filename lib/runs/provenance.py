@@ -54,9 +54,13 @@ def write_provenance(run: Run, seconds: Mapping[str, float]) -> dict[str, Any]:
     names = (path.stem for path in sorted((run.folder / "receipts").glob("*.json")))
     stages = [known for name in names if (known := cache.read_receipt(run, name))]
     written = {
-        "run": run.name, "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": json.loads(run.settings.model_dump_json()), "git": _git_state(), "machine": machine(),
-        "threads": torch.get_num_threads(), "packages": package_versions(),
+        "run": run.name,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": json.loads(run.settings.model_dump_json()),
+        "git": _git_state(),
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+        "packages": package_versions(),
         "seconds_by_notebook": dict(seconds),
         "seconds_by_stage": {known["stage"]: known["seconds"] for known in stages},
     }

@@ -145,4 +145,3 @@ class Run:
         device = self.device.type
         strict = "/deterministic" if self.settings.deterministic and device == "cuda" else ""
         return f"{device}/{resolved_precision(self.device, precision)}{strict}"
-

@@ -38,8 +38,11 @@ def _fit(run: Run) -> None:
     frozen, rows = features.read(run, photos), manifest.rows_of(photos, "train")
     rows = rows[empirical.draw_photos(len(rows), settings.max_photos, settings.seed)]
     sums = empirical.exact(
-        lambda chosen: frozen.unit(rows[chosen]), manifest.coordinates(photos)[rows], settings.lag_width_rad,
-        device=run.adding_device, progress=lambda starts: progress(starts, "semivariogram"),
+        lambda chosen: frozen.unit(rows[chosen]),
+        manifest.coordinates(photos)[rows],
+        settings.lag_width_rad,
+        device=run.adding_device,
+        progress=lambda starts: progress(starts, "semivariogram"),
     )
     with writing(run.empirical) as aside:
         np.savez(aside, **asdict(sums))

@@ -18,7 +18,8 @@ GEOSCORE_SCALE_KM = 1492.7
 
 METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     **{f"acc_{radius}km": lambda error, radius=radius: error <= radius for radius in RADII_KM},
-    "mean_km": lambda error: error, "geoscore": lambda error: 5000.0 * np.exp(-error / GEOSCORE_SCALE_KM),
+    "mean_km": lambda error: error,
+    "geoscore": lambda error: 5000.0 * np.exp(-error / GEOSCORE_SCALE_KM),
     "acc_100km": lambda error: error <= 100,
 }
 """Metrics that are means over photos, of great-circle errors in km. The median is not one of them."""

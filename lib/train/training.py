@@ -127,7 +127,8 @@ def _used(job: Job) -> dict[str, Any]:
         "training": json.loads(settings.training.model_dump_json(exclude=unread)),
         "centred": settings.backbone.centred,
         "gallery": [evaluation.gallery, evaluation.lattice_km if evaluation.gallery == "lattice" else None],
-        "arithmetic": job.run.arithmetic(settings.training.precision), "strategy": job.strategy.name,
+        "arithmetic": job.run.arithmetic(settings.training.precision),
+        "strategy": job.strategy.name,
         "seed": job.seed,
     }
 
