@@ -22,7 +22,7 @@ from lib.data import backbones, datasets
 from lib.method import negatives
 from lib.method.errors import BundleError
 from lib.runs import Run, cache, code, locks
-from lib.runs.files import one_line, printable, refusals_named, writing
+from lib.runs.files import Signature, one_line, printable, refusals_named, signature, writing
 from lib.runs.machine import check_gpu, gpu, print_anywhere
 from lib.runs.provenance import read_provenance, write_checksums, write_provenance
 from lib.settings import PROJECT
@@ -88,36 +88,51 @@ def bring_up_to_date(notebook: Path, run: Run, profile: str, overrides: Sequence
     Returns:
         True where the executed notebook was reused.
     """
-    name, copy = f"notebook-{notebook.stem}", run.folder / "notebooks" / notebook.name
-    outputs, known = [copy, copy.with_suffix(".html")], cache.read_receipt(run, name)
+    name, known = f"notebook-{notebook.stem}", cache.read_receipt(run, f"notebook-{notebook.stem}")
     stages = [Path(one).stem for one in known["needs"]["inputs"]] if known else []
     needs = _needs_of(notebook, run, stages)
     stale = next((one for one in stages if not cache.is_current(run, one)), None)
-    why = f"{stale} is not current" if stale else cache.why_stale(run, name, needs, outputs)
+    written = [run.folder / one for one in known["outputs"]] if known else []
+    why = f"{stale} is not current" if stale else cache.why_stale(run, name, needs, written)
     if not why:
         return True
     if why != cache.NOT_MADE:
         print(f"      again: {why}", flush=True)
-    started = time.perf_counter()
+    started, before = time.perf_counter(), _pictures_and_pages(run)
     run.receipt(name).unlink(missing_ok=True)
     stages = execute(notebook, run, profile, overrides)
-    render(copy)
-    cache.write_receipt(run, name, _needs_of(notebook, run, stages), outputs, time.perf_counter() - started)
+    pages = [run.folder / "notebooks" / notebook.name, render(run.folder / "notebooks" / notebook.name)]
+    written = [path for path, of in _pictures_and_pages(run).items() if before.get(path) != of]
+    now = _needs_of(notebook, run, stages)  # its source may have been saved, and photos downloaded, meanwhile
+    needs = needs | {
+        "inputs": now["inputs"],
+        "settings": needs["settings"] | {"photos": now["settings"]["photos"]},
+    }
+    cache.write_receipt(run, name, needs, pages + written, time.perf_counter() - started)
     return False
+
+
+def _pictures_and_pages(run: Run) -> dict[Path, Signature]:
+    """What notebooks draw, and what tells whether it was drawn again."""
+    found = (path for part in ("figures", "maps") for path in (run.folder / part).glob("[!.]*"))
+    return {path: signature(path) for path in found}
 
 
 def _needs_of(notebook: Path, run: Run, stages: Sequence[str]) -> dict[str, Any]:
     """What an executed notebook depends on; ``stages`` are those whose results it read."""
     cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
     python = "\n".join(line for cell in cells for line in cell.splitlines() if not line.startswith("%"))
-    settings = {
+    templates = sorted((PROJECT / "lib" / "show" / "templates").iterdir())
+    settings = code.needs_of_source(python) | {
         "source": code.sha256(notebook.read_text(encoding="utf-8")),
-        "reached": code.digest_of_source(python),
+        "templates": code.sha256("".join(path.read_text(encoding="utf-8") for path in templates)),
         "settings": run.settings.model_dump(mode="json"),
-        "photos": datasets.listing(run),
+        "arithmetic": run.arithmetic(run.settings.training.precision),
+        "weights": backbones.weights(run.settings.backbone),
+        "photos": datasets.listing(run) if run.receipt("manifest").exists() else None,
     }
     receipts = [run.receipt(one) for one in stages if run.receipt(one).exists()]
-    return cache.needs_of(run.folder, receipts, settings, [])
+    return cache.needs_of(run.folder, receipts, settings, [render])
 
 
 def execute(notebook: Path, run: Run, profile: str, overrides: Sequence[str]) -> list[str]:
@@ -260,12 +275,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_before_computing(run)
         paths = [str(PROJECT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         started = {PICTURES_ONLY: "1", "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
-        with locks.holding(run.folder), refusals_named(run.folder), patch.dict(os.environ, started):
+        with refusals_named(run.folder), patch.dict(os.environ, started):
             if options.fresh:
-                forget(run.folder)
-            if count != "1":
+                with locks.holding(run.folder):
+                    forget(run.folder)
+            if count != "1":  # the first of the processes holds the lock
                 make_in_parallel(run, profile, overrides, count)
-            _execute_all(run, chosen, profile, overrides)
+            with locks.holding(run.folder):
+                _execute_all(run, chosen, profile, overrides)
     except (BundleError, OSError) as error:
         print("run_all.sh: " + "\n".join(map(printable, str(error).split("\n"))), file=sys.stderr)
         return 1
@@ -278,7 +295,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def forget(folder: Path) -> None:
     """Remove receipts and unfinished work of the run in ``folder``, so that all is made again."""
     receipts = folder / "receipts"
-    if any(receipts.glob("manifest.json")) and not receipts.is_symlink():
+    ours = any('"needs"' in path.read_text(errors="replace") for path in receipts.glob("*.json"))
+    if ours and not receipts.is_symlink():  # else it is the folder of somebody who named one that is no run
         shutil.rmtree(receipts)
     for path in folder.glob("*/unfinished*"):
         shutil.rmtree(path, ignore_errors=True)
@@ -343,7 +361,7 @@ def _execute_all(run: Run, chosen: Mapping[str, Path], profile: str, overrides: 
     """Bring ``chosen`` up to date, with a line for each and for what its stages made."""
     print(run.describe(), flush=True)
     seconds: dict[str, float] = {}
-    with suppress(BundleError):  # the first run here, or one whose provenance is damaged
+    with suppress(BundleError, LookupError):  # the first run here, or one whose provenance is damaged
         seconds |= read_provenance(run.folder)["seconds_by_notebook"]
     for notebook in chosen.values():
         print(f"{notebook.stem} …", flush=True)
@@ -353,7 +371,17 @@ def _execute_all(run: Run, chosen: Mapping[str, Path], profile: str, overrides: 
         else:
             seconds[notebook.stem] = round(time.perf_counter() - started, 1)
             print(f"      {seconds[notebook.stem]:.0f} s", flush=True)
-    finish(run, dict(sorted(seconds.items())))
+    if chosen == notebooks() or not _has_other_settings(run):
+        finish(run, dict(sorted(seconds.items())))
+    else:
+        print("provenance.json and index.html stay: the other notebooks were executed with other settings")
+
+
+def _has_other_settings(run: Run) -> bool:
+    """Whether the run in the folder was finished with other settings than ``run`` has."""
+    with suppress(BundleError):
+        return read_provenance(run.folder)["settings"] != run.settings.model_dump(mode="json")
+    return False
 
 
 if __name__ == "__main__":

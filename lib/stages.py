@@ -7,9 +7,12 @@ does both. Every process needs the same results folder.
 
 from __future__ import annotations
 
+import os
 import sys
+import uuid
 from collections.abc import Sequence
 from contextlib import nullcontext
+from unittest.mock import patch
 
 from lib.data import datasets, features
 from lib.method.errors import BundleError
@@ -41,7 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ranks.start()
     try:
         run = Run.open(profile, folder, overrides)
-        with locks.holding(run.folder) if ranks.rank() == 0 else nullcontext():
+        # the ranks know one another by a token, and the first one holds the lock
+        token = {locks.VARIABLE: ranks.from_first(uuid.uuid4().hex)}
+        lock = locks.holding(run.folder) if ranks.rank() == 0 else nullcontext()
+        with patch.dict(os.environ, token), lock:
             ranks.wait()
             make(run)
     except (BundleError, OSError) as error:

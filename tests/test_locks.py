@@ -36,11 +36,7 @@ with locks.holding(Path(sys.argv[1])):
 
 
 def start(program: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
-    own = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in {locks.VARIABLE, "TORCHELASTIC_RUN_ID"}
-    }
+    own = {name: value for name, value in os.environ.items() if name != locks.VARIABLE}
     command = [sys.executable, "-c", program, str(folder)]
     surroundings = own | {"PYTHONPATH": str(PROJECT)} | environment
     return subprocess.Popen(
@@ -102,14 +98,11 @@ def test_what_a_run_starts_belongs_to_it(tmp_path: Path) -> None:
     assert locks.VARIABLE not in os.environ
 
 
-def test_ranks_that_torchrun_has_started_are_one_run(tmp_path: Path, another: Callable) -> None:
-    group = {"TORCHELASTIC_RUN_ID": "7", "MASTER_ADDR": "here", "MASTER_PORT": "29500"}
-    another(tmp_path / "run", **group)
-    assert start(ASKER, tmp_path / "run", **group).communicate(timeout=60)[0] == "held\n"
-    assert (
-        "another run writes here"
-        in start(ASKER, tmp_path / "run", **(group | {"TORCHELASTIC_RUN_ID": "8"})).communicate(timeout=60)[1]
-    )
+def test_processes_with_one_token_are_one_run(tmp_path: Path, another: Callable) -> None:
+    another(tmp_path / "run", **{locks.VARIABLE: "of ranks"})
+    same, other = (start(ASKER, tmp_path / "run", **{locks.VARIABLE: one}) for one in ("of ranks", "other"))
+    assert same.communicate(timeout=60)[0] == "held\n"
+    assert "another run writes here" in other.communicate(timeout=60)[1]
 
 
 def test_a_kernel_whose_run_has_died_is_a_run_of_its_own(

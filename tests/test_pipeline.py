@@ -256,13 +256,32 @@ def test_a_run_that_is_stopped_by_hand_says_so_without_a_traceback(tmp_path, mon
     assert "started again it goes on" in capsys.readouterr().err
 
 
+def test_a_part_of_the_notebooks_with_other_settings_leaves_the_provenance_of_the_whole_run(smoke, capsys):
+    folder, command, _ = smoke
+    before = (folder / "provenance.json").read_bytes()
+    more = ["--only", "07", "--set", "training.beta=9"]
+    assert pipeline.main([*command[3:], *more]) == 0
+    assert "provenance.json and index.html stay" in capsys.readouterr().out
+    assert (folder / "provenance.json").read_bytes() == before
+
+
+def test_a_figure_that_is_gone_is_drawn_again(smoke, capsys):
+    folder, command, _ = smoke
+    (folder / "figures" / "density.png").unlink(missing_ok=True)
+    (folder / "figures" / "places.png").unlink()
+    assert pipeline.main([*command[3:], "--only", "01,02"]) == 0
+    said = capsys.readouterr().out
+    assert "places.png is gone" in said and said.count("reused: same source") == 1
+    assert (folder / "figures" / "places.png").exists()
+
+
 def test_fresh_forgets_receipts_and_unfinished_work_of_a_run_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "_execute_all", lambda *_: None)
-    gone = ["run/receipts/manifest.json", "run/features/unfinished/features.npy"]
+    gone = ["run/receipts/training.json", "run/features/unfinished/features.npy"]
     kept = ["run/photos/a.jpg", "run/tables/a.csv", "mine/receipts/a.jpg", "mine/features/b.jpg"]
     for name in kept + gone:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("there")
+        (tmp_path / name).write_text('{"needs": {}}' if name == gone[0] else "there")
     for folder in ("run", "mine"):  # the second is of somebody who named a folder that is no run
         assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/{folder}", "--fresh"]) == 0
     assert [name for name in kept + gone if (tmp_path / name).exists()] == kept

@@ -35,7 +35,7 @@ from lib.data.draws import generator
 from lib.data.photos import UNREADABLE, open_photo
 from lib.method.errors import BundleError
 from lib.method.geodesy import distance_km
-from lib.runs import Run, cached, machine, progress, ranks, writing
+from lib.runs import Run, cache, cached, machine, progress, ranks, writing
 from lib.runs.files import READING_ERRORS, one_line, refusals_named
 from lib.runs.machine import autocast, cores, on_device, one_ahead
 from lib.settings import Backbone as BackboneSettings
@@ -102,10 +102,11 @@ def extract(run: Run) -> Path:
     settings, scratch = run.settings.backbone, run.features.with_name("unfinished")
     used = settings.model_dump(mode="json", exclude={"workers", "centred", "precision"})
     used |= {"arithmetic": run.arithmetic(settings.precision), "weights": weights(settings)}
+    used["revision"] = settings.revision or find(settings).revision
     code, outputs = [_extract, find(settings).load], [*_outputs(run), unreadable_list(run)]
     options = {"settings": used, "code": code, "scratch": scratch, "together": True}
     cached(run, "features", lambda: _extract(run, scratch), inputs=[run.manifest], outputs=outputs, **options)
-    if ranks.rank() == 0:
+    if ranks.rank() == 0 and not cache.is_as_finished():
         _write_left_out(run)
     return run.features
 

@@ -23,7 +23,7 @@ from lib.method.errors import BundleError
 from lib.runs import locks, ranks
 from lib.runs.code import GONE, PROJECT, code_of, digest, packages_of, version
 from lib.runs.files import checksum, refusals_named, remember, signature, write_json
-from lib.runs.machine import deterministic, machine
+from lib.runs.machine import deterministic, machine, tell
 
 if TYPE_CHECKING:
     from lib.runs.run import Run
@@ -86,19 +86,18 @@ def cached(
         return True
     needs = needs_of(run.folder, inputs, settings or {}, code)
     if not why_stale(run, name, needs, outputs):
-        _tell_reused(run, name)
-        return True
+        return _reuse(run, name, scratch)
     wait = ranks.wait if together else lambda: None
     if together and ranks.rank() > 0:
         wait()  # for the scratch folder
-        make()
+        with deterministic(run.settings.deterministic):
+            make()
         wait()
         return False
     with locks.holding(run.folder):
         why = why_stale(run, name, needs, outputs)
         if not why:  # whoever held the lock has made it
-            _tell_reused(run, name)
-            return True
+            return _reuse(run, name, scratch)
         _begin(run, name, why, scratch, needs)
         wait()
         started = time.perf_counter()
@@ -210,7 +209,7 @@ def read_receipt(run: Run, name: str) -> dict[str, Any] | None:
     """The receipt of the stage ``name``; None where there is none, or it is damaged."""
     try:
         content = json.loads(run.receipt(name).read_text(encoding="utf-8"))
-        return content if content.pop("checksum") == _digest(content) else None
+        return content if content.pop("checksum") == _digest(content) and "needs" in content else None
     except (OSError, ValueError, LookupError, AttributeError):
         return None
 
@@ -231,7 +230,7 @@ def write_receipt(
     content = json.loads(json.dumps(about | {"needs": needs, "outputs": sums}, default=str))
     # with a checksum of its own: a damaged receipt would call good files damaged
     write_json(run.receipt(name), content | {"checksum": _digest(content)})
-    print(f"made    {name} in {seconds:.1f} s", flush=True)
+    tell(f"made    {name} in {seconds:.1f} s")
     _told.add((str(run.folder), name))
 
 
@@ -239,18 +238,21 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _tell_reused(run: Run, name: str) -> None:
-    """Once in a process: stages are asked for by every stage that reads them."""
+def _reuse(run: Run, name: str, scratch: Path | None) -> bool:
+    """Say once in a process that a stage is reused: every stage that reads its results asks for it. True."""
+    if scratch is not None and ranks.rank() == 0:
+        shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed after its receipt
     if (str(run.folder), name) not in _told and ranks.rank() == 0:
         known = read_receipt(run, name)
-        print(f"reused  {name} (made {known['made'] if known else 'meanwhile'})", flush=True)
+        tell(f"reused  {name} (made {known['made'] if known else 'meanwhile'})")
     _told.add((str(run.folder), name))
+    return True
 
 
 def _begin(run: Run, name: str, why: str, scratch: Path | None, needs: Mapping[str, Any]) -> None:
     """Say why a stage is made again, remove its receipt, empty a ``scratch`` that other work left."""
     if why != NOT_MADE:
-        print(f"again   {name}: {why}", flush=True)
+        tell(f"again   {name}: {why}")
     with refusals_named(run.receipt(name)):
         run.receipt(name).unlink(missing_ok=True)
     if scratch is None:

@@ -18,14 +18,19 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from lib.method.errors import BundleError
+
 PROJECT = Path(__file__).resolve().parents[2]
 OURS = ("lib", "study")
 WITHOUT_EFFECT = ("lib.runs", "lib.settings")
+_STARTED = time.time()
 GONE = "gone"
 """Stands in for code or a package that no longer exists."""
 Symbol = tuple[str, str]
@@ -54,10 +59,13 @@ def digest(name: str) -> str:
     return _digest(reached((module, symbol))) if there and symbol in there.defined else GONE
 
 
-def digest_of_source(source: str) -> str:
-    """SHA-256 of the code of this project that the statements ``source`` of a notebook reach."""
-    starts = set(_names(_parsed(source), "", _Module("", {}, {})))
-    return _digest(set().union(*(reached(one) for one in starts if not _is_stage(*one))))
+def needs_of_source(source: str) -> dict[str, object]:
+    """Digest of the code that the statements ``source`` of a notebook reach, and the packages used there."""
+    with suppress(SyntaxError):  # of IPython's own, such as !ls
+        starts = set(_names(_parsed(source), "", _Module("", {}, {})))
+        symbols = set().union(*(reached(one) for one in starts if not _is_stage(*one)))
+        return {"reached": _digest(symbols), "packages": _versions(symbols)}
+    return {"reached": GONE}
 
 
 def sha256(text: str) -> str:
@@ -72,7 +80,11 @@ def _digest(symbols: Iterable[Symbol]) -> str:
 
 def packages_of(names: Iterable[str]) -> dict[str, str]:
     """Version of each package that the code of ``names`` (``module:name``) uses."""
-    owners, symbols = set(), set().union(*(reached(tuple(name.split(":", 1))) for name in names))
+    return _versions(set().union(*(reached(tuple(name.split(":", 1))) for name in names)))
+
+
+def _versions(symbols: Iterable[Symbol]) -> dict[str, str]:
+    owners = set()
     for symbol in symbols:
         top, *parts = ".".join(symbol).split(".")
         there = [] if top in OURS or top in sys.stdlib_module_names else _owners().get(top, [])
@@ -124,13 +136,16 @@ def _module(name: str) -> _Module | None:
     path = next((one for one in paths if one.is_file()), None)
     if path is None:
         return None
+    if path.stat().st_mtime > _STARTED and getattr(sys.modules.get(name), "__file__", "") == str(path):
+        raise BundleError(f"{path}: was changed after this process began; start it (or the kernel) again")
     body = _parsed(path.read_text(encoding="utf-8")).body
     package, defined = name if path.name == "__init__.py" else name.rpartition(".")[0], {}
     for node in body:
         bound = [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
         if isinstance(node, ast.Assign | ast.AnnAssign):
-            names = (one for one in ast.walk(node) if isinstance(one, ast.Name))
-            bound = {one.id for one in names if isinstance(one.ctx, ast.Store)}
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            parts = (part for one in targets for part in ast.walk(one))
+            bound = [part.id for part in parts if isinstance(part, ast.Name)]
         for one in bound:
             defined.setdefault(one, []).append(node)
     return _Module(package, defined, _imports(body, package))

@@ -2,7 +2,7 @@
 
 The lock is the system's own (package filelock) on the file ``.lock``, released when the process ends. The
 file ``.owner`` says whose it is. What a run starts (kernels, ranks) knows the run by a token: the variable
-``SEMIVARIOGRAM_RUN``, or torchrun's id. Whoever only reads needs no lock: a notebook that a person has opened
+``SEMIVARIOGRAM_RUN``. Whoever only reads needs no lock: a notebook that a person has opened
 beside a run is refused only where it would make something.
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from unittest.mock import patch
 
 from filelock import FileLock, Timeout
 
@@ -34,22 +35,21 @@ def holding(folder: Path) -> Iterator[None]:
     Raises:
         BundleError: another run holds it, or the folder cannot be written.
     """
-    token = os.environ.get(VARIABLE) or _torchrun() or uuid.uuid4().hex
+    token = os.environ.get(VARIABLE) or uuid.uuid4().hex
     lock = FileLock(folder / ".lock")
     with refusals_named(folder / ".lock"):
         folder.mkdir(parents=True, exist_ok=True)
         if not _acquire(lock, folder, token):
             yield
             return
-        since = datetime.now().astimezone().isoformat(" ", "seconds")
-        (folder / ".owner").write_text(f"{token}\nprocess {os.getpid()} on {platform.node()} since {since}\n")
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = token
+    since = datetime.now().astimezone().isoformat(" ", "seconds")
     try:
-        yield
+        with refusals_named(folder / ".owner"):
+            who = f"process {os.getpid()} on {platform.node()} since {since}"
+            (folder / ".owner").write_text(f"{token}\n{who}\n")
+        with patch.dict(os.environ, {VARIABLE: token}):
+            yield
     finally:
-        os.environ.pop(VARIABLE)
-        os.environ |= {} if before is None else {VARIABLE: before}
         lock.release()
 
 
@@ -76,9 +76,3 @@ def _owner(folder: Path) -> tuple[str, str]:
     except (OSError, ValueError):
         return "", "a process that has not said who it is"
     return token, who
-
-
-def _torchrun() -> str:
-    """What the ranks that torchrun started have in common; "" without torchrun."""
-    names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
-    return "/".join(os.environ.get(name, "") for name in names) if names[0] in os.environ else ""

@@ -37,9 +37,15 @@ def print_anywhere() -> None:
             stream.reconfigure(errors="replace")
 
 
+def tell(line: str) -> None:
+    """Print ``line`` on a line of its own, whatever progress bar is drawn."""
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
 def note(sentence: str) -> None:
     """Print what a reader of the run must know, such as how many photos were left out."""
-    print(f"note    {sentence}", flush=True)
+    tell(f"note    {sentence}")
 
 
 _note_once = lru_cache(maxsize=8)(note)

@@ -91,15 +91,15 @@ class Run:
         return self.folder / "history" / f"{strategy}_seed{seed}.csv"
 
     def table(self, name: str) -> Path:
-        """tables/``name``.csv"""
+        """The table ``name`` (CSV)."""
         return self.folder / "tables" / f"{name}.csv"
 
     def figure(self, name: str) -> Path:
-        """figures/``name``.png"""
+        """The figure ``name`` (PNG; as PDF beside it)."""
         return self.folder / "figures" / f"{name}.png"
 
     def map(self, name: str) -> Path:
-        """maps/``name``.html"""
+        """The map ``name``, a page that needs no network."""
         return self.folder / "maps" / f"{name}.html"
 
     def receipt(self, stage: str) -> Path:

@@ -24,7 +24,7 @@ from lib.method.negatives import Strategy
 from lib.runs import Run, cached, progress, ranks, writing
 from lib.runs.machine import one_ahead
 from lib.settings import Training
-from lib.train import checkpoints, curve, gallery
+from lib.train import checkpoints, curve, gallery, shared
 from lib.train.data import Batch, Queue, TrainingData, batches
 from lib.train.metrics import CHOICE_KM, COMPARED_KM
 
@@ -171,7 +171,7 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
             if len(losses) % LOOK_EVERY == 0 or len(losses) == steps:
                 _refuse_not_finite(run, data, f"{label}: epoch {epoch}", taken, losses)
         mean = torch.stack(losses).mean()
-        mean = (mean if encoder is None else ranks.mean(mean)).item()
+        mean = (mean if encoder is None else shared.mean(mean)).item()
         row = {"epoch": epoch, "steps": epoch * steps, "loss": mean, "learning_rate": rate}
         row["temperature"] = math.exp(-model.logit_scale.item())
         is_due = epoch % settings.validate_every == 0 or epoch == settings.epochs
@@ -245,7 +245,7 @@ def _encoded(
     part = -(-len(places) // ranks.count())
     padded = torch.cat((places, places[:1].expand(part * ranks.count() - len(places), -1)))
     photos, embedded = encoder(photos, padded[ranks.rank() * part :][:part])
-    return photos, ranks.gather(embedded)[: len(places)]
+    return photos, shared.gather(embedded)[: len(places)]
 
 
 def _optimizer(
