@@ -181,7 +181,7 @@ def first_screen() -> str:
     )
     asked = [("test", "200km"), ("test_blocked", "750km"), ("test_blocked", "2500km")]
     rows = []
-    for name in settings.load("quick").training.strategies:
+    for name in [*settings.load("quick").training.strategies, "nearest_neighbour"]:
         cells = []
         for split, radius in asked:
             known = (split, name, f"acc_{radius}") in found.index
@@ -393,8 +393,7 @@ def where_time_goes() -> str:
     told = {"manifest": "places and windows", "features": "features", "semivariogram": "the curve"}
     rows = [(text, stages[name]) for name, text in told.items()]
     rows.append((f"{len(trainings)} trainings", sum(trainings.values())))
-    rest = sum(seconds for name, seconds in stages.items() if name not in {*told, *trainings})
-    rows.append(("evaluation, regions", rest))
+    rows.append(("evaluation", stages["evaluation"]))
     rows.append(("starting notebooks, figures, maps, pages", whole - sum(seconds for _, seconds in rows)))
     told_of = [(text, f"{seconds:.0f} s") for text, seconds in [*rows, ("**all**", whole)]]
     return table(("what", "time"), told_of)
