@@ -16,6 +16,8 @@ export SEMIVARIOGRAM_CALLER=$PWD  # the paths of --profile and --run are the cal
 cd "$(dirname "$script")"
 . ./setup_environment.sh
 if [ "$*" = --lab ]; then  # with a new token, and this environment's kernel
-  JUPYTER_PREFER_ENV_PATH=1 exec "$PYTHON" -m jupyterlab notebooks --ServerApp.ip=127.0.0.1 --ServerApp.allow_root=True
+  first=/lab/tree/notebooks/01_data_preparation.ipynb
+  JUPYTER_PREFER_ENV_PATH=1 exec "$PYTHON" -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.allow_root=True \
+    --ServerApp.root_dir=. --LabApp.default_url="$first"
 fi
 exec "$PYTHON" -m lib.pipeline "$@"
