@@ -106,7 +106,7 @@ def test_a_changed_setting_makes_what_depends_on_it_again(
 ) -> None:
     capsys.readouterr()
     evaluation.evaluate(changed(chain, group, **values))
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    lines = [words for line in capsys.readouterr().out.splitlines() if (words := line.split())]
     assert [words[1].rstrip(":") for words in lines if words[0] == "again"] == again
 
 

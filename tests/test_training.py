@@ -32,7 +32,7 @@ def trained(run: Run, name: str | Strategy = "infonce", seed: int = 0) -> tuple[
 
 def made(capsys: pytest.CaptureFixture) -> list[str]:
     """Trainings that were made since this was asked last."""
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    lines = [words for line in capsys.readouterr().out.splitlines() if (words := line.split())]
     return [words[1] for words in lines if words[0] == "made" and words[1].startswith("training-")]
 
 
