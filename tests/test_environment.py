@@ -329,7 +329,7 @@ def test_run_scripts_work_through_links_and_from_any_folder(made, tmp_path):
     code, _, error = made.run(*tests, FAKE_NO_TESTS="1")
     assert code == 1 and "lacks the packages of the tests; pip install --group tests" in error
     said = made.run(str(tmp_path / "run_all.sh"), "--lab")[1]
-    assert said.startswith("-m jupyterlab notebooks --ServerApp.ip=127.0.0.1")
+    assert said.startswith("-m jupyterlab --ServerApp.ip=127.0.0.1")
     said = made.run(str(tmp_path / "run_all.sh"), "--lab", "--fresh", cwd=tmp_path)[1]
     assert said == f"for {tmp_path} in {made.root}: -m lib.pipeline --lab --fresh\n"
 
