@@ -62,7 +62,9 @@ def write_provenance(run: Run, seconds: Mapping[str, float]) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "packages": package_versions(),
         "seconds_by_notebook": dict(seconds),
-        "seconds_by_stage": {known["stage"]: known["seconds"] for known in stages},
+        "seconds_by_stage": {
+            known["stage"]: known["seconds"] for known in stages if "notebook-" not in known["stage"]
+        },
     }
     write_json(run.provenance, written)
     return written
