@@ -50,9 +50,7 @@ Runs = Callable[..., Run]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--thorough``: also what takes over a minute."""
-    parser.addoption(
-        "--thorough", action="store_true", help="also run the tests that take over a minute each"
-    )
+    parser.addoption("--thorough", action="store_true", help="also run tests of over a minute each")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -80,19 +78,14 @@ def world(
     generator = np.random.default_rng(seed)
     count = sum(sizes.values())
     coordinates = uniform_on_sphere(count, generator, 70.0)
-    manifest = pd.DataFrame(
-        {
-            "id": [f"p{number:04d}" for number in range(count)],
-            "path": [f"photos/p{number:04d}.jpg" for number in range(count)],
-            "latitude": coordinates[:, 0],
-            "longitude": coordinates[:, 1],
-            "split": np.repeat(list(sizes), list(sizes.values())),
-            "continent": generator.choice(["Africa", "Asia", "Europe"], count),
-        }
-    )
-    phase = 3.0 * unit_vectors(coordinates) @ generator.normal(size=(3, dimension)) + generator.uniform(
-        0, 6, dimension
-    )
+    numbers = range(count)
+    manifest = pd.DataFrame({"id": [f"p{number:04d}" for number in numbers]})
+    manifest["path"] = [f"photos/p{number:04d}.jpg" for number in numbers]
+    manifest[["latitude", "longitude"]] = coordinates
+    manifest["split"] = np.repeat(list(sizes), list(sizes.values()))
+    manifest["continent"] = generator.choice(["Africa", "Asia", "Europe"], count)
+    waves = generator.normal(size=(3, dimension))
+    phase = 3.0 * unit_vectors(coordinates) @ waves + generator.uniform(0, 6, dimension)
     features = np.cos(phase) + 0.2 * generator.normal(size=(count, dimension)) + 0.5
     return manifest, features.astype(np.float32)
 
@@ -188,14 +181,10 @@ def make_run(tmp_path: Path) -> Runs:
 
     def make(*overrides: str, sizes: dict[str, int] = SIZES) -> Run:
         always = (
-            "device=cpu",
-            "training.precision=float32",
-            "backbone.precision=float32",
-            "training.batch_size=32",
-            "training.queue_size=0",
-            "training.seeds=0",
+            "device=cpu", "training.precision=float32", "backbone.precision=float32",
+            "training.batch_size=32", "training.queue_size=0", "training.seeds=0",
             "training.validate_every=10",
-        )
+        )  # fmt: skip
         root = f"dataset.root={tmp_path / 'windows'}"
         run = Run(load("smoke", (root, *always, *overrides)), tmp_path / f"run{len(made)}")
         write_world(run, sizes)
@@ -218,9 +207,8 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = CLIPConfig(projection_dim=768, text_config=text, vision_config=vision)
     folder = tmp_path_factory.mktemp("tiny_clip")
     CLIPModel(config).save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
-        folder
-    )
+    crop = {"height": 32, "width": 32}
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=crop).save_pretrained(folder)
     return folder
 
 

@@ -92,9 +92,9 @@ def pins():
     return found
 
 
-def test_the_lock_file_and_the_running_environment_have_every_pin():
-    locked = dict(re.findall(r"^([a-z0-9._-]+)==([A-Za-z0-9.]+)", read("requirements.lock"), re.MULTILINE))
-    assert pins().items() <= locked.items()
+def test_the_lock_file_and_the_running_environment_have_every_pin_and_no_other_version_of_it():
+    locked = re.findall(r"^([a-z0-9._-]+)==([^\s;\\]+)", read("requirements.lock"), re.MULTILINE)
+    assert {(name, version) for name, version in locked if name in pins()} == set(pins().items())
     assert {name: metadata.version(name).partition("+")[0] for name in pins()} == pins()
 
 
@@ -109,8 +109,6 @@ def test_conda_takes_its_versions_from_requirements_txt():
 def test_the_citation_names_the_version_and_licence_of_the_package():
     project, citation = tomllib.loads(read("pyproject.toml"))["project"], yaml.safe_load(read("CITATION.cff"))
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])
-    papers = ["2509.21573", "2309.16020", "2404.18873"]
-    assert [reference["url"][-10:] for reference in citation["references"]] == papers
 
 
 class Checkout:
@@ -151,16 +149,9 @@ class Checkout:
         seen |= {"LC_ALL": "C", "REAL_PYTHON": sys.executable}
         heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  # ignored under nohup and &
         return subprocess.Popen(
-            list(command) or script,
-            cwd=cwd or self.root,
-            env=seen | variables,
-            text=True,
-            preexec_fn=heed,
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+            list(command) or script, cwd=cwd or self.root, env=seen | variables, text=True, preexec_fn=heed,
+            start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
 
     def run(self, *command, cwd=None, **variables):
         """Return code, standard output and standard error of :meth:`start`."""
@@ -334,17 +325,14 @@ def test_run_scripts_work_through_links_and_from_any_folder(made, tmp_path):
     assert said == f"for {tmp_path} in {made.root}: -m lib.pipeline --lab --fresh\n"
 
 
-def test_help_names_every_option_and_sets_nothing_up(checkout):
+def test_help_names_every_option_of_the_parser_and_sets_nothing_up(checkout):
+    named = re.findall(r'add_argument\("(--\w+)"', read("lib/pipeline.py"))  # run, it would wait for torch
+    assert sorted({*named, "--help"}) == sorted(OPTIONS)
     for flag in ("--help", "-h"):
         code, out, error = checkout.run("./run_all.sh", "--fresh", flag)
         assert (code, error) == (0, "") and out.startswith("Usage: ./run_all.sh [options]")
         assert sorted(set(re.findall(r"--[a-z]+", out))) == sorted(OPTIONS)
     assert not checkout.environment.exists()
-
-
-def test_help_and_parser_know_the_same_options():
-    named = re.findall(r'add_argument\("(--\w+)"', read("lib/pipeline.py"))  # run, it would wait for torch
-    assert sorted({*named, "--help"}) == sorted(OPTIONS)
 
 
 @pytest.mark.skipif(shutil.which("timeout") is None, reason="timeout, of GNU coreutils, is not installed")

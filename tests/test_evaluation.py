@@ -49,9 +49,6 @@ class TestAccuracy:
             for name, value in naive(chosen["error_km"].tolist()).items():
                 assert getattr(row, name) == pytest.approx(value), name
 
-    def test_the_columns_stand_in_the_demanded_order(self) -> None:
-        assert list(accuracy(table(lognormal(0, (1, 5)), "infonce")).columns)[:12] == DEMANDED
-
 
 class TestGroups:
     def test_a_groups_numbers_are_the_mean_over_seeds_of_its_photos(self) -> None:

@@ -86,23 +86,17 @@ def without_privilege() -> list[str]:
 def test_a_folder_without_permission_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o555)
     done = write({tmp_path / "closed" / "file.txt": WRITERS["text"]}, *without_privilege())
-    assert done.stdout.startswith(
-        f"{tmp_path}/closed/file.txt: cannot be written: permission is missing; change"
-    )
+    said = f"{tmp_path}/closed/file.txt: cannot be written: permission is missing; change"
+    assert done.stdout.startswith(said)
 
 
-def test_a_folder_where_a_file_should_be_is_named(tmp_path: Path) -> None:
+def test_a_folder_where_a_file_should_be_or_a_file_where_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").mkdir()
     with pytest.raises(BundleError, match=r"a\.json: cannot be read: there is a folder of that name"):
         files.checksum(tmp_path / "a.json")
-
-
-def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    with (
-        pytest.raises(BundleError, match=r"run/tables/a\.csv: cannot be written: .*file"),
-        writing(tmp_path / "run" / "tables" / "a.csv"),
-    ):
+    said, target = r"run/tables/a\.csv: cannot be written: .*file", tmp_path / "run" / "tables" / "a.csv"
+    with pytest.raises(BundleError, match=said), writing(target):
         pass
 
 

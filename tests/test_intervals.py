@@ -213,14 +213,6 @@ class TestClusters:
 
 
 class TestCorrected:
-    def table(self) -> pd.DataFrame:
-        shares = {"infonce": 0.5, "a": 0.5, "b": 0.55, "c": 0.62}
-        frames = [
-            compare(predictions(shares, seeds=4, photos=800, split=split, seed=seed), metrics=COMPARED)
-            for seed, split in enumerate(("test", "test_blocked"))
-        ]
-        return pd.concat(frames, ignore_index=True)
-
     def test_holm_steps_down(self) -> None:
         expected = pytest.approx([0.04, 0.03, np.nan, 0.04], nan_ok=True)
         assert holm(np.array([0.03, 0.01, np.nan, 0.02])) == expected
@@ -238,7 +230,8 @@ class TestCorrected:
             rows = whole.set_index(["split", "strategy", "metric"])
             return rows["verdict"].loc[("test", strategy, "acc_100km")]
 
-        whole = corrected(self.table())
+        shares = {"infonce": 0.5, "a": 0.5, "b": 0.55, "c": 0.62}
+        whole = corrected(compare(predictions(shares, seeds=4, photos=800), metrics=COMPARED))
         assert (verdict(whole, "c"), verdict(whole, "a")) == ("gains", "not shown")
         turned = corrected(compare(predictions({"infonce": 0.6, "c": 0.5}, photos=800), metrics=COMPARED))
         assert verdict(turned, "c") == "loses"

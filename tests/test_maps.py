@@ -97,10 +97,8 @@ def resources(text: str) -> list[str]:
 class TestGreatCircle:
     def test_across_the_180th_meridian_it_is_two_pieces_that_meet_at_it(self) -> None:
         west, east = great_circle(np.array([10.0, 179.0]), np.array([12.0, -178.0]))
-        assert west[0].tolist() == [10.0, 179.0]
-        assert east[-1].tolist() == [12.0, -178.0]
-        assert west[-1, 1] == 180.0
-        assert east[0, 1] == -180.0
+        assert west[0].tolist() == [10.0, 179.0] and east[-1].tolist() == [12.0, -178.0]
+        assert west[-1, 1] == 180.0 and east[0, 1] == -180.0
         assert west[-1, 0] == east[0, 0] == pytest.approx(10.67, abs=0.05)
 
     def test_no_step_jumps_and_none_leaves_the_world(self) -> None:
@@ -204,18 +202,18 @@ class TestBrowser:
         desktop.tab.get_by_label("predicted places").uncheck()
         assert desktop.map(MARKS) == kept
 
-    def test_hostile_text_is_shown_and_not_run(self, desktop: Visit) -> None:
+    def test_search_zooms_in_runs_no_hostile_text_and_says_when_there_is_no_such_photo(
+        self, desktop: Visit
+    ) -> None:
+        before = desktop.map("map.getZoom()")
+        desktop.find("00009")
+        assert desktop.map("map.getZoom()") > before
+        assert "photo-00009" in desktop.tab.locator(".found").text_content()
         for hostile in HOSTILE:
             desktop.find(hostile)
             assert desktop.first_fact() == hostile
         desktop.find("lost")
         assert HOSTILE[0] in desktop.tab.locator(".leaflet-popup .missing").text_content()
-
-    def test_search_zooms_in_and_says_when_there_is_no_such_photo(self, desktop: Visit) -> None:
-        before = desktop.map("map.getZoom()")
-        desktop.find("00009")
-        assert desktop.map("map.getZoom()") > before
-        assert "photo-00009" in desktop.tab.locator(".found").text_content()
         desktop.find("nothing of this name")
         assert desktop.tab.locator(".found").text_content() == "No photo has this id."
 

@@ -136,14 +136,6 @@ def test_the_baseline_the_peers_and_three_controls_need_no_curve() -> None:
         contrastive_loss(batch().logits, get(name).reweight(batch(curve=None)))
 
 
-def test_the_two_halves_make_the_whole() -> None:
-    names, plain = ("hard_only", "false_only", "semivariogram"), batch()
-    hard, false, both = (get(name).reweight(plain).log_weight for name in names)
-    assert torch.equal(hard + false, both)
-    assert torch.equal(get("semivariogram").reweight(batch(alpha=0.0)).log_weight, hard)
-    assert torch.equal(get("semivariogram").reweight(batch(beta=0.0)).log_weight, false)
-
-
 @pytest.mark.parametrize("name", sorted(TARGETS))
 def test_the_loss_is_the_cross_entropy_to_the_spread_target(name: str) -> None:
     candidates, expected = batch(), 0.0
@@ -241,12 +233,6 @@ def test_no_gradient_flows_through_the_weights(name: str) -> None:
     assert torch.allclose(logits.grad, again.grad, atol=1e-6)
 
 
-def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(BundleError) as caught:
-        get("semivariogramm")
-    assert all(name in str(caught.value) for name in REGISTRY)
-
-
 @pytest.mark.parametrize("name", sorted(REGISTRY))
 def test_weights_and_loss_never_leave_the_device(name: str) -> None:
     """On the device ``meta`` tensors have a shape and no values: what asks for a number fails."""
@@ -271,7 +257,9 @@ class TestModule:
 
     @pytest.mark.parametrize("name", sorted(set(REGISTRY) - {"shuffled"}))
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-    def test_it_is_the_strategys_loss_of_features_of_any_length(self, name: str, dtype: torch.dtype) -> None:
+    def test_it_is_the_strategys_loss_of_features_of_any_length_autocast_or_not(
+        self, name: str, dtype: torch.dtype
+    ) -> None:
         plain = batch()
         logits = plain.logits.to(dtype).requires_grad_()
         expected = contrastive_loss(logits.float(), get(name).reweight(batch(logits=logits.detach().float())))
@@ -279,12 +267,8 @@ class TestModule:
         assert found.item() == pytest.approx(expected.item(), rel=1e-5)
         found.backward()
         assert torch.isfinite(logits.grad).all() and logits.grad.dtype == dtype
-
-    def test_under_autocast_it_computes_in_float32(self) -> None:
-        plain, loss = batch(), self.made("semivariance_margin")
         with torch.autocast("cpu", torch.bfloat16):
-            found = loss(plain.logits, plain.place_deg, plain.unit)
-        assert torch.equal(found, loss(plain.logits, plain.place_deg, plain.unit))
+            assert torch.equal(found, self.made(name)(logits, plain.place_deg, 7.0 * plain.unit))
 
     def test_nothing_but_the_logits_gets_a_gradient_and_the_curve_moves_with_the_module(self) -> None:
         plain, loss = batch(), self.made("decayed")
@@ -292,15 +276,6 @@ class TestModule:
         loss(logits, plain.place_deg, features).backward()
         assert logits.grad is not None and features.grad is None and not list(loss.parameters())
         assert loss.to("meta").curve.values.device.type == "meta"
-
-    def test_the_margin_is_infonce_plus_the_risk_of_a_wrong_place(self) -> None:
-        """L = InfoNCE + log sum_j p_ij e^(a_ij), a = beta (1 - C): an identity of the softmax."""
-        plain = batch(torch.float64)
-        a = BETA * (1.0 - plain.correlation.double()).masked_fill(plain.positive, 0.0)
-        risk = (torch.softmax(plain.logits, 1) * a.exp()).sum(1).log().mean()
-        infonce = F.cross_entropy(plain.logits, torch.arange(PHOTOS))
-        found = self.made("semivariance_margin")(plain.logits, plain.place_deg, plain.unit)
-        assert found.item() == pytest.approx((infonce + risk).item(), rel=1e-5)
 
     @pytest.mark.parametrize("name", ["infonce", "soft_targets", "distance_soft"])
     def test_a_photo_whose_own_place_is_no_candidate_is_named(self, name: str) -> None:

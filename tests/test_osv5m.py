@@ -61,9 +61,8 @@ class TestManifest:
 
     def test_every_photo_is_found_under_its_path_with_the_coordinates_of_its_row(self, root: Path) -> None:
         photos, _ = osv5m.build(settings(), root)
-        rows = pd.concat(
-            [pd.read_csv(root / f"{split}.csv", dtype={"id": str}) for split in ("train", "test")]
-        ).set_index("id")
+        tables = [pd.read_csv(root / f"{split}.csv", dtype={"id": str}) for split in ("train", "test")]
+        rows = pd.concat(tables).set_index("id")
         for photo in photos.sample(20, random_state=0).itertuples():
             assert Path(photo.path).stem == photo.id
             assert (photo.latitude, photo.longitude) == tuple(rows.loc[photo.id, ["latitude", "longitude"]])
@@ -107,10 +106,6 @@ class TestManifest:
         assert open_photo(root, unpacked["path"][7]).size == (64, 48)
         pd.testing.assert_frame_equal(unpacked.drop(columns="path"), packed.drop(columns="path"))
 
-    def test_validation_may_not_eat_the_training_photos(self, root: Path) -> None:
-        with pytest.raises(BundleError, match="more than half of the 239 training photos; lower it"):
-            osv5m.build(settings(validation=200), root)
-
     def test_it_is_made_once_and_again_when_an_archive_changed(
         self, root: Path, capsys: pytest.CaptureFixture
     ) -> None:
@@ -125,22 +120,17 @@ class TestManifest:
 
 
 class TestMistakes:
-    def test_what_is_missing_or_cut_off_is_named_with_what_to_do(self, root: Path) -> None:
+    def test_what_is_missing_cut_off_or_too_much_is_named_with_what_to_do(self, root: Path) -> None:
         there = r"images/train/02\.zip is not there"
         with pytest.raises(BundleError, match=rf"{there} \(96 of the chosen files"):
             osv5m.obtain(settings(train_shards="all"), root)
         with pytest.raises(BundleError, match=rf"{there} .* the hub does not give it now .*try again"):
             osv5m.obtain(settings(train_shards=3, download=True), root)  # without a network
+        with pytest.raises(BundleError, match="more than half of the 239 training photos; lower it"):
+            osv5m.build(settings(validation=200), root)
         archive = root / "images" / "train" / "01.zip"
         archive.write_bytes(archive.read_bytes()[:5_000])
         with pytest.raises(BundleError, match=r"01\.zip: cannot be read as an archive .*download it anew"):
-            osv5m.build(settings(), root)
-
-    @pytest.mark.parametrize("name", ["../../evil.jpg", "/etc/evil.jpg", "00/../../evil.jpg", "C:/evil.jpg"])
-    def test_an_archive_that_would_leave_its_folder_is_refused(self, root: Path, name: str) -> None:
-        with zipfile.ZipFile(root / "images" / "test" / "00.zip", "a") as file:
-            file.writestr(name, b"x")
-        with pytest.raises(BundleError, match="would leave the folder; do not use it"):
             osv5m.build(settings(), root)
 
 

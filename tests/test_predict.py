@@ -190,14 +190,9 @@ class TestWhichModel:
 
     @pytest.mark.parametrize(
         "name",
-        [
-            "checkpoints/decayed_seed0.safetensors",
-            "history/infonce_seed1.csv",
-            "features/features.npy",
-            "provenance.json",
-            "manifest.parquet",
-        ],
-    )
+        ["checkpoints/decayed_seed0.safetensors", "history/infonce_seed1.csv", "features/features.npy",
+         "provenance.json", "manifest.parquet"],
+    )  # fmt: skip
     @pytest.mark.parametrize("is_there", [False, True])
     def test_a_missing_or_damaged_file_of_a_run_is_one_sentence(self, finished, name, is_there):
         path = finished.folder / name

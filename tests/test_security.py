@@ -15,7 +15,6 @@ import nbformat
 import pandas as pd
 import pytest
 from miniatures import osv5m as miniature
-from test_environment import pins
 
 from lib.data import osv5m, photos
 from lib.method.errors import BundleError
@@ -178,20 +177,6 @@ def test_registered_models_of_the_hub_are_pinned_to_a_commit() -> None:
     for name, entry in REGISTRY.items():
         if "/" in name and name != CHECKPOINT:
             assert re.fullmatch(r"[0-9a-f]{40}", entry.revision or ""), name
-
-
-def locked() -> dict[str, set[str]]:
-    """Versions of each package in the lock file; a package that differs between systems has several."""
-    found: dict[str, set[str]] = {}
-    for line in (PROJECT / "requirements.lock").read_text(encoding="utf-8").splitlines():
-        if entry := re.match(r"([A-Za-z0-9._-]+)==([^\s;\\]+)", line):
-            found.setdefault(re.sub(r"[-_.]+", "-", entry[1]).lower(), set()).add(entry[2])
-    return found
-
-
-def test_the_lock_file_has_every_pin_and_no_other_version_of_it() -> None:
-    there = locked()
-    assert {name: there.get(name) for name in pins()} == {name: {version} for name, version in pins().items()}
 
 
 def test_every_package_of_the_lock_file_has_checksums_and_none_names_where_it_is_from() -> None:

@@ -139,20 +139,18 @@ class TestFit:
         off = lambda p: root * (gamma - p[0] - p[1] * (1.0 - np.exp(-LAG / p[2])))  # noqa: E731
         assert parameters(found) == pytest.approx(least_squares(off, [0.2, 0.6, 0.5]).x.tolist(), rel=0.01)
 
-    def test_a_curve_that_does_not_rise_is_refused(self) -> None:
+    def test_a_curve_that_does_not_rise_or_has_four_lags_is_refused(self) -> None:
         for gamma in (np.ones(157), np.zeros(157), 1.0 - 0.2 * LAG, 0.5 + 0.5 * np.exp(-LAG)):
             with pytest.raises(BundleError, match="beats a constant by Schwarz.*check coordinates"):
                 fit(measured(gamma, LAG))
+        with pytest.raises(BundleError, match="4 lags with pairs are too few; narrow"):
+            fit(measured(LAG[:4], LAG[:4]))
 
     def test_a_rising_curve_is_fitted_though_its_first_lag_holds_one_odd_pair(self) -> None:
         first = LAG < 0.02
         odd = measured(np.where(first, 1.2, RISE), LAG, np.where(first, 1, 100_000))
         found = fit(odd, family="Exponential", weights="pairs")
         assert found.length_scale_rad == pytest.approx(0.3, rel=0.05)
-
-    def test_four_lags_are_too_few(self) -> None:
-        with pytest.raises(BundleError, match="4 lags with pairs are too few; narrow"):
-            fit(measured(LAG[:4], LAG[:4]))
 
 
 class TestRange:
