@@ -153,7 +153,7 @@ def attempt(
     status = finish(fork(run, list(STAGES)[list(STAGES).index(stage) :]))
     after = contents(run.folder)
     lost = [name for name in {*whole, *after} if whole.get(name) != after.get(name)]
-    left = [str(path) for path in run.folder.rglob("*.part*")]
+    left = [str(path) for name in ("*.part*", "unfinished") for path in run.folder.rglob(name)]
     return {
         "stage": stage,
         "seconds": seconds,

@@ -94,8 +94,8 @@ def _git_state() -> dict[str, Any]:
     """Commit and whether the tree differs from it; nulls outside a git checkout."""
 
     def ask(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=PROJECT, capture_output=True, text=True)  # noqa: S603, S607
-        return done.stdout.strip()
+        command = ["git", "-C", str(PROJECT), *words]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()  # noqa: S603
 
     with suppress(OSError):
         if Path(ask("rev-parse", "--show-toplevel") or "/").resolve() == PROJECT.resolve():
