@@ -136,6 +136,14 @@ def test_the_baseline_the_peers_and_three_controls_need_no_curve() -> None:
         contrastive_loss(batch().logits, get(name).reweight(batch(curve=None)))
 
 
+def test_the_two_halves_make_the_whole() -> None:
+    names, plain = ("hard_only", "false_only", "semivariogram"), batch()
+    hard, false, both = (get(name).reweight(plain).log_weight for name in names)
+    assert torch.equal(hard + false, both)
+    assert torch.equal(get("semivariogram").reweight(batch(alpha=0.0)).log_weight, hard)
+    assert torch.equal(get("semivariogram").reweight(batch(beta=0.0)).log_weight, false)
+
+
 @pytest.mark.parametrize("name", sorted(TARGETS))
 def test_the_loss_is_the_cross_entropy_to_the_spread_target(name: str) -> None:
     candidates, expected = batch(), 0.0
@@ -276,6 +284,15 @@ class TestModule:
         loss(logits, plain.place_deg, features).backward()
         assert logits.grad is not None and features.grad is None and not list(loss.parameters())
         assert loss.to("meta").curve.values.device.type == "meta"
+
+    def test_the_margin_is_infonce_plus_the_risk_of_a_wrong_place(self) -> None:
+        """L = InfoNCE + log sum_j p_ij e^(a_ij), a = beta (1 - C): an identity of the softmax."""
+        plain = batch(torch.float64)
+        a = BETA * (1.0 - plain.correlation.double()).masked_fill(plain.positive, 0.0)
+        risk = (torch.softmax(plain.logits, 1) * a.exp()).sum(1).log().mean()
+        infonce = F.cross_entropy(plain.logits, torch.arange(PHOTOS))
+        found = self.made("semivariance_margin")(plain.logits, plain.place_deg, plain.unit)
+        assert found.item() == pytest.approx((infonce + risk).item(), rel=1e-5)
 
     @pytest.mark.parametrize("name", ["infonce", "soft_targets", "distance_soft"])
     def test_a_photo_whose_own_place_is_no_candidate_is_named(self, name: str) -> None:
