@@ -9,6 +9,7 @@ import pytest
 from lib import pipeline
 
 NOTEBOOKS = list(pipeline.notebooks().values())
+PROFILES = [one.stem for one in (pipeline.PROJECT / "notebooks" / "profiles").glob("*.yaml")]
 
 
 def read(notebook):
@@ -50,6 +51,15 @@ class TestEachNotebook:
             assert not any(
                 word in cell.source for word in ("def ", "class ", "lambda", "sys.path", "pip install")
             )
+
+    def test_names_only_what_is_there(self, notebook):
+        prose = "\n".join(cell.source for cell in read(notebook).cells if cell.cell_type == "markdown")
+        numbers = {int(one) for one in re.findall(r"notebook (\d)", prose)}
+        assert numbers <= set(range(1, len(NOTEBOOKS) + 1))
+        files = re.findall(r"`((?:docs|study|lib|notebooks)/[\w/.-]+)`", prose)
+        assert [one for one in files if not (pipeline.PROJECT / one).exists()] == []
+        for names in re.findall(r"`profile` is one of (.+) or a YAML file", prose):
+            assert set(names.replace("`", "").split(", ")) == set(PROFILES)
 
     def test_is_at_least_half_prose(self, notebook):
         cells = read(notebook).cells
