@@ -36,7 +36,8 @@ def _as_list(value: Any) -> Any:
 
 
 _LIST = BeforeValidator(_as_list)
-_NAME_OR_LIST = BeforeValidator(lambda given: given if given in ("geoclip", "curve") else _as_list(given))
+_FREQUENCIES = ("geoclip", "places", "curve")
+_NAME_OR_LIST = BeforeValidator(lambda given: given if given in _FREQUENCIES else _as_list(given))
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1)]
 Seeds = Annotated[list[Seed], _LIST, Field(min_length=1)]
@@ -127,8 +128,11 @@ class Semivariogram(_Group):
 
     family: Family = "Stable"
     metric: Literal["planar", "sphere"] = _entry("planar", "on radians (author code), or GSTools latlon=True")
-    weights: Literal["none", "pairs"] = _entry("none", "of the lags: none, or their pairs")
+    weights: Literal["none", "pairs", "cressie", "pairs_by_h2"] = _entry(
+        "none", "of the lags: none, pairs N, N / gamma(h)^2 (Cressie), N / h^2"
+    )
     lag_width_rad: float = _entry(0.001, "width of a lag, radians (0.001: 6.37 km)", ge=1e-5, le=0.5)
+    min_lag_rad: float = _entry(0.0, "shortest lag of the fit, radians", ge=0, lt=3)
     max_lag_rad: float = _entry(3.141592653589793, "longest lag, radians", gt=0, le=3.141592653589794)
     range_rule: Literal["slope", "sill95"] = _entry("slope", "d gamma/dh < 0.01 per rad, or 95 % of the sill")
     max_photos: int = _entry(50_000, "of more training photos, this many are drawn at random", ge=2)
@@ -154,9 +158,10 @@ class Training(_Group):
     sharpness: float = _entry(20.0, "soft_targets: power of the fitted correlation", gt=0)
     softness_km: float = _entry(100.0, "distance_soft, distance_margin: decay length, kilometres", gt=0)
     concentration: float = _entry(0.1, "hcl: strength of the emphasis on large logits", ge=0)
-    frequencies: Annotated[Literal["geoclip", "curve"] | list[float], _NAME_OR_LIST] = _entry(
-        "geoclip", "of the location encoder: GeoCLIP's, drawn from the curve, or three sigmas"
+    frequencies: Annotated[Literal[_FREQUENCIES] | list[float], _NAME_OR_LIST] = _entry(
+        "geoclip", "of the location encoder: GeoCLIP's, by the training places, by the curve, or three sigmas"
     )
+    nyquist_share: float = _entry(1 / 3, "places: largest frequency, share of the Nyquist frequency", gt=0)
     temperature: float | None = _entry(None, "fixed temperature 1 / exp(s); null: learned", gt=0, le=1)
     photos: Count | None = _entry(None, "this many training photos, drawn at random; null: all")
     batch_noise_m: float = _entry(150.0, "position noise on the batch, metres", ge=0)
@@ -193,7 +198,7 @@ class Training(_Group):
         if self.frequencies != "geoclip" and self.location_encoder == "geoclip":
             raise ValueError("training.frequencies must be geoclip where location_encoder is geoclip")
         if isinstance(self.frequencies, list) and (len(self.frequencies) != 3 or min(self.frequencies) <= 0):
-            raise ValueError("training.frequencies takes geoclip, curve or three sigmas above 0")
+            raise ValueError("training.frequencies takes geoclip, places, curve or three sigmas above 0")
         if "infonce" not in self.strategies:
             raise ValueError("training.strategies needs infonce, the baseline of every comparison")
         return self

@@ -18,7 +18,7 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ import pandas as pd
 
 from lib.data import features, manifest
 from lib.evaluate import evaluation, intervals
-from lib.method import negatives
+from lib.method import negatives, semivariogram
 from lib.method.errors import BundleError
+from lib.method.semivariogram import FittedSemivariogram
 from lib.runs import Run, cached, ranks, write_json, writing
 from lib.runs.run import RESULTS
 from lib.settings import PROJECT
@@ -74,16 +75,20 @@ class Trial:
         strategy: a registered name.
         changes: settings of ``training`` that differ from the profile's.
         seed: of weights, batches and noise.
+        curve: settings of ``semivariogram`` that differ; the run's lags are fitted anew by them.
     """
 
     arm: str
     strategy: str
     changes: Changes
     seed: int
+    curve: Changes = field(default_factory=dict)
 
     def path(self, run: Run, splits: Sequence[str]) -> Path:
         """Where its errors lie: id, split, error_km, temperature (parquet)."""
-        text = json.dumps([self.strategy, dict(self.changes), self.seed, list(splits)], sort_keys=True)
+        what = [self.strategy, dict(self.changes), self.seed, list(splits)]
+        what += [dict(self.curve)] if self.curve else []
+        text = json.dumps(what, sort_keys=True)
         return run.folder / "trials" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.parquet"
 
 
@@ -106,7 +111,12 @@ def make(run: Run, trial: Trial, splits: Sequence[str]) -> None:
     settings = run.settings.training.changed(trial.changes)
     own = replace(run, settings=run.settings.model_copy(update={"training": settings}))
     path = trial.path(run, splits)
-    used = {"strategy": trial.strategy, "seed": trial.seed, "splits": list(splits)}
+    used = {
+        "strategy": trial.strategy,
+        "seed": trial.seed,
+        "splits": list(splits),
+        "curve": dict(trial.curve),
+    }
     curve.fit_run(run)
     cached(
         own,
@@ -121,7 +131,7 @@ def make(run: Run, trial: Trial, splits: Sequence[str]) -> None:
 
 def train(run: Run, trial: Trial, splits: Sequence[str], path: Path) -> None:
     """Train ``trial`` under the settings of ``run``, and write its errors on ``splits`` to ``path``."""
-    data = training.TrainingData.read(run, with_curve=True)
+    data = replace(training.TrainingData.read(run, with_curve=True), curve=curve_of(run, trial.curve))
     unvalidated = replace(data, gallery_deg=data.gallery_deg[:1])  # the splits are searched below
     model, history = training.train(run, unvalidated, negatives.get(trial.strategy), trial.seed)
     photos = features.photos(run)
@@ -132,6 +142,14 @@ def train(run: Run, trial: Trial, splits: Sequence[str], path: Path) -> None:
     table["temperature"] = history["temperature"].iloc[-1]
     with writing(path) as aside:
         table[["id", "split", "error_km", "temperature"]].to_parquet(aside, index=False)
+
+
+def curve_of(run: Run, changes: Changes) -> FittedSemivariogram:
+    """The curve of the run's lags under its settings with ``changes``; as the run fitted it without any."""
+    if not changes:
+        return curve.fit_run(run)[1]
+    given = run.settings.semivariogram.model_dump(include=curve.OPTIONS) | dict(changes)
+    return semivariogram.fit(curve.load_empirical(run.empirical), **given)
 
 
 def predictions(run: Run, trials: Iterable[Trial], splits: Sequence[str] = VALIDATION) -> pd.DataFrame:

@@ -1,4 +1,5 @@
-"""Four sharper margins, each judged by a prediction of study/PLAN.md.
+"""Sharper margins, each judged by a prediction of study/PLAN.md, and margins with attracting targets, of
+study/PLAN3.md.
 
 They are strategies like those of :mod:`lib.method.negatives`, but registered only where they are trained.
 """
@@ -10,7 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from lib.method.geodesy import chord_to_rad, unit_vectors
+from lib.method.geodesy import EARTH_RADIUS_KM, chord_to_rad, unit_vectors
 from lib.method.negatives import Pairs, Reweighting, semivariance_margin, strategy
 
 ANNEALED_SHARE = 0.3
@@ -66,6 +67,28 @@ def kriging_targets(pairs: Pairs) -> Reweighting:
     covariance.diagonal().fill_(pairs.curve.partial_sill + noise)
     inverse = torch.linalg.inv(covariance.double())
     weights = (-inverse / inverse.diagonal()[:, None])[: len(pairs.logits)].clamp(min=0.0).float()
+    return _margin_towards(pairs, weights)
+
+
+def uniform_targets(pairs: Pairs) -> Reweighting:
+    """``semivariance_margin``, target 1 - alpha on the own place, the rest on all others alike. Ours."""
+    return _margin_towards(pairs, torch.ones_like(pairs.logits))
+
+
+def distance_targets(pairs: Pairs) -> Reweighting:
+    """``semivariance_margin``, target 1 - alpha on the own place, the rest on the others by
+    exp(-h / softness_km). Ours."""
+    return _margin_towards(pairs, torch.exp(-pairs.distance_rad * (EARTH_RADIUS_KM / pairs.softness_km)))
+
+
+def correlation_targets(pairs: Pairs) -> Reweighting:
+    """``semivariance_margin``, target 1 - alpha on the own place, the rest on the others by C(h). Ours."""
+    return _margin_towards(pairs, pairs.correlation.clamp(min=0.0))
+
+
+def _margin_towards(pairs: Pairs, weights: torch.Tensor) -> Reweighting:
+    """``semivariance_margin`` with the share alpha of each target spread over other places by ``weights``
+    [B, M]; a photo whose weights are all 0 keeps its whole target."""
     weights = weights.masked_fill(pairs.positive, 0.0)
     total = weights.sum(1, keepdim=True)
     shared = torch.where(total > 0.0, pairs.alpha * weights / total.clamp(min=1e-12), 0.0)
@@ -75,12 +98,15 @@ def kriging_targets(pairs: Pairs) -> Reweighting:
 
 
 def register() -> None:
-    """Make the four known to :func:`lib.method.negatives.get`."""
+    """Make them known to :func:`lib.method.negatives.get`."""
     entries = {
         untied_margin: ("margin of its own height, lowered by the correlation", "beta", "alpha"),
         annealed_margin: ("semivariance_margin that grows over the first 30 % of the steps", "beta"),
         residual_margin: ("semivariance_margin, and more for look-alikes", "beta", "alpha"),
         kriging_targets: ("semivariance_margin, targets shared by kriging weights", "beta", "alpha"),
+        uniform_targets: ("semivariance_margin, targets shared by all places alike", "beta", "alpha"),
+        distance_targets: ("semivariance_margin, targets shared by distance", "beta", "alpha", "softness_km"),
+        correlation_targets: ("semivariance_margin, targets shared by correlation", "beta", "alpha"),
     }
     for reweight, (description, *parameters) in entries.items():
         strategy(reweight.__name__, description, *parameters)(reweight)

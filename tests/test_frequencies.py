@@ -1,4 +1,4 @@
-"""Statements about frequencies that are drawn from the curve."""
+"""Statements about frequencies that are drawn by the places or from the curve."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import fitted
+from scipy import stats
 
 from lib.data import sphere
 from lib.method import frequencies
@@ -60,12 +61,33 @@ def test_a_radian_has_the_projections_length() -> None:
         assert math.sqrt(area / true) == pytest.approx(frequencies.UNITS_PER_RAD, rel=5e-3)
 
 
+def test_the_disc_is_filled_evenly() -> None:
+    drawn = frequencies.on_disc(40_000, 12.0, seeded())
+    length, angle = drawn.norm(dim=1).numpy(), torch.atan2(*drawn.T).numpy()
+    assert length.max() <= 12.0 and (np.diff(length) > -1e-5).all()
+    assert stats.kstest((length / 12.0) ** 2, "uniform").pvalue > 0.01
+    assert stats.kstest(angle / (2.0 * np.pi) + 0.5, "uniform").pvalue > 0.01
+
+
+def test_the_nyquist_frequency_is_that_of_the_density() -> None:
+    """Of N places scattered over the sphere each has 4 pi / N: the Nyquist frequency follows at once."""
+    places = sphere.uniform_on_sphere(4_000, np.random.default_rng(0))
+    expected = 0.5 / (math.sqrt(4.0 * math.pi / 4_000) * frequencies.UNITS_PER_RAD)
+    assert frequencies.nyquist(places) == pytest.approx(expected, rel=0.03)
+    copies = np.repeat(places, 10, axis=0)
+    assert frequencies.nyquist(copies) == frequencies.nyquist(places)
+    tracks = (places[:, None] + [0.0, 3e-4] * np.arange(3)[:, None]).reshape(-1, 2)  # three photos 33 m apart
+    assert frequencies.nyquist(tracks) < 3.0 * frequencies.nyquist(places)
+
+
 def test_the_nyquist_frequency_is_that_of_a_double_loop() -> None:
     places = sphere.uniform_on_sphere(60, np.random.default_rng(0))
-    apart = distance_km(places[:, None], places[None])
-    np.fill_diagonal(apart, np.inf)
-    spacing = 2.0 * apart.min(1).mean() / 6371.0088 * frequencies.UNITS_PER_RAD
-    assert frequencies.nyquist(places) == pytest.approx(1.0 / (2.0 * spacing), rel=1e-6)
+    apart = np.sort(distance_km(places[:, None], places[None]), 1)
+    middle = np.median(apart[:, 8]) / 6371.0088
+    spacing = middle * math.sqrt(math.pi / stats.gamma(8).median()) * frequencies.UNITS_PER_RAD
+    assert frequencies.nyquist(places) == pytest.approx(1.0 / (2.0 * spacing), rel=1e-4)
+    with pytest.raises(BundleError, match="need two places or more"):
+        frequencies.nyquist(np.repeat(places[:1], 5, axis=0))
 
 
 def test_the_encoder_gets_them_in_order_and_a_state_keeps_them() -> None:

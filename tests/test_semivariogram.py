@@ -124,20 +124,28 @@ class TestFit:
             assert one.gamma(np.array(0.0)) == pytest.approx(0.1, abs=1e-6)
             assert one.correlation(np.array(0.0)) == pytest.approx(1.0, abs=1e-6)
 
-    def test_longer_lags_than_the_limit_are_left_out(self) -> None:
-        spoilt = np.where(LAG > 1.5, 0.2, RISE)
-        found = fit(measured(spoilt, LAG), family="Exponential", max_lag_rad=1.5)
+    def test_lags_beyond_the_limits_are_left_out(self) -> None:
+        spoilt = np.where((LAG < 0.1) | (LAG > 1.5), 0.2, RISE)
+        found = fit(measured(spoilt, LAG), family="Exponential", min_lag_rad=0.1, max_lag_rad=1.5)
         assert found.length_scale_rad == pytest.approx(0.3, rel=1e-3)
         assert found.pairs == 157_000
 
-    @pytest.mark.parametrize("weights", ["none", "pairs"])
-    def test_it_is_least_squares_over_the_lags_or_the_pairs(self, weights: str) -> None:
+    @pytest.mark.parametrize("weights", ["none", "pairs", "cressie", "pairs_by_h2"])
+    def test_it_is_least_squares_over_weighted_lags(self, weights: str) -> None:
         pairs = (1_000 * np.sin(LAG) + 20).astype(int)
         gamma = RISE + np.random.default_rng(1).normal(size=len(LAG)) / np.sqrt(pairs)
         found = fit(measured(gamma, LAG, pairs), family="Exponential", weights=weights)
-        root = np.sqrt(pairs) if weights == "pairs" else 1.0
-        off = lambda p: root * (gamma - p[0] - p[1] * (1.0 - np.exp(-LAG / p[2])))  # noqa: E731
-        assert parameters(found) == pytest.approx(least_squares(off, [0.2, 0.6, 0.5]).x.tolist(), rel=0.01)
+        curve = lambda p: p[0] + p[1] * (1.0 - np.exp(-LAG / p[2]))  # noqa: E731
+        best = np.array([0.2, 0.6, 0.5])
+        for _ in range(20):
+            roots = {
+                "pairs": pairs**0.5,
+                "cressie": pairs**0.5 / curve(best),
+                "pairs_by_h2": pairs**0.5 / LAG,
+            }
+            off = lambda p, root: root * (gamma - curve(p))  # noqa: E731
+            best = least_squares(off, best, args=(roots.get(weights, 1.0),)).x
+        assert parameters(found) == pytest.approx(best.tolist(), rel=0.01)
 
     def test_a_curve_that_does_not_rise_or_has_four_lags_is_refused(self) -> None:
         for gamma in (np.ones(157), np.zeros(157), 1.0 - 0.2 * LAG, 0.5 + 0.5 * np.exp(-LAG)):
@@ -315,7 +323,7 @@ class TestInOneCall:
             ({"lag_width_rad": 0.0}, "wider than 0"),
             ({"family": "Stabel"}, "family='Stabel' is unknown; take one of Stable"),
             ({"metric": "spherical"}, "is unknown; take one of planar, sphere"),
-            ({"weights": "pair"}, "is unknown; take one of none, pairs"),
+            ({"weights": "pair"}, "is unknown; take one of none, pairs, cressie"),
             ({"range_rule": "slop"}, "is unknown; take one of slope"),
         ],
     )

@@ -156,8 +156,8 @@ class TestStrategies:
 class TestOptions:
     @pytest.mark.parametrize(
         "option",
-        ["photos=60", "range_km=300", "temperature=0.02", "frequencies=curve", "frequencies=1,4,16",
-         "batch_noise_m=50000"],
+        ["photos=60", "range_km=300", "temperature=0.02", "frequencies=curve", "frequencies=places",
+         "frequencies=1,4,16", "batch_noise_m=50000"],
     )  # fmt: skip
     def test_each_changes_what_is_learned(self, make_run: Runs, option: str) -> None:
         runs = [make_run(*SHORT, "training.epochs=2", *more) for more in ([], [f"training.{option}"])]
@@ -178,7 +178,7 @@ class TestOptions:
 
     @pytest.mark.parametrize(
         ("name", "which", "reads"),
-        [("infonce", "geoclip", False), ("infonce", "curve", True), ("residual", "geoclip", True)],
+        [("infonce", "places", False), ("infonce", "curve", True), ("residual", "geoclip", True)],
     )
     def test_only_weights_and_frequencies_that_come_from_the_curve_depend_on_it(
         self, make_run: Runs, name: str, which: str, reads: bool

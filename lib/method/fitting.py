@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
 import gstools
@@ -48,19 +49,30 @@ def evaluate(model: gstools.CovModel, distance_rad: np.ndarray) -> np.ndarray:
     return model.vario_yadrenko(distance) if model.latlon else model.variogram(distance)
 
 
+WEIGHTS: dict[str, Callable[[Lags, np.ndarray], np.ndarray]] = {
+    "none": lambda lags, gamma: np.ones(len(lags.lag)),
+    "pairs": lambda lags, gamma: lags.pairs,
+    "cressie": lambda lags, gamma: lags.pairs / np.maximum(gamma, 1e-3) ** 2,
+    "pairs_by_h2": lambda lags, gamma: lags.pairs / np.maximum(lags.lag, 1e-4) ** 2,
+}
+"""Name -> the weights [K] of squared deviations, of the lags and the fitted gamma at them [K]."""
+
+
 def by_gstools(lags: Lags, family: str, metric: str, weights: str) -> gstools.CovModel | None:
     """The model that GSTools' own search finds; None where it fails, or the model does not rise, or explains
-    less than ``LEAST_R2`` of unweighted lags."""
-    model, root = covariance_model(family, metric), np.sqrt(lags.pairs) if weights == "pairs" else None
-    try:
-        model.fit_variogram(lags.lag, lags.gamma, nugget=True, weights=root, loss="linear")
-    except (RuntimeError, ValueError):
-        return None
-    if weights == "none":
-        if r2(lags, model) < LEAST_R2:
+    less than ``LEAST_R2`` of unweighted lags. Cressie's weights follow the curve in four rounds."""
+    model, fitted = covariance_model(family, metric), lags.gamma
+    for _ in range(4 if weights == "cressie" else 1):
+        weight = WEIGHTS[weights](lags, fitted)
+        root = None if weights == "none" else np.sqrt(weight)
+        try:
+            model.fit_variogram(lags.lag, lags.gamma, nugget=True, weights=root, loss="linear")
+        except (RuntimeError, ValueError):
             return None
-        lags = lags._replace(pairs=np.ones(len(lags.lag)))
-    return model if _rises(lags, model) else None
+        fitted = evaluate(model, lags.lag)
+    if weights == "none" and r2(lags, model) < LEAST_R2:
+        return None
+    return model if _rises(lags._replace(pairs=weight), model) else None
 
 
 def r2(lags: Lags, model: gstools.CovModel) -> float:

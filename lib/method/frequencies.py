@@ -1,10 +1,15 @@
-"""Fourier frequencies of the location encoder, drawn from the fitted semivariogram.
+"""Fourier frequencies of the location encoder, drawn by the training places or from the fitted semivariogram.
 
-By Bochner's theorem a covariance is a law of frequencies. That of the stable family, C(h) = exp(-(h / l)^a),
-is the isotropic a-stable law: B = sqrt(A) G / (2 pi l) with G ~ N(0, 2 I) and A positive and a/2-stable, so
-that E cos(2 pi B . x) = exp(-(|x| / l)^a). Exponential and Gaussian are a = 1 and 2. Draws beyond the Nyquist
-frequency of the training places, which tell nothing about them, are drawn again. Source: Rahimi and Recht
-2007; Kanter 1975.
+By the places: uniform over a disc whose radius is a share of their Nyquist frequency. What a ridge regression
+on random Fourier features wants of n noisy places is not the signal's spectral density S but its ridge
+leverage n S / (n S + lambda): flat where the signal stands above the noise, and falling beyond (Avron et al.
+2017). The share is ours, chosen on validation (docs/study.md).
+
+From the curve: by Bochner's theorem a covariance is a law of frequencies. That of the stable family,
+C(h) = exp(-(h / l)^a), is the isotropic a-stable law: B = sqrt(A) G / (2 pi l) with G ~ N(0, 2 I) and A
+positive and a/2-stable, so that E cos(2 pi B . x) = exp(-(|x| / l)^a). Exponential and Gaussian are a = 1 and
+2. Draws beyond the Nyquist frequency are drawn again: what is left is the band-limited law, whose correlation
+is higher near by than the curve's. Source: Rahimi and Recht 2007; Kanter 1975.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy import stats
 from scipy.spatial import KDTree
 
 from .errors import BundleError
@@ -22,6 +28,9 @@ from .semivariogram import FittedSemivariogram
 
 UNITS_PER_RAD = 66.50336 / 180.0
 """Length of a radian in GeoCLIP's projection (Equal Earth, scaled), as the mean over the sphere's area."""
+
+NEIGHBOURS = 8
+"""Which neighbour tells the density of places."""
 
 
 def from_curve(
@@ -62,15 +71,27 @@ def positive_stable(b: float, count: int, generator: torch.Generator) -> torch.T
     return (b * uniform).sin() / uniform.sin() ** (1.0 / b) * ratio ** ((1.0 - b) / b)
 
 
+def on_disc(count: int, radius: float, generator: torch.Generator) -> torch.Tensor:
+    """``count`` frequencies uniform over a disc of ``radius``, shortest first, [count, 2]. Ours."""
+    length = radius * torch.rand(count, generator=generator, dtype=torch.float64).sqrt().sort().values
+    angle = 2.0 * math.pi * torch.rand(count, generator=generator, dtype=torch.float64)
+    return (length[:, None] * torch.stack((angle.cos(), angle.sin()), 1)).float()
+
+
 def nyquist(places_deg: np.ndarray) -> float:
     """Highest frequency that places [N, 2] can tell, in cycles per unit of the projection: 1 / (2 s).
 
-    s is twice their mean nearest-neighbour distance, the side of the square that each would have alone.
+    s is the side of the square that each place would have alone at the median density, which follows from the
+    median distance to the ``NEIGHBOURS``-th neighbour: with it lambda pi distance^2 is a gamma variable.
+    Places within 11 m of each other count once, so that copies and short sequences hardly matter. A single
+    place is a BundleError.
     """
-    points = unit_vectors(np.asarray(places_deg, dtype=np.float64))
-    chord = KDTree(points).query(points, k=[2])[0]
-    spacing_rad = 2.0 * float(chord_to_rad(chord**2).mean())
-    return 1.0 / (2.0 * max(spacing_rad, 1e-9) * UNITS_PER_RAD)
+    points = unit_vectors(np.unique(np.round(np.asarray(places_deg, dtype=np.float64), 4), axis=0))
+    if (k := min(NEIGHBOURS, len(points) - 1)) < 1:
+        raise BundleError("frequencies need two places or more; set training.frequencies=geoclip")
+    chord = np.median(KDTree(points).query(points, k=[k + 1])[0])
+    spacing_rad = float(chord_to_rad(chord**2)) * math.sqrt(math.pi / stats.gamma(k).median())
+    return 1.0 / (2.0 * spacing_rad * UNITS_PER_RAD)
 
 
 def hand_set(sigmas: Sequence[float], count: int, generator: torch.Generator) -> torch.Tensor:

@@ -118,7 +118,7 @@ def fit_semivariogram(
         shapes = f"{list(features.shape)} and {list(coordinates.shape)}"
         raise BundleError(f"features must be [N, D] and coordinates [N, 2]; they are {shapes}")
     check_precision(coordinates)
-    if unknown := sorted(set(options) - {*CHOICES, "max_lag_rad"}):
+    if unknown := sorted(set(options) - {*CHOICES, "min_lag_rad", "max_lag_rad"}):
         known = ", ".join(CHOICES)
         raise BundleError(f"fit_semivariogram has no option {', '.join(unknown)}; it has {known}")
     chosen = draw_photos(len(features), max_photos)
@@ -130,7 +130,8 @@ def fit_semivariogram(
 
 def fit(
     empirical: EmpiricalSemivariogram, *, family: str = "Stable", metric: str = "planar",
-    weights: str = "none", range_rule: str = "slope", max_lag_rad: float = math.pi, **about: str | bool | int,
+    weights: str = "none", range_rule: str = "slope", min_lag_rad: float = 0.0,
+    max_lag_rad: float = math.pi, **about: str | bool | int,
 ) -> FittedSemivariogram:  # fmt: skip
     """Least-squares fit of a GSTools model with nugget to the lag means.
 
@@ -138,8 +139,9 @@ def fit(
     scales takes its place, with lags weighted by their pairs; ``family`` and ``weights`` then say so.
 
     Args:
-        weights: ``none`` (author code) or ``pairs`` (each lag counts by its number of pairs).
-        max_lag_rad: longer lags are left out.
+        weights: of the lags: ``none`` (author code), ``pairs`` (their number N), ``cressie`` (N / gamma(h)^2,
+            Cressie 1985) or ``pairs_by_h2`` (N / h^2, as gstat does by default).
+        min_lag_rad, max_lag_rad: shorter and longer lags are left out.
         about: backbone, centred, photos: kept with the curve.
 
     Raises:
@@ -150,7 +152,7 @@ def fit(
     for name, value in zip(CHOICES, (family, metric, weights, range_rule), strict=True):
         if value not in CHOICES[name]:
             raise BundleError(f"{name}={value!r} is unknown; take one of {', '.join(CHOICES[name])}")
-    used = (empirical.pairs > 0) & (empirical.lag_rad <= max_lag_rad)
+    used = (empirical.pairs > 0) & (empirical.lag_rad >= min_lag_rad) & (empirical.lag_rad <= max_lag_rad)
     if (count := int(used.sum())) < 5:
         mend = "narrow" if count >= 0.8 * (used.nonzero()[0].max(initial=0) + 1) else "widen"
         said = f"{mend} lag_width_rad, or take photos at more places"
@@ -200,7 +202,7 @@ def range_by_sill(model: gstools.CovModel) -> float:
 
 RANGE_RULES = {"slope": range_by_slope, "sill95": range_by_sill}
 CHOICES = {
-    "family": FAMILIES, "metric": ("planar", "sphere"), "weights": ("none", "pairs"),
+    "family": FAMILIES, "metric": ("planar", "sphere"), "weights": tuple(fitting.WEIGHTS),
     "range_rule": tuple(RANGE_RULES),
 }  # fmt: skip
 

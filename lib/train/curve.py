@@ -18,6 +18,9 @@ from lib.runs import Run, cached, progress, writing
 from lib.runs.files import READING_ERRORS, one_line
 from lib.runs.machine import note
 
+OPTIONS = {"family", "metric", "weights", "range_rule", "min_lag_rad", "max_lag_rad"}
+"""Settings of a run that are options of :func:`lib.method.semivariogram.fit`."""
+
 
 def fit_run(run: Run) -> tuple[EmpiricalSemivariogram, FittedSemivariogram]:
     """Estimate and fit on the training split alone, or reuse: empirical sums and fitted curve."""
@@ -49,7 +52,9 @@ def _fit(run: Run) -> None:
     with writing(run.table("semivariogram")) as aside:
         sums.table().to_csv(aside, index=False)
     about = {"backbone": backbone.name, "centred": backbone.centred, "photos": len(rows)}
-    given = settings.model_dump(include={"family", "metric", "weights", "range_rule", "max_lag_rad"})
+    given = settings.model_dump(
+        include={"family", "metric", "weights", "range_rule", "min_lag_rad", "max_lag_rad"}
+    )
     try:
         fitted = semivariogram.fit(sums, **given, **about)
     except fitting.NoRise as error:

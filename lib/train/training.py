@@ -193,11 +193,14 @@ def _begun(data: TrainingData, settings: Training, seed: int) -> GeoCLIP:
     if settings.frequencies == "geoclip":
         return model
     draw, own = generator(seed, "frequencies"), frequencies.of_capsules(model.location_encoder)
-    if settings.frequencies == "curve":
-        most = frequencies.nyquist(data.coordinates_deg[data.train_rows].numpy())
-        drawn = frequencies.from_curve(data.curve, sum(map(len, own)), most, draw)
-    else:
+    if isinstance(settings.frequencies, list):
         drawn = frequencies.hand_set(settings.frequencies, len(own[0]), draw)
+    else:
+        count, most = sum(map(len, own)), frequencies.nyquist(data.coordinates_deg[data.train_rows].numpy())
+        if settings.frequencies == "curve":
+            drawn = frequencies.from_curve(data.curve, count, most, draw)
+        else:
+            drawn = frequencies.on_disc(count, settings.nyquist_share * most, draw)
     frequencies.set_in(model.location_encoder, drawn)
     return model
 
