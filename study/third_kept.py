@@ -118,7 +118,7 @@ def contrasts(world: str, errors: pd.DataFrame, asked: Iterable[tuple[str, str, 
         if key not in read:
             read[key] = of_draws(errors[errors["arm"].isin([ours, theirs])], split, seeds)
         found = difference(read[key], ours, theirs, split, metric)
-        p_value = 2.0 * stats.t.sf(abs(found.value) / found.error, found.degrees_of_freedom)
+        p_value = float(intervals.p_values(np.array(found.value), found.error, found.degrees_of_freedom))
         rows.append((world, ours, theirs, split, metric, *found[:3], p_value, len(seeds)))
     names = [
         "world",
@@ -160,7 +160,7 @@ def components(errors: pd.DataFrame, world: str) -> pd.DataFrame:
         for found, cells in draws.values():
             one, other = (METRICS[metric](found[arm]).astype(float) for arm in (ours, theirs))
             values = intervals.by_cluster(one - other, cells if split.endswith("_blocked") else None)
-            within.append((values.mean(), *intervals._mean_squares(values), *values.shape))
+            within.append((values.mean(), *intervals.mean_squares(values), *values.shape))
         mean, of_seeds, of_photos, rest, count, photos = np.array(within).T
         inside = ((np.maximum(of_photos, rest) - rest) / (count * photos)).mean()
         seeds_part = ((np.maximum(of_seeds, rest) - rest) / (count * photos)).mean()

@@ -65,7 +65,7 @@ def means_of(groups: Sequence[np.ndarray], least: int = 2) -> list[Estimate]:
     if not chosen:
         return found
     seeds, photos = len(groups[0]), np.array([groups[k].shape[1] for k in chosen], dtype=float)
-    of_seeds, of_photos, rest = np.array([_mean_squares(groups[k]) for k in chosen]).T
+    of_seeds, of_photos, rest = np.array([mean_squares(groups[k]) for k in chosen]).T
     if of_seeds.sum() < rest.sum():
         of_seeds = rest
     of_photos, share = np.maximum(of_photos, rest) / (seeds * photos), 1.0 / (seeds * photos.sum())
@@ -86,7 +86,7 @@ def _half_width(error: np.ndarray, degrees_of_freedom: np.ndarray, level: float 
     return error * stats.t.ppf(0.5 + level / 2.0, degrees_of_freedom)
 
 
-def _mean_squares(values: np.ndarray) -> tuple[float, float, float]:
+def mean_squares(values: np.ndarray) -> tuple[float, float, float]:
     """Mean squares of seeds, photos and rest of ``values`` [S, N], N > 1; of one seed only the photos'."""
     seeds, photos = values.shape
     by_seed, by_photo = values.mean(1, keepdims=True), values.mean(0, keepdims=True)
@@ -224,7 +224,7 @@ def compare(
     table = pd.DataFrame(rows, columns=[*front, "degrees_of_freedom", "seeds", "n", "cells"])
     table["ci_low"], table["ci_high"] = _within_limits(table, table["ci_low"], table["ci_high"])
     tested = table[["difference", "error", "degrees_of_freedom"]].to_numpy(float)
-    table.insert(8, "p_value", _p_values(*tested.T))
+    table.insert(8, "p_value", p_values(*tested.T))
     return table if groups is not None else table.drop(columns="group")
 
 
@@ -234,7 +234,7 @@ def _within_limits(table: pd.DataFrame, low: pd.Series, high: pd.Series) -> tupl
     return low.clip(lower=-limit), high.clip(upper=limit)
 
 
-def _p_values(mean: np.ndarray, error: np.ndarray, degrees_of_freedom: np.ndarray) -> np.ndarray:
+def p_values(mean: np.ndarray, error: np.ndarray, degrees_of_freedom: np.ndarray) -> np.ndarray:
     """Two-sided; without spread 1 where there is no difference, and 0 where there is one."""
     with np.errstate(divide="ignore", invalid="ignore"):
         found = 2.0 * stats.t.sf(np.abs(mean) / error, degrees_of_freedom)
