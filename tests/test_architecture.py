@@ -2,6 +2,8 @@
 
 import ast
 import json
+import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -88,9 +90,24 @@ def loaded_after(statements):
     return set(done.stdout.split())
 
 
-def test_the_method_stands_alone():
+def test_the_method_alone_is_what_pip_installs_and_it_needs_neither_lib_nor_pandas(tmp_path):
     paths = sorted((PROJECT / "lib" / "method").glob("*.py"))
     assert len(paths) > 8 and not [one for path in paths for one in imported(path)]  # relative imports alone
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(PROJECT / name, tmp_path)
+    shutil.copytree(PROJECT / "lib" / "method", tmp_path / "lib" / "method")
+    build = "from setuptools.build_meta import build_wheel; build_wheel('wheel')"
+    done = python("-c", f"import os; os.chdir({str(tmp_path)!r}); {build}")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (tmp_path / "wheel").glob("*.whl")
+    packed = {name.partition("/")[0].partition("-")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert packed == {"semivariogram_loss"}
+    loaded = loaded_after(f"""import sys; sys.path.insert(0, {str(wheel)!r}); sys.modules["lib"] = None
+import torch; from semivariogram_loss import SemivariogramLoss
+loss = SemivariogramLoss(None, strategy="constant_offset", beta=2.0)
+value = loss(torch.zeros(2, 2), torch.zeros(2, 2), torch.ones(2, 4))
+assert value.isclose(torch.tensor(2.0).exp().add(1.0).log())""")
+    assert "torch" in loaded and not loaded & {*LAZY, "pandas"}
 
 
 def test_importing_lib_loads_nothing():

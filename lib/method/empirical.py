@@ -15,13 +15,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 
 from .errors import BundleError
 from .geodesy import check_degrees, chord_to_rad, rad_to_km, unit_vectors
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BLOCKS_AT_A_TIME = 8  # held in memory while the other blocks are read one by one
 SUMS = ("pairs", "distance_sum_rad", "gamma_sum", "square_sum")
@@ -63,6 +66,8 @@ class EmpiricalSemivariogram:
 
     def table(self) -> pd.DataFrame:
         """Columns lag_km, gamma, variance, pairs; lags without pairs are left out."""
+        import pandas as pd
+
         variance = np.maximum(self._mean(self.square_sum) - self.gamma**2, 0.0)
         columns = {"lag_km": rad_to_km(self.lag_rad), "gamma": self.gamma, "variance": variance}
         frame = pd.DataFrame(columns | {"pairs": self.pairs})

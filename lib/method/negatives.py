@@ -12,14 +12,17 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch import Tensor
 
 from .errors import BundleError
 from .geodesy import EARTH_RADIUS_KM, chord_to_rad, unit_vectors
 from .semivariogram import Curve
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,8 @@ def get(name: str | Strategy) -> Strategy:
 
 def table() -> pd.DataFrame:
     """Registered strategies: name, kind, description, whether the curve is needed, the settings read."""
+    import pandas as pd
+
     columns, of = ["strategy", "kind", "description", "needs_curve", "reads"], REGISTRY.values()
     rows = [(one.name, one.kind, one.description, one.needs_curve, ", ".join(one.parameters)) for one in of]
     return pd.DataFrame(rows, columns=columns).set_index("strategy")
