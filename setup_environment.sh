@@ -1,10 +1,9 @@
 # shellcheck shell=bash disable=SC2034
 # Sourced by the run scripts, in the checkout. Sets PYTHON to a python with every pin: that of the active environment
 # ($VIRTUAL_ENV, $CONDA_PREFIX), else of the folder $SEMIVARIOGRAM_ENV (default .venv), which any checkout may have made, else
-# of that folder made anew from requirements.lock by uv or pip. PYTHONPATH names lib, so that checkouts can share one.
-# Speaks on standard error only; bash 3.2 (macOS) runs it.
+# of that folder made anew from requirements.lock by uv or pip. PYTHONPATH names lib and nothing else, so that checkouts can
+# share one and no other copy of a package answers. Speaks on standard error only; bash 3.2 (macOS) runs it.
 checkout=$(pwd -P)
-export PYTHONPATH=$checkout${PYTHONPATH:+:$PYTHONPATH}
 environment=${SEMIVARIOGRAM_ENV:-.venv}
 case $environment in /*) ;; *) environment=$checkout/$environment ;; esac
 if [ -d "$environment" ]; then environment=$(cd "$environment" && pwd -P); fi
@@ -14,30 +13,39 @@ stamp=$environment/semivariogram-setup.stamp
 say() { printf 'environment: %s\n' "$*" >&2; }
 fail() { say "$@" && exit 1; }
 
+for name in PYTHONPATH PYTHONHOME PYTHONOPTIMIZE PYTHONWARNINGS PYTHONINSPECT JUPYTER_PATH; do
+  case ${!name:-} in "" | "$checkout") ;; *) say "$name=${!name} is set aside for this command" ;; esac
+  unset "$name"
+done
+export PYTHONPATH=$checkout PYTHONNOUSERSITE=1
+
 has_pins() {  # python; its last line says which it lacks
   "$1" -c 'import sys, importlib.metadata as metadata
-assert sys.version_info >= (3, 11), "no python >= 3.11"
-versions = {str(one.name).lower().replace("_", "-"): one.version for one in metadata.distributions()}
+if sys.version_info < (3, 11): sys.exit("no python >= 3.11")
 for line in open("requirements.txt", encoding="utf-8"):
     name, _, pin = line.partition("#")[0].strip().lower().partition("==")
-    there = versions.get(name, "none").partition("+")[0]  # 2.14.1+cpu is a build of 2.14.1
-    assert not name or there == pin, f"{name} {there} instead of {pin}"' 2>&1 | tail -n 1
+    try: there = metadata.version(name).partition("+")[0] if name else pin  # 2.14.1+cpu is a build of 2.14.1
+    except metadata.PackageNotFoundError: there = "none"
+    if there != pin: sys.exit(f"{name} {there} instead of {pin}")' 2>&1 | tail -n 1
 }
 
 # The folder's path counts too: an environment that was moved has wrong paths inside.
 stamp_of() { (cd "$1" && pwd -P) && cksum <requirements.lock; }
 
 take() {  # folder; one of ours without the right stamp is outdated or half made
+  if [ -L "$1/bin/python" ] && [ ! -x "$1/bin/python" ]; then
+    passed_over="$1/bin/python leads to $(readlink "$1/bin/python"), which is gone or which you may not execute"
+  fi
   [ -n "$1" ] && [ -x "$1/bin/python" ] || return 1
   if [ -f "$1/${log##*/}" ] && [ "$(cat "$1/${stamp##*/}" 2>/dev/null)" != "$(stamp_of "$1")" ]; then return 1; fi
   passed_over=$(has_pins "$1/bin/python") && PYTHON=$1/bin/python && say "reused $1" && return
-  passed_over="$1 has ${passed_over#AssertionError: }; not used"
+  passed_over="$1 has $passed_over; not used"
   return 1
 }
 
 find_python() {  # statement that it must run; prints the base python, as the active one may be in the folder to be emptied
   for name in python3.11 python3.12 python3.13 python3.14 python3 python; do
-    "$name" -c "$1; import sys; assert (3, 11) <= sys.version_info[:2] < (3, 15)
+    "$name" -c "$1; import sys; sys.version_info[:2] in ((3, 11), (3, 12), (3, 13), (3, 14)) or sys.exit(1)
 print(getattr(sys, '_base_executable', sys.executable))" 2>/dev/null && return
   done
   return 1
@@ -56,20 +64,25 @@ refuse_what_is_not_ours() {
 install_with() {  # uv or pip; the log stays, as it is the lock, and the mark that the folder is ours
   find "$environment/" -mindepth 1 ! -path "$log" -delete || fail "$environment cannot be emptied"
   say "creating $environment with $1, which takes minutes (log: $log)"
+  here=(--no-user --target= --root=/ "--prefix=$environment")  # whatever PIP_TARGET or a pip.conf says
   set -- "$1" "$environment/bin/python" --require-hashes --no-deps -r requirements.lock
   case $1 in
     uv) uv venv --allow-existing --python "$base" "$environment" && shift && uv pip install --python "$@" ;;
-    pip) "$base" -m venv "$environment" && "$2" -m pip install --no-input "${@:3}" ;;
+    pip) "$base" -m venv "$environment" && "$2" -m pip install --no-input "${here[@]}" "${@:3}" ;;
   esac >>"$log" 2>&1
 }
 
 provide() (  # a subshell: its end closes the log. The system's lock on it dies with this process and what it has started
   base=$(find_python pass) || base=$(uv python install -q 3.11 2>/dev/null && uv python find 3.11) ||
-    fail "there is no Python from 3.11 to 3.14 on PATH; install one, or uv, or use environment.yml with conda"
+    fail "there is no Python from 3.11 to 3.14 on PATH that you may execute ($(python3 -V 2>&1 | tail -n 1));" \
+      "install one, or uv, or use environment.yml with conda"
+  "$base" -c pass 2>/dev/null || fail "$base, the base of the Python on PATH, is gone or you may not execute it"
   mkdir -p "$environment" && refuse_what_is_not_ours
   { exec 9>>"$log"; } || fail "$environment cannot be written"
-  lock='import fcntl; fcntl.flock(9, fcntl.LOCK_EX'
-  "$base" -c "$lock | fcntl.LOCK_NB)" 2>/dev/null || { say "waiting for another set-up of $environment"; "$base" -c "$lock)"; }
+  lock='import fcntl, sys
+try: fcntl.flock(9, fcntl.LOCK_EX | int(sys.argv[1]))
+except OSError as error: sys.exit(isinstance(error, BlockingIOError))  # some network disks know no locks'
+  "$base" -c "$lock" 4 || { say "waiting for another set-up of $environment"; "$base" -c "$lock" 0; }  # 4: LOCK_NB
   if take "$environment"; then exit 0; fi
   refuse_what_is_not_ours
   [ -z "$passed_over" ] || say "$passed_over"
@@ -78,7 +91,8 @@ provide() (  # a subshell: its end closes the log. The system's lock on it dies 
     find_python 'import ensurepip, venv' >/dev/null || fail "$base has no venv module (Debian: apt-get install python3-venv)"
     install_with pip || { tail -n 15 "$log" >&2; fail "the pins could not be installed (whole log: $log)"; }
   fi
-  lacking=$(has_pins "$environment/bin/python") || fail "after the installation: ${lacking#AssertionError: } (log: $log)"
+  lacking=$(has_pins "$environment/bin/python") ||
+    fail "after the installation: $lacking; does a pip.conf or uv.toml of yours name another target? (log: $log)"
   site=$(echo "$environment"/lib/python3*/site-packages)  # an editor that takes this python for notebooks finds lib, too
   case $site in "$checkout"/*) if [ -d "$site" ]; then echo "$checkout" >"$site/semivariogram.pth"; fi ;; esac
   stamp_of "$environment" >"$stamp" && say "created $environment in $((SECONDS - start)) s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import os
 import shutil
@@ -17,6 +18,8 @@ from typing import Any
 from unittest.mock import patch
 
 import nbformat
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
 
 from lib.data import backbones, datasets
 from lib.method import negatives
@@ -158,11 +161,14 @@ def execute(notebook: Path, run: Run, profile: str, overrides: Sequence[str]) ->
     as_far, said = f"the notebook as far as it got: {target}", _Told()
     place = None if len(tempfile.gettempdir()) < 70 else "/tmp"  # noqa: S108 (a socket's name may have 100)
     try:
-        with tempfile.TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as sockets:
+        with (
+            tempfile.TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as sockets,
+            patch.dict(os.environ, {one: sockets for one in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR")}),
+        ):
             papermill.execute_notebook(
                 _literal(notebook), _literal(target), parameters=given, kernel_name="python3",
                 cwd=str(NOTEBOOKS), progress_bar=False, stdout_file=said, stderr_file=said,
-                start_timeout=600,
+                start_timeout=600, kernel_manager_class=_OwnKernel,
                 config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),
                 # else a kernel logs the interrupt that ends it
                 extra_arguments=["--Application.log_level=CRITICAL"],
@@ -181,6 +187,14 @@ def execute(notebook: Path, run: Run, profile: str, overrides: Sequence[str]) ->
         with writing(log) as aside:
             aside.write_text(as_a_terminal_shows(said.getvalue()), encoding="utf-8")
     return said.stages()
+
+
+class _OwnKernel(AsyncKernelManager):
+    """A kernel of this very Python: the one that a kernelspec names may be of another environment."""
+
+    kernel_spec = KernelSpec(
+        argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], language="python"
+    )
 
 
 class _Told(io.StringIO):
@@ -274,7 +288,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = choose(options.only)
         check_before_computing(run)
         paths = [str(PROJECT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        paths = [os.path.abspath(one) for one in paths]  # kernels work in another folder
         started = {PICTURES_ONLY: "1", "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+        plain = Path(importlib.util.find_spec("matplotlib").origin).with_name("mpl-data") / "matplotlibrc"
+        started["MATPLOTLIBRC"] = str(plain)  # else the user's own, which the figures would follow
         with refusals_named(run.folder), patch.dict(os.environ, started):
             if options.fresh:
                 with locks.holding(run.folder):
@@ -333,6 +350,7 @@ def make_in_parallel(run: Run, profile: str, overrides: Sequence[str], count: st
         )
     print(f"{count} processes make features and trainings …", flush=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    torchrun.append("--local-addr=127.0.0.1")  # a container may not know its own name
     command = [*torchrun, "-m", "lib.stages", profile, str(run.folder), *overrides]
     # torchrun itself would give each one
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // int(count)))}

@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lib.stages: {said}: {USAGE}", file=sys.stderr)
         return 1
     profile, folder, *overrides = given
-    ranks.start()
     try:
+        ranks.start()
         run = Run.open(profile, folder, overrides)
         # the ranks know one another by a token, and the first one holds the lock
         token = {locks.VARIABLE: ranks.from_first(uuid.uuid4().hex)}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from lib.method.errors import BundleError
 from lib.settings import PROJECT
 
 code = import_module("lib.runs.code")
@@ -198,6 +201,37 @@ def test_a_stage_depends_on_the_versions_of_the_packages_that_it_computes_with_a
     assert "transformers" in code.packages_of(["lib.data.backbones:load_transformers"])
     assert not {"transformers", "gstools"} & found["features"]
     assert "matplotlib" not in set().union(*found.values())
+
+
+def test_a_package_of_which_imports_take_another_copy_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = tmp_path / "site" / "lags-1.7.dist-info"
+    for folder in (about, tmp_path / "shadow" / "lags"):
+        folder.mkdir(parents=True)
+    (about / "METADATA").write_text("Name: lags\nVersion: 1.7\n")
+    for file in ("site/lags.py", "shadow/lags/__init__.py"):
+        (tmp_path / file).touch()
+    monkeypatch.setattr(code, "_owners", lambda: {"lags": ["lags"]})
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert code.version("lags") == "1.7"
+    monkeypatch.syspath_prepend(tmp_path / "shadow")
+    code.version.cache_clear()
+    with pytest.raises(BundleError, match=r"lags 1.7 lies in .*site, but Python imports .*shadow/lags"):
+        code.version("lags")
+
+
+def test_a_kernel_takes_lib_from_the_checkout_of_its_notebook(tmp_path: Path) -> None:
+    (tmp_path / "lib" / "method").mkdir(parents=True)
+    (tmp_path / "lib" / "method" / "negatives.py").touch()
+    (tmp_path / "notebooks").mkdir()
+    started = [sys.executable, "-c", "import sys; sys.modules['ipykernel'] = sys; import lib"]
+    answers = {}
+    for folder in (PROJECT / "notebooks", tmp_path / "notebooks"):
+        done = subprocess.run(started, cwd=folder, env={"PYTHONPATH": str(PROJECT)}, capture_output=True)
+        answers[folder.parent] = done.stderr.decode()
+    assert answers[PROJECT] == ""
+    assert f"this notebook lies in {tmp_path}, but its kernel takes lib from {PROJECT}" in answers[tmp_path]
 
 
 @pytest.mark.parametrize("name", ["nosuch:f", "lib.nosuch:f", "lib.method.model:nosuch"])

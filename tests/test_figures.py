@@ -43,6 +43,14 @@ def test_drawing_leaves_matplotlibs_settings_as_they_were(empirical):
     assert {name: mpl.rcParams[name] for name in before} == before
 
 
+def test_a_users_settings_of_matplotlib_change_no_figure(tmp_path, empirical):
+    odd = {"axes.facecolor": "black", "text.usetex": True, "savefig.facecolor": "black", "image.cmap": "jet"}
+    for name, settings in (("plain", {}), ("odd", odd)):
+        with mpl.rc_context(settings):
+            figures.save(figures.margin(empirical, fitted(), 4.0), tmp_path / f"{name}.png")
+    assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "odd.png").read_bytes()
+
+
 def test_a_saved_figure_is_a_picture_and_a_pdf_with_the_same_bytes_twice(tmp_path, empirical):
     first, second = (tmp_path / name / "margin.png" for name in ("first", "second"))
     for path in (first, second):

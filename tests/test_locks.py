@@ -3,6 +3,7 @@ nobody."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -113,3 +114,16 @@ def test_a_kernel_whose_run_has_died_is_a_run_of_its_own(
         patch.setenv(locks.VARIABLE, "of a run that is gone")
         with holding(tmp_path / "run"):
             pass
+
+
+@pytest.mark.parametrize("answer", locks.NO_LOCKS)
+def test_a_disk_without_locks_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, answer: int
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(answer, os.strerror(answer))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for _ in range(2):  # the file that the first has left stops nobody
+        with holding(tmp_path / "run"):
+            assert f"{tmp_path}/run: this disk knows no locks; see to it" in capsys.readouterr().out

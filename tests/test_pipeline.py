@@ -98,6 +98,8 @@ def test_provenance_and_checksums_name_what_it_takes_to_rebuild_and_check_the_ru
     folder, _, _ = smoke
     written = json.loads((folder / "provenance.json").read_text())
     assert set(written["seconds_by_notebook"]) == {path.stem for path in pipeline.notebooks().values()}
+    receipts = [json.loads(path.read_text()) for path in (folder / "receipts").glob("training-*.json")]
+    assert written["threads"] == sorted({receipt["machine"]["threads"] for receipt in receipts})
     assert written["packages"]["torch"].startswith("2.") and written["settings"]["profile"] == "smoke"
     done = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, capture_output=True)
     assert done.returncode == 0, done.stdout
@@ -197,6 +199,21 @@ def test_a_failing_notebook_stops_the_run_with_its_name_cell_and_last_line(tmp_p
     kept = nbformat.read(tmp_path / "run" / "notebooks" / "09_broken.ipynb", as_version=4)
     outputs = [output for cell in kept.cells for output in cell.get("outputs", [])]
     assert any("so far so good" in output.get("text", "") for output in outputs)
+
+
+def test_a_kernel_is_of_this_python_and_heeds_no_settings_of_the_user(tmp_path, monkeypatch, capsys):
+    said = "sys.executable, matplotlib.rcParams['text.usetex'], 'own' in globals()"
+    asking = broken_notebook(tmp_path, f"import sys, matplotlib; raise RuntimeError(({said}))")
+    odd = {"kernels/python3/kernel.json": '{"argv": ["false"], "language": "python", "display_name": ""}'}
+    odd |= {"profile_default/startup/own.py": "own = True", "matplotlibrc": "text.usetex: True"}
+    for name, text in odd.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for variable in ("JUPYTER_PATH", "IPYTHONDIR", "MATPLOTLIBRC"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.setattr(pipeline, "notebooks", lambda: asking)
+    assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run"]) == 1
+    assert f"RuntimeError: {(sys.executable, False, False)}" in capsys.readouterr().err
 
 
 def test_a_kernel_that_dies_is_one_sentence(tmp_path, monkeypatch, capsys):

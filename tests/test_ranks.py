@@ -1,6 +1,7 @@
 """Two processes share out the batches of a training."""
 
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +75,13 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(monkeypatch: pytest.Monkey
     shared = Run(load("smoke", SETTINGS), Path("run"))
     with pytest.raises(BundleError, match="a batch of 33 cannot be shared out among 2 processes"):
         training._shared_encoder(GeoCLIP(4), shared, 33)
+
+
+def test_ranks_that_do_not_meet_say_so_in_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    meeting = {"MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": "1", "RANK": "1", "WORLD_SIZE": "2"}
+    for name, value in (meeting | {"TORCHELASTIC_RUN_ID": "test"}).items():
+        monkeypatch.setenv(name, value)
+    assert timedelta(minutes=15) >= ranks.MEETING
+    monkeypatch.setattr(ranks, "MEETING", timedelta(seconds=1))
+    with pytest.raises(BundleError, match=r"did not meet at nowhere.invalid within 0:00:01: give torchrun"):
+        ranks.start()

@@ -99,11 +99,23 @@ def _owners() -> dict[str, list[str]]:
 
 @lru_cache(maxsize=256)
 def version(package: str) -> str:
-    """Installed version of ``package``; ``GONE`` where it is not installed."""
+    """Installed version of ``package``; ``GONE`` where it is not installed.
+
+    Raises:
+        BundleError: imports would take a copy of it from elsewhere, which may be of another version.
+    """
     try:
-        return importlib.metadata.version(package)
+        found = importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
         return GONE
+    home = Path(str(found.locate_file(""))).resolve()
+    for top in (one for one, owners in _owners().items() if package in owners):
+        spec = importlib.util.find_spec(top)
+        folders = spec.submodule_search_locations or [str(Path(spec.origin or home).parent)] if spec else []
+        if folders and not any(Path(one).resolve().is_relative_to(home) for one in folders):
+            elsewhere = f"{package} {found.version} lies in {home}, but Python imports {folders[0]}/{top}"
+            raise BundleError(f"{elsewhere}: take that folder off PYTHONPATH, or rename what is in it")
+    return found.version
 
 
 @lru_cache(maxsize=1_024)

@@ -8,6 +8,7 @@ beside a run is refused only where it would make something.
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import uuid
@@ -24,6 +25,8 @@ from lib.runs.files import refusals_named
 
 VARIABLE = "SEMIVARIOGRAM_RUN"
 """Environment variable by which the processes of a run know one another."""
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What disks answer that know no locks, most often those of a network."""
 PATIENCE_S = 10.0
 """Whoever makes a short stage is done by then, and workers of a killed run have ended."""
 
@@ -36,7 +39,7 @@ def holding(folder: Path) -> Iterator[None]:
         BundleError: another run holds it, or the folder cannot be written.
     """
     token = os.environ.get(VARIABLE) or uuid.uuid4().hex
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / ".lock", fallback_to_soft=False)  # a soft one would outlive a killed run
     with refusals_named(folder / ".lock"):
         folder.mkdir(parents=True, exist_ok=True)
         if not _acquire(lock, folder, token):
@@ -62,7 +65,9 @@ def _acquire(lock: FileLock, folder: Path, token: str) -> bool:
         except Timeout:
             if _owner(folder)[0] == token:
                 return False
-        except NotImplementedError:
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
             print(f"{folder}: this disk knows no locks; see to it that no other run writes here")
             return False
     advice = "wait for its end, or give this one another name (--run)"

@@ -191,13 +191,14 @@ def has_native_bfloat16(device: torch.device) -> bool:
 
 
 def machine() -> dict[str, Any]:
-    """Processor with its vector instructions, cores, memory, accelerator, operating system and Python."""
+    """Processor and its vector instructions, cores, torch's threads, memory, GPU, system, Python."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
     processor = names[0] if names else platform.processor() or platform.machine()
     return {
         "processor": f"{processor}, {torch.backends.cpu.get_cpu_capability()}",
         "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "accelerator": gpu().get("name") if torch.cuda.is_available() else None,
         "driver": gpu().get("driver") if torch.cuda.is_available() else None,

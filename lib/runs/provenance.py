@@ -10,8 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from lib.method.errors import BundleError
 from lib.runs import cache
 from lib.runs.code import version
@@ -53,18 +51,17 @@ def write_provenance(run: Run, seconds: Mapping[str, float]) -> dict[str, Any]:
     """
     names = (path.stem for path in sorted((run.folder / "receipts").glob("*.json")))
     stages = [known for name in names if (known := cache.read_receipt(run, name))]
+    computed = [known for known in stages if "notebook-" not in known["stage"]]
     written = {
         "run": run.name,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": json.loads(run.settings.model_dump_json()),
         "git": _git_state(),
         "machine": machine(),
-        "threads": torch.get_num_threads(),
+        "threads": sorted({known["machine"].get("threads", 0) for known in computed}),
         "packages": package_versions(),
         "seconds_by_notebook": dict(seconds),
-        "seconds_by_stage": {
-            known["stage"]: known["seconds"] for known in stages if "notebook-" not in known["stage"]
-        },
+        "seconds_by_stage": {known["stage"]: known["seconds"] for known in computed},
     }
     write_json(run.provenance, written)
     return written

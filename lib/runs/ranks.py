@@ -13,15 +13,34 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lib.method.errors import BundleError
+from lib.runs.files import one_line
+
+MEETING = timedelta(minutes=10)
+"""How long ranks look for one another."""
 PATIENCE = timedelta(days=7)
-"""How long a rank waits for the others: rank 0 may be downloading."""
+"""How long a rank that has met the others waits for them: rank 0 may be downloading."""
 
 
 def start() -> None:
-    """Join the group that torchrun has started. Tensors on GPUs go by nccl, all else by gloo."""
+    """Join the group that torchrun has started. Tensors on GPUs go by nccl, all else by gloo.
+
+    Raises:
+        BundleError: the processes do not find one another within ``MEETING``.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=PATIENCE)
+        try:
+            store, number, of = next(dist.rendezvous("env://", timeout=MEETING))
+            dist.init_process_group(backend, store=store, rank=number, world_size=of, timeout=MEETING)
+        except (RuntimeError, ValueError) as error:
+            raise BundleError(
+                f"the processes did not meet at {os.environ.get('MASTER_ADDR')} within {MEETING}: give "
+                f"torchrun a name or address that all of them reach (--local-addr); {one_line(error)}"
+            ) from error
+        store.set_timeout(PATIENCE)
+        # older releases of torch have it under another name only
+        getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)(PATIENCE)
 
 
 def stop() -> None:

@@ -48,8 +48,8 @@ STYLE = {
     "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.7,
 }  # fmt: skip
 
-styled = mpl.rc_context(STYLE)
-"""Decorator: draw with ``STYLE`` and leave matplotlib's settings as they were."""
+styled = mpl.rc_context(STYLE, Path(mpl.get_data_path(), "matplotlibrc"))
+"""Decorator: draw with ``STYLE`` on matplotlib's defaults, and leave the user's settings as they were."""
 
 
 def look_of(strategy: str) -> dict[str, str]:
