@@ -20,6 +20,7 @@ from unittest.mock import patch
 import nbformat
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
+from nbformat.reader import NotJSONError
 
 from lib.data import backbones, datasets
 from lib.method import negatives
@@ -182,7 +183,7 @@ def execute(notebook: Path, run: Run, profile: str, overrides: Sequence[str]) ->
         died = f"its kernel died or did not start ({one_line(error)}); most often the memory did not suffice"
         raise BundleError(f"{notebook.name}: {died}\n{as_far}") from error
     finally:
-        if target.exists():
+        with suppress(FileNotFoundError, NotJSONError):  # papermill's own write may have failed half-way
             tidy(target)
         with writing(log) as aside:
             aside.write_text(as_a_terminal_shows(said.getvalue()), encoding="utf-8")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -232,6 +235,21 @@ def test_a_kernel_takes_lib_from_the_checkout_of_its_notebook(tmp_path: Path) ->
         answers[folder.parent] = done.stderr.decode()
     assert answers[PROJECT] == ""
     assert f"this notebook lies in {tmp_path}, but its kernel takes lib from {PROJECT}" in answers[tmp_path]
+
+
+def test_only_a_change_of_code_since_the_start_is_refused_and_not_another_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(code, "_STARTED", time.time() - 100.0)
+    path = Path(code.__file__)
+    kept = path.stat()
+    for seconds, is_refused in ((-200, False), (-50, True), (3_600, False)):
+        os.utime(path, (time.time() + seconds,) * 2)
+        forget()
+        with pytest.raises(BundleError, match="was changed after") if is_refused else nullcontext():
+            code._module("lib.runs.code")
+    os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    forget()
 
 
 @pytest.mark.parametrize("name", ["nosuch:f", "lib.nosuch:f", "lib.method.model:nosuch"])

@@ -1,6 +1,7 @@
 """run_all.sh's work, end to end in the smoke profile: all notebooks, the files that other tools read, a
 second call."""
 
+import errno
 import json
 import re
 import shutil
@@ -214,6 +215,16 @@ def test_a_kernel_is_of_this_python_and_heeds_no_settings_of_the_user(tmp_path, 
     monkeypatch.setattr(pipeline, "notebooks", lambda: asking)
     assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run"]) == 1
     assert f"RuntimeError: {(sys.executable, False, False)}" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_while_papermill_writes_is_one_sentence(tmp_path, monkeypatch, capsys):
+    def half(_, target, **__):
+        Path(target).write_text('{"cells": [')
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("papermill.execute_notebook", half)
+    assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run", "--only", "01"]) == 1
+    assert f"{tmp_path}/run: cannot be written: the disk is full" in capsys.readouterr().err
 
 
 def test_a_kernel_that_dies_is_one_sentence(tmp_path, monkeypatch, capsys):

@@ -148,7 +148,8 @@ def _module(name: str) -> _Module | None:
     path = next((one for one in paths if one.is_file()), None)
     if path is None:
         return None
-    if path.stat().st_mtime > _STARTED and getattr(sys.modules.get(name), "__file__", "") == str(path):
+    changed = path.stat().st_mtime  # in the future: by another clock, such as that of a network disk
+    if _STARTED < changed <= time.time() and getattr(sys.modules.get(name), "__file__", "") == str(path):
         raise BundleError(f"{path}: was changed after this process began; start it (or the kernel) again")
     body = _parsed(path.read_text(encoding="utf-8")).body
     package, defined = name if path.name == "__init__.py" else name.rpartition(".")[0], {}

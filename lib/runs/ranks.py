@@ -69,9 +69,17 @@ def cuda_device() -> torch.device:
 
 
 def wait() -> None:
-    """Wait until every rank is here."""
-    if dist.is_initialized():
-        dist.barrier()
+    """Wait until every rank is here.
+
+    Raises:
+        BundleError: one of them has ended, or did not come within ``PATIENCE``.
+    """
+    try:
+        if dist.is_initialized():
+            dist.barrier()
+    except RuntimeError as error:
+        said = f"another process has ended, or did not come within {PATIENCE}; see what it said"
+        raise BundleError(f"{said} ({one_line(error)})") from error
 
 
 def in_turn(work: Callable[[], object]) -> None:
