@@ -357,7 +357,8 @@ def make_in_parallel(run: Run, profile: str, overrides: Sequence[str], count: st
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // int(count)))}
     if subprocess.run(command, cwd=PROJECT, env=threads | os.environ).returncode:  # noqa: S603
         raise BundleError(
-            f"one of the {count} processes failed; its sentence, beginning with lib.stages, stands above"
+            f"one of the {count} processes failed; its sentence, beginning with lib.stages, stands above. "
+            "Where there is none it was killed, most often for memory: take a smaller NPROC"
         )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -238,18 +239,20 @@ def test_a_kernel_takes_lib_from_the_checkout_of_its_notebook(tmp_path: Path) ->
 
 
 def test_only_a_change_of_code_since_the_start_is_refused_and_not_another_clock(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    path = tmp_path / "lib" / "edited.py"
+    path.parent.mkdir()
+    path.touch()
+    monkeypatch.setattr(code, "PROJECT", tmp_path)
     monkeypatch.setattr(code, "_STARTED", time.time() - 100.0)
-    path = Path(code.__file__)
-    kept = path.stat()
+    monkeypatch.setitem(sys.modules, "lib.edited", SimpleNamespace(__file__=str(path)))
     for seconds, is_refused in ((-200, False), (-50, True), (3_600, False)):
         os.utime(path, (time.time() + seconds,) * 2)
-        forget()
+        code._module.cache_clear()
         with pytest.raises(BundleError, match="was changed after") if is_refused else nullcontext():
-            code._module("lib.runs.code")
-    os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns))
-    forget()
+            code._module("lib.edited")
+    code._module.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["nosuch:f", "lib.nosuch:f", "lib.method.model:nosuch"])

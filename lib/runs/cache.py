@@ -105,7 +105,9 @@ def cached(
             make()
         write_receipt(run, name, needs, outputs, time.perf_counter() - started)
         if scratch is not None:
-            shutil.rmtree(scratch)
+            shutil.rmtree(
+                scratch, ignore_errors=True
+            )  # NFS keeps what is still open; the next call removes it
         wait()
     return False
 
