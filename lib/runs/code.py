@@ -113,8 +113,10 @@ def version(package: str) -> str:
         spec = importlib.util.find_spec(top)
         folders = spec.submodule_search_locations or [str(Path(spec.origin or home).parent)] if spec else []
         if folders and not any(Path(one).resolve().is_relative_to(home) for one in folders):
-            elsewhere = f"{package} {found.version} lies in {home}, but Python imports {folders[0]}/{top}"
-            raise BundleError(f"{elsewhere}: take that folder off PYTHONPATH, or rename what is in it")
+            elsewhere = (
+                f"{package} {found.version} lies in {home}, but Python imports {spec.origin or folders[0]}"
+            )
+            raise BundleError(f"{elsewhere}: take its folder off PYTHONPATH, or rename it")
     return found.version
 
 
