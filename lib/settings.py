@@ -8,14 +8,24 @@ A profile is a YAML file of ``notebooks/profiles/``. It names what differs from 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
+from lib.method import negatives
 from lib.method.errors import BundleError
 from lib.method.fitting import Family
 
@@ -24,8 +34,24 @@ PROFILES = PROJECT / "notebooks" / "profiles"
 _UNREADABLE = (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError, yaml.YAMLError)
 
 
-class SettingsError(BundleError):
+class SettingsError(BundleError, ValueError):
     """A setting is unknown, of the wrong type or impossible; the message says where and what is valid."""
+
+
+NO_FILE_NAME = "would be a file's name; take at most 100 letters, digits, _ . , + = -"
+
+
+def is_file_name(text: str) -> bool:
+    """Whether ``text`` (a split, a strategy, a run) may become a file's name: it leaves no folder, and a line
+    of a log has it as one word."""
+    return len(text.encode()) <= 100 and re.fullmatch(r"\w[\w.,+=-]*", text) is not None
+
+
+def file_name(text: str) -> str:
+    """``text``, where :func:`is_file_name`. SettingsError: it is none."""
+    if not is_file_name(text):
+        raise SettingsError(f"{text!r} {NO_FILE_NAME}")
+    return text
 
 
 def _as_list(value: Any) -> Any:
@@ -35,13 +61,19 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, int | float) else value
 
 
-_LIST = BeforeValidator(_as_list)
+def _each_once(values: list) -> list:
+    if len({str(value).casefold() for value in values}) < len(values):  # a disk may not tell A from a
+        raise ValueError("names one twice")
+    return values
+
+
+_LIST, _ONCE = BeforeValidator(_as_list), AfterValidator(_each_once)
 _FREQUENCIES = ("geoclip", "places", "curve")
 _NAME_OR_LIST = BeforeValidator(lambda given: given if given in _FREQUENCIES else _as_list(given))
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1)]
-Seeds = Annotated[list[Seed], _LIST, Field(min_length=1)]
-_List = Annotated[list[str], _LIST]
+Seeds = Annotated[list[Seed], _LIST, _ONCE, Field(min_length=1)]
+_List = Annotated[list[Annotated[str, AfterValidator(file_name)]], _LIST, _ONCE]
 Names = Annotated[_List, Field(min_length=1)]
 Precision = Literal["auto", "float32", "bfloat16"]
 """auto: bfloat16 where the processor or accelerator has it natively, else float32."""
@@ -49,6 +81,14 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _at_home(cls, values: Any) -> Any:
+        """``~`` at the beginning of a path is the home folder: no shell has seen what a setting says."""
+        given = values.items() if isinstance(values, dict) else ()
+        found = {key: os.path.expanduser(one) for key, one in given if isinstance(one, str | Path)}
+        return values | found if found else values
 
 
 def _entry(default: Any, meaning: str, **bounds: float) -> Any:
@@ -171,7 +211,9 @@ class Training(_Group):
     precision: Precision = _entry("auto", "arithmetic of the training step")
     validate_every: int = _entry(1, "epochs between validations", ge=1)
     parallel: Literal["trainings", "batches"] = _entry("trainings", "what several processes share out")
-    variants: dict[str, dict[str, Any]] = _entry({}, "name -> its own settings of training, and `strategy`")
+    variants: dict[Annotated[str, AfterValidator(file_name)], dict[str, Any]] = _entry(
+        {}, "name -> its own settings of training, and `strategy`"
+    )
 
     def own(self, name: str) -> tuple[str, Training]:
         """The strategy that ``name`` stands for, and the settings of its trainings."""
@@ -189,12 +231,6 @@ class Training(_Group):
                 self.own(name)
             except ValidationError as error:
                 raise ValueError(_problem(error.errors()[0], "training", "variants", name)) from None
-        for name in (*self.strategies, *self.variants):
-            if not re.fullmatch(r"\w[\w.,+=-]*", name):
-                raise ValueError(f"{name!r} would be a file's name; take letters, digits, _ . , + = -")
-        for name, values in (("strategies", self.strategies), ("seeds", self.seeds)):
-            if len(set(values)) < len(values):
-                raise ValueError(f"training.{name} names one twice: {values}")
         if self.frequencies != "geoclip" and self.location_encoder == "geoclip":
             raise ValueError("training.frequencies must be geoclip where location_encoder is geoclip")
         if isinstance(self.frequencies, list) and (len(self.frequencies) != 3 or min(self.frequencies) <= 0):
@@ -210,7 +246,9 @@ class Evaluation(_Group):
     gallery: str = _entry("train", "train, lattice, geoclip (its 100K), or a CSV with LAT and LON")
     lattice_km: float = _entry(50.0, "spacing of the lattice gallery, kilometres", ge=5)
     splits: Names = _entry(["test"], "splits that the final tables are made of")
-    baselines: Annotated[list[Literal["geoclip_pretrained"]], _LIST] = _entry([], "GeoCLIP as published")
+    baselines: Annotated[list[Literal["geoclip_pretrained"]], _LIST, _ONCE] = _entry(
+        [], "GeoCLIP as published"
+    )
     shown: _List = _entry([], "strategies in the figures and maps of notebooks 04 and 05; empty: all")
     bootstrap: int = _entry(2_000, "bootstrap resamples of a confidence interval", ge=100)
     seed: Seed = 0
@@ -234,7 +272,14 @@ class Settings(_Group):
         return bool(self.evaluation.baselines) or self.training.image_head == "geoclip"
 
     @model_validator(mode="after")
-    def _raw_features_for_the_published_head(self) -> Settings:
+    def _fit_together(self) -> Settings:
+        trained = {name: self.training.own(name)[0] for name in self.training.strategies}
+        if unknown := [one for one in trained.values() if one not in negatives.REGISTRY]:
+            there = ", ".join(negatives.REGISTRY)
+            raise ValueError(f"training.strategies: {unknown[0]!r} is unknown; registered: {there}")
+        if unknown := [name for name in self.evaluation.shown if name not in trained]:
+            there = ", ".join(trained)
+            raise ValueError(f"evaluation.shown: {unknown[0]!r} is not trained; there are {there}")
         if self.uses_published_head and self.backbone.centred:
             raise ValueError("geoclip's published head takes raw features: set backbone.centred=false")
         return self
@@ -258,7 +303,7 @@ def load(profile: str | Path = "quick", overrides: Sequence[str] = ()) -> Settin
     Raises:
         SettingsError: unknown profile or key, wrong type, impossible value, unreadable file.
     """
-    path = Path(profile)
+    path = Path(profile).expanduser()
     if path.suffix not in {".yaml", ".yml"}:
         if str(profile) not in profiles():
             known = f"there are {', '.join(profiles())}, or give a YAML file"

@@ -87,6 +87,7 @@ class TestMatching:
         [
             ("id,lat,lon\nx,11,2\n", r"none of its 1 rows names .*first row: x; first photo: a/one\.jpg"),
             ("path,lat,lon,split\n\none,11,2,train\ntwo,1,2,tset\n", "line 4: split 'tset' is none of"),
+            ("path,lat,lon,split\n\none,11,2,test/../x\n", "line 3: split .* would be a file's name"),
             ("path,id,lat,lon\none,7,11,2\ntwo,7,1,2\n", "line 3: id '7' is missing or used twice"),
             ("path,lat,lon\none,103.8,1.3\n", "line 2: latitude '103.8' is not within .*swapped"),
             ("", "cannot be read as a table"),
@@ -206,7 +207,8 @@ class TestFolder:
     ) -> None:
         for name in NAMES:
             photo(root / name, **GPS)
-        run = Run.open("smoke", f"{tmp_path}/run", ["dataset=folder", f"dataset.root={root}"])
+        asked = ["dataset=folder", f"dataset.root={root}", "dataset.validation_share=0.2"]
+        run = Run.open("smoke", f"{tmp_path}/run", asked)
         first = manifest.read(datasets.prepare(run))
         before = run.manifest.read_bytes()
         datasets.prepare(run)

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -90,6 +91,23 @@ def test_no_name_becomes_markup_in_a_map(tmp_path: Path) -> None:
         page = drawn.get_root().render()
         assert not Elements(page).harmful() and MARKUP not in page
         assert "onerror=alert(1)" in page  # as text it is there
+
+
+@pytest.mark.parametrize("name", ["test/../../x", "..", "a\nb", "\u202etest", "x" * 101])
+def test_no_name_leaves_the_folder_of_a_run(tmp_path: Path, name: str) -> None:
+    run = Run.open("smoke", f"{tmp_path}/run")
+    ways = [
+        run.map,
+        run.table,
+        run.figure,
+        run.receipt,
+        *(partial(way, seed=0) for way in (run.checkpoint, run.history)),
+    ]
+    ways += [] if "/" in name else [partial(Run.open, "smoke")]  # a path is the caller's own choice
+    for way in ways:
+        assert way("good")
+        with pytest.raises(BundleError, match="would be a file's name; take at most 100 letters"):
+            way(name)
 
 
 def test_the_maps_forbid_whatever_they_did_not_bring_along() -> None:

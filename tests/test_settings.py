@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lib.data.blue_marble import draw_places
-from lib.settings import OSV5M, PROFILES, BlueMarble, SettingsError, load, profiles
+from lib.runs import Run
+from lib.settings import OSV5M, PROFILES, BlueMarble, Folder, SettingsError, load, profiles
 
 
 @pytest.mark.parametrize("profile", sorted(path.stem for path in PROFILES.glob("*.yaml")))
@@ -73,7 +74,14 @@ class TestErrors:
             ("training.epochs=0", ["training.epochs", "greater than or equal to 1"]),
             ("training.seeds=0,-1", ["training.seeds.1", "greater than or equal to 0"]),
             ("training.seeds=", ["training.seeds"]),
-            ("training.seeds=1,1", ["training.seeds names one twice"]),
+            ("training.seeds=1,1", ["training.seeds: names one twice"]),
+            ("training.strategies=infonce,decayed,Decayed", ["training.strategies: names one twice"]),
+            ("evaluation.splits=test,test", ["evaluation.splits: names one twice"]),
+            ("evaluation.shown=infonce,infonce", ["evaluation.shown: names one twice"]),
+            ("evaluation.baselines=geoclip_pretrained,geoclip_pretrained", ["baselines: names one twice"]),
+            ("evaluation.shown=infonse", ["evaluation.shown: 'infonse' is not trained", "infonce"]),
+            ("training.strategies=infonce,decayd", ["training.strategies: 'decayd' is unknown", "decayed"]),
+            ("evaluation.splits=test/../x", ["evaluation.splits.0: 'test/../x' would be a file's name"]),
             ("training.learning_rate=nan", ["training.learning_rate"]),
             ("training.optimizer=sgd", ["training.optimizer", "'adam'", "'adamw'"]),
             ("semivariogram.family=Linear", ["semivariogram.family", "'Stable'", "'Matern'"]),
@@ -120,6 +128,17 @@ def test_anchors_and_merged_keys_are_taken(tmp_path: Path) -> None:
     (tmp_path / "merged.yaml").write_text(text)
     variants = load(tmp_path / "merged.yaml").training.variants
     assert variants == {"decayed": {"beta": 1}, "residual": {"beta": 2}, "hcl": {"beta": 2}}
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    keys = ("dataset.root", "dataset.csv", "evaluation.gallery", "backbone.name")
+    (tmp_path / "mine.yaml").write_text("{}")
+    settings = load("~/mine.yaml", ["dataset=folder", *(f"{key}=~/x.csv" for key in keys)])
+    found = settings.dataset.root, settings.dataset.csv, settings.evaluation.gallery, settings.backbone.name
+    assert {*map(str, found)} == {f"{tmp_path}/x.csv"}
+    assert Folder(root=Path("~/x")).root == tmp_path / "x"
+    assert Run.open("smoke", "~/run").folder == tmp_path / "run"
 
 
 def test_an_own_profile_has_the_defaults_where_it_is_silent(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from lib.data.tables import Table
 from lib.method.errors import BundleError
 from lib.runs import writing
 from lib.runs.files import one_line
+from lib.settings import NO_FILE_NAME, is_file_name
 
 REQUIRED = ("id", "path", "latitude", "longitude", "split")
 PLACES = ("latitude", "longitude", "split")
@@ -57,10 +58,11 @@ def refuse_ids(table: Table) -> None:
 
 
 def refuse_splits(table: Table) -> None:
-    """Raise a BundleError where a row of ``table`` is in no split that stages know."""
+    """Raise a BundleError where a row of ``table`` is in no split that stages know, or whose name is none."""
     names = table.frame["split"].astype(str)
     known = names.isin(["train", "validation", "validation_blocked"]) | names.str.startswith("test")
     table.refuse(~known, "split", "is none of train, validation, test…")
+    table.refuse(~names.map(is_file_name), "split", NO_FILE_NAME)
 
 
 def require_columns(table: pd.DataFrame, columns: Sequence[str], source: str | Path) -> None:

@@ -15,7 +15,7 @@ from lib.method.errors import BundleError
 from lib.runs.files import READING_ERRORS
 from lib.runs.machine import autocast, find_device, gpu, machine, resolved_precision
 from lib.runs.provenance import FILE, read_provenance
-from lib.settings import PROJECT, Settings
+from lib.settings import PROJECT, Settings, file_name
 
 RESULTS = PROJECT / "results"
 REFERENCE = RESULTS / "reference"
@@ -44,11 +44,12 @@ class Run:
         """The run ``name`` (default: the profile's name; with a slash: a folder) under ``profile``.
 
         Raises:
-            BundleError: see :func:`lib.settings.load`; or the folder is not the run's alone.
+            BundleError: see :func:`lib.settings.load`; the name is no file's name; or the folder is not the
+                run's alone.
         """
         loaded = settings_module.load(profile, overrides)
-        name = name or loaded.profile
-        folder = Path(os.path.abspath(name if os.sep in name else RESULTS / name))
+        name = os.path.expanduser(name or loaded.profile)
+        folder = Path(os.path.abspath(name if os.sep in name else RESULTS / file_name(name)))
         shared = {RESULTS, RESULTS.resolve(), REFERENCE, PROJECT, *PROJECT.parents}
         if {folder, folder.resolve()} & shared:
             raise BundleError(f"run {name!r}: {folder} holds more than one run; give it a name of its own")
@@ -84,27 +85,27 @@ class Run:
 
     def checkpoint(self, strategy: str, seed: int) -> Path:
         """Trained weights (safetensors)."""
-        return self.folder / "checkpoints" / f"{strategy}_seed{seed}.safetensors"
+        return self.folder / "checkpoints" / f"{file_name(strategy)}_seed{seed}.safetensors"
 
     def history(self, strategy: str, seed: int) -> Path:
         """Loss, accuracy and weights during a training (CSV)."""
-        return self.folder / "history" / f"{strategy}_seed{seed}.csv"
+        return self.folder / "history" / f"{file_name(strategy)}_seed{seed}.csv"
 
     def table(self, name: str) -> Path:
         """The table ``name`` (CSV)."""
-        return self.folder / "tables" / f"{name}.csv"
+        return self.folder / "tables" / f"{file_name(name)}.csv"
 
     def figure(self, name: str) -> Path:
         """The figure ``name`` (PNG; as PDF beside it)."""
-        return self.folder / "figures" / f"{name}.png"
+        return self.folder / "figures" / f"{file_name(name)}.png"
 
     def map(self, name: str) -> Path:
         """The map ``name``, a page that needs no network."""
-        return self.folder / "maps" / f"{name}.html"
+        return self.folder / "maps" / f"{file_name(name)}.html"
 
     def receipt(self, stage: str) -> Path:
         """What is known about a finished stage (JSON)."""
-        return self.folder / "receipts" / f"{stage}.json"
+        return self.folder / "receipts" / f"{file_name(stage)}.json"
 
     @property
     def device(self) -> torch.device:
