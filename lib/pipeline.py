@@ -23,7 +23,6 @@ from jupyter_client.kernelspec import KernelSpec
 from nbformat.reader import NotJSONError
 
 from lib.data import backbones, datasets
-from lib.method import negatives
 from lib.method.errors import BundleError
 from lib.runs import Run, cache, code, locks
 from lib.runs.files import Signature, one_line, printable, refusals_named, signature, writing
@@ -322,7 +321,7 @@ def forget(folder: Path) -> None:
 
 def _of_the_caller(path: str) -> str:
     """``path`` from the folder in which run_all.sh was called; a plain name as it is."""
-    there = Path(os.environ.get("SEMIVARIOGRAM_CALLER", ""), path)
+    there = Path(os.environ.get("SEMIVARIOGRAM_CALLER", ""), os.path.expanduser(path))
     return str(there.resolve()) if os.sep in path or path.endswith((".yaml", ".yml")) else path
 
 
@@ -366,15 +365,15 @@ def check_before_computing(run: Run) -> None:
     """Find what cannot work before hours go into what can.
 
     Raises:
-        BundleError: device, backbone, strategy or gallery is not there, or the GPU does not compute.
+        BundleError: device, backbone or gallery is not there or no table of places; the GPU fails.
     """
     check_gpu(run.device)
     backbones.find(run.settings.backbone)
     if run.settings.uses_published_head:
         backbones.check_published_head(run.settings.backbone)
-    for name in run.settings.training.strategies:
-        negatives.get(run.settings.training.own(name)[0])
     gallery.find(run.settings.evaluation)
+    for table in gallery.input_files(run):
+        gallery.read_csv(table)
 
 
 def _execute_all(run: Run, chosen: Mapping[str, Path], profile: str, overrides: list[str]) -> None:

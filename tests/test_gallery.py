@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import Runs, world
@@ -45,6 +46,18 @@ class TestCoordinates:
         (tmp_path / "places.csv").write_text("name,LON,LAT\na,11.5,48\nb,-180,-90\n")
         found = coordinates_of(make_run(f"evaluation.gallery={tmp_path / 'places.csv'}"))
         assert found.tolist() == [[48.0, 11.5], [-90.0, -180.0]]
+
+    @pytest.mark.parametrize(
+        ("order", "is_said"), [(["latitude", "longitude"], False), (["longitude"] * 2, True)]
+    )
+    def test_one_that_lies_far_from_the_training_photos_is_said(
+        self, make_run: Runs, tmp_path: Path, capsys: pytest.CaptureFixture, order: list[str], is_said: bool
+    ) -> None:
+        places = world()[0][lambda one: one["longitude"].abs() < 80.0]
+        pd.DataFrame(places[order].to_numpy(), columns=["LAT", "LON"]).to_csv(tmp_path / "g.csv", index=False)
+        coordinates_of(make_run(f"evaluation.gallery={tmp_path / 'g.csv'}"))
+        said = "of its places are over 1,000 km from every training photo; another region, or"
+        assert (said in "".join(capsys.readouterr())) == is_said
 
     @pytest.mark.parametrize(
         ("name", "words"),

@@ -12,7 +12,12 @@ import pytest
 from pyarrow import parquet as pq
 
 from lib.data import tables
+from lib.exchange import export_geolocation
 from lib.method.errors import BundleError
+from lib.method.model import GeoCLIP
+from lib.pipeline import check_before_computing
+from lib.predict.predictors import Release, read_geolocation
+from lib.runs import Run
 from lib.train import gallery
 
 
@@ -182,9 +187,16 @@ class TestGallery:
             ("LAT,LON\n103.8,1.3\n", r"line 2: latitude '103\.8' is not within .*columns swapped\?"),
             ("LAT,LON,LAT\n11,12,13\n", "two columns for the latitude, LAT and LAT"),
             ("LAT,place\n1,2\n", "no column for the longitude"),
+            ("48.8,2.3\n48.9,2.4\n", r"no column for the latitude .* it has 48\.8, 2\.3;"),
+            ("LAT,LON\n0.85,0.04\n-0.59,2.6\n", "all coordinates .* they are radians"),
+            ("LAT,LON,longitude\n1,2,3\n", "two columns for the longitude, LON and longitude"),
         ],
     )  # fmt: skip
     def test_refusals_are_those_of_a_photos_table(self, tmp_path: Path, text: str, words: str) -> None:
-        (tmp_path / "odd.csv").write_text(text)
-        with pytest.raises(BundleError, match=rf"odd\.csv: {words}"):
-            gallery.read_csv(tmp_path / "odd.csv")
+        """In a gallery, in the gallery of a release, and before anything is computed."""
+        export_geolocation(Release(GeoCLIP(768), np.ones((1, 2)), "x", None), tmp_path)
+        (tmp_path / "gallery.csv").write_text(text)
+        run = Run.open("smoke", f"{tmp_path}/run", [f"evaluation.gallery={tmp_path}/gallery.csv"])
+        for use in (lambda: check_before_computing(run), lambda: read_geolocation(tmp_path)):
+            with pytest.raises(BundleError, match=rf"gallery\.csv: {words}"):
+                use()

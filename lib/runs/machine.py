@@ -48,7 +48,7 @@ def note(sentence: str) -> None:
     tell(f"note    {sentence}")
 
 
-_note_once = lru_cache(maxsize=8)(note)
+note_once = lru_cache(maxsize=8)(note)
 
 
 def find_device(wanted: str) -> torch.device:
@@ -66,7 +66,7 @@ def find_device(wanted: str) -> torch.device:
     if wanted == "cuda":
         raise BundleError(f"device=cuda: {why_no_cuda()}; or take --device cpu")
     if any(Path(sign).exists() for sign in SIGNS_OF_A_CARD):
-        _note_once(f"there is a card, but the processor is used: {why_no_cuda()}")
+        note_once(f"there is a card, but the processor is used: {why_no_cuda()}")
     return torch.device("cpu")
 
 

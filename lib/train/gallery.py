@@ -14,9 +14,12 @@ from lib.data.places import photo_places
 from lib.method.errors import BundleError
 from lib.method.model import EMBEDDING, GeoCLIP
 from lib.runs import Run
+from lib.runs.machine import note_once
 from lib.settings import PROJECT, Evaluation
 
 NAMES = ("train", "lattice", "geoclip")
+FAR_KM = 1_000
+"""Of a gallery's file most of whose places lie farther from all training photos it is said."""
 GALLERY_BLOCK = 8_192
 """Gallery places that are compared with a block of photos at a time."""
 
@@ -40,7 +43,13 @@ def coordinates(run: Run, manifest: pd.DataFrame) -> np.ndarray:
         return points[within & places.is_land(points)]
     if name == "geoclip":
         return photo_places()
-    return read_csv(PROJECT / name)
+    found, train = read_csv(PROJECT / name), datasets.manifest.rows_of(manifest, "train")
+    some = found[:: max(1, len(found) // 1_000)]
+    _, distance_km = sphere.nearest(some, datasets.manifest.coordinates(manifest)[train])
+    if (far := (distance_km > FAR_KM).mean()) > 0.5:
+        said = f"{far:.0%} of its places are over {FAR_KM:,} km from every training photo"
+        note_once(f"{PROJECT / name}: {said}; another region, or are its columns swapped?")
+    return found
 
 
 def find(settings: Evaluation) -> str:
