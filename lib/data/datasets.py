@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
@@ -10,6 +12,8 @@ import pandas as pd
 from lib.data import blue_marble, folder, manifest, osv5m, places
 from lib.method.errors import BundleError
 from lib.runs import Run, cache, cached, ranks, writing
+from lib.runs.files import Signature, signature
+from lib.runs.machine import note_once
 from lib.settings import PROJECT, BlueMarble
 
 MODULES: dict[str, ModuleType] = {"blue_marble": blue_marble, "folder": folder, "osv5m": osv5m}
@@ -30,8 +34,8 @@ def prepare(run: Run) -> Path:
     """Build the run's manifest and photos, or reuse them; return the manifest's path.
 
     Photos without row or place, and rows without photo, are listed with the reason in tables/not_matched.csv.
-    Photos without a continent or country get them by their coordinates. BundleError: photos cannot be had, or
-    the manifest cannot be used.
+    Photos without a continent or country get them by their coordinates. BundleError: photos cannot be had,
+    the manifest cannot be used, or :func:`splits_of` refuses it.
     """
     if cache.is_as_finished():  # the photos need not be there
         cached(run, "manifest", lambda: None, outputs=[run.manifest])
@@ -49,7 +53,26 @@ def prepare(run: Run) -> Path:
         outputs=[run.manifest, run.table("not_matched"), *windows],
         settings=given | {"photos": listing(run)}, code=[_build, module.build],
     )  # fmt: skip
+    splits_of(run, _splits_in(run.manifest, signature(run.manifest)))
     return run.manifest
+
+
+@lru_cache(maxsize=4)
+def _splits_in(path: Path, of: Signature) -> frozenset[str]:
+    return frozenset(manifest.read(path, ["split"])["split"].unique())
+
+
+def splits_of(run: Run, there: Collection[str]) -> list[str]:
+    """The evaluation splits among those that are ``there``. Says once which are not. BundleError: nothing to
+    train on, to choose by, or to evaluate on."""
+    wanted, known = run.settings.evaluation.splits, ", ".join(sorted(there)) or "none"
+    table = "give such rows in the table, or leave out its column split"
+    for names, mend in ((["train"], table), (["validation"], table), (wanted, "change evaluation.splits")):
+        if not set(names) & set(there):
+            raise BundleError(f"{run.manifest}: no photo in split {', '.join(names)}; it has {known}; {mend}")
+    if lacking := [split for split in wanted if split not in there]:
+        note_once(f"not evaluated: split {', '.join(lacking)} has no photos; there are {known}")
+    return [split for split in wanted if split in there]
 
 
 def listing(run: Run) -> str | None:

@@ -121,11 +121,14 @@ def unreadable_list(run: Run) -> Path:
 
 
 def photos(run: Run, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """The run's manifest, or ``columns`` of it; the split of a photo without features is ``NOT_DECODED``."""
+    """The run's manifest, or ``columns`` of it; the split of a photo without features is ``NOT_DECODED``.
+    BundleError: see :func:`lib.data.datasets.splits_of`."""
     extract(run)
     found = manifest.read(run.manifest, columns)
     if "split" in found:
         found.loc[pd.read_csv(unreadable_list(run))["row"], "split"] = NOT_DECODED
+        if not cache.is_as_finished():
+            datasets.splits_of(run, set(found["split"].unique()))
     return found
 
 

@@ -14,10 +14,8 @@ from lib.data.places import photo_places
 from lib.data.sphere import nearest
 from lib.evaluate import intervals, neighbour
 from lib.evaluate.intervals import GEOCLIP_PRETRAINED, NEAREST_NEIGHBOUR, UNTRAINED
-from lib.method.errors import BundleError
 from lib.method.geodesy import distance_km
 from lib.runs import Run, cached, progress, writing
-from lib.runs.machine import note
 from lib.settings import Evaluation
 from lib.train import checkpoints, gallery, training
 from lib.train.metrics import COLUMNS, COMPARED, summarise
@@ -25,19 +23,6 @@ from lib.train.metrics import COLUMNS, COMPARED, summarise
 CONTROL = "similarity"
 """The strategy without geography: what the semivariogram adds is the difference to it."""
 TABLES = ("accuracy", "comparison", "intervals", "bounds", "by_continent", "gain_by_continent")
-
-
-def splits_of(run: Run, manifest: pd.DataFrame) -> list[str]:
-    """The evaluation splits that the run's data set has (BundleError: none). Prints those that it lacks."""
-    there, wanted = set(manifest["split"]), run.settings.evaluation.splits
-    lacking = [split for split in wanted if split not in there]
-    if len(lacking) == len(wanted):
-        asked, known = ", ".join(wanted), ", ".join(sorted(there))
-        said = f"has none of the splits {asked} (evaluation.splits); it has {known}"
-        raise BundleError(f"{run.manifest}: {said}")
-    if lacking:
-        note(f"not evaluated: split {', '.join(lacking)} has no photos in this data set")
-    return [split for split in wanted if split in there]
 
 
 def predict_all(run: Run, strategies: list[str], split_names: list[str] | None = None) -> pd.DataFrame:
@@ -55,7 +40,7 @@ def predict_all(run: Run, strategies: list[str], split_names: list[str] | None =
     manifest = features.photos(run)
     training.train_all(run, [name for name in strategies if name not in UNTRAINED])
     frozen, of_run = features.read(run, manifest), gallery.coordinates(run, manifest)
-    splits = split_names or splits_of(run, manifest)
+    splits = split_names or datasets.splits_of(run, set(manifest["split"]))
     rows = np.concatenate([datasets.manifest.rows_of(manifest, split) for split in splits])
     seeds, frames = run.settings.training.seeds, []
     asked = [(name, seed) for name in strategies for seed in ([0] if name in UNTRAINED else seeds)]
