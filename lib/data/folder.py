@@ -197,11 +197,13 @@ def _with_exif(photos: pd.DataFrame, root: Path, left_out: list[tuple]) -> pd.Da
 
 def _with_splits(photos: pd.DataFrame, settings: Folder) -> pd.DataFrame:
     """``photos`` with a split each: the table's under our names, or a seeded random cut."""
-    if "split" in photos:
-        return photos
-    order = np.random.default_rng(settings.seed).permutation(len(photos))
-    shares = settings.test_share, settings.validation_share
-    test, validation = (round(share * len(photos)) for share in shares)
-    split = np.full(len(photos), "train", dtype=object)
+    return photos if "split" in photos else photos.assign(split=random_cut(len(photos), settings))
+
+
+def random_cut(count: int, settings: Folder) -> np.ndarray:
+    """The splits of ``count`` photos of which no table has any, object [count]."""
+    order = np.random.default_rng(settings.seed).permutation(count)
+    test, validation = (round(share * count) for share in (settings.test_share, settings.validation_share))
+    split = np.full(count, "train", dtype=object)
     split[order[:test]], split[order[test : test + validation]] = "test", "validation"
-    return photos.assign(split=split)
+    return split

@@ -51,9 +51,10 @@ def fit(frozen: Features, rows: np.ndarray, device: torch.device) -> tuple[torch
 def most_alike(
     frozen: Features, whitening: tuple[torch.Tensor, torch.Tensor], among: np.ndarray, rows: np.ndarray,
     components: Sequence[int],
-) -> np.ndarray:  # fmt: skip
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Which of the photos ``among`` [M] is most alike to each of ``rows`` [n], by the first k components for
-    each k of ``components``: rows of the features, int64 [len(components), n]; of equals the first.
+    each k of ``components``: rows of the features, int64 [len(components), n], of equals the first; and the
+    cosines, float32.
 
     Holds the whitened features of ``rows``, and a block of ``among``. Takes 2 n M k operations for each k,
     10^15 for OSV5M (210,000 and 5 million photos, k = 512): hours without a GPU.
@@ -70,7 +71,7 @@ def most_alike(
             cosine, row = most_similar(F.normalize(photos[some, :k]), F.normalize(whitened[:, :k]))
             found[i, some] = torch.where(cosine > best[i, some], numbers[row], found[i, some])
             best[i, some] = torch.maximum(cosine, best[i, some])
-    return found.cpu().numpy()
+    return found.cpu().numpy(), best.cpu().numpy()
 
 
 def predict(frozen: Features, manifest: pd.DataFrame, rows: np.ndarray, device: torch.device) -> np.ndarray:
@@ -80,11 +81,11 @@ def predict(frozen: Features, manifest: pd.DataFrame, rows: np.ndarray, device: 
     whitening = fit(frozen, train, device)
     every = whitening[1].shape[1]
     components = [*(k for k in COMPONENTS if k < every), every]
-    found = most_alike(frozen, whitening, train, validation, components)
+    found, _ = most_alike(frozen, whitening, train, validation, components)
     near = distance_km(places[found], places[validation][None]) <= CHOICE_KM
     chosen = components[int(near.mean(1).argmax())]
     note(f"{NEAREST_NEIGHBOUR}: {chosen} of {every} principal components, chosen on validation")
-    return places[most_alike(frozen, whitening, train, rows, [chosen])[0]]
+    return places[most_alike(frozen, whitening, train, rows, [chosen])[0][0]]
 
 
 def _blocks(rows: np.ndarray) -> list[np.ndarray]:

@@ -74,6 +74,7 @@ def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, 
         "maps": [(name, *words) for name, words in MAPS.items() if run.map(name).exists()],
         "tables": sorted(path.name for path in (run.folder / "tables").glob("*.csv")),
         "reference": reference.to_dict("records"), "reference_sentence": sentence,
+        "cut": [*_table(run, "cut").get("said", [])],
         "validation_photos": validation_photos, "least_validation_photos": LEAST_VALIDATION_PHOTOS,
         "least_photos": LEAST_PHOTOS,
     }  # fmt: skip
