@@ -15,15 +15,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator as After
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from lib.method import negatives
 from lib.method.errors import BundleError
@@ -41,15 +34,15 @@ class SettingsError(BundleError, ValueError):
 NO_FILE_NAME = "would be a file's name; take at most 100 letters, digits, _ . , + = -"
 
 
-def is_file_name(text: str) -> bool:
+def is_file_name(text: str, most_bytes: int = 100) -> bool:
     """Whether ``text`` (a split, a strategy, a run) may become a file's name: it leaves no folder, and a line
     of a log has it as one word."""
-    return len(text.encode()) <= 100 and re.fullmatch(r"\w[\w.,+=-]*", text) is not None
+    return len(os.fsencode(text)) <= most_bytes and re.fullmatch(r"\w[\w.,+=-]*", text) is not None
 
 
-def file_name(text: str) -> str:
+def file_name(text: str, most_bytes: int = 100) -> str:
     """``text``, where :func:`is_file_name`. SettingsError: it is none."""
-    if not is_file_name(text):
+    if not is_file_name(text, most_bytes):
         raise SettingsError(f"{text!r} {NO_FILE_NAME}")
     return text
 
@@ -67,13 +60,15 @@ def _each_once(values: list) -> list:
     return values
 
 
-_LIST, _ONCE = BeforeValidator(_as_list), AfterValidator(_each_once)
+_LIST, _ONCE = BeforeValidator(_as_list), After(_each_once)
 _FREQUENCIES = ("geoclip", "places", "curve")
 _NAME_OR_LIST = BeforeValidator(lambda given: given if given in _FREQUENCIES else _as_list(given))
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1)]
 Seeds = Annotated[list[Seed], _LIST, _ONCE, Field(min_length=1)]
-_List = Annotated[list[Annotated[str, AfterValidator(file_name)]], _LIST, _ONCE]
+Name = Annotated[str, After(file_name)]
+_List = Annotated[list[Name], _LIST, _ONCE]
+_Baselines = Annotated[list[Literal["geoclip_pretrained"]], _LIST, _ONCE]
 Names = Annotated[_List, Field(min_length=1)]
 Precision = Literal["auto", "float32", "bfloat16"]
 """auto: bfloat16 where the processor or accelerator has it natively, else float32."""
@@ -86,9 +81,9 @@ class _Group(BaseModel):
     @classmethod
     def _at_home(cls, values: Any) -> Any:
         """``~`` at the beginning of a path is the home folder: no shell has seen what a setting says."""
-        given = values.items() if isinstance(values, dict) else ()
-        found = {key: os.path.expanduser(one) for key, one in given if isinstance(one, str | Path)}
-        return values | found if found else values
+        given = values if isinstance(values, dict) else {}
+        found = {key: os.path.expanduser(one) for key, one in given.items() if isinstance(one, str | Path)}
+        return given | found if given else values
 
 
 def _entry(default: Any, meaning: str, **bounds: float) -> Any:
@@ -211,9 +206,7 @@ class Training(_Group):
     precision: Precision = _entry("auto", "arithmetic of the training step")
     validate_every: int = _entry(1, "epochs between validations", ge=1)
     parallel: Literal["trainings", "batches"] = _entry("trainings", "what several processes share out")
-    variants: dict[Annotated[str, AfterValidator(file_name)], dict[str, Any]] = _entry(
-        {}, "name -> its own settings of training, and `strategy`"
-    )
+    variants: dict[Name, dict[str, Any]] = _entry({}, "name -> its own settings of training, and `strategy`")
 
     def own(self, name: str) -> tuple[str, Training]:
         """The strategy that ``name`` stands for, and the settings of its trainings."""
@@ -246,9 +239,7 @@ class Evaluation(_Group):
     gallery: str = _entry("train", "train, lattice, geoclip (its 100K), or a CSV with LAT and LON")
     lattice_km: float = _entry(50.0, "spacing of the lattice gallery, kilometres", ge=5)
     splits: Names = _entry(["test"], "splits that the final tables are made of")
-    baselines: Annotated[list[Literal["geoclip_pretrained"]], _LIST, _ONCE] = _entry(
-        [], "GeoCLIP as published"
-    )
+    baselines: _Baselines = _entry([], "GeoCLIP as published")
     shown: _List = _entry([], "strategies in the figures and maps of notebooks 04 and 05; empty: all")
     bootstrap: int = _entry(2_000, "bootstrap resamples of a confidence interval", ge=100)
     seed: Seed = 0
@@ -275,11 +266,12 @@ class Settings(_Group):
     def _fit_together(self) -> Settings:
         trained = {name: self.training.own(name)[0] for name in self.training.strategies}
         if unknown := [one for one in trained.values() if one not in negatives.REGISTRY]:
-            there = ", ".join(negatives.REGISTRY)
-            raise ValueError(f"training.strategies: {unknown[0]!r} is unknown; registered: {there}")
+            said = f"{unknown[0]!r} is unknown; there are {', '.join(negatives.REGISTRY)}"
+            raise ValueError(f"training.strategies: {said}")
         if unknown := [name for name in self.evaluation.shown if name not in trained]:
-            there = ", ".join(trained)
-            raise ValueError(f"evaluation.shown: {unknown[0]!r} is not trained; there are {there}")
+            raise ValueError(
+                f"evaluation.shown: {unknown[0]!r} is not trained; there are {', '.join(trained)}"
+            )
         if self.uses_published_head and self.backbone.centred:
             raise ValueError("geoclip's published head takes raw features: set backbone.centred=false")
         return self

@@ -108,6 +108,8 @@ def test_two_strategies_are_drawn_with_their_errors_and_lines_that_do_not_jump(r
     assert "infonce: 3,000, 3,000 km" in world.get_legend_handles_labels()[1]
     steps = [np.abs(np.diff(line.get_xdata())).max() for line in world.lines if len(line.get_xdata()) > 2]
     assert steps and max(steps) < 0.5
+    (datasets.root_of(run) / "photos" / "p0000.jpg").unlink()
+    assert "This photo is not there" in explore.two_strategies(run, predictions()).axes[0].texts[0].get_text()
 
 
 def test_photos_are_ordered_from_the_largest_gain_to_the_largest_loss():

@@ -89,6 +89,7 @@ class TestMatching:
             ("path,lat,lon,split\n\none,11,2,train\ntwo,1,2,tset\n", "line 4: split 'tset' is none of"),
             ("path,lat,lon,split\n\none,11,2,test/../x\n", "line 3: split .* would be a file's name"),
             ("path,id,lat,lon\none,7,11,2\ntwo,7,1,2\n", "line 3: id '7' is missing or used twice"),
+            ("path,id,lat,lon\none,7,11,2\ntwo,,1,2\n", "line 3: id '' is missing or used twice"),
             ("path,lat,lon\none,103.8,1.3\n", "line 2: latitude '103.8' is not within .*swapped"),
             ("", "cannot be read as a table"),
         ],
@@ -184,10 +185,24 @@ class TestFolder:
             open_photo(root, "c.heic")
         assert [len(found) for found in find_photos([str(root)])] == [5, 2]
 
+    def test_photos_that_were_moved_away_are_a_sentence_and_cost_nothing(
+        self, root: Path, tmp_path: Path
+    ) -> None:
+        asked = ["dataset=folder", f"dataset.root={root}", "dataset.validation_share=0.2"]
+        run = Run.open("smoke", f"{tmp_path}/run", asked)
+        for name in NAMES:
+            photo(root / name, **GPS)
+        datasets.prepare(run)
+        root.rename(tmp_path / "moved")
+        with pytest.raises(BundleError, match="photos: no such folder; set dataset.root") as raised:
+            datasets.prepare(run)
+        assert run.receipt("manifest").exists()
+        assert raised.value._render_traceback_() == [f"BundleError: {raised.value}"]  # so Jupyter shows it
+
     def test_a_missing_or_empty_folder_or_table_is_named(self, root: Path, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
         for name, table, sentence in (
-            ("nowhere", None, "nowhere: no such folder"), ("empty", None, "no photos in it"),
+            ("empty", None, "no photos in it"),
             ("photos", None, "none of 5 photos has coordinates"), ("photos", tmp_path, "no such table"),
         ):  # fmt: skip
             with pytest.raises(BundleError, match=sentence):

@@ -61,7 +61,10 @@ class TestCoordinates:
 
     @pytest.mark.parametrize(
         ("name", "words"),
-        [("everest", "'everest' is unknown; take train, lattice,"), ("/none/g.csv", "is not there")],
+        [
+            ("everest", "'everest' is unknown; take train, lattice,"),
+            ("/none/g.csv", "/none/g.csv: no such table"),
+        ],
     )
     def test_an_unknown_name_or_file_is_named(self, make_run: Runs, name: str, words: str) -> None:
         with pytest.raises(BundleError, match=words):

@@ -53,9 +53,10 @@ def test_a_photo_is_turned_as_its_exif_says(tmp_path: Path, picture: Image.Image
 
 def test_sixteen_bits_of_grey_keep_their_shades(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65_535, 64, dtype=np.uint16).repeat(8).reshape(64, 8)
-    Image.fromarray(ramp).save(tmp_path / "deep.png")
-    shades = np.asarray(open_photo(tmp_path, "deep.png"))[:, 0, 0].astype(int)
-    assert shades[0] == 0 and shades[-1] == 255 and (np.diff(shades) >= 3).all()
+    for stored in (ramp, ramp // 16, (ramp // 257).astype(np.int32)):  # of 16, 12 and 8 bits
+        Image.fromarray(stored).save(tmp_path / "deep.tif")
+        shades = np.asarray(open_photo(tmp_path, "deep.tif"))[:, 0, 0].astype(int)
+        assert shades[0] == 0 and shades[-1] == 255 and (np.diff(shades) >= 3).all()
 
 
 @pytest.mark.parametrize("scale", [1.0, 255.0])

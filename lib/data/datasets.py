@@ -13,7 +13,6 @@ from lib.data import blue_marble, folder, manifest, osv5m, places
 from lib.method.errors import BundleError
 from lib.runs import Run, cache, cached, ranks, writing
 from lib.runs.files import Signature, signature
-from lib.runs.machine import note_once
 from lib.settings import PROJECT, BlueMarble
 
 MODULES: dict[str, ModuleType] = {"blue_marble": blue_marble, "folder": folder, "osv5m": osv5m}
@@ -63,15 +62,12 @@ def _splits_in(path: Path, of: Signature) -> frozenset[str]:
 
 
 def splits_of(run: Run, there: Collection[str]) -> list[str]:
-    """The evaluation splits among those that are ``there``. Says once which are not. BundleError: nothing to
-    train on, to choose by, or to evaluate on."""
+    """Evaluation splits that are ``there``. BundleError: nothing to train, choose or evaluate on."""
     wanted, known = run.settings.evaluation.splits, ", ".join(sorted(there)) or "none"
     table = "give such rows in the table, or leave out its column split"
     for names, mend in ((["train"], table), (["validation"], table), (wanted, "change evaluation.splits")):
         if not set(names) & set(there):
             raise BundleError(f"{run.manifest}: no photo in split {', '.join(names)}; it has {known}; {mend}")
-    if lacking := [split for split in wanted if split not in there]:
-        note_once(f"not evaluated: split {', '.join(lacking)} has no photos; there are {known}")
     return [split for split in wanted if split in there]
 
 

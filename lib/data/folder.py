@@ -32,7 +32,9 @@ SPLIT_NAMES = {"training": "train", "val": "validation", "valid": "validation"}
 
 
 def obtain(settings: Folder, root: Path) -> None:
-    """Nothing: one's own photos are where they are."""
+    """Nothing: one's own photos are where they are. BundleError: they are not there (any more)."""
+    if not root.is_dir():
+        raise BundleError(f"{root}: no such folder; set dataset.root to the folder that holds the photos")
 
 
 def listing(settings: Folder, root: Path) -> str:
@@ -45,8 +47,6 @@ def build(settings: Folder, root: Path) -> Built:
 
     BundleError: no photos; a table that cannot be read, lacks a column, or has an impossible coordinate.
     """
-    if not root.is_dir():
-        raise BundleError(f"{root}: no such folder; set dataset.root to the folder that holds the photos")
     left_out: list[tuple] = []
     files = sorted(files_below(root, left_out))
     sizes = _sizes(files, root)

@@ -54,7 +54,7 @@ def check(manifest: pd.DataFrame, source: str) -> None:
 def refuse_ids(table: Table) -> None:
     """Raise a BundleError where an id of ``table`` is missing or used twice."""
     ids = table.frame["id"]
-    table.refuse(ids.isna() | ids.duplicated(), "id", "is missing or used twice")
+    table.refuse(ids.isna() | (ids == "") | ids.duplicated(), "id", "is missing or used twice")
 
 
 def refuse_splits(table: Table) -> None:

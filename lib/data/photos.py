@@ -78,7 +78,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Greys of 16 bits, or of floats 0..1 or 0..255, as 8 bits; Pillow's own conversion would clip them."""
+    """Greys of 16 or 12 bits, or of floats 0..1 or 0..255, as 8; Pillow's own conversion would clip them."""
     if image.mode == "F":
         values = np.asarray(image)
         if not (values.min() >= 0.0 and values.max() <= 255.0):  # NaN too
@@ -87,7 +87,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         return Image.fromarray((scale * values).round().astype(np.uint8))
     if not image.mode.startswith("I"):
         return image
-    return Image.fromarray((np.asarray(image).astype(np.int64) // 256).clip(0, 255).astype(np.uint8))
+    values = np.asarray(image).astype(np.int64)
+    steps = 256 if values.max() > 4_095 else 16 if values.max() > 255 else 1
+    return Image.fromarray((values // steps).clip(0, 255).astype(np.uint8))
 
 
 def exif_coordinates(root: Path, path: str) -> tuple[float, float]:

@@ -20,7 +20,7 @@ import pandas as pd
 from pyarrow import parquet
 
 from lib.method.errors import BundleError
-from lib.method.geodesy import check_degrees
+from lib.method.geodesy import check_degrees, check_precision
 from lib.runs.files import READING_ERRORS, one_line
 
 LIMITS = {"latitude": 90.0, "longitude": 180.0}
@@ -95,7 +95,7 @@ def read(path: Path, columns: Sequence[str] = tuple(LIMITS), *, gaps: bool = Fal
 
 def places(table: Table, *, gaps: bool = False) -> pd.DataFrame:
     """Latitude and longitude of ``table`` as float64 degrees; NaN where a cell is empty and ``gaps`` may be.
-    BundleError: a value is no number or beyond its limit, or all places are radians."""
+    BundleError: a value is no number or beyond its limit, all places are radians, or they are float16."""
     found = pd.DataFrame({name: numbers(table.frame[name]) for name in LIMITS})
     for name, limit in LIMITS.items():
         wrong = np.isinf(found[name]) | (found[name].isna() & (not gaps))
@@ -104,6 +104,8 @@ def places(table: Table, *, gaps: bool = False) -> pd.DataFrame:
         hint = ", columns swapped?" if found[name][beyond].abs().max() <= LIMITS["longitude"] else ""
         table.refuse(beyond, name, f"is not within +-{limit:g} degrees{hint}")
     try:
+        for name in LIMITS:
+            check_precision(table.frame[name])
         check_degrees(found.dropna().to_numpy())
     except BundleError as error:
         raise BundleError(f"{table.path}: {error}") from error

@@ -33,13 +33,15 @@ OF_SPLIT = {
 
 
 def describe(run: Run) -> list[str]:
-    """Sentences on whose split it is and on each test split's twins and shared places; also tables/cut.csv.
+    """Sentences on whose split it is, and each test split's twins and shared places; also in tables/cut.csv.
     tables/twins.csv lists the twins: split, id, training_id, dissimilarity, distance_km."""
     photos = features.photos(run)
     frozen, train = features.read(run, photos), manifest.rows_of(photos, "train")
     place, lists = photos["latitude"].to_numpy() + 1j * photos["longitude"].to_numpy(), []
-    said = [f"The split is {whose(run)}."]
-    for split in [name for name in photos["split"].unique() if name.startswith("test")]:
+    said, splits = [f"The split is {whose(run)}."], [*photos["split"].unique()]
+    if lacking := [name for name in run.settings.evaluation.splits if name not in splits]:
+        said.append(f"Not evaluated, because it has no photos: {', '.join(lacking)} (evaluation.splits).")
+    for split in [name for name in splits if name.startswith("test")]:
         rows = manifest.rows_of(photos, split)
         most = min(MOST_PHOTOS, max(1, MOST_PAIRS // len(train)))
         some = rows if len(rows) <= most else np.random.default_rng(0).choice(rows, most, replace=False)
@@ -55,7 +57,7 @@ def describe(run: Run) -> list[str]:
         )
         if same or shared:
             said[-1] += " These are remembered, not found: put all photos of one scene into one split."
-    save_table(pd.concat(lists) if lists else pd.DataFrame(columns=["id"]), run.table("twins"))
+    save_table(pd.concat([pd.DataFrame({"split": []}), *lists]), run.table("twins"))
     save_table(pd.DataFrame({"said": said}), run.table("cut"))
     return said
 
@@ -66,12 +68,9 @@ def twins_of(
     """Those of the photos ``rows`` [n] of the manifest whose most alike one of ``train`` [M] is a twin:
     columns of tables/twins.csv, the most alike first. Memory and time: :func:`neighbour.most_alike`."""
     as_stored = torch.zeros(frozen.dimension, device=device), torch.eye(frozen.dimension, device=device)
-    found, cosine = (
-        one[0] for one in neighbour.most_alike(frozen, as_stored, train, rows, [frozen.dimension])
-    )
-    one, other, places = photos.iloc[rows], photos.iloc[found], manifest.coordinates(photos)
-    table = pd.DataFrame({"split": one["split"].to_numpy(), "id": one["id"].to_numpy()})
-    table["training_id"], table["dissimilarity"] = other["id"].to_numpy(), np.maximum(1.0 - cosine, 0.0)
+    (found,), (cosine,) = neighbour.most_alike(frozen, as_stored, train, rows, [frozen.dimension])
+    places, table = manifest.coordinates(photos), photos.iloc[rows][["split", "id"]]
+    table = table.assign(training_id=photos["id"].to_numpy()[found], dissimilarity=(1.0 - cosine).clip(0.0))
     table["distance_km"] = distance_km(places[rows], places[found])
     return table[table["dissimilarity"] <= TWIN].sort_values("dissimilarity", kind="stable")
 
@@ -84,4 +83,4 @@ def whose(run: Run) -> str:
     splits = manifest.read(run.manifest, ["split"])["split"].to_numpy()
     if np.array_equal(splits, folder.random_cut(len(splits), settings)):
         return "a random one, by dataset.seed, because there is no table with a column split"
-    return f"the table's own ({settings.csv.name})" if settings.csv else "the manifest's own"
+    return f"the table's own ({getattr(settings.csv, 'name', '')})"

@@ -44,8 +44,7 @@ class Run:
         """The run ``name`` (default: the profile's name; with a slash: a folder) under ``profile``.
 
         Raises:
-            BundleError: see :func:`lib.settings.load`; the name is no file's name; or the folder is not the
-                run's alone.
+            BundleError: see :func:`lib.settings.load`; no file's name; or a folder that is not its alone.
         """
         loaded = settings_module.load(profile, overrides)
         name = os.path.expanduser(name or loaded.profile)
@@ -83,29 +82,32 @@ class Run:
         """The folder's name."""
         return self.folder.name
 
+    def _in(self, folder: str, name: str) -> Path:
+        return self.folder / folder / file_name(name, 200)
+
     def checkpoint(self, strategy: str, seed: int) -> Path:
         """Trained weights (safetensors)."""
-        return self.folder / "checkpoints" / f"{file_name(strategy)}_seed{seed}.safetensors"
+        return self._in("checkpoints", f"{strategy}_seed{seed}.safetensors")
 
     def history(self, strategy: str, seed: int) -> Path:
         """Loss, accuracy and weights during a training (CSV)."""
-        return self.folder / "history" / f"{file_name(strategy)}_seed{seed}.csv"
+        return self._in("history", f"{strategy}_seed{seed}.csv")
 
     def table(self, name: str) -> Path:
         """The table ``name`` (CSV)."""
-        return self.folder / "tables" / f"{file_name(name)}.csv"
+        return self._in("tables", f"{name}.csv")
 
     def figure(self, name: str) -> Path:
         """The figure ``name`` (PNG; as PDF beside it)."""
-        return self.folder / "figures" / f"{file_name(name)}.png"
+        return self._in("figures", f"{name}.png")
 
     def map(self, name: str) -> Path:
         """The map ``name``, a page that needs no network."""
-        return self.folder / "maps" / f"{file_name(name)}.html"
+        return self._in("maps", f"{name}.html")
 
     def receipt(self, stage: str) -> Path:
         """What is known about a finished stage (JSON)."""
-        return self.folder / "receipts" / f"{file_name(stage)}.json"
+        return self._in("receipts", f"{stage}.json")
 
     @property
     def device(self) -> torch.device:

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 
 from lib.data import places
-from lib.data.photos import open_photo
+from lib.data.photos import UNREADABLE, open_photo
 from lib.evaluate import pairs
 
 PALETTE = sns.color_palette("colorblind").as_hex()
@@ -85,8 +85,11 @@ def legend_below(figure: Figure, axis: Axes) -> None:
 
 
 def show_photo(axis: Axes, root: Path, path: str, title: str) -> None:
-    """The photo at ``root`` / ``path`` instead of ``axis``, with a small ``title``."""
-    axis.imshow(open_photo(root, path, smallest_px=400))
+    """The photo at ``root`` / ``path`` instead of ``axis``, with a ``title``; or that it is not there."""
+    try:
+        axis.imshow(open_photo(root, path, smallest_px=400))
+    except UNREADABLE:
+        axis.text(0.5, 0.5, "This photo is not there\nor cannot be read.", ha="center", va="center")
     axis.set_title(title, fontsize=8, fontweight="normal", loc="center")
     axis.set_axis_off()
 

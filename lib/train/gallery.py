@@ -53,12 +53,9 @@ def coordinates(run: Run, manifest: pd.DataFrame) -> np.ndarray:
 
 
 def find(settings: Evaluation) -> str:
-    """``settings.gallery``. BundleError: it names no gallery, or a CSV that is not there."""
+    """``settings.gallery``. BundleError: it names no gallery and no CSV."""
     name = settings.gallery
-    if name.lower().endswith(".csv"):
-        if not (PROJECT / name).is_file():
-            raise BundleError(f"evaluation.gallery: {PROJECT / name} is not there")
-    elif name not in NAMES:
+    if name not in NAMES and not name.lower().endswith(".csv"):
         known = f"{', '.join(NAMES)} or the path of a CSV"
         raise BundleError(f"evaluation.gallery={name!r} is unknown; take {known}")
     return name
