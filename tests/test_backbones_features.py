@@ -188,10 +188,10 @@ def bare(make_run: Runs, clip_folder: Path, tmp_path: Path) -> Run:
     """A run over ten photos before their features are made: blocks of four, batches of three, tiny CLIP."""
     run = make_run(
         f"dataset.root={tmp_path / 'data'}", f"backbone.name={clip_folder}", "backbone.image_px=null",
-        "backbone.shard_size=4", "backbone.batch_size=3", sizes={"train": 8, "test": 2},
+        "backbone.shard_size=4", "backbone.batch_size=3", sizes={"train": 8, "validation": 1, "test": 1},
     )  # fmt: skip
     run.features.unlink()
-    for number, path in enumerate(world({"train": 8, "test": 2})[0]["path"]):
+    for number, path in enumerate(world({"train": 8, "validation": 1, "test": 1})[0]["path"]):
         (tmp_path / "data" / path).parent.mkdir(parents=True, exist_ok=True)
         photo(number).save(tmp_path / "data" / path, quality=95)
     return run

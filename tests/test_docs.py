@@ -16,6 +16,7 @@ from PIL import Image
 
 from lib import pipeline, settings
 from lib.data.sphere import uniform_on_sphere
+from lib.method import negatives
 from lib.settings import PROJECT
 
 DOCS = PROJECT / "docs"
@@ -78,6 +79,7 @@ class TestEachPage:
 
     def test_every_command_and_profile_is_one_that_the_program_takes(self, page, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
+        monkeypatch.setitem(negatives.REGISTRY, "near_down", negatives.get("decayed"))  # one to be written
         for title, text in blocks(page):
             if title.endswith(".yaml"):
                 (tmp_path / title).write_text(text)

@@ -92,7 +92,7 @@ class TestExamples:
         assert used == {99, chosen.first, chosen.second}
 
     def test_they_reach_from_near_to_far_and_show_no_photo_twice(self, make_run: Runs) -> None:
-        frame = sample(make_run(sizes={"train": 400}), CURVE, count=40_000)
+        frame = sample(make_run(sizes={"train": 400, "validation": 1, "test": 1}), CURVE, count=40_000)
         found = examples(frame, CURVE, count=3)
         assert set(found["kind"]) == {FALSE_NEGATIVE, HARD_NEGATIVE}
         assert not pd.concat([found["first"], found["second"]]).duplicated().any()

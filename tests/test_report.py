@@ -93,6 +93,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "bounds": ceiling,
         "intervals": intervals.levels(frame, resamples=200),
         "gain_by_continent": evaluation.continent_gains(frame, continents),
+        "cut": pd.DataFrame({"said": [f"The split is {MARKUP}."]}),
     }
     for name, table in tables.items():
         evaluation.save_table(table, made.table(name))
@@ -131,6 +132,7 @@ def test_every_link_of_the_small_page_leads_to_a_file_beside_it_or_an_anchor_in_
 def test_whatever_is_called_like_markup_stays_text_and_no_script_could_run(page: Path) -> None:
     text = page.read_text("utf-8")
     assert MARKUP not in text and text.count("&lt;img src=x onerror=alert(1)&gt;") >= 5
+    assert '<p class="note">The split is &lt;img' in text
     assert "<script" not in text
     assert "default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'" in text
 
