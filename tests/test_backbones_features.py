@@ -344,9 +344,14 @@ class TestExtract:
         stored = np.load(features.extract(viewed))
         lost = np.isnan(stored)
         assert np.flatnonzero(lost.all(1)).tolist() == [5, 9] and lost.any(1).sum() == 2
+        with pytest.raises(
+            BundleError, match="no photo in split test, test_blocked; it has train, unreadable,"
+        ):
+            features.photos(viewed)
+        viewed.settings.evaluation.splits.append("validation")
         frame = features.photos(viewed)
         lost = ["unreadable"]
-        assert frame["split"].tolist() == ["train"] * 5 + lost + ["train"] * 2 + ["test"] + lost
+        assert frame["split"].tolist() == ["train"] * 5 + lost + ["train"] * 2 + ["validation"] + lost
         assert manifest.rows_of(frame, "train").tolist() == [0, 1, 2, 3, 4, 6, 7]
         frozen = features.read(viewed, frame)
         assert frozen.view_rows.tolist() == list(range(8)) and np.isnan(frozen.views[5]).all()
