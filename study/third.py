@@ -53,7 +53,7 @@ HAND_SET = [2.0, 4.0, 8.0]
 TARGETS = ("uniform_targets", "distance_targets", "correlation_targets", "kriging_targets")
 STEPS_OF = 6_000
 """Photos of an epoch that count as one; fewer or more photos are trained for as many steps."""
-SHORT, LONG = 16, 32
+SHORT, LONG = 8, 32
 """Epochs of a try, and of a final training."""
 
 
