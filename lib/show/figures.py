@@ -25,7 +25,6 @@ BESIDE = {"textcoords": "offset points", "fontsize": 8.5}
 
 
 @styled
-@styled
 def save(figure: Figure, path: Path) -> Figure:
     """``figure``, after it was saved as PNG at ``path`` and as PDF beside it, whole or not at all."""
     for target, undated in ((path, "Software"), (path.with_suffix(".pdf"), "CreationDate")):
