@@ -16,7 +16,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -45,6 +45,9 @@ WORLDS = {"tune": ("blue_marble", 201, 24_000)} | {
 }
 """Name -> imagery, seed of the places, training photos."""
 TEMPERATURES = (None, 0.05, 0.1, 0.2, 0.4)
+"""None: learned; it stays near 1 / 14, where it begins."""
+BETAS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+RATES, STOPPED = (1.25e-4, 2.5e-4, 5e-4, 1e-3), (2, 4, 8, 16, 32)
 SHARES = (1 / 8, 1 / 6, 1 / 4, 1 / 3, 1 / 2, 1.0)
 SIZES = (1_500, 3_000, 6_000, 12_000, 24_000)
 FINAL_SEEDS, SEARCH_SEED = (10, 11, 12), 0
@@ -53,7 +56,7 @@ HAND_SET = [2.0, 4.0, 8.0]
 TARGETS = ("uniform_targets", "distance_targets", "correlation_targets", "kriging_targets")
 STEPS_OF = 6_000
 """Photos of an epoch that count as one; fewer or more photos are trained for as many steps."""
-SHORT, LONG = 8, 32
+SHORT, LONG = 16, 32
 """Epochs of a try, and of a final training."""
 
 
@@ -122,80 +125,77 @@ class Tries:
         return row["score"]
 
 
-def choose(
-    tries: Tries, phase: str, arm: str, settings: Changes, options: Iterable[Changes],
+def climb(
+    tries: Tries, arm: str, settings: Changes, name: str, grid: Sequence[Any], start: Any,
     of: Callable[[pd.DataFrame], float] = near_score,
 ) -> Changes:  # fmt: skip
-    """``settings`` with the best of ``options``, the first of equals."""
-    found = [{**settings, **option} for option in options]
-    return found[int(np.argmax([tries.score(phase, arm, one, of=of) for one in found]))]
+    """``settings`` with the best of ``grid`` for ``name``: from ``start`` up and down until the score falls."""
+
+    def score(k: int) -> float:
+        return tries.score(name, arm, {**settings, name: grid[k]}, of=of)
+
+    best = grid.index(start)
+    for step in (1, -1):
+        while 0 <= best + step < len(grid) and score(best + step) > score(best):
+            best += step
+    return {**settings, name: grid[best]}
 
 
 def tune(run: Run) -> None:
     """Choose the settings of every arm, one after the other, and write them to ``CHOSEN``."""
     tries, before = Tries(run, "tries"), second.chosen_settings()["arms"]
-    warm = [{"temperature": one} for one in TEMPERATURES]
     basis = {name: {"strategy": name, "learning_rate": before[f"{name} geoclip"]["learning_rate"]}
              for name in ("infonce", "semivariogram", MARGIN)}  # fmt: skip
     arms: dict[str, Changes] = {}
 
-    margin = basis[MARGIN] | {"frequencies": "geoclip", "beta": 8.0}
-    margin = choose(tries, "temperature", f"{MARGIN} geoclip", margin, warm)
-    arms[f"{MARGIN} geoclip"] = choose(
-        tries, "beta", f"{MARGIN} geoclip", margin, [{"beta": beta} for beta in (8.0, 4.0, 16.0)]
-    )
-    plain = basis["infonce"] | {"frequencies": "geoclip"}
-    arms["infonce geoclip"] = choose(tries, "temperature", "infonce geoclip", plain, warm)
+    def warm(arm: str, settings: Changes) -> Changes:
+        return climb(tries, arm, settings, "temperature", TEMPERATURES, 0.1)
+
+    margin = warm(f"{MARGIN} geoclip", basis[MARGIN] | {"frequencies": "geoclip", "beta": 8.0})
+    arms[f"{MARGIN} geoclip"] = climb(tries, f"{MARGIN} geoclip", margin, "beta", BETAS, 8.0)
+    arms["infonce geoclip"] = warm("infonce geoclip", basis["infonce"] | {"frequencies": "geoclip"})
     idea = basis["semivariogram"] | {"frequencies": "geoclip", "alpha": 0.5, "beta": 4.0}
-    arms["semivariogram geoclip"] = _choose_idea(tries, "semivariogram geoclip", idea)
+    arms["semivariogram geoclip"] = _choose_idea(tries, "semivariogram geoclip", idea, warm)
 
     placed = {"frequencies": "places"}
-    margin = arms[f"{MARGIN} geoclip"] | placed
-    margin = choose(tries, "share", f"{MARGIN} places", margin, [{"nyquist_share": one} for one in SHARES])
-    rates = [{"learning_rate": rate} for rate in (2.5e-4, 5e-4, 1e-3)]
-    margin = choose(tries, "rate", f"{MARGIN} places", margin, rates)
-    margin = choose(tries, "temperature", f"{MARGIN} places", margin, warm)
-    arms[f"{MARGIN} places"] = margin
-    share = {"nyquist_share": margin["nyquist_share"]}
-    plain = choose(tries, "rate", "infonce places", arms["infonce geoclip"] | placed | share, rates)
-    arms["infonce places"] = choose(tries, "temperature", "infonce places", plain, warm)
-    arms["semivariogram places"] = (
-        arms["semivariogram geoclip"] | placed | share | {"learning_rate": plain["learning_rate"]}
+    margin = climb(
+        tries, f"{MARGIN} places", arms[f"{MARGIN} geoclip"] | placed, "nyquist_share", SHARES, 1 / 3
     )
+    margin = climb(tries, f"{MARGIN} places", margin, "learning_rate", RATES, 2.5e-4)
+    margin = arms[f"{MARGIN} places"] = warm(f"{MARGIN} places", margin)
+    placed["nyquist_share"] = margin["nyquist_share"]
+    plain = climb(tries, "infonce places", arms["infonce geoclip"] | placed, "learning_rate", RATES, 2.5e-4)
+    arms["infonce places"] = warm("infonce places", plain)
+    rate = {"learning_rate": plain["learning_rate"]}
+    arms["semivariogram places"] = arms["semivariogram geoclip"] | placed | rate
     for name, kind in ((MARGIN, "curve"), (MARGIN, HAND_SET), ("infonce", HAND_SET)):
         arm = f"{name} {'curve' if kind == 'curve' else 'hand_set'}"
-        own = arms[f"{name} geoclip"] | {"frequencies": kind}
-        own = own | {"learning_rate": before[arm]["learning_rate"]}
-        arms[arm] = choose(tries, "temperature", arm, own, warm)
+        rate = {"learning_rate": before[arm]["learning_rate"]}
+        arms[arm] = warm(arm, arms[f"{name} geoclip"] | {"frequencies": kind} | rate)
     arms |= _choose_targets(tries, margin)
-    stopped = [{"epochs": epochs} for epochs in (2, 4, 8, 16, 32)]
-    arms["infonce_stopped geoclip"] = choose(
-        tries, "stopping", "infonce_stopped geoclip", arms["infonce geoclip"], stopped, far_score
-    )
+    arm = "infonce_stopped geoclip"
+    arms[arm] = climb(tries, arm, arms["infonce geoclip"], "epochs", STOPPED, 8, far_score)
     write_json(CHOSEN, arms)
 
 
-def _choose_idea(tries: Tries, arm: str, settings: Changes) -> Changes:
+def _choose_idea(
+    tries: Tries, arm: str, settings: Changes, warm: Callable[[str, Changes], Changes]
+) -> Changes:
     """Temperature, range, alpha and beta of the paper's two definitions."""
-    settings = choose(tries, "temperature", arm, settings, [{"temperature": one} for one in TEMPERATURES])
+    settings = warm(arm, settings)
     ranges: list[Changes] = [{}, {"curve": {"range_rule": "sill95"}}]
     ranges += [{"range_km": km} for km in (200.0, 800.0, 2_000.0)]
-    settings = choose(tries, "range", arm, settings, ranges)
-    settings = choose(tries, "alpha", arm, settings, [{"alpha": one} for one in (0.5, 0.0, 2.0, 8.0)])
-    found = []
-    for beta in (2.0, 4.0, 8.0, 16.0, 32.0):
-        found.append((tries.score("beta", arm, settings | {"beta": beta}), beta))
-        if len(found) > 1 and found[-1][0] < found[-2][0]:
-            break
-    return settings | {"beta": max(found, key=lambda one: one[0])[1]}
+    found = [tries.score("range", arm, {**settings, **one}) for one in ranges]
+    settings = {**settings, **ranges[int(np.argmax(found))]}
+    settings = climb(tries, arm, settings, "alpha", (0.0, 0.5, 2.0, 8.0), 0.5)
+    return climb(tries, arm, settings, "beta", BETAS, 4.0)
 
 
 def _choose_targets(tries: Tries, margin: Changes) -> dict[str, Changes]:
     """Length and mass of targets by distance; the mass serves the others."""
     arm, own = "distance_targets places", margin | {"strategy": "distance_targets", "alpha": 0.1}
-    lengths = [{"softness_km": km} for km in (1_000.0, 100.0, 300.0, 3_000.0)]
-    own = choose(tries, "length", arm, own, lengths, far_score)
-    own = choose(tries, "mass", arm, own, [{"alpha": one} for one in (0.1, 0.05, 0.2, 0.4)], far_score)
+    own = climb(tries, arm, own, "softness_km", (100.0, 300.0, 1_000.0, 3_000.0), 1_000.0, far_score)
+    own = climb(tries, arm, own, "alpha", (0.05, 0.1, 0.2, 0.4), 0.1, far_score)
     return {f"{name} places": own | {"strategy": name} for name in TARGETS}
 
 

@@ -26,8 +26,8 @@ def small(make_run: Callable[..., Run], narrow: None, monkeypatch: pytest.Monkey
     photos.assign(cell=np.arange(len(photos)) // 10).to_parquet(run.manifest, index=False)
     adopt(run)
     draws = {"blue_marble": (211, 212)}
-    options = {"STEPS_OF": 96, "SIZES": (48, 96), "SHORT": 1, "LONG": 1, "TEMPERATURES": (None,)}
-    options |= {"SHARES": (1 / 3, 1.0), "FINAL_SEEDS": (10,), "DRAWS": draws}
+    options = {"STEPS_OF": 96, "SIZES": (48, 96), "SHORT": 1, "LONG": 1, "TEMPERATURES": (0.1,)}
+    options |= {"SHARES": (1 / 3, 1.0), "STOPPED": (1, 8), "FINAL_SEEDS": (10,), "DRAWS": draws}
     options |= {"CHOSEN": tmp_path / "third.json", "KEPT": tmp_path, "open_world": lambda *_: run}
     for name, value in (options | {"PREDICTIONS": tmp_path / "third_predictions.parquet"}).items():
         monkeypatch.setattr(third, name, value)
