@@ -129,7 +129,7 @@ def climb(
     tries: Tries, arm: str, settings: Changes, name: str, grid: Sequence[Any], start: Any,
     of: Callable[[pd.DataFrame], float] = near_score,
 ) -> Changes:  # fmt: skip
-    """``settings`` with the best of ``grid`` for ``name``: from ``start`` up and down until the score falls."""
+    """``settings`` with the best of ``grid`` for ``name``: from ``start`` up and down until scores fall."""
 
     def score(k: int) -> float:
         return tries.score(name, arm, {**settings, name: grid[k]}, of=of)
