@@ -3,7 +3,7 @@
 * ``tune``: choose each arm's settings; ``shares``: shares of the Nyquist frequency at 1,500, 6,000 and 24,000
   photos and in shaded relief; ``fits``: weights of the lags. All on validation splits;
 * ``final`` and ``relief``: train for the final tables on the draws of Blue Marble and of shaded relief;
-* ``scaling``: 1,500 to 24,000 photos;
+* ``longer``: the primary arms on Blue Marble, trained twice as long; ``scaling``: 1,500 to 24,000 photos;
 * ``keep``: predictions, curves and Nyquist frequencies of these, under results/reference/study.
 
 Tables and figures of what is kept: :mod:`study.third_kept`. Each training is a stage of its own, and finished
@@ -34,7 +34,7 @@ from lib.train import curve
 from lib.train.data import TrainingData
 from study import second, sharper
 from study.second import TEST, VALIDATION, Changes, Trial
-from study.third_kept import DRAWS, KEPT, MARGIN, NEAREST, PREDICTIONS
+from study.third_kept import CONTRASTS, DRAWS, KEPT, MARGIN, NEAREST, PREDICTIONS
 
 CHOSEN = PROJECT / "study" / "third.json"
 """Settings of each arm, as ``tune`` chose them."""
@@ -56,8 +56,8 @@ HAND_SET = [2.0, 4.0, 8.0]
 TARGETS = ("uniform_targets", "distance_targets", "correlation_targets", "kriging_targets")
 STEPS_OF = 6_000
 """Photos of an epoch that count as one; fewer or more photos are trained for as many steps."""
-SHORT, LONG = 16, 32
-"""Epochs of a try, and of a final training."""
+EPOCHS, LONGER = 16, 32
+"""Of every training, and of the check whether longer ones agree."""
 
 
 def of_arm(
@@ -112,7 +112,7 @@ class Tries:
                 world, phase, arm, photos, text,
             ):  # fmt: skip
                 return row["score"]
-        trial, start = of_arm(arm, settings, SHORT, photos), time.monotonic()
+        trial, start = of_arm(arm, settings, EPOCHS, photos), time.monotonic()
         second.make(self.run, trial, VALIDATION)
         errors = second.predictions(self.run, [trial])
         row = {"world": world, "phase": phase, "arm": arm, "photos": photos, "settings": text}
@@ -245,14 +245,14 @@ def chosen() -> dict[str, Changes]:
 
 def final_trials(seed: int) -> Iterator[Trial]:
     """A seed's trainings of a draw, the primary arms first."""
-    return (of_arm(arm, settings, LONG, seed=seed) for arm, settings in chosen().items())
+    return (of_arm(arm, settings, EPOCHS, seed=seed) for arm, settings in chosen().items())
 
 
 def scaling_trials(seed: int = FINAL_SEEDS[0]) -> Iterator[Trial]:
     """The trainings of a draw for the table of sizes; those of 6,000 photos are the final table's."""
     arms = [f"{name} {kind}" for name in ("infonce", MARGIN) for kind in ("geoclip", "places")]
     for photos, arm in itertools.product(SIZES, arms):
-        yield of_arm(arm if photos == STEPS_OF else f"{arm} {photos}", chosen()[arm], LONG, photos, seed)
+        yield of_arm(arm if photos == STEPS_OF else f"{arm} {photos}", chosen()[arm], EPOCHS, photos, seed)
 
 
 def final(world: str) -> None:
@@ -266,6 +266,18 @@ def final(world: str) -> None:
                 _keep(run, trial, key)
         if not _has(known, key := {"world": world, "draw": draw, "arm": NEAREST, "seed": 0}):
             _keep_errors(_nearest(run), run, key)
+
+
+def longer() -> None:
+    """The primary arms on every draw of Blue Marble, one seed, trained twice as long."""
+    for draw in DRAWS["blue_marble"]:
+        run, known = open_world(f"blue_marble_{draw}"), kept()
+        for arm in sorted({arm for ours, theirs, *_ in CONTRASTS for arm in (ours, theirs)}):
+            trial = of_arm(f"{arm} longer", chosen()[arm], LONGER, seed=FINAL_SEEDS[0])
+            key = {"world": "blue_marble", "draw": draw, "arm": trial.arm, "seed": trial.seed}
+            if not _has(known, key):
+                second.make(run, trial, TEST)
+                _keep(run, trial, key)
 
 
 def scaling() -> None:
@@ -350,6 +362,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "fits": lambda: fits(open_world("tune")),
     "final": lambda: final("blue_marble"),
     "relief": lambda: final("shaded_relief"),
+    "longer": longer,
     "scaling": scaling,
     "keep": keep,
 }

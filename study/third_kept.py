@@ -222,7 +222,7 @@ def tables() -> None:
         errors = every[every["world"] == world]
         if errors["draw"].nunique() < len(DRAWS[world]):
             continue
-        own = errors[~errors["arm"].astype(str).str.contains(r" \d+$")]
+        own = errors[~errors["arm"].astype(str).str.contains(r" (?:\d+|longer)$")]
         primary = contrasts(world, own, CONTRASTS)
         made.setdefault("primary", []).append(primary.assign(p_holm=intervals.holm(primary["p_value"])))
         question = [(*QUESTION, split, metric) for split in ("test", "test_blocked") for metric in COMPARED]
@@ -233,6 +233,9 @@ def tables() -> None:
             for split, metric in (("test", "acc_25km"), ("test", "acc_100km"), *ENDPOINTS)
         ]
         made.setdefault("exploratory", []).append(contrasts(world, own, explored))
+        later = errors[errors["arm"].astype(str).str.endswith(" longer")]
+        later = later.assign(arm=later["arm"].astype(str).str.removesuffix(" longer"))
+        made.setdefault("longer", []).append(contrasts(world, later, CONTRASTS))
         made.setdefault("levels", []).append(levels(world, own))
         made.setdefault("components", []).append(components(own, world))
         if world == "blue_marble":

@@ -26,7 +26,7 @@ def small(make_run: Callable[..., Run], narrow: None, monkeypatch: pytest.Monkey
     photos.assign(cell=np.arange(len(photos)) // 10).to_parquet(run.manifest, index=False)
     adopt(run)
     draws = {"blue_marble": (211, 212)}
-    options = {"STEPS_OF": 96, "SIZES": (48, 96), "SHORT": 1, "LONG": 1, "TEMPERATURES": (0.1,)}
+    options = {"STEPS_OF": 96, "SIZES": (48, 96), "EPOCHS": 1, "LONGER": 2, "TEMPERATURES": (0.1,)}
     options |= {"SHARES": (1 / 3, 1.0), "STOPPED": (1, 8), "FINAL_SEEDS": (10,), "DRAWS": draws}
     options |= {"CHOSEN": tmp_path / "third.json", "KEPT": tmp_path, "open_world": lambda *_: run}
     for name, value in (options | {"PREDICTIONS": tmp_path / "third_predictions.parquet"}).items():
@@ -42,17 +42,18 @@ def test_in_miniature_each_training_is_made_once_and_kept(
     small: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = []
-    for part in ("tune", "tune", "fits", "final", "scaling", "scaling"):
+    for part in ("tune", "tune", "fits", "final", "longer", "scaling", "scaling"):
         assert third.main([part]) == 0, capsys.readouterr().err
         said.append(capsys.readouterr().out.count("made    trial-"))
-    assert said[0] > 20 and said[1] == said[5] == 0
+    assert said[0] > 20 and said[1] == said[6] == 0
     arms = json.loads(third.CHOSEN.read_text())
     assert len(arms) == 14 and {arms[f"{name} places"]["strategy"] for name in third.TARGETS} == {
         *third.TARGETS
     }
     told = third.kept()
     sizes = {f"{name} {kind} 48" for name in ("infonce", third.MARGIN) for kind in ("geoclip", "places")}
-    assert set(told["arm"]) == {*arms, *sizes, third.NEAREST} and set(told["draw"]) == {211, 212}
+    whole = {f"{arm} longer" for pair in third_kept.CONTRASTS for arm in pair[:2]}
+    assert set(told["arm"]) == {*arms, *sizes, *whole, third.NEAREST} and set(told["draw"]) == {211, 212}
     assert (told.groupby(["arm", "draw", "seed"], observed=True).size() == 70).all()
     whole = pd.read_csv(third.KEPT / "third_curves_by_fit.csv")
     assert len(whole) == 8 and whole["nugget"].nunique() > 1
@@ -63,7 +64,7 @@ def test_in_miniature_each_training_is_made_once_and_kept(
 
 def test_a_part_that_is_none_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert third.main(["finale"]) == 1
-    assert "tune|shares|fits|final|relief|scaling|keep" in capsys.readouterr().err
+    assert "tune|shares|fits|final|relief|longer|scaling|keep" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
