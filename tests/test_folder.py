@@ -175,14 +175,14 @@ class TestFolder:
         assert len(photos) == 3 and others.endswith("c.gif")
 
     def test_formats_that_are_not_read_are_called_that(self, root: Path) -> None:
-        for name in ("c.heic", "d.DNG"):
+        for name in ("c.jxl", "d.DNG"):
             photo(root / "x.jpg").rename(root / name)
-        kept, left_out = built(root, "path,lat,lon\none,11,2\ntwo,3,4\nc.heic,5,6\n")
+        kept, left_out = built(root, "path,lat,lon\none,11,2\ntwo,3,4\nc.jxl,5,6\n")
         said = left_out["reason"].tolist()
-        assert len(kept) == 2 and sum("HEIC is not read: convert it" in one for one in said) == 2
+        assert len(kept) == 2 and sum("JPEG XL is not read: convert it" in one for one in said) == 2
         assert "DNG (a camera's raw data) is not read: convert it to JPEG or PNG" in said
-        with pytest.raises(ValueError, match="HEIC is not read"):
-            open_photo(root, "c.heic")
+        with pytest.raises(ValueError, match="JPEG XL is not read"):
+            open_photo(root, "c.jxl")
         assert [len(found) for found in find_photos([str(root)])] == [5, 2]
 
     def test_photos_that_were_moved_away_are_a_sentence_and_cost_nothing(

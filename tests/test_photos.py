@@ -51,6 +51,19 @@ def test_a_photo_is_turned_as_its_exif_says(tmp_path: Path, picture: Image.Image
     assert np.array_equal(open_photo(tmp_path, "photo.png"), picture)
 
 
+@pytest.mark.parametrize("ending", ["heic", "avif"])
+def test_what_phones_write_is_read_upright_and_with_its_place(
+    tmp_path: Path, picture: Image.Image, ending: str
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x8825] = 6, {1: "S", 2: (10.0, 30.0, 0.0), 3: "E", 4: (20.0, 0.0, 0.0)}
+    stored = picture.transpose(Image.Transpose.ROTATE_90)
+    stored.save(tmp_path / f"photo.{ending}", exif=exif.tobytes(), quality=100)
+    found = np.asarray(open_photo(tmp_path, f"photo.{ending}")).astype(int)
+    assert found.shape == np.asarray(picture).shape and np.abs(found - picture).mean() < 20.0
+    assert exif_coordinates(tmp_path, f"photo.{ending}") == (-10.5, 20.0)
+
+
 def test_sixteen_bits_of_grey_keep_their_shades(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65_535, 64, dtype=np.uint16).repeat(8).reshape(64, 8)
     for stored in (ramp, ramp // 16, (ramp // 257).astype(np.int32)):  # of 16, 12 and 8 bits

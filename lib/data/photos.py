@@ -14,13 +14,15 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 from PIL import Image
 
 from lib.data.tables import LIMITS
 
-ENDINGS = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+pillow_heif.register_heif_opener()
+ENDINGS = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"}
 RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw")
-NOT_READ = {".heic": "HEIC", ".heif": "HEIF", ".avif": "AVIF", ".jxl": "JPEG XL", ".gif": "GIF"} | {
+NOT_READ = {".jxl": "JPEG XL", ".gif": "GIF"} | {
     ending: f"{ending[1:].upper()} (a camera's raw data)" for ending in RAW
 }
 """Endings of photos in formats that are not read -> the format's name."""
