@@ -345,6 +345,22 @@ def second_levels() -> str:
     return table(head, rows)
 
 
+def leaderboard() -> str:
+    """Every arm of the second study in both worlds, the best on random photos of Blue Marble first."""
+    asked = [(world, split, radius) for world in WORLDS for split, radius in list(ENDPOINTS)[::2]]
+    found = second("levels").set_index(["world", "split", "strategy"])
+    names = [name for name in found.index.unique("strategy") if name != "ceiling"]
+    values = {
+        name: [found.loc[(world, split, name), f"acc_{radius}km"] for world, split, radius in asked]
+        for name in names
+    }
+    order = sorted(names, key=lambda name: -values[name][0])
+    rows = [(of_arm(name), *(points(100 * value, sign=False) for value in values[name])) for name in order]
+    return table(
+        ("", *(f"{WORLDS[world]}: {ENDPOINTS[split, radius]}" for world, split, radius in asked)), rows
+    )
+
+
 def second_sharpest() -> str:
     """The sharper margins less the margin, on Blue Marble's tests."""
     found, rows = second("sharpest"), []
@@ -403,7 +419,7 @@ def filled(page: Path) -> str:
     """The text of ``page``, each table between its marks made anew."""
     makers = (first_screen, expect, all_radii, all_differences, the_study)
     makers += (second_papers_question, second_overlap, second_primary, second_exploratory)
-    makers += (second_levels, second_sharpest, second_factorial)
+    makers += (second_levels, second_sharpest, second_factorial, leaderboard)
     makers += (the_curve, where_time_goes)
     by_name = {maker.__name__: maker for maker in makers}
     mark = re.compile(r"(<!-- table (\w+), made by docs/generate.py -->\n).*?(\n<!-- end -->)", re.DOTALL)
@@ -417,7 +433,7 @@ def pages() -> dict[Path, str]:
     made = {}
     for make in makers:
         made[HERE / "reference" / f"{make.__name__.removesuffix('_page')}.md"] = HEAD + make()
-    names = ("results", "study", "second-study", "second-study-more", "semivariograms", "running")
+    names = ("results", "study", "second-study", "second-study-more", "semivariograms", "running", "bench")
     with_tables = (PROJECT / "README.md", *(HERE / f"{name}.md" for name in names))
     return made | {page: filled(page) for page in with_tables}
 
