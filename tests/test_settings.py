@@ -24,6 +24,15 @@ def test_the_papers_profile_is_the_published_protocol() -> None:
     assert (training.queue_size, training.batch_size, training.epochs) == (4_096, 512, 20)
     assert (training.learning_rate, training.weight_decay, training.learning_rate_decay) == (3e-5, 1e-6, 0.87)
     assert (training.batch_noise_m, training.queue_noise_m) == (150.0, 1_000.0)
+    small = load("osv5m_small").training
+    assert (small.strategies, small.variants) == (training.strategies, training.variants)
+    named = {name: training.own(name) for name in training.strategies}
+    assert {name: (strategy, own.frequencies) for name, (strategy, own) in named.items()} == {
+        **{name: (name, "geoclip") for name in ("infonce", "semivariogram", "semivariance_margin")},
+        "infonce_frequencies": ("infonce", "places"),
+        "margin_frequencies": ("semivariance_margin", "places"),
+    }
+    assert {own.learning_rate for _, own in named.values()} == {3e-5}
 
 
 def test_quick_is_judged_at_places_that_had_no_part_in_the_choice_of_its_settings() -> None:

@@ -57,7 +57,8 @@ def test_osv5m_in_miniature_goes_through_the_notebooks_with_clip(tmp_path, tiny_
         "backbone.views=2", "semivariogram.lag_width_rad=0.05", "training.batch_size=64",
         "training.queue_size=64",
         "training.epochs=2", "training.seeds=0,1", "training.strategies=infonce,semivariogram",
-        "training.location_encoder=geoclip", "training.image_head=geoclip", "evaluation.gallery=train",
+        "training.location_encoder=geoclip", "training.frequencies=geoclip", "training.image_head=geoclip",
+        "evaluation.gallery=train",
         "evaluation.bootstrap=100",
     ]  # fmt: skip
     command = [sys.executable, "-m", "lib.pipeline", "--profile", "osv5m_small", "--device", "cpu"]
