@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Usage: ./run_all.sh [options]: executes the notebooks in order; all that they make lies under results/NAME. What an earlier run
-# of that name has made from the same inputs, settings and code is reused. NPROC=8 ./run_all.sh … works in that many processes.
+# of that name has made from the same inputs, settings and code is reused. NPROC=8 ./run_all.sh … works in that many processes;
+# several machines: NNODES, NODE_RANK and RDZV_ENDPOINT too (docs/scaling.md).
 #   --profile NAME|FILE.yaml   smoke, quick (default), folder, osv5m_small, osv5m, or a file
 #   --run NAME                 folder under results/ (default: the profile's name), or a path with a slash
 #   --device auto|cpu|cuda     default: auto, CUDA where there is one

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import nbformat
@@ -24,7 +24,7 @@ from nbformat.reader import NotJSONError
 
 from lib.data import backbones, datasets
 from lib.method.errors import BundleError
-from lib.runs import Run, cache, code, locks
+from lib.runs import Run, cache, code, locks, ranks
 from lib.runs.files import Signature, one_line, printable, refusals_named, signature, writing
 from lib.runs.machine import check_gpu, gpu, print_anywhere
 from lib.runs.provenance import read_provenance, write_checksums, write_provenance
@@ -281,8 +281,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     overrides = [*options.set, *([f"device={options.device}"] if options.device else [])]
     try:
-        count = os.environ.get("NPROC") or "1"
-        _refuse_contradictions(options, count)
+        count, machines = os.environ.get("NPROC") or "1", _machines()
+        ranks.refuse_tasks(machines.count)
+        is_alone = (count, machines.count) == ("1", 1)
+        _refuse_contradictions(options, is_alone)
         profile, name = _of_the_caller(options.profile), options.run
         run = Run.open(profile, _of_the_caller(name) if os.sep in name else name, overrides)
         chosen = choose(options.only)
@@ -293,11 +295,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plain = Path(importlib.util.find_spec("matplotlib").origin).with_name("mpl-data") / "matplotlibrc"
         started["MATPLOTLIBRC"] = str(plain)  # else the user's own, which the figures would follow
         with refusals_named(run.folder), patch.dict(os.environ, started):
-            if options.fresh:
+            if options.fresh and machines.number == 0:
                 with locks.holding(run.folder):
                     forget(run.folder)
-            if count != "1":  # the first of the processes holds the lock
-                make_in_parallel(run, profile, overrides, count)
+            if not is_alone:  # the first of the processes holds the lock
+                make_in_parallel(run, profile, overrides, count, machines)
+            if machines.number > 0:
+                print("the first machine executes the notebooks")
+                return 0
             with locks.holding(run.folder):
                 _execute_all(run, chosen, profile, overrides)
     except (BundleError, OSError) as error:
@@ -325,17 +330,41 @@ def _of_the_caller(path: str) -> str:
     return str(there.resolve()) if os.sep in path or path.endswith((".yaml", ".yml")) else path
 
 
-def _refuse_contradictions(options: argparse.Namespace, count: str) -> None:
+class Machines(NamedTuple):
+    """How many work together, which of them this is, from 0, and where their torchruns meet (name:port)."""
+
+    count: int = 1
+    number: int = 0
+    meeting: str = ""
+
+
+def _machines() -> Machines:
+    """What NNODES, NODE_RANK (of Slurm, too) and RDZV_ENDPOINT say. BundleError: they do not fit together."""
+    count, meeting = os.environ.get("NNODES") or "1", os.environ.get("RDZV_ENDPOINT", "")
+    number = os.environ.get("NODE_RANK") or os.environ.get("SLURM_NODEID") or ""
+    if count == "1":
+        return Machines()
+    if not (count + number).isdecimal() or not number or int(number) >= int(count) or ":" not in meeting:
+        said = f"NNODES={count} NODE_RANK={number} RDZV_ENDPOINT={meeting}"
+        mend = "the number of machines, this one's from 0, and the first one's name and a free port"
+        raise BundleError(f"{said}: give {mend}, such as NNODES=4 NODE_RANK=0 RDZV_ENDPOINT=node1:29500")
+    return Machines(int(count), int(number), meeting)
+
+
+def _refuse_contradictions(options: argparse.Namespace, is_alone: bool) -> None:
     if options.fresh and options.only:
         raise BundleError(
             "--fresh removes what the other notebooks made, and --only would not make it again; leave one out"
         )
-    if options.only and count != "1":
+    if options.only and not is_alone:
         raise BundleError("NPROC makes all stages before the notebooks; leave out --only, or NPROC")
 
 
-def make_in_parallel(run: Run, profile: str, overrides: Sequence[str], count: str) -> None:
-    """Make features and trainings with ``count`` processes (:mod:`lib.stages`); the notebooks then find them.
+def make_in_parallel(
+    run: Run, profile: str, overrides: Sequence[str], count: str, machines: Machines
+) -> None:
+    """Make features and trainings with ``count`` processes a machine (:mod:`lib.stages`); the notebooks then
+    find them.
 
     Raises:
         BundleError: ``count`` is no number of processes, or one of them failed.
@@ -348,15 +377,24 @@ def make_in_parallel(run: Run, profile: str, overrides: Sequence[str], count: st
             f"NPROC={count}: this machine has {cards} GPU, and with training.parallel=batches each process "
             f"needs one of its own; take NPROC={cards}, or training.parallel=trainings"
         )
-    print(f"{count} processes make features and trainings …", flush=True)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    torchrun.append("--local-addr=127.0.0.1")  # a container may not know its own name
+    all_of_them, training = int(count) * machines.count, run.settings.training
+    meeting = ["--standalone", "--local-addr=127.0.0.1"]  # a container may not know its own name
+    jobs = len(training.strategies) * len(training.seeds)
+    are_few = training.parallel == "trainings" and jobs < all_of_them
+    idle = f"; {jobs} trainings keep {jobs} of them busy, the others then wait" if are_few else ""
+    print(f"{all_of_them} processes make features and trainings{idle} …", flush=True)
+    if machines.count > 1:
+        waits = f"is_host={int(machines.number == 0)},read_timeout=600"  # the first may come late
+        meeting = [f"--nnodes={machines.count}", "--rdzv-backend=c10d", f"--rdzv-id={run.name}"]
+        meeting += [f"--rdzv-endpoint={machines.meeting}", f"--rdzv-conf={waits}"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *meeting, f"--nproc-per-node={count}"]
     command = [*torchrun, "-m", "lib.stages", profile, str(run.folder), *overrides]
     # torchrun itself would give each one
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // int(count)))}
     if subprocess.run(command, cwd=PROJECT, env=threads | os.environ).returncode:  # noqa: S603
         raise BundleError(
-            f"one of the {count} processes failed; its sentence, beginning with lib.stages, stands above. "
+            f"one of the {all_of_them} processes failed; its sentence, beginning with lib.stages, stands "
+            f"above{' or in what its machine printed' if machines.count > 1 else ''}. "
             "Where there is none it was killed, most often for memory: take a smaller NPROC"
         )
 

@@ -168,6 +168,9 @@ def _extract(run: Run, scratch: Path) -> None:
     if ranks.rank() > 0:
         return
     notes = _journal(scratch).values()
+    if lacking := len(blocks) - len(notes):
+        said = f"{lacking} of {len(blocks)} blocks, made by other processes, are not in {scratch}"
+        raise BundleError(f"{said}; give all machines the same folder on a disk that they share")
     reasons = {int(row): why for note in notes for row, why in note["unreadable"].items()}
     reasons = pd.Series(reasons, dtype=object).sort_index()
     if len(reasons) == len(listed):

@@ -1,4 +1,4 @@
-"""Several processes on one run. ``NPROC=8 ./run_all.sh`` starts them with torchrun.
+"""Several processes on one run. ``NPROC=8 ./run_all.sh`` starts them with torchrun, ``NNODES`` on machines.
 
 A process that torchrun did not start is rank 0 of 1, and none of this does anything.
 """
@@ -26,9 +26,11 @@ def start() -> None:
     """Join the group that torchrun has started. Tensors on GPUs go by nccl, all else by gloo.
 
     Raises:
-        BundleError: the processes do not find one another within ``MEETING``.
+        BundleError: the processes do not find one another within ``MEETING``; or see :func:`refuse_tasks`.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        refuse_tasks()
+    elif not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:
             store, number, of = next(dist.rendezvous("env://", timeout=MEETING))
@@ -41,6 +43,19 @@ def start() -> None:
         store.set_timeout(PATIENCE)
         # older releases of torch have it under another name only
         getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)(PATIENCE)
+
+
+def refuse_tasks(machines: int = 1) -> None:
+    """Refuse to be one of several tasks of srun or mpirun, other than a torchrun on each of ``machines``.
+
+    Such tasks know nothing of one another. What sbatch sets for its own script, SLURM_NTASKS, tells less.
+    """
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        if (tasks := os.environ.get(name, "1")) not in ("1", str(machines)):
+            raise BundleError(
+                f"{name}={tasks}: each of these {tasks} tasks would think that it is alone; start one task a "
+                f"machine with NPROC and NNODES={tasks} set for run_all.sh, as slurm/osv5m.sbatch does"
+            )
 
 
 def stop() -> None:
