@@ -6,6 +6,7 @@ which note each call and "install" a pin as an empty package with that version; 
 setup_environment.sh are the real ones.
 """
 
+import json
 import os
 import re
 import shutil
@@ -104,6 +105,53 @@ def test_conda_takes_its_versions_from_requirements_txt():
     assert environment["name"] == "semivariogram-geolocalization"
     assert re.fullmatch(r"python=3\.\d+ pip", " ".join(from_conda))
     assert from_pip == {"pip": ["-r requirements.txt", "-e ."]}
+
+
+def test_the_image_has_the_python_of_conda_the_cuda_of_the_lock_and_files_that_are_there():
+    image, locked = read("Dockerfile"), read("requirements.lock")
+    python = re.search(r"^  - python=(3\.\d+)$", read("environment.yml"), re.MULTILINE)[1]
+    assert (
+        re.findall(r"uv python install (\S+)", image)
+        == re.findall(r"--python-version (\S+)", locked)
+        == [python]
+    )
+    assert python in re.search(r"for name in (.*); do", read("setup_environment.sh"))[1]
+    cuda = re.search(r"^nvidia-cuda-runtime==(\d+\.\d+)\.", locked, re.MULTILINE)[1]
+    assert re.findall(r"^FROM nvidia/cuda:(\d+\.\d+)\.", image, re.MULTILINE) == [cuda]
+    copied = re.search(r"^COPY (.*) /opt/setup/$", image, re.MULTILINE)[1].split()
+    assert [name for name in copied if not (PROJECT / name).is_file()] == []
+    assert {"setup_environment.sh", "requirements.txt", "requirements.lock"} == set(copied)
+    assert re.search(r" uv==[\d.]+ ", image) and len(image.splitlines()) <= 30
+    container = json.loads(read(".devcontainer/devcontainer.json"))
+    assert (PROJECT / ".devcontainer" / container["build"]["dockerfile"]).resolve() == PROJECT / "Dockerfile"
+    environment = re.search(r"SEMIVARIOGRAM_ENV=(\S+)", image)[1]
+    settings = container["customizations"]["vscode"]["settings"]
+    assert settings["python.defaultInterpreterPath"] == f"{environment}/bin/python"
+
+
+SRUN = """#!/bin/sh
+echo "srun $NPROC processes on each of $NNODES, $RDZV_ENDPOINT, $SRUN_CPUS_PER_TASK cores: $*" >>"$CALLS"
+if [ -n "${FAKE_TIME_IS_OVER:-}" ]; then kill -USR1 $PPID; sleep 0.2; exit 1; fi
+shift && exec "$@"
+"""
+
+
+def test_a_job_of_slurm_starts_run_all_on_each_machine_and_is_queued_again_before_its_time_is_over(made):
+    made.stub("srun", SRUN)
+    made.stub("scontrol", '#!/bin/sh\necho "scontrol $*" >>"$CALLS"; printf "node7\\nnode8\\n"\n')
+    job = {"SLURM_SUBMIT_DIR": str(made.root), "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_NUM_NODES": "2"}
+    job |= {"SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_ID": "12345", "SLURM_CPUS_PER_TASK": "128"}
+    script = str(PROJECT / "slurm" / "osv5m.sbatch")
+    code, out, error = made.run("bash", script, "--run", "mine", **job)
+    asked = "-m lib.pipeline --profile osv5m --device cuda --run mine\n"
+    assert (code, out) == (0, f"for {made.root} in {made.root}: {asked}"), error
+    wanted = (
+        "srun 8 processes on each of 2, node7:22345, 128 cores: --kill-on-bad-exit=1 ./run_all.sh --profile"
+    )
+    said = made.calls_file.read_text()
+    assert wanted in said and "requeue" not in said
+    assert made.run("bash", script, FAKE_TIME_IS_OVER="1", **job)[0] != 0
+    assert "scontrol requeue 12345" in made.calls_file.read_text()
 
 
 def test_the_citation_names_the_version_and_licence_of_the_package():
@@ -364,8 +412,8 @@ def test_continuous_integration_goes_on_where_debian_gives_nothing(made):
     assert set(made.calls()) <= {"venv", "apt-get"}
 
 
-@pytest.mark.parametrize("tool", ["bash -n", "shellcheck"])
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("tool", ["bash -n", "shellcheck -x"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "slurm/osv5m.sbatch"])
 def test_scripts_are_well_formed(script, tool):
     if not shutil.which(tool.split()[0]):
         pytest.skip(f"{tool} is not installed")
