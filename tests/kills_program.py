@@ -34,7 +34,7 @@ from lib.method import model
 from lib.method.geodesy import unit_vectors
 from lib.runs import Run
 from lib.settings import load
-from lib.train import curve, training
+from lib.train import checkpoints, curve, training
 
 STAGES: dict[str, Callable[[Run], object]] = {
     "manifest": datasets.prepare,
@@ -153,7 +153,7 @@ def attempt(
     status = finish(fork(run, list(STAGES)[list(STAGES).index(stage) :]))
     after = contents(run.folder)
     lost = [name for name in {*whole, *after} if whole.get(name) != after.get(name)]
-    left = [str(path) for name in ("*.part*", "unfinished") for path in run.folder.rglob(name)]
+    left = [str(path) for name in ("*.part*", "*unfinished") for path in run.folder.rglob(name)]
     return {
         "stage": stage,
         "seconds": seconds,
@@ -167,6 +167,7 @@ def attempt(
 
 def main(folder: Path, seed: int, moments: int, points: int) -> None:
     torch.set_num_threads(1)
+    checkpoints.SAVE_EVERY_S = 0.0
     model.geoclip_locations().LocationEncoder = NarrowLocationEncoder
     write_photos(folder)
     named = [f"dataset.root={folder / 'photos'}", f"dataset.csv={folder / 'places.csv'}"]

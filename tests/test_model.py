@@ -105,7 +105,14 @@ class TestCheckpoint:
                 load(tmp_path / f"{name}.safetensors")
 
 
-def test_a_batch_beyond_the_queues_size_leaves_the_latest() -> None:
-    queue = Queue.empty(2, 3)
-    queue.push(torch.arange(5), torch.arange(10.0).reshape(5, 2), torch.zeros(5, 3))
-    assert queue.coordinates_deg.tolist() == [[6.0, 7.0], [8.0, 9.0]] and queue.rows.tolist() == [3, 4]
+@pytest.mark.parametrize("size", [0, 2, 5, 7, 16, 40])
+def test_the_queue_holds_the_latest_of_what_was_pushed_in_order(size: int) -> None:
+    queue, pushed = Queue.empty(size, 3), 0
+    for count in (5, 5, 1, 7, 5, 5, 5, 16, 5, 2, 5, 40, 5):
+        rows = torch.arange(pushed, pushed + count)
+        queue.push(rows, rows[:, None].float() + torch.tensor([0.0, 0.5]), rows[:, None] * torch.ones(3))
+        pushed += count
+        expected = torch.arange(max(0, pushed - size), pushed)
+        rows, places, unit = queue.parts()
+        assert torch.equal(rows, expected) and torch.equal(places[:, 1], expected + 0.5)
+        assert torch.equal(unit, expected[:, None].expand(-1, 3).float()) and len(queue) == len(expected)

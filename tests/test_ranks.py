@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import torch.distributed as dist
 from conftest import python
 from safetensors.numpy import load_file
 
@@ -25,9 +27,9 @@ SETTINGS = [
 LABELS = ["infonce", "decayed", "semivariogram", "hcl", "distance_soft"]
 
 
-def work(folder: Path, processes: int, *more: str) -> subprocess.CompletedProcess[str]:
+def work(folder: Path, processes: int, *more: str, **variables: str) -> subprocess.CompletedProcess[str]:
     program = Path(__file__).with_name("ranks_program.py")
-    return python(program, folder, *SETTINGS, *more, processes=processes)
+    return python(program, folder, *SETTINGS, *more, processes=processes, **variables)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,33 @@ def test_one_rank_more_or_less_makes_no_training_anew(both: list[Path]) -> None:
     done = work(both[1], 1)
     said = done.stdout + done.stderr[-2_000:]
     assert done.returncode == 0 and done.stdout.count("reused  training-") == len(LABELS), said
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_training_that_is_killed_goes_on_at_the_same_epoch_everywhere_to_the_same_bits(
+    both: list[Path], tmp_path: Path, processes: int
+) -> None:
+    folder, one = tmp_path / "run", "training.strategies=infonce"
+    assert work(folder, processes, one, DIES_AFTER="2").returncode != 0
+    assert not (folder / "checkpoints/infonce_seed0.safetensors").exists()
+    done = work(folder, processes, one)
+    assert done.returncode == 0, done.stderr[-3_000:]
+    assert done.stdout.count("infonce, seed 0: goes on after epoch 2 of 3") == 1
+    for name in ("checkpoints/infonce_seed0.safetensors", "history/infonce_seed0.csv"):
+        assert (folder / name).read_bytes() == (both[processes - 1] / name).read_bytes()
+    assert not list(folder.rglob("*unfinished*"))
+
+
+@pytest.mark.parametrize(("local_rank", "cards", "taken"), [(0, 1, 0), (3, 1, 0), (3, 4, 3), (5, 4, 1)])
+def test_ranks_beyond_the_cards_of_a_machine_share_them(
+    monkeypatch: pytest.MonkeyPatch, local_rank: int, cards: int, taken: int
+) -> None:
+    chosen = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    assert ranks.cuda_device() == torch.device("cuda", taken) and chosen == [torch.device("cuda", taken)]
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,9 @@ from lib.method import model, negatives
 from lib.method.errors import BundleError
 from lib.method.model import GeoCLIP
 from lib.method.negatives import REGISTRY, Pairs, Reweighting, Strategy
-from lib.runs import Run, cache
+from lib.runs import Run, cache, ranks
 from lib.settings import SettingsError
-from lib.train import curve, training
+from lib.train import checkpoints, curve, training
 from lib.train.training import TrainingData, train
 
 pytestmark = pytest.mark.usefixtures("narrow")
@@ -245,11 +245,12 @@ class TestHistory:
 class TestErrors:
     @pytest.mark.parametrize(
         ("size", "said"),
-        [(24, r"epoch 1, step \d.*lower training\.learning_rate"), (96, "after the last step")],
+        [(24, r"epoch 1, step 1: .*lower training\.learning_rate"), (96, "after the last step")],
     )
     def test_an_infinite_rate_stops_at_the_second_step_or_after_the_last(
-        self, make_run: Runs, size: int, said: str
+        self, make_run: Runs, monkeypatch: pytest.MonkeyPatch, size: int, said: str
     ) -> None:
+        monkeypatch.setattr(training, "LOOK_EVERY", 1)
         more = (f"training.batch_size={size}", "training.learning_rate=1e300", "training.schedule=constant")
         with pytest.raises(BundleError, match=said):
             trained(make_run("training.epochs=1", *more))
@@ -264,6 +265,104 @@ class TestErrors:
         with pytest.raises(BundleError, match=said):
             training.train_all(run, ["infonce"])
         assert not run.checkpoint("infonce", 0).exists() and not list(run.folder.glob("receipts/training*"))
+
+    def test_each_look_takes_the_new_losses_alone(
+        self, make_run: Runs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stack, lengths = torch.stack, []
+
+        def watched(given: list[torch.Tensor], dim: int = 0) -> torch.Tensor:
+            lengths.extend([len(given)] if given[0].ndim == 0 else [])
+            return stack(given, dim)
+
+        monkeypatch.setattr(torch, "stack", watched)
+        monkeypatch.setattr(training, "LOOK_EVERY", 3)
+        trained(make_run(*SHORT))
+        assert lengths == [3, 1, STEPS]  # the last for the mean
+
+
+def die(monkeypatch: pytest.MonkeyPatch, run: Run, epoch: int) -> None:
+    """Let a training of ``run`` end in the midst of ``epoch``, as if it were killed."""
+    real, met = TrainingData.batch, []
+
+    def batch(self: TrainingData, of: int, *given: object) -> object:
+        met.extend([of] if of == epoch else [])
+        if len(met) == 3:
+            raise KeyboardInterrupt
+        return real(self, of, *given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainingData, "batch", batch)
+        training.train_all(run, ["semivariogram"])
+
+
+def results(run: Run) -> list[bytes]:
+    training.train_all(run, ["semivariogram"])
+    assert not list(run.folder.rglob("*unfinished*"))
+    return [path("semivariogram", 0).read_bytes() for path in (run.checkpoint, run.history)]
+
+
+class TestKilled:
+    LONG = ("training.epochs=6", "training.batch_size=24", "training.validate_every=2")
+    STATE = "checkpoints/semivariogram_seed0.unfinished/state.safetensors"
+
+    @pytest.mark.parametrize(
+        ("epochs", "more"),
+        [
+            ([2], ["queue_size=30"]),
+            ([4], ["queue_size=60", "schedule=exponential"]),
+            ([6], ["queue_size=0", "temperature=0.05", "optimizer=adam"]),
+            ([2, 4, 6], ["queue_size=30", "frequencies=curve"]),
+        ],
+        ids=str,
+    )
+    def test_it_goes_on_after_its_last_epoch_and_ends_with_the_same_bits(
+        self,
+        make_run: Runs,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture,
+        epochs: list,
+        more: list,
+    ) -> None:
+        monkeypatch.setattr(checkpoints, "SAVE_EVERY_S", 0.0)
+        whole, run = (make_run(*self.LONG, *(f"training.{one}" for one in more)) for _ in range(2))
+        for epoch in epochs:
+            die(monkeypatch, run, epoch)
+        assert results(run) == results(whole)
+        said = capsys.readouterr().out
+        for epoch in epochs:
+            assert f"note    semivariogram, seed 0: goes on after epoch {epoch - 1} of 6\n" in said
+
+    @pytest.mark.parametrize("what", ["flipped", "torn", "other settings"])
+    def test_a_state_that_is_damaged_or_of_other_settings_is_not_used(
+        self, make_run: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, what: str
+    ) -> None:
+        monkeypatch.setattr(checkpoints, "SAVE_EVERY_S", 0.0)
+        rate = "training.learning_rate=0.002" if what == "other settings" else "training.learning_rate=0.001"
+        run, whole = make_run(*self.LONG, "training.learning_rate=0.001"), make_run(*self.LONG, rate)
+        die(monkeypatch, run, 4)
+        content = bytearray((run.folder / self.STATE).read_bytes())
+        content[len(content) // 2] ^= what == "flipped"
+        (run.folder / self.STATE).write_bytes(content[: 999 if what == "torn" else None])
+        assert results(Run(whole.settings, run.folder)) == results(whole)
+        said = capsys.readouterr().out
+        assert "goes on" not in said
+        assert said.count(f"{run.folder / self.STATE}: damaged (") == (what != "other settings")
+
+    def test_a_training_of_seconds_saves_no_state(
+        self, make_run: Runs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = make_run(*self.LONG)
+        die(monkeypatch, run, 4)
+        assert not (run.folder / self.STATE).exists()
+
+    def test_processes_that_find_other_states_stop(
+        self, make_run: Runs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(training, "_is_shared", lambda run: True)
+        monkeypatch.setattr(ranks, "from_first", lambda epochs: epochs + 1)
+        with pytest.raises(BundleError, match="another state of infonce, seed 0.*delete this file"):
+            trained(make_run(*SHORT))
 
 
 class TestWhereLooksDoNotDependOnThePlace:

@@ -1,28 +1,45 @@
-"""Models as files: written whole with what they were trained with, read back, and begun."""
+"""Models as files: written whole with what they were trained with, read back, and begun; and trainings that
+are not finished."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import struct
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
 from lib.data.draws import generator
 from lib.method.errors import BundleError
 from lib.method.model import GeoCLIP, geoclip_locations
+from lib.runs import ranks
 from lib.runs.files import READING_ERRORS, one_line, writing
+from lib.runs.machine import tell
 from lib.settings import Training
+
+if TYPE_CHECKING:
+    from lib.train.data import Queue
+
+SAVE_EVERY_S = 30.0
+"""A training of seconds writes nothing but its outcome."""
 
 
 def save(model: GeoCLIP, path: Path, **metadata: object) -> None:
     """Write the weights of ``model`` (safetensors) with ``metadata``, whole or not at all."""
-    weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
-    content = to_bytes(weights, {name: json.dumps(value, default=str) for name, value in metadata.items()})
+    _write(path, model.state_dict(), {name: json.dumps(value) for name, value in metadata.items()})
+
+
+def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    content = to_bytes({name: value.contiguous().cpu() for name, value in tensors.items()}, metadata)
     with writing(path) as aside:
         aside.write_bytes(_with_sorted_metadata(content))
 
@@ -84,3 +101,65 @@ def load(path: Path, device: torch.device | str = "cpu") -> GeoCLIP:
         said = f"{path}: not a checkpoint of this model ({one_line(error)})"
         raise BundleError(f"{said}; delete it, and it is made again") from error
     return model.to(device).eval()
+
+
+@dataclass
+class State:
+    """What the rest of a training depends on besides data and settings. ``history``: a row an epoch."""
+
+    model: GeoCLIP
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    queue: Queue
+    generators: tuple[torch.Generator, ...]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    saved: float = field(default_factory=time.monotonic)
+
+    def save(self, path: Path) -> None:
+        """Write all of it (safetensors; what is no tensor as JSON in the metadata), whole or not at all;
+        nothing within ``SAVE_EVERY_S`` of the last time, or of the beginning."""
+        if time.monotonic() - self.saved < SAVE_EVERY_S:
+            return
+        moments, drawn = self.optimizer.state_dict(), [one.get_state() for one in self.generators]
+        kept = {"model": self.model.state_dict(), "queue": dict(enumerate(self.queue.parts()))}
+        kept |= {f"optimizer.{number}": of_one for number, of_one in moments["state"].items()}
+        kept |= {"generators": dict(enumerate(drawn))}
+        tensors = {f"{part}/{name}": value.cpu() for part, of in kept.items() for name, value in of.items()}
+        rest = json.dumps([moments["param_groups"], self.schedule.state_dict(), self.history])
+        _write(path, tensors, {"rest": rest, "sha256": _digest(tensors, rest)})
+        self.saved = time.monotonic()
+
+    def load(self, path: Path) -> None:
+        """Go on from what ``path`` holds. Where it is damaged, a line says so, and nothing changes."""
+        try:
+            with safe_open(path, "pt") as file:
+                about = file.metadata()
+            # copies: another machine cannot read what it has mapped of a file that is replaced
+            tensors = {name: value.clone() for name, value in load_file(path).items()}
+            if about["sha256"] != _digest(tensors, about["rest"]):
+                raise ValueError("its checksum differs")
+        except FileNotFoundError:
+            return
+        except (*READING_ERRORS, SafetensorError) as error:
+            if ranks.rank() == 0:
+                tell(f"again   {path}: damaged ({one_line(error)}); this training starts over")
+            return
+        kept: dict[str, dict[str, torch.Tensor]] = {}
+        for name, value in tensors.items():
+            part, _, name = name.partition("/")
+            kept.setdefault(part, {})[name] = value
+        groups, schedule, self.history = json.loads(about["rest"])
+        moments = {int(part.split(".")[1]): of_one for part, of_one in kept.items() if "." in part}
+        self.model.load_state_dict(kept["model"])
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.schedule.load_state_dict(schedule)
+        self.queue.push(*(value for _, value in sorted(kept["queue"].items())))
+        for number, one in enumerate(self.generators):
+            one.set_state(kept["generators"][str(number)])
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], rest: str) -> str:
+    digest = hashlib.sha256(rest.encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode() + value.numpy().tobytes())
+    return digest.hexdigest()

@@ -80,31 +80,37 @@ class Queue:
     """The latest ``size`` places and the unit features of the photos taken there: negatives beyond the batch.
 
     Starts empty and grows; upstream's random unit vectors are places within a degree of (0, 0). The rows tell
-    a photo from itself when it comes back in the next epoch.
+    a photo from itself when it comes back in the next epoch. It lies in one piece, the oldest first, in
+    buffers of twice ``size``: it is copied to their beginning once in a while, not at every push.
     """
 
     size: int
-    rows: torch.Tensor
-    coordinates_deg: torch.Tensor
-    unit_features: torch.Tensor
+    buffers: tuple[torch.Tensor, ...]
+    stop: int = 0
 
     @classmethod
     def empty(cls, size: int, dimension: int, device: torch.device | str = "cpu") -> Queue:
         """A queue for ``size`` places and features of ``dimension``."""
-        rows = torch.empty(0, dtype=torch.long, device=device)
-        return cls(size, rows, *(torch.empty(0, width, device=device) for width in (2, dimension)))
+        rows = torch.empty(2 * size, dtype=torch.long, device=device)
+        return cls(size, (rows, *(torch.empty(2 * size, width, device=device) for width in (2, dimension))))
+
+    def parts(self) -> list[torch.Tensor]:
+        """Rows [Q], coordinates [Q, 2] and unit features [Q, D], the oldest first; views until a push."""
+        return [buffer[max(0, self.stop - self.size) : self.stop] for buffer in self.buffers]
 
     def __len__(self) -> int:
-        return len(self.coordinates_deg)
+        return min(self.stop, self.size)
 
     @torch.no_grad()
-    def push(self, rows: torch.Tensor, coordinates_deg: torch.Tensor, unit_features: torch.Tensor) -> None:
+    def push(self, *new: torch.Tensor) -> None:
         """Add rows [B], coordinates [B, 2] and unit features [B, D]; the oldest beyond ``size`` leave."""
-        if self.size == 0:
-            return
-        self.rows = torch.cat((self.rows, rows))[-self.size :]
-        self.coordinates_deg = torch.cat((self.coordinates_deg, coordinates_deg))[-self.size :]
-        self.unit_features = torch.cat((self.unit_features, unit_features))[-self.size :]
+        count = min(len(new[0]), self.size)
+        start = self.stop if self.stop + count <= 2 * self.size else self.size - count
+        for buffer, values in zip(self.buffers, new, strict=True):
+            if start < self.stop:  # the buffer is full; what moves does not overlap: it is ``size`` at most
+                buffer[:start] = buffer[self.stop - start : self.stop]
+            buffer[start : start + count] = values[len(values) - count :]
+        self.stop = start + count
 
 
 def _some(rows: np.ndarray, count: int | None) -> np.ndarray:

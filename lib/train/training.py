@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from lib.method.loss import SemivariogramLoss, contrastive_loss
 from lib.method.model import GeoCLIP
 from lib.method.negatives import Strategy
 from lib.runs import Run, cached, progress, ranks, writing
-from lib.runs.machine import one_ahead
+from lib.runs.machine import note, one_ahead
 from lib.settings import Training
 from lib.train import checkpoints, curve, gallery, shared
 from lib.train.data import Batch, Queue, TrainingData, batches
@@ -105,13 +106,17 @@ def train_job(job: Job) -> None:
     cached(
         run, f"training-{path.stem}", lambda: _train_and_save(job), inputs=inputs,
         outputs=[path, run.history(job.label, job.seed)], settings=_used(job),
-        code=[_train_and_save, job.strategy.reweight], together=_is_shared(run),
+        code=[_train_and_save, job.strategy.reweight], scratch=_scratch(job), together=_is_shared(run),
     )  # fmt: skip
 
 
+def _scratch(job: Job) -> Path:
+    return job.run.checkpoint(job.label, job.seed).with_suffix(".unfinished")
+
+
 def _train_and_save(job: Job) -> None:
-    run = job.run
-    model, history = train(run, TrainingData.read(run, _reads_curve(job)), job.strategy, job.seed)
+    run, data = job.run, TrainingData.read(job.run, _reads_curve(job))
+    model, history = train(run, data, job.strategy, job.seed, _scratch(job) / "state.safetensors")
     if not _is_shared(run) or ranks.rank() == 0:
         checkpoints.save(model, run.checkpoint(job.label, job.seed), **_used(job))
         with writing(run.history(job.label, job.seed)) as aside:
@@ -133,16 +138,19 @@ def _used(job: Job) -> dict[str, Any]:
     }
 
 
-def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[GeoCLIP, pd.DataFrame]:
+def train(
+    run: Run, data: TrainingData, strategy: Strategy, seed: int, path: Path | None = None
+) -> tuple[GeoCLIP, pd.DataFrame]:
     """One training: the model after the last epoch, and a row an epoch of its history.
 
     Weights, batches and noise have generators of their own, seeded by ``seed`` alone: strategies with the
     same seed see the same ones. So do processes that share the batches out; only embeddings and gradients
-    travel, and the outcome is one process's, up to rounding.
+    travel, and the outcome is one process's, up to rounding. At ``path`` it saves its state after an epoch,
+    see ``checkpoints.State``, and goes on from the one that it finds there, on a processor to the same bits.
 
     Raises:
         BundleError: the loss is not finite; the message names epoch, step and photos. Or a batch cannot be
-            shared out.
+            shared out, or processes that share it find other states.
     """
     settings, device, label = run.settings.training, run.device, f"{strategy.name}, seed {seed}"
     data = replace(data, frozen=data.frozen.near(device))
@@ -150,12 +158,15 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
     data = data.shuffled(seed, device) if strategy.name == "shuffled" else data
     queue = Queue.empty(settings.queue_size, data.frozen.dimension, device)
     batch_size = min(settings.batch_size, len(data.train_rows))
-    steps, encoder = len(data.train_rows) // batch_size, _shared_encoder(model, run, batch_size)
+    steps = len(data.train_rows) // batch_size
     optimizer, schedule = _optimizer(model, settings, steps)
     noise, order = generator(seed, "noise"), generator(seed, "batches")
     parameters = {name: getattr(settings, name) for name in strategy.parameters}
-    loss_of, history = SemivariogramLoss(data.curve, strategy, **parameters).to(device), []
-    bar = progress(range(1, settings.epochs + 1), label, settings.epochs)
+    loss_of = SemivariogramLoss(data.curve, strategy, **parameters).to(device)
+    state = checkpoints.State(model, optimizer, schedule, queue, (noise, order))
+    begun = _resume(state, path, run, label)
+    encoder, history = _shared_encoder(model, run, batch_size), state.history
+    bar = progress(range(begun + 1, settings.epochs + 1), label)
     for epoch in bar:
         losses, taken, effect = [], list(batches(data.train_rows, batch_size, order)), None
         made = (data.batch(epoch, rows, _share(rows, encoder), device) for rows in taken)
@@ -181,10 +192,25 @@ def train(run: Run, data: TrainingData, strategy: Strategy, seed: int) -> tuple[
             row |= _weight_statistics(effect)
         history.append(row)
         bar.set_postfix(loss=f"{mean:.3f}")
+        if path and epoch < settings.epochs and (encoder is None or ranks.rank() == 0):
+            state.save(path)
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
         said = f"weights are not finite after the last step, of epoch {epoch}"
         raise BundleError(f"{label}: {said}; lower training.learning_rate")
     return model.eval(), pd.DataFrame(history)
+
+
+def _resume(state: checkpoints.State, path: Path | None, run: Run, label: str) -> int:
+    """Load into ``state`` what a killed training has left at ``path``; return how many epochs that were."""
+    if path is not None:
+        state.load(path)
+    epochs = len(state.history)
+    if _is_shared(run) and ranks.from_first(epochs) != epochs:
+        said = f"{path}: the first process has read another state of {label} than process {ranks.rank()}"
+        raise BundleError(f"{said}; delete this file, and the training starts over")
+    if epochs and ranks.rank() == 0:
+        note(f"{label}: goes on after epoch {epochs} of {run.settings.training.epochs}")
+    return epochs
 
 
 def _begun(data: TrainingData, settings: Training, seed: int) -> GeoCLIP:
@@ -208,19 +234,22 @@ def _begun(data: TrainingData, settings: Training, seed: int) -> GeoCLIP:
 def _refuse_not_finite(
     run: Run, data: TrainingData, where: str, taken: Sequence[np.ndarray], losses: list[torch.Tensor]
 ) -> None:
-    """Raise a BundleError where one of ``losses``, of the batches ``taken``, is not finite. It names photos
-    whose features are not: where features are centred, one of them spoils every batch through the mean."""
-    values = torch.stack(losses).cpu()
+    """Raise a BundleError where one of the ``losses`` since the last look, of the batches ``taken``, is not
+    finite. It names photos whose features are not: where features are centred, one of them spoils every batch
+    through the mean."""
+    seen = (len(losses) - 1) // LOOK_EVERY * LOOK_EVERY
+    values = torch.stack(losses[seen:]).cpu()
     if torch.isfinite(values).all():
         return
-    step = int((~torch.isfinite(values)).nonzero()[0])
+    first = int((~torch.isfinite(values)).nonzero()[0])
+    step = seen + first
     blocks = np.array_split(data.train_rows, max(1, len(data.train_rows) // 4_096))
     wrong = np.concatenate([rows[~np.isfinite(data.frozen.stored[rows]).all(1)] for rows in blocks])
     ids = features.photos(run, ["id"])["id"].astype(str)
     shown, what = (wrong, "these features are not finite") if len(wrong) else (taken[step], "of this batch")
     named = f"{what}: {', '.join(ids.iloc[shown[:5]])} ({len(shown):,} photos)"
     mend = "look at them, or lower training.learning_rate or training.beta"
-    raise BundleError(f"{where}, step {step}: the loss is {values[step].item()}; {named}; {mend}")
+    raise BundleError(f"{where}, step {step}: the loss is {values[first].item()}; {named}; {mend}")
 
 
 def _shared_encoder(model: GeoCLIP, run: Run, batch_size: int) -> DistributedDataParallel | None:
@@ -277,14 +306,15 @@ def loss_of_batch(
     settings, numbers, places = run.settings.training, batch.numbers, batch.places_deg
     own, unit = _share(batch.rows, encoder), data.frozen.directions(batch.features)
     sigmas = settings.batch_noise_m, settings.queue_noise_m
-    noisy = sphere.jitter((places, queue.coordinates_deg), sigmas, noise)
+    queued_rows, queued_places, queued_unit = queue.parts()
+    noisy = sphere.jitter((places, queued_places), sigmas, noise)
     with run.autocast(settings.precision):
         logits = model.logits(*_encoded(model, encoder, batch.seen, noisy))
-    itself = torch.nn.functional.pad(numbers[own, None] == queue.rows, (len(numbers), 0))
+    itself = torch.nn.functional.pad(numbers[own, None] == queued_rows, (len(numbers), 0))
     logits = logits.masked_fill(itself, -math.inf)  # still queued from the last epoch: no negative of itself
-    all_rows = torch.cat((numbers, queue.rows))
-    all_unit = torch.cat((unit, queue.unit_features))
-    all_places = torch.cat((places, queue.coordinates_deg))
+    all_rows = torch.cat((numbers, queued_rows))
+    all_unit = torch.cat((unit, queued_unit))
+    all_places = torch.cat((places, queued_places))
     if own.start:  # photo i's own place belongs in column i
         order = torch.arange(len(all_rows), device=numbers.device)
         order[: len(numbers)] = order[: len(numbers)].roll(-own.start)
