@@ -182,9 +182,8 @@ def first_screen() -> str:
     """The table of README: the strategies of ``quick`` on both splits, by plain names."""
     values, asked = accuracies(), [("test", "200km"), ("test_blocked", "2500km")]
     names = [*settings.load("quick").training.strategies, "nearest_neighbour", "chance"]
-    rows = [
-        (plain(name), *(values.loc[(split, name), f"acc_{radius}"] for split, radius in asked)) for name in names
-    ]
+    cells = {name: [values.loc[(split, name), f"acc_{radius}"] for split, radius in asked] for name in names}
+    rows = [(plain(name), *of_name) for name, of_name in cells.items()]
     return table(("%", "random, 200 km", "held out, 2,500 km"), rows)
 
 
@@ -215,8 +214,8 @@ def findings() -> str:
         f"  larger the radius ({far[0]} within 2,500 km); so too in a second image of the Earth.\n"
         "* **What gains most** are scales of the location encoder that fit the training places:\n"
         f"  {scales} points in the run above, at 6,000 places. With millions it should be less.\n"
-        f"* **No training at all** gets {share['nearest_neighbour']} % of random windows within 200 km, by the "
-        "most alike training\n  window. On held-out cells it is behind everything that was trained."
+        f"* **No training at all** gets {share['nearest_neighbour']} % of random windows within 200 km, by the"
+        " most alike training\n  window. On held-out cells it is behind all that was trained."
     )
 
 

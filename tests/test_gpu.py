@@ -86,6 +86,15 @@ def test_a_step_has_all_it_needs_on_the_card_and_waits_for_nothing(name, with_fe
     assert loss.requires_grad and loss.device.type == "cuda" and len(queue) == 16 and copies.blocking == 0
 
 
+@pytest.mark.parametrize(("processes", "cards", "fits"), [(1, 1, True), (2, 1, False), (2, 2, True)])
+def test_processes_that_share_a_card_share_its_memory(fake, monkeypatch, processes, cards, fits):
+    frozen = on_card(False).frozen
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * frozen.stored.nbytes, 0))
+    assert (frozen.near(CARD).on_card is not None) == fits
+
+
 def test_a_copy_that_waits_is_counted(fake):
     with Copies() as copies:
         torch.ones(2).to(CARD)

@@ -33,6 +33,7 @@ def test_the_papers_profile_is_the_published_protocol() -> None:
         "margin_frequencies": ("semivariance_margin", "places"),
     }
     assert {own.learning_rate for _, own in named.values()} == {3e-5}
+    assert training.validate_every == load("osv5m_small").training.validate_every == 1
 
 
 def test_quick_is_judged_at_places_that_had_no_part_in_the_choice_of_its_settings() -> None:

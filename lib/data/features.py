@@ -349,9 +349,10 @@ class Features:
         return on_device(torch.from_numpy(self.stored[np.asarray(indices)]), device).float()
 
     def near(self, device: torch.device) -> Features:
-        """The same for a training on ``device``; copied to a GPU that has twice the room free."""
+        """The same for a training on ``device``; copied to a GPU with twice the room free for each rank."""
         here = replace(self, mean=self.mean.to(device))
-        if device.type != "cuda" or 2 * self.stored.nbytes > torch.cuda.mem_get_info(device)[0]:
+        needed = 2 * self.stored.nbytes
+        if device.type != "cuda" or needed * ranks.per_card() > torch.cuda.mem_get_info(device)[0]:
             return here
         starts = range(0, len(self.stored), AT_ONCE)
         parts = [torch.from_numpy(self.stored[one : one + AT_ONCE].copy()).to(device) for one in starts]

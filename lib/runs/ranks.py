@@ -83,6 +83,11 @@ def cuda_device() -> torch.device:
     return device
 
 
+def per_card() -> int:
+    """How many ranks of this machine share one of its GPUs, at most."""
+    return -(-int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // max(1, torch.cuda.device_count()))
+
+
 def wait() -> None:
     """Wait until every rank is here.
 
