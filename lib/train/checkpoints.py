@@ -29,8 +29,8 @@ from lib.settings import Training
 if TYPE_CHECKING:
     from lib.train.data import Queue
 
-SAVE_EVERY_S = 30.0
-"""A training of seconds writes nothing but its outcome."""
+SAVE_EVERY_S = 100.0
+"""Seconds between saves, times the seconds of a save if that is over 1: short trainings save nothing."""
 
 
 def save(model: GeoCLIP, path: Path, **metadata: object) -> None:
@@ -113,12 +113,13 @@ class State:
     queue: Queue
     generators: tuple[torch.Generator, ...]
     history: list[dict[str, Any]] = field(default_factory=list)
-    saved: float = field(default_factory=time.monotonic)
+    due: float = field(default_factory=lambda: time.monotonic() + SAVE_EVERY_S)
 
     def save(self, path: Path) -> None:
         """Write all of it (safetensors; what is no tensor as JSON in the metadata), whole or not at all;
-        nothing within ``SAVE_EVERY_S`` of the last time, or of the beginning."""
-        if time.monotonic() - self.saved < SAVE_EVERY_S:
+        nothing within ``SAVE_EVERY_S`` of the beginning or the last time, longer where saving is slow."""
+        began = time.monotonic()
+        if began < self.due:
             return
         moments, drawn = self.optimizer.state_dict(), [one.get_state() for one in self.generators]
         kept = {"model": self.model.state_dict(), "queue": dict(enumerate(self.queue.parts()))}
@@ -127,7 +128,8 @@ class State:
         tensors = {f"{part}/{name}": value.cpu() for part, of in kept.items() for name, value in of.items()}
         rest = json.dumps([moments["param_groups"], self.schedule.state_dict(), self.history])
         _write(path, tensors, {"rest": rest, "sha256": _digest(tensors, rest)})
-        self.saved = time.monotonic()
+        done = time.monotonic()
+        self.due = done + SAVE_EVERY_S * max(1.0, done - began)
 
     def load(self, path: Path) -> None:
         """Go on from what ``path`` holds. Where it is damaged, a line says so, and nothing changes."""
