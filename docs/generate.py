@@ -214,8 +214,8 @@ def findings() -> str:
         f"  larger the radius ({far[0]} within 2,500 km); so too in a second image of the Earth.\n"
         "* **What gains most** are scales of the location encoder that fit the training places:\n"
         f"  {scales} points in the run above, at 6,000 places. With millions it should be less.\n"
-        f"* **No training at all** gets {share['nearest_neighbour']} % of random windows within 200 km, by the"
-        " most alike training\n  window. On held-out cells it is behind all that was trained."
+        f"* **No training at all** gets {share['nearest_neighbour']} % of random windows within 200 km: the "
+        "most alike\n  training window's place. On held-out cells it is behind all that was trained."
     )
 
 
