@@ -128,7 +128,7 @@ def no_memory(monkeypatch):
     """What was found about a GPU is asked anew."""
     monkeypatch.setenv(machine_module.GPU, "")
     monkeypatch.delenv(machine_module.GPU)
-    remembered = machine_module._note_once, machine_module.why_no_cuda, machine_module.has_native_bfloat16
+    remembered = machine_module.note_once, machine_module.why_no_cuda, machine_module.has_native_bfloat16
     for function in remembered:
         function.cache_clear()
     yield
