@@ -104,7 +104,7 @@ def test_conda_takes_its_versions_from_requirements_txt():
     *from_conda, from_pip = environment["dependencies"]
     assert environment["name"] == "semivariogram-geolocalization"
     assert re.fullmatch(r"python=3\.\d+ pip", " ".join(from_conda))
-    assert from_pip == {"pip": ["-r requirements.txt", "-e ."]}
+    assert from_pip == {"pip": ["-r requirements.txt"]}
 
 
 def test_the_image_has_the_python_of_conda_the_cuda_of_the_lock_and_files_that_are_there():
