@@ -11,7 +11,6 @@ import numpy as np
 from scipy import optimize
 
 from .errors import BundleError
-from .geodesy import EARTH_RADIUS_KM
 
 Family = Literal["Stable", "Exponential", "Gaussian", "Spherical", "Matern", "Rational"]
 """The families of covariance models, by GSTools' names."""
@@ -96,12 +95,14 @@ def by_search(lags: Lags, family: str, metric: str) -> tuple[str, gstools.CovMod
             family, best = "Exponential", simple
     if _rises(lags, best[1]):
         return family, best[1]
-    near = np.arange(len(lag)) < max(1, len(lag) // 10)
-    here, beyond = (np.average(gamma[some], weights=pairs[some]) for some in (near, ~near))
-    limit_km = lag[near][-1] * EARTH_RADIUS_KM
-    said = "no curve that rises with distance beats a constant by Schwarz' criterion"
-    seen = f"dissimilarity {here:.3f} below {limit_km:,.0f} km, {beyond:.3f} beyond"
-    raise NoRise(f"{said} ({seen}); check coordinates, features and lag width")
+    constant, count = np.average(gamma, weights=pairs), len(lag)
+    variance = np.average((gamma - constant) ** 2, weights=pairs)
+    explained = 100.0 * max(0.0, 1.0 - best[0] / variance) if variance > 1e-18 else 0.0
+    asked = -100.0 * math.expm1(-(3.0 * math.log(count) + 4.0) / count)
+    said = f"no curve that rises with distance beats a constant ({constant:.3f}) over all {count:,} lags"
+    seen = f"the best explains {explained:.2f} % of the lag means' variance, weighted by pairs"
+    asks = f"Schwarz' criterion asks for {asked:.2f} %"
+    raise NoRise(f"{said}: {seen}, and {asks}; check coordinates, features and lag width")
 
 
 def _least_squares(lags: Lags, family: str, metric: str, shapes: tuple) -> tuple[float, gstools.CovModel]:

@@ -69,12 +69,14 @@ def _fit(run: Run) -> None:
 
 def sentence(sums: EmpiricalSemivariogram, fitted: FittedSemivariogram) -> str:
     """The curve in one sentence."""
-    lag_km, gamma = sums.table()[["lag_km", "gamma"]].to_numpy().T
+    lag_km, gamma, pairs = sums.table()[["lag_km", "gamma", "pairs"]].to_numpy().T
+    if not fitted.rises:
+        said = "no curve that rises with distance beats a constant here, by Schwarz' criterion"
+        mean = np.average(gamma, weights=pairs)
+        return f"{said} over all {len(gamma):,} lags: mean dissimilarity {mean:.2f} at whatever distance"
     near, far = (100.0, 1_000.0) if lag_km.max() > 1_000.0 else (0.05 * lag_km.max(), 0.5 * lag_km.max())
     at = np.interp([near, far], lag_km, gamma)
     measured = f"dissimilarity {at[0]:.2f} at {near:,.3g} km, {at[1]:.2f} at {far:,.4g} km"
-    if not fitted.rises:
-        return f"no rising curve beats a constant here, by Schwarz' criterion: {measured}"
     nugget = f"nugget {fitted.nugget:.2f} of a sill of {fitted.sill:.2f}"
     return f"{nugget}; {measured}; the fit explains {100 * fitted.r2:.0f} % of the lag means' variance"
 

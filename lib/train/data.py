@@ -50,7 +50,7 @@ class TrainingData:
         frozen, rows = features.read(run, photos), manifest.rows_of(photos, "train")
         fitted = curve.fit_run(run)[1] if with_curve else None
         if fitted is not None and not fitted.rises:
-            said = "looks do not change with distance here; leave strategies that read the curve out of"
+            said = "no rising curve beats a constant here; leave strategies that read the curve out of"
             raise BundleError(f"{run.semivariogram}: {said} training.strategies")
         scale = 1.0  # GeoCLIP's own protocol
         if run.settings.backbone.centred:  # the head sees values of order 1
