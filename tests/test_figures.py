@@ -1,6 +1,5 @@
 """Figures where there is little to draw, what they leave behind, and one look for each strategy."""
 
-import itertools
 from pathlib import Path
 
 import matplotlib as mpl
@@ -23,18 +22,27 @@ def empirical():
     return exact(lambda rows: unit[rows], manifest[["latitude", "longitude"]].to_numpy(), 0.05)
 
 
-def test_no_two_strategies_share_a_look():
+def test_no_two_strategies_share_a_look_and_black_and_white_tells_them_apart():
     named = {name: style.look_of(name) for name in [*REGISTRY, *style.LOOKS, "of_a_user"]}
-    for (first, one), (second, other) in itertools.combinations(named.items(), 2):
-        if one["color"] == other["color"]:
-            assert one["ls"] != other["ls"] and one["marker"] != other["marker"], (first, second)
-    assert set(REGISTRY) <= set(style.LOOKS)
+    looks = [(look["color"], look["ls"], look["marker"]) for look in named.values()]
+    assert len({look[1:] for look in looks}) == len(looks) and set(REGISTRY) <= set(style.LOOKS)
+    for kind in ("color", "ls", "marker"):
+        assert len({style.LOOKS[name][kind] for name in style.ORDER[:7]}) == 7, kind
+
+
+def test_names_that_people_read_stand_in_figures_and_test_is_random_only_beside_held_out_cells():
+    columns = {"strategy": "margin_frequencies", "error_km": 10.0}
+    both = pd.DataFrame([columns | {"split": split} for split in ("test", "test_blocked")])
+    (near, far), alone = figures.error_distribution(both).axes, figures.error_distribution(both[:1]).axes[0]
+    titles = [axis.get_title("left").strip() for axis in (near, far, alone)]
+    assert titles == ["random photos", "held-out cells", "test"]
+    assert near.get_legend().get_texts()[0].get_text() == "margin + scales"
 
 
 def test_without_a_second_strategy_the_figure_says_so():
     columns = ["strategy", "baseline", "metric", "difference", "ci_low", "ci_high", "split"]
     (said,) = figures.forest(pd.DataFrame(columns=columns)).texts
-    assert "nothing to compare with infonce" in said.get_text()
+    assert "nothing to compare with GeoCLIP’s loss" in said.get_text()
 
 
 def test_drawing_leaves_matplotlibs_settings_as_they_were(empirical):
@@ -80,14 +88,32 @@ def test_lags_of_few_photos_are_drawn_and_of_many_those_of_thirty_pairs(photos: 
     assert len(means.get_xdata()) == expected > 100
 
 
-def test_held_out_cells_are_reported_within_750_km_and_continents_of_few_photos_are_left_out() -> None:
+def test_held_out_cells_are_reported_within_750_km_with_intervals_and_few_photos_are_left_out() -> None:
     groups = [("A", 40), ("B", 4), ("C", 20)]
     rows = [(split, *group) for split in ("test", "test_blocked") for group in groups]
     table = pd.DataFrame(rows, columns=["split", "continent", "n"])
-    table = table.assign(strategy="infonce", acc_200km=0.1, acc_750km=0.5)
+    table = table.assign(strategy="infonce", value=[0.1, 0.1, 0.1, 0.5, 0.5, 0.5], ci_low=0.0, ci_high=0.9)
+    table.loc[table["continent"] == "C", ["ci_low", "ci_high"]] = float("nan")
     near, far = figures.by_continent(table).axes
     for axis, radius, percent in ((near, 200, 10.0), (far, 750, 50.0)):
         assert axis.get_xlabel() == f"photos within {radius} km, %"
-        sure, pale = axis.lines
+        sure, pale = (line for line in axis.lines if line.get_marker() == "o")
         assert list(sure.get_xdata()) == [percent] == list(pale.get_xdata()) and pale.get_alpha() < 0.5
+        assert axis.collections[0].get_segments()[0][:, 0].tolist() == [0.0, 90.0]
     assert [label.get_text() for label in near.get_yticklabels()] == ["C", "A"]
+
+
+def test_what_a_figure_says_of_distances_intervals_and_probabilities(tmp_path: Path, empirical) -> None:
+    lower = figures.margin(empirical, fitted(), 4.0, 255).axes[2]
+    pairs = empirical.table()
+    near = 255 * pairs.loc[pairs["lag_km"] <= 500, "pairs"].sum() / pairs["pairs"].sum()
+    assert lower.texts[0].get_text() == f"{near:.2g} of 255\nwithin 500 km"
+    Image.new("RGB", (8, 8), (10, 60, 30)).save(tmp_path / "dark.png")
+    photo = {"photo": "dark.png", "path": "dark.png", "rank": 1, "latitude": 1.0, "longitude": 2.0}
+    photo |= {"true_latitude": 1.0, "true_longitude": 3.0, "error_km": 111.0, "probability": 0.5}
+    table = pd.DataFrame([photo])
+    *_, bar = figures.candidates(table, table, tmp_path).axes
+    assert "%" in bar.get_xlabel() and "ring: true place" in bar.get_xlabel()
+    answered = pd.Series(photo | {"predicted_latitude": 5.0, "predicted_longitude": 179.0})
+    shown = figures.answer(answered, tmp_path).axes[0].images[0].get_array()
+    assert shown.max() == pytest.approx(180 / 255, abs=0.01)  # threefold, no more

@@ -8,8 +8,10 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import Runs, fitted, world
 
+from lib.data import features
 from lib.evaluate.pairs import (
     EASY,
     FALSE_NEGATIVE,
@@ -86,18 +88,26 @@ class TestExamples:
         frame = pd.DataFrame(
             {"first": range(100), "second": range(200, 300), "residual": np.linspace(0.0, 1.0, 100)}
         )
-        used: set[int] = {99}  # the first photo of the very largest
-        (chosen,) = example_pair(frame.sample(frac=1.0, random_state=0), used, share=0.05).itertuples()
-        assert chosen.residual >= frame["residual"].iloc[94] and chosen.first != 99
-        assert used == {99, chosen.first, chosen.second}
+        used: list[int] = [99]  # the first photo of the very largest
+        angle = torch.linspace(0.0, 3.0, 300)  # the higher a row, the less it is like the rows before
+        unit = torch.stack((angle.cos(), angle.sin()), 1)
+        (chosen,) = example_pair(
+            frame.sample(frac=1.0, random_state=0), used, lambda rows: unit[rows.tolist()]
+        ).itertuples()
+        assert chosen.residual >= frame["residual"].iloc[94] and chosen.first == 94  # the least like row 99
+        assert used == [99, chosen.first, chosen.second]
 
     def test_they_reach_from_near_to_far_and_show_no_photo_twice(self, make_run: Runs) -> None:
-        frame = sample(make_run(sizes={"train": 400, "validation": 1, "test": 1}), CURVE, count=40_000)
-        found = examples(frame, CURVE, count=3)
+        run = make_run(sizes={"train": 400, "validation": 1, "test": 1})
+        unit = features.read(run, features.photos(run)).unit
+        found = examples(sample(run, CURVE, count=40_000), CURVE, unit, count=3)
         assert set(found["kind"]) == {FALSE_NEGATIVE, HARD_NEGATIVE}
         assert not pd.concat([found["first"], found["second"]]).duplicated().any()
-        hard = found.loc[found["kind"] == HARD_NEGATIVE, "distance_km"]
+        near, hard = (
+            found.loc[found["kind"] == kind, "distance_km"] for kind in (FALSE_NEGATIVE, HARD_NEGATIVE)
+        )
         assert len(hard) == 3 and hard.is_monotonic_increasing and (found["residual"] > 0.0).all()
+        assert near.max() <= 500.0 < CURVE.range_km
 
 
 def test_shares_are_those_of_every_pair_that_a_batch_may_draw(make_run: Runs) -> None:

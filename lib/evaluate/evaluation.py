@@ -152,6 +152,14 @@ def _evaluate(run: Run, strategies: list[str]) -> None:
         save_table(table, run.table(name))
 
 
+def typical(predictions: pd.DataFrame, strategy: str) -> pd.Series:
+    """The photo of the first split that has the median error of ``strategy``'s smallest seed, as a row of
+    ``predictions``: of two in the middle the farther off, of equals the last by id."""
+    rows = predictions[predictions["strategy"] == strategy]
+    rows = rows[(rows["split"] == predictions["split"].iloc[0]) & (rows["seed"] == rows["seed"].min())]
+    return rows.sort_values(["error_km", "id"]).iloc[len(rows) // 2]
+
+
 def shown(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     """The rows of ``table`` that figures and maps show: strategies of ``evaluation.shown``, or all."""
     names = run.settings.evaluation.shown

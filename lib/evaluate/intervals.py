@@ -203,11 +203,7 @@ def compare(
     for split, errors, ids, cluster in _by_split(predictions):
         if baseline not in errors:
             raise BundleError(f"{baseline} is not among the strategies of split {split}: {', '.join(errors)}")
-        members = {"": np.arange(len(ids))}
-        if groups is not None:
-            of_photo = groups.reindex(ids)
-            names = sorted(of_photo.dropna().unique())
-            members = {name: np.flatnonzero((of_photo == name).to_numpy(bool)) for name in names}
+        members = {"": np.arange(len(ids))} if groups is None else _members(groups.reindex(ids))
         least = 2 if groups is None else LEAST_PHOTOS if cluster is None else LEAST_CELLS
         clusters = [None if cluster is None else cluster[some] for some in members.values()]
         cells = [0 if one is None else len(np.unique(one)) for one in clusters]
@@ -226,6 +222,17 @@ def compare(
     tested = table[["difference", "error", "degrees_of_freedom"]].to_numpy(float)
     table.insert(8, "p_value", p_values(*tested.T))
     return table if groups is not None else table.drop(columns="group")
+
+
+def _members(of_photo: pd.Series) -> dict[str, np.ndarray]:
+    """Numbers of the photos of each group, by its name."""
+    names = sorted(of_photo.dropna().unique())
+    return {name: np.flatnonzero((of_photo == name).to_numpy(bool)) for name in names}
+
+
+def reported_radius_km(split: str) -> int:
+    """The radius reported for a split: larger for held-out cells, which have no training photo near."""
+    return HELD_OUT_KM if str(split).endswith(HELD_OUT_ENDING) else 200
 
 
 def _within_limits(table: pd.DataFrame, low: pd.Series, high: pd.Series) -> tuple[pd.Series, pd.Series]:
@@ -289,6 +296,25 @@ def levels(predictions: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> 
             rows.append((split, name, metric, *one[:3], spread, *errors.shape))
     names = ["split", "strategy", "metric", "value", "ci_low", "ci_high", "sd_of_seeds", "seeds", "n"]
     return pd.DataFrame(rows, columns=names)
+
+
+def levels_by_group(predictions: pd.DataFrame, groups: pd.Series, name: str) -> pd.DataFrame:
+    """Accuracy within :func:`reported_radius_km` of every strategy in each of ``groups`` of photos (indexed
+    by id): split, strategy, ``name`` (the group), n, value; and ci_low and ci_high, where :func:`compare` has
+    them.
+    """
+    rows = []
+    for split, by_strategy, ids, cluster in _by_split(predictions):
+        members, least = _members(groups.reindex(ids)), LEAST_PHOTOS if cluster is None else LEAST_CELLS
+        for strategy, errors in by_strategy.items():
+            hits = METRICS[f"acc_{reported_radius_km(split)}km"](errors).astype(float)
+            parts = [
+                by_cluster(hits[:, some], None if cluster is None else cluster[some])
+                for some in members.values()
+            ]
+            for (group, some), one in zip(members.items(), means_of(parts, least), strict=True):
+                rows.append((split, strategy, group, len(some), *np.clip(one[:3], 0.0, 1.0)))
+    return pd.DataFrame(rows, columns=["split", "strategy", name, "n", "value", "ci_low", "ci_high"])
 
 
 def differences_for_reading(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,8 @@ from lib.runs import Run
 FALSE_NEGATIVE = "false negative"
 HARD_NEGATIVE = "hard negative"
 EASY = "easy negative"
+NEAREST_KM = 500.0
+"""False negatives that are shown as examples are at most so far apart: beyond, the name grows doubtful."""
 
 
 def sample(run: Run, fitted: FittedSemivariogram, count: int = 200_000, seed: int = 0) -> pd.DataFrame:
@@ -60,26 +63,36 @@ def classify(frame: pd.DataFrame, fitted: FittedSemivariogram) -> pd.DataFrame:
     return frame.assign(gamma=gamma, residual=residual, kind=np.where(residual > 0, look_alike, EASY))
 
 
-def example_pair(frame: pd.DataFrame, used: set[int], share: float = 0.02) -> pd.DataFrame:
-    """One pair of ``frame``, or none, drawn from the ``share`` with the largest residuals, without photos in
-    ``used``, to which it is added. Not the largest itself: these are all alike, uniform snow or forest."""
+def example_pair(
+    frame: pd.DataFrame, used: list[int], unit: Callable[[np.ndarray], torch.Tensor], share: float = 0.05
+) -> pd.DataFrame:
+    """One pair of ``frame``, or none, of the ``share`` with the largest residuals: the one that is least like
+    the photos ``used``, to which its own are added. The largest are all alike, uniform snow or forest.
+    ``unit`` gives the unit features of rows of the manifest."""
     free = frame[~frame["first"].isin(used) & ~frame["second"].isin(used)]
     top = free.nlargest(max(1, round(share * len(free))), "residual")
     chosen = top.sample(min(1, len(top)), random_state=0)
-    used |= {*chosen["first"], *chosen["second"]}
+    if used and len(top):
+        both = (unit(top[name].to_numpy()) @ unit(np.array(used)).T for name in ("first", "second"))
+        chosen = top.iloc[[int(torch.cat([*both], 1).amax(1).argmin())]]
+    used += [*chosen["first"], *chosen["second"]]
     return chosen
 
 
-def examples(frame: pd.DataFrame, fitted: FittedSemivariogram, count: int = 4) -> pd.DataFrame:
-    """False and hard negatives with large residuals, one in each of ``count`` steps, no photo twice.
-    Steps are even in log distance from 20 km to the range, and in distance from there to the antipode."""
-    used: set[int] = set()
+def examples(
+    frame: pd.DataFrame, fitted: FittedSemivariogram, unit: Callable[[np.ndarray], torch.Tensor],
+    count: int = 4,
+) -> pd.DataFrame:  # fmt: skip
+    """False and hard negatives with large residuals, one in each of ``count`` steps, no photo twice: see
+    :func:`example_pair`. Steps are even in log distance from 20 km to ``NEAREST_KM``, or to the range where
+    that is nearer, and in distance from the range to the antipode."""
+    used: list[int] = []
     edges = {
-        FALSE_NEGATIVE: np.geomspace(20.0, fitted.range_km, count + 1),
+        FALSE_NEGATIVE: np.geomspace(20.0, max(21.0, min(fitted.range_km, NEAREST_KM)), count + 1),
         HARD_NEGATIVE: np.linspace(fitted.range_km, 20_016.0, count + 1),
     }
     found = [
-        example_pair(frame[(frame["kind"] == kind) & frame["distance_km"].between(low, high)], used)
+        example_pair(frame[(frame["kind"] == kind) & frame["distance_km"].between(low, high)], used, unit)
         for kind, steps in edges.items()
         for low, high in itertools.pairwise(steps)
     ]

@@ -27,7 +27,7 @@ from lib.runs import Run
 from lib.show import style
 from lib.show.figures import pair_cloud
 from lib.show.pages import PICTURES_ONLY
-from lib.show.style import INK, KIND_COLOURS, look_of, styled
+from lib.show.style import INK, KIND_COLOURS, look_of, named, styled
 from lib.show.world import great_circle
 
 SEARCHED_PHOTOS = 20_000
@@ -139,12 +139,12 @@ def two_strategies(run: Run, predictions: pd.DataFrame) -> Any:
             for piece in [piece for row in places for piece in great_circle(row[:2], row[2:])]:
                 axis.plot(*np.radians(piece[:, ::-1]).T, color=look["color"], lw=1.3)
             errors = ", ".join(f"{error:,.0f}" for error in np.sort(rows["error_km"]))
-            marks = look | {"ls": "none", "ms": 7, "mec": "white", "label": f"{name}: {errors} km"}
+            marks = look | {"ls": "none", "ms": 7, "mec": "white", "label": f"{named(name)}: {errors} km"}
             axis.plot(*np.radians(places[:, :1:-1]).T, **marks)
         style.scatter(axis, of_photo.iloc[0], s=230, facecolors="none", edgecolors=INK, linewidths=1.8)
         axis.legend(**BELOW)
         shares = f"in {(gain > 0).mean():.0%} of {len(gain):,} photos, farther in {(gain < 0).mean():.0%}"
-        axis.set_title(f"{strategy} is nearer than {against} {shares}", fontsize=9)
+        axis.set_title(f"{named(strategy)} is nearer than {named(against)} {shares}", fontsize=9)
         return figure
 
     return interactive(draw, split=splits, strategy=names, against=names, photo=(0, int(last)))

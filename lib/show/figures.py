@@ -11,13 +11,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.evaluate.intervals import HELD_OUT_ENDING, HELD_OUT_KM
+from lib.evaluate.intervals import reported_radius_km
 from lib.method.empirical import EmpiricalSemivariogram
 from lib.method.geodesy import EARTH_RADIUS_KM, km_to_rad, rad_to_km
 from lib.method.semivariogram import FittedSemivariogram
 from lib.runs import writing
 from lib.show import style
-from lib.show.style import INK, KIND_COLOURS, MUTED, PALETTE, look_of, panels, panels_by_split, styled
+from lib.show.style import INK, KIND_COLOURS, MUTED, PALETTE, look_of, named, panels, panels_by_split, styled
+from lib.show.world import great_circle
 from lib.train.metrics import COMPARED, RADII_KM
 
 HALF_EARTH_KM = np.pi * EARTH_RADIUS_KM
@@ -53,10 +54,10 @@ def photo_grid(manifest: pd.DataFrame, root: Path) -> Figure:
 def places_map(manifest: pd.DataFrame) -> Figure:
     """World map of the places by split; equal-area."""
     figure = Figure(figsize=(9, 4.9), layout="constrained")
-    axis = style.world(figure)
+    axis, names = style.world(figure), set(manifest["split"])
     for split, frame in manifest.groupby("split", sort=False):
         look = {"s": 2.0 if split == "train" else 5.0, "color": style.SPLIT_COLOURS.get(split, MUTED)}
-        style.scatter(axis, frame, label=f"{split} ({len(frame):,})", **look)
+        style.scatter(axis, frame, label=f"{named(split, names)} ({len(frame):,})", **look)
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, -0.13), ncols=4, markerscale=2.5)
     return figure
 
@@ -72,7 +73,7 @@ def training_curves(histories: pd.DataFrame, radii: Sequence[int] = (25, 100, 20
             of_epoch, look = (factor * frame[column]).groupby(frame["epoch"]), look_of(strategy)
             low, mean, high = of_epoch.min(), of_epoch.mean(), of_epoch.max()
             axis.fill_between(mean.index, low, high, color=look["color"], alpha=0.18, lw=0)
-            axis.plot(mean, label=strategy, ms=3, **look)
+            axis.plot(mean, label=named(strategy), ms=4, **look)
         axis.set(xlabel="epoch", title=title, ylabel=unit)
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set_yscale("log")
@@ -139,21 +140,34 @@ def _means_and_curve(
 
 
 @styled
-def margin(empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram, beta: float) -> Figure:
-    """Left how different photos look, by distance; right what ``semivariance_margin`` makes of it."""
-    figure, ((left, right),) = panels(1, 2, (10, 3.5))
+def margin(
+    empirical: EmpiricalSemivariogram, fitted: FittedSemivariogram, beta: float, negatives: int = 255
+) -> Figure:
+    """Left how different photos look, by distance; right what the distance margin makes of it, and where the
+    ``negatives`` of a photo are, on average over batches that are drawn at random."""
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    axes = figure.subplot_mosaic([["left", "right"], ["left", "lower"]], height_ratios=[2.6, 1])
+    left, right, lower = axes["left"], axes["right"], axes["lower"]
     grid_km = _means_and_curve(left, empirical, fitted, "measured: mean of a lag", "fitted semivariogram")
     asked, look = beta * (1.0 - fitted.correlation(km_to_rad(grid_km))), look_of("semivariance_margin")
-    right.plot(grid_km, asked, color=look["color"], label="semivariance_margin")
-    right.axhline(0.0, color=look_of("infonce")["color"], label="infonce, GeoCLIP’s own loss: none")
+    right.plot(grid_km, asked, color=look["color"], label=named("semivariance_margin"))
+    none = look_of("infonce")["color"]
+    right.axhline(0.0, color=none, ls="--", label=f"{named('infonce')}: none")
     for km in (50.0, 500.0, 5_000.0):
         there = float(np.interp(km, grid_km, asked))
         right.plot(km, there, "o", color=look["color"])
         right.annotate(f"{km:,.0f} km off:\nby {there:.1f}", (km, there), (5, -5), va="top", **BESIDE)
+    lag_km, count = empirical.table()[["lag_km", "pairs"]].to_numpy().T
+    count = negatives * count / count.sum()
+    lower.hist(lag_km, np.geomspace(5.0, HALF_EARTH_KM, 37), weights=count, color="#94a3b8")
+    near = f"{count[lag_km <= 500.0].sum():.2g} of {negatives:,}\nwithin 500 km"
+    lower.axvline(500.0, color=MUTED, ls=":")
+    lower.text(480.0, 0.95, near, transform=lower.get_xaxis_transform(), ha="right", va="top", fontsize=8.5)
     style.logarithmic_km(left, xlabel="distance between them, km", ylabel="dissimilarity of two photos")
     left.set(title="how different two photos look", ylim=(0.0, None))
-    style.logarithmic_km(right, xlabel="distance of the wrong place from the right one, km")
-    right.set(title="by how much a wrong place must lose", ylabel="margin, logits")
+    style.logarithmic_km(right, title="by how much a wrong place must lose", ylabel="margin, logits")
+    style.logarithmic_km(lower, xlabel="distance of the wrong place from the right one, km")
+    lower.set(ylabel="wrong places\nof a batch", xlim=right.get_xlim())
     left.legend(loc="lower right")
     right.legend(loc="upper left")
     return figure
@@ -201,16 +215,17 @@ def pair_gallery(chosen: pd.DataFrame, manifest: pd.DataFrame, root: Path) -> Fi
 def error_distribution(predictions: pd.DataFrame) -> Figure:
     """Share of the photos within a distance, by strategy, all seeds pooled; one panel a split."""
     figure, splits = panels_by_split(predictions, 5.0, 3.8, sharey=True)
-    for axis, split, rows in splits:
+    for axis, _, rows in splits:
         for radius, name in RADII_KM.items():
             axis.axvline(radius, color=MUTED, lw=0.7, ls=":")
-            axis.text(radius, 1.005, f" {name}", rotation=38, fontsize=7.5, color=MUTED, va="bottom")
-        for name, errors in rows.groupby("strategy", sort=False)["error_km"]:
-            look = look_of(name)
-            axis.ecdf(np.maximum(errors, 0.5), label=name, color=look["color"], ls=look["ls"], lw=1.1)
-        style.logarithmic_km(axis, xlim=(0.8, 20_100), ylim=(0, 1), xlabel="great-circle error, km")
-        axis.set_title(f"split {split}\n", pad=22)
-    figure.axes[0].set_ylabel("share of the photos within")
+            axis.text(radius, 100.5, f" {name}", rotation=38, fontsize=7.5, color=MUTED, va="bottom")
+        for turn, (name, errors) in enumerate(rows.groupby("strategy", sort=False)["error_km"]):
+            marks = look_of(name) | {"ms": 4, "markevery": (0.03 * turn, 0.2), "lw": 1.2}
+            percent = 100 * np.arange(1, len(errors) + 1) / len(errors)
+            axis.plot(np.maximum(np.sort(errors), 0.5), percent, label=named(name), **marks)
+        style.logarithmic_km(axis, xlim=(0.8, 20_100), ylim=(0, 100), xlabel="great-circle error, km")
+        axis.set_title(f"{axis.get_title('left')}\n", pad=22)
+    figure.axes[0].set_ylabel("photos within, %")
     figure.axes[0].legend(loc="upper left", bbox_to_anchor=(0.03, 1.0))
     return figure
 
@@ -221,19 +236,21 @@ def forest(comparison: pd.DataFrame, baseline: str = "infonce") -> Figure:
     comparison = comparison[comparison["baseline"] == baseline]
     if comparison.empty:
         figure = Figure(figsize=(6, 1.6))
-        figure.text(0.5, 0.5, f"nothing to compare with {baseline} in this run", ha="center", color=MUTED)
+        said = f"nothing to compare with {named(baseline)} in this run"
+        figure.text(0.5, 0.5, said, ha="center", color=MUTED)
         return figure
     names, ticks = comparison["strategy"].unique(), -np.arange(len(COMPARED))
     height, step = 0.6 + 0.24 * len(COMPARED) * (len(names) + 1), 1.0 / (len(names) + 1)
     figure, splits = panels_by_split(comparison, 5.0, height, sharex=True, sharey=True)
-    for axis, split, of_split in splits:
+    for axis, _, of_split in splits:
         axis.axvline(0.0, color=INK, lw=1.0)
         for order, name in enumerate(names):
             rows = of_split[of_split["strategy"] == name].set_index("metric").loc[list(COMPARED)]
             middle, low, high = (100 * rows[column] for column in ("difference", "ci_low", "ci_high"))
             y, error = ticks - step * (order - (len(names) - 1) / 2), np.stack((middle - low, high - middle))
-            axis.errorbar(middle, y, xerr=error, label=name, ms=4, lw=1.4, **look_of(name) | {"ls": "none"})
-        axis.set(title=f"split {split}", xlabel=f"difference to {baseline}, percentage points")
+            look = look_of(name) | {"ls": "none", "ms": 5, "lw": 1.4}
+            axis.errorbar(middle, y, xerr=error, label=named(name), **look)
+        axis.set_xlabel(f"difference to {named(baseline)}, percentage points")
         axis.set_yticks(ticks, labels=[f"within {int(metric[4:-2]):,} km" for metric in COMPARED])
         axis.grid(axis="y", visible=False)
     style.legend_below(figure, figure.axes[0])
@@ -242,31 +259,54 @@ def forest(comparison: pd.DataFrame, baseline: str = "infonce") -> Figure:
 
 @styled
 def by_continent(table: pd.DataFrame) -> Figure:
-    """Accuracy within :func:`reported_radius_km` by continent (of 5 photos or more; below 30 pale)."""
+    """Accuracies with 95 % intervals, of 5 photos or more; those without an interval are pale. ``table`` is
+    that of :func:`lib.evaluate.intervals.levels_by_group`, of the column continent."""
     table = table[table["n"] >= 5] if (table["n"] >= 5).any() else table
     names, groups = table["strategy"].unique(), sorted(set(table["continent"]), reverse=True)
-    figure, splits = panels_by_split(table, 5.0, 0.9 + 0.42 * len(groups), sharey=True)
+    height = 1.0 + len(groups) * (0.15 + 0.12 * len(names))
+    figure, splits = panels_by_split(table, 5.0, height, sharey=True)
     for axis, split, of_split in splits:
-        radius_km = reported_radius_km(split)
         for order, strategy in enumerate(names):
-            frame, look = of_split[of_split["strategy"] == strategy], look_of(strategy) | {"ls": "none"}
-            y = frame["continent"].map(groups.index) + 0.16 * ((len(names) - 1) / 2 - order)
-            share, is_sure = 100 * frame[f"acc_{radius_km}km"], frame["n"] >= 30
-            axis.plot(share[is_sure], y[is_sure], ms=5, label=strategy, **look)
-            axis.plot(share[~is_sure], y[~is_sure], ms=5, alpha=0.3, **look)
+            frame, look = (
+                of_split[of_split["strategy"] == strategy],
+                look_of(strategy) | {"ls": "none", "ms": 5},
+            )
+            y = frame["continent"].map(groups.index) + 0.8 / len(names) * ((len(names) - 1) / 2 - order)
+            low, middle, high = (100 * frame[name] for name in ("ci_low", "value", "ci_high"))
+            is_sure, error = low.notna(), np.stack((middle - low, high - middle))
+            axis.errorbar(middle, y, xerr=error, lw=1.1, **look | {"marker": ""})
+            axis.plot(middle[is_sure], y[is_sure], label=named(strategy), **look)
+            axis.plot(middle[~is_sure], y[~is_sure], alpha=0.3, **look)
         beside = {"transform": axis.get_yaxis_transform(), "fontsize": 8, "color": MUTED, "va": "center"}
         for group, count in of_split.groupby("continent")["n"].first().items():
             axis.text(1.02, groups.index(group), f"{count:,}", **beside)
-        axis.text(1.02, len(groups) - 0.3, "photos", **beside)
-        axis.set(xlabel=f"photos within {radius_km} km, %", title=f"split {split}")
-        axis.set(ylim=(-0.6, len(groups) - 0.4), yticks=range(len(groups)), yticklabels=groups)
+        axis.text(1.02, len(groups) - 0.45, "photos", **beside)
+        axis.set(xlabel=f"photos within {reported_radius_km(split)} km, %", ylim=(-0.55, len(groups) - 0.45))
+        axis.set_yticks(range(len(groups)), labels=groups)
+        for edge in np.arange(0.5, len(groups) - 1):
+            axis.axhline(edge, color="#e5e7eb", lw=0.8)
+        axis.grid(axis="y", visible=False)
     style.legend_below(figure, figure.axes[0])
     return figure
 
 
-def reported_radius_km(split: str) -> int:
-    """The radius reported for a split: larger for held-out cells, which have no training photo near."""
-    return HELD_OUT_KM if str(split).endswith(HELD_OUT_ENDING) else 200
+@styled
+def answer(photo: pd.Series, root: Path) -> Figure:
+    """``photo``, a row of predictions with its path below ``root``, beside a map: a ring at the true place, a
+    cross at the answer, and the great circle between."""
+    figure = Figure(figsize=(8.6, 2.9), layout="constrained")
+    grid = figure.add_gridspec(1, 2, width_ratios=[1, 2])
+    style.show_photo(figure.add_subplot(grid[0]), root, photo["path"], "the photo")
+    axis = style.world(figure, grid[1])
+    truth, found = photo[["latitude", "longitude"]], photo[["predicted_latitude", "predicted_longitude"]]
+    truth, found = (place.to_numpy(float) for place in (truth, found))
+    for piece in great_circle(truth, found):
+        axis.plot(*np.radians(piece[:, ::-1]).T, color=PALETTE[3], lw=1.2)
+    ring = {"s": 130, "facecolors": "none", "edgecolors": PALETTE[0], "linewidths": 1.8}
+    axis.scatter(*np.radians(truth[::-1]), label="where it was taken", zorder=3, **ring)
+    axis.scatter(*np.radians(found[::-1]), marker="x", color=PALETTE[3], label="the model’s answer", zorder=3)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2)
+    return figure
 
 
 @styled
@@ -291,4 +331,9 @@ def candidates(table: pd.DataFrame, mass: pd.DataFrame, root: Path) -> Figure:
         badge = {"boxstyle": "circle,pad=0.25", "facecolor": "white", "edgecolor": INK, "linewidth": 0.8}
         numeral = {"ha": "center", "va": "center", "fontsize": 7, "fontweight": "bold", "bbox": badge}
         axis.text(*np.radians([first["longitude"], first["latitude"]]), "1", color=INK, **numeral)
+    shades = mpl.cm.ScalarMappable(mpl.colors.PowerNorm(0.5, 0.0, 100.0), "YlOrRd")
+    said = "probability of a place, % of the photo’s likeliest (1: first candidate; ring: true place)"
+    where = {"orientation": "horizontal", "shrink": 0.6, "pad": 0.01, "aspect": 40}
+    bar = figure.colorbar(shades, ax=figure.axes, label=said, **where)
+    bar.set_ticks([0, 1, 5, 10, 25, 50, 100])
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -20,22 +21,27 @@ from lib.evaluate import pairs
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 INK, MUTED, LAND, WATER = "#1b1f24", "#6b7280", "#dfe3e6", "#ffffff"
-COLOURS = ("#4d4d4d", *(PALETTE[k] for k in (0, 3, 1, 2, 4, 9)), "#6a3d9a")
-"""Colours of strategies. All are visible on white."""
-FAMILIES = {
-    ("-", "o"): ("infonce", "semivariogram", "semivariance_margin", "similarity", "margin_frequencies",
-                 "false_only", "decayed", "residual"),
-    ("-.", "s"): ("shuffled", "soft_targets", "distance_margin", "constant_offset", "distance_soft", "thesis",
-                  "hcl", "hard_only"),
+NAMES = {
+    "infonce": "GeoCLIP’s loss", "semivariogram": "the paper’s idea",
+    "semivariance_margin": "distance margin", "infonce_frequencies": "GeoCLIP’s loss + scales",
+    "margin_frequencies": "margin + scales",
+    "nearest_neighbour": "nearest look-alike", "geoclip_pretrained": "GeoCLIP as published",
+    "test": "random photos", "test_blocked": "held-out cells",
 }  # fmt: skip
-"""Strategies by line and marker, in the order of ``COLOURS``."""
+"""What people read for strategies and splits. Files, settings and code have the names on the left."""
+ORDER = ("infonce", "semivariogram", "infonce_frequencies", "margin_frequencies", "nearest_neighbour",
+         "semivariance_margin", "geoclip_pretrained", "similarity", "decayed", "thesis", "residual",
+         "shuffled", "distance_margin", "constant_offset", "soft_targets", "distance_soft", "hcl",
+         "false_only", "hard_only")  # fmt: skip
+LINES = ("-", "--", "-.", ":", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)), (0, (1, 3)))
+MARKERS = "osvDPX^*<"
+COLOURS = (INK, *(PALETTE[k] for k in (0, 4, 3)), "#00796b", "#6a3d9a", PALETTE[1], PALETTE[9])
 LOOKS = {
-    name: {"color": colour, "ls": line, "marker": marker}
-    for (line, marker), names in FAMILIES.items()
-    for name, colour in zip(names, COLOURS, strict=True)
+    name: {"color": COLOURS[k % 8], "ls": LINES[k % 7], "marker": MARKERS[k % 9]}
+    for k, name in enumerate(ORDER)
 }
-OTHERS = (("nearest_neighbour", MUTED), ("geoclip_pretrained", "#00796b"))
-LOOKS |= {name: {"color": colour, "ls": "--", "marker": "D"} for name, colour in OTHERS}
+"""Of seven that follow each other in ``ORDER`` nothing is the same, and line and marker of no two are the
+same: in black and white they can be told apart."""
 SPLIT_COLOURS = {"train": "#9aa5b1", "validation": PALETTE[1], "test": PALETTE[0], "test_blocked": PALETTE[3]}
 KIND_COLOURS = {pairs.FALSE_NEGATIVE: PALETTE[0], pairs.HARD_NEGATIVE: PALETTE[3], pairs.EASY: MUTED}
 KILOMETRES = mpl.ticker.StrMethodFormatter("{x:,.0f}")
@@ -52,10 +58,17 @@ styled = mpl.rc_context(STYLE, Path(mpl.get_data_path(), "matplotlibrc"))
 """Decorator: draw with ``STYLE`` on matplotlib's defaults, and leave the user's settings as they were."""
 
 
-def look_of(strategy: str) -> dict[str, str]:
-    """A strategy's color, ls and marker, the same in every figure; an unlisted one is dotted, by its name."""
+def named(name: str, splits: Collection[str] = NAMES) -> str:
+    """What people read for a strategy or split; ``test`` is of random photos only beside held-out cells among
+    ``splits``: alone it may be anybody's choice."""
+    return name if name == "test" and "test_blocked" not in splits else NAMES.get(name, name)
+
+
+def look_of(strategy: str) -> dict[str, Any]:
+    """A strategy's color, ls and marker, the same in every figure; an unlisted one's dots are far apart."""
     turn, colour = divmod(crc32(strategy.encode()), len(COLOURS))
-    return LOOKS.get(strategy, {"color": COLOURS[colour], "ls": ":", "marker": "^vPX"[turn % 4]})
+    unlisted = {"color": COLOURS[colour], "ls": (0, (1, 6)), "marker": ">phd"[turn % 4]}
+    return LOOKS.get(strategy, unlisted)
 
 
 def panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, np.ndarray]:
@@ -67,9 +80,11 @@ def panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -
 def panels_by_split(
     table: pd.DataFrame, width: float, height: float, **options: Any
 ) -> tuple[Figure, list[tuple[Axes, str, pd.DataFrame]]]:
-    """A Figure with one panel a split, and each panel's axes, split and rows of ``table``."""
+    """A Figure with one panel a split, titled, and each panel's axes, split and rows of ``table``."""
     groups = list(table.groupby("split", sort=False))
     figure, axes = panels(1, len(groups), (width * len(groups), height), **options)
+    for axis, (split, _) in zip(axes[0], groups, strict=True):
+        axis.set_title(named(split, table["split"].unique()))
     return figure, [(axis, *group) for axis, group in zip(axes[0], groups, strict=True)]
 
 
@@ -85,9 +100,13 @@ def legend_below(figure: Figure, axis: Axes) -> None:
 
 
 def show_photo(axis: Axes, root: Path, path: str, title: str) -> None:
-    """The photo at ``root`` / ``path`` instead of ``axis``, with a ``title``; or that it is not there."""
+    """The photo at ``root`` / ``path`` instead of ``axis``, with a ``title``; or that it is not there. A dark
+    one is brightened, at most threefold, until a hundredth of its values are nearly white."""
     try:
-        axis.imshow(open_photo(root, path, smallest_px=400))
+        pixels = np.asarray(open_photo(root, path, smallest_px=400).convert("RGB"), dtype=float)
+        axis.imshow(
+            (pixels * np.clip(240.0 / max(np.percentile(pixels, 99), 1.0), 1.0, 3.0)).clip(0, 255) / 255
+        )
     except UNREADABLE:
         axis.text(0.5, 0.5, "This photo is not there\nor cannot be read.", ha="center", va="center")
     axis.set_title(title, fontsize=8, fontweight="normal", loc="center")
