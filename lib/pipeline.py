@@ -29,7 +29,7 @@ from lib.runs.files import Signature, one_line, printable, refusals_named, signa
 from lib.runs.machine import check_gpu, gpu, print_anywhere
 from lib.runs.provenance import read_provenance, write_checksums, write_provenance
 from lib.settings import PROJECT
-from lib.show.pages import PICTURES_ONLY, as_a_terminal_shows, render, tidy
+from lib.show.pages import PICTURES_ONLY, as_a_terminal_shows, render, tidy, title
 from lib.train import gallery
 
 NOTEBOOKS = PROJECT / "notebooks"
@@ -42,12 +42,6 @@ def notebooks() -> dict[str, Path]:
     """Number -> file of each notebook, in their order."""
     found = [*NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"), *(PROJECT / "study").glob("[0-9][0-9]_*.ipynb")]
     return {path.name[:2]: path for path in sorted(found, key=lambda path: path.name)}
-
-
-def title(notebook: Path) -> str:
-    """The first heading of a notebook."""
-    lines = nbformat.read(notebook, as_version=4).cells[0].source.splitlines()
-    return next((line[2:].strip() for line in lines if line.startswith("# ")), notebook.stem)
 
 
 def choose(only: str | None) -> dict[str, Path]:
@@ -104,7 +98,8 @@ def bring_up_to_date(notebook: Path, run: Run, profile: str, overrides: Sequence
     started, before = time.perf_counter(), _pictures_and_pages(run)
     run.receipt(name).unlink(missing_ok=True)
     stages = execute(notebook, run, profile, overrides)
-    pages = [run.folder / "notebooks" / notebook.name, render(run.folder / "notebooks" / notebook.name)]
+    executed = run.folder / "notebooks" / notebook.name
+    pages = [executed, render(executed, [path.stem for path in notebooks().values()])]
     written = [path for path, of in _pictures_and_pages(run).items() if before.get(path) != of]
     now = _needs_of(notebook, run, stages)  # its source may have been saved, and photos downloaded, meanwhile
     needs = needs | {
@@ -246,14 +241,14 @@ def finish(run: Run, seconds: Mapping[str, float]) -> None:
 
 
 def _say_comparison(run: Run) -> None:
-    """Print what the comparison with the reference came to; every figure goes to a file."""
+    """Print what the comparison with the reference came to; every number goes to a file."""
     from lib.show import reference
 
     compared, sentence = reference.compare_with_reference(run)
     if len(compared):
         with writing(path := run.folder / "logs" / "comparison.txt") as aside:
             aside.write_text(reference.format_comparison(compared, sentence) + "\n", encoding="utf-8")
-        sentence += f" Every figure: {path}"
+        sentence += f" Every number: {path}"
     print(reference.format_comparison(compared[~compared["reproduced"].astype(bool)].head(20), sentence))
 
 

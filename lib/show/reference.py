@@ -38,7 +38,7 @@ def compare_with_reference(run: Run) -> tuple[pd.DataFrame, str]:
         named = ", ".join(differing[:3]) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
         return empty, f"Not compared with the reference run: other settings ({named})."
     table = beside(run, folder)
-    said = "figures of the reference run are reproduced within their tolerance."
+    said = "numbers of the reference run are reproduced within their tolerance."
     return table, f"{table['reproduced'].sum()} of {len(table)} {said}"
 
 
