@@ -91,3 +91,35 @@ class Visit:
         """Mean of red, green and blue, of 255, of the colour ``name`` of the first such element."""
         colour = self.tab.evaluate(f"getComputedStyle(document.querySelector('{selector}')).{name}")
         return sum(map(int, re.findall(r"\d+", colour)[:3])) / 3
+
+    def faults(self) -> list[str]:
+        """Pictures without a text, controls without a name, headings out of order, and text of a contrast
+        below 4.5, as axe-core would find them. Controls that are off do not count."""
+        return self.tab.evaluate(FAULTS)
+
+
+FAULTS = r"""() => {
+  const all = (what) => [...document.querySelectorAll(what)], style = (one) => getComputedStyle(one);
+  const found = [], say = (what, ones) => ones.forEach((one) => found.push(`${what}: ${one.outerHTML}`));
+  const name = (one) => [one.ariaLabel, one.title, one.textContent, one.alt,
+    ...[...one.labels || [], ...one.querySelectorAll("img")].map(name)].join("").trim();
+  say("no text for it", all("img:not([alt])"));
+  say("no name", all("a[href], button, input, select, summary, [tabindex='0']").filter(
+    (one) => one.checkVisibility() && !name(one)));
+  const headings = all("h1, h2, h3, h4, h5, h6"), level = (one) => one ? Number(one.tagName[1]) : 0;
+  say("order of headings", headings.filter((one, k) => level(one) > level(headings[k - 1]) + 1));
+  const rgba = (text) => { const [r, g, b, a = 1] = text.match(/[\d.]+/g).map(Number); return [r, g, b, a]; };
+  const over = (below, [r, g, b, a]) => [r, g, b].map((value, k) => value * a + below[k] * (1 - a));
+  const ground = (one) => one
+    ? over(ground(one.parentElement), rgba(style(one).backgroundColor)) : [255, 255, 255];
+  const linear = (v) => v <= 0.04045 * 255 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4;
+  const light = (c) => [0.2126, 0.7152, 0.0722].reduce((sum, share, k) => sum + share * linear(c[k]), 0.05);
+  const contrast = (one) => {
+    const below = ground(one), ratio = light(over(below, rgba(style(one).color))) / light(below);
+    return Math.max(ratio, 1 / ratio);
+  };
+  say("contrast", all("body *:not(script, style, option)").filter((one) =>
+    one.checkVisibility({visibilityProperty: true}) && !one.closest("math, svg, [aria-disabled=true]")
+    && [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim()) && contrast(one) < 4.5));
+  return found;
+}"""

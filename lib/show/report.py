@@ -15,13 +15,15 @@ import jinja2
 import pandas as pd
 from PIL import Image
 
-from lib.data import features
+from lib.data import features, places
 from lib.data.manifest import read_table
-from lib.evaluate.evaluation import CONTROL
+from lib.evaluate.evaluation import CONTROL, typical
 from lib.evaluate.intervals import BASELINE, HELD_OUT_KM, LEAST_PHOTOS, NEAREST_NEIGHBOUR, UNTRAINED, points
 from lib.method.errors import BundleError
 from lib.method.negatives import REGISTRY
 from lib.runs import Run, cache, writing
+from lib.show import style
+from lib.show.candidate_maps import place_names
 from lib.show.reference import compare_with_reference
 from lib.show.world import TEMPLATES
 from lib.train.metrics import COMPARED, HEADLINE
@@ -32,17 +34,40 @@ PAPER, HELD_OUT_SPLIT = "semivariogram", "test_blocked"
 LEAST_VALIDATION_PHOTOS = 30
 """With fewer validation photos strategies tie, and nothing is chosen."""
 FIGURES = {
-    "differences": "Paired differences to infonce, with 95 % intervals over photos and seeds.",
-    "differences_to_control": "The same against similarity, the control that looks without geography.",
-    "semivariogram": "The empirical semivariogram of the frozen features and the fitted model.",
-    "margin": "How different photos look by distance, and by how much a wrong place must lose for it.",
-    "pairs": "What the curve calls false negatives and hard negatives.",
-    "training": "Loss and validation accuracy of every strategy.",
-    "error_distribution": "How far off the predictions are.", "by_continent": "Accuracy by continent.",
-    "candidates": "Whole answers: where the model's probability lies for four test photos.",
-    "pair_cloud": "Sampled pairs, the curve, and the three kinds of negative.", "places": "Places by split.",
-    "photos": "What the photos look like.", "baseline_training": "Training of the baseline.",
+    "answer": ("A photo, where it was taken (ring) and where the model puts it (cross).", ""),
+    "semivariogram": (
+        "How different two photos look, on average, by their distance: measured (dots) and fitted (line).",
+        "Where the line is steep, looks tell near from far; beyond the range distance adds next to nothing."),
+    "differences": (
+        "How many more photos are placed within each radius than with {infonce}; bars are 95 % intervals.",
+        "A bar that crosses zero may be chance; one that does not is a gain (right) or a loss (left)."),
+    "differences_to_control": (
+        "The same against similarity, the control that looks without geography.",
+        "Only what lies right of zero here is owed to the curve."),
+    "photos": ("Training photos drawn at random, with their places; dark ones are brightened.",
+               "They show what a model has to go by, such as water, soil and plants."),
+    "places": ("Where the photos were taken, by split.",
+               "A test photo is the easier to place the nearer a training photo was taken."),
+    "pairs": ("Pairs that look more alike than their distance leads one to expect; dark ones are brightened.",
+              "Near ones are nearly right (false negatives); far ones are costly mistakes (hard negatives)."),
+    "pair_cloud": ("Each dot is a pair of photos. Below the curve it looks more alike than expected.",
+                   "The range divides these look-alikes into false and hard negatives."),
+    "margin": ("Left the curve; right by how much a wrong place must lose, and where wrong places are.",
+               "Where nearly all wrong places lie on the flat part, nearly all must lose by the same."),
+    "baseline_training": ("Loss and validation accuracy of {infonce} by epoch; bands hold all seeds.",
+                          "Lines that still rise at the end would gain from more epochs."),
+    "training": ("Loss and validation accuracy of every strategy by epoch; bands hold all seeds.",
+                 "Losses of different strategies cannot be compared; their accuracies can."),
+    "error_distribution": ("The percentage of the photos placed within each distance.",
+                           "The farther left a line rises, the better."),
+    "by_continent": ("Percentage of the photos placed near enough, by continent, with 95 % intervals.",
+                     "Wide bars mean few photos or cells; where bars overlap, continents may be alike."),
+    "candidates": ("Four photos, and how the model spreads its probability over the Earth.",
+                   "One cluster: the look is found in one region. Several: these regions look alike."),
 }  # fmt: skip
+"""Of each figure, in the order of the story, what one sees and what follows."""
+FIRST = ("answer", "semivariogram", "differences")
+"""Figures of the first screen."""
 MAPS = {
     "predictions": ("Every photo", "True and predicted place, marked by error; search by id, step by error."),
     "predictions_test_blocked": ("Every held-out photo", "The same for cells held out whole."),
@@ -62,15 +87,23 @@ def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, 
     comparison, gains = (_table(run, name) for name in names)
     chosen, validation_photos = _of_validation(run)
     screen, settings = first_screen(chosen, comparison, gains), provenance["settings"]
-    of_split = _only(gains, split=screen["split"])
+    levels, splits = _table(run, "intervals"), [*comparison.get("split", pd.Series(dtype=str)).unique()]
+    of_split = {"split": screen["split"]}
+    within = _only(levels, metric=HEADLINE, **of_split)
+    strategies = [BASELINE, *(row.label for row in screen["strategies"])]
+    names = {one: style.named(one, splits) for one in [*strategies, *splits]}
     parts = {
         "run": run, "provenance": provenance, "settings": settings, "notebooks": notebooks, "screen": screen,
         "data": DATA.get(settings["dataset"]["name"], settings["dataset"]["name"]), "heading": _heading,
-        "accuracy": accuracy_tables(_table(run, "intervals"), _table(run, "bounds")),
+        "accuracy": accuracy_tables(levels, _table(run, "bounds")),
         "differences": difference_tables(comparison, ["split", "baseline"], "strategy", "metric"),
-        "continents": difference_tables(of_split, ["split"], "continent", "strategy"),
+        "continents": difference_tables(_only(gains, **of_split), ["split"], "continent", "strategy"),
         "fit": json.loads(run.semivariogram.read_text()) if run.semivariogram.exists() else None,
-        "figures": [_figure(run, name) for name in FIGURES if run.figure(name).exists()],
+        "figures": {name: _figure(run, name) for name in FIGURES if run.figure(name).exists()},
+        "first": FIRST, "typical": _typical(run, chosen),
+        "names": {name: plain for name, plain in names.items() if plain != name},
+        "of_curve": [row for row in screen["strategies"] if uses_curve(run, row.label)],
+        "placed": {row["strategy"]: 100 * row["value"] for row in within.to_dict("records")},
         "maps": [(name, *words) for name, words in MAPS.items() if run.map(name).exists()],
         "tables": sorted(path.name for path in (run.folder / "tables").glob("*.csv")),
         "reference": reference.to_dict("records"), "reference_sentence": sentence,
@@ -80,6 +113,7 @@ def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, 
     }  # fmt: skip
     strict = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=TEMPLATES, autoescape=True, **strict)
+    environment.filters["named"] = lambda name: style.named(name, splits)
     path = run.folder / "index.html"
     with writing(path) as aside:
         aside.write_text(environment.get_template("index.html.j2").render(parts), encoding="utf-8")
@@ -109,7 +143,22 @@ def _of_validation(run: Run) -> tuple[str, int]:
 def _figure(run: Run, name: str) -> dict[str, Any]:
     """What the page needs of a figure; its size in pixels, so that nothing moves while it loads."""
     with Image.open(run.figure(name)) as image:
-        return {"name": name, "caption": FIGURES[name], "width": image.width, "height": image.height}
+        seen, follows = (text.format(infonce=style.named(BASELINE)) for text in FIGURES[name])
+    size = {"width": image.width, "height": image.height}
+    return {"name": name, "seen": seen, "follows": follows} | size
+
+
+def _typical(run: Run, chosen: str) -> dict[str, Any]:
+    """Of the photo of :func:`lib.evaluate.evaluation.typical`: error, places; {} where there is none."""
+    predictions = pd.read_parquet(run.predictions) if run.predictions.exists() else pd.DataFrame()
+    if predictions.empty or chosen not in set(predictions["strategy"]):
+        return {}
+    photo = typical(predictions, chosen)
+    columns = ["latitude", "longitude", "predicted_latitude", "predicted_longitude"]
+    places_deg = photo[columns].to_numpy(float).reshape(2, 2)
+    near = zip(place_names(places.describe(places_deg)), places_deg, strict=True)
+    words = [f"near {name} ({style.place_label(*place)})" for name, place in near]
+    return {"km": photo["error_km"], "truth": words[0], "answer": words[1]}
 
 
 class Row(NamedTuple):
@@ -138,11 +187,12 @@ class Row(NamedTuple):
         numbers = f": {points(self.difference)}, {points(self.low)} to {points(self.high)}"
         return named if named.startswith("too few") else named + numbers
 
-    @property
-    def uses_curve(self) -> bool:
-        """Whether this is a strategy that uses the semivariogram."""
-        known = REGISTRY.get(self.label)
-        return self.label not in UNTRAINED and (known is None or known.needs_curve)
+
+def uses_curve(run: Run, name: str) -> bool:
+    """Whether the strategy or variant ``name`` uses the semivariogram; one that is not known here counts."""
+    strategy, own = run.settings.training.own(name)
+    needs = strategy not in REGISTRY or REGISTRY[strategy].needs_curve
+    return name not in UNTRAINED and (needs or own.frequencies == "curve")
 
 
 def _rows(table: pd.DataFrame, label: str) -> list[Row]:
@@ -190,8 +240,8 @@ def _amount(metric: str, value: float) -> str:
     return points(100 * value, sign=False) if metric.startswith("acc_") else f"{value:,.0f}"
 
 
-def _heading(metric: str) -> str:
-    return f"{int(metric[4:-2]):,} km" if metric.startswith("acc_") else metric.replace("_km", ", km")
+def _heading(metric: str, unit: str = "") -> str:
+    return f"{int(metric[4:-2]):,} km{unit}" if metric.startswith("acc_") else metric.replace("_km", ", km")
 
 
 def difference_tables(table: pd.DataFrame, by: list[str], row: str, column: str) -> list[dict[str, Any]]:
