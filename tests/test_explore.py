@@ -3,6 +3,7 @@ Jupyter."""
 
 import numpy as np
 import pandas as pd
+import pyproj
 import pytest
 from conftest import fitted
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,6 +12,7 @@ from PIL import Image
 from lib.data import datasets, features
 from lib.evaluate import pairs
 from lib.method.empirical import exact
+from lib.method.geodesy import EARTH_RADIUS_KM
 from lib.show import explore, maps
 
 
@@ -106,10 +108,27 @@ def test_two_strategies_are_drawn_with_their_errors_and_lines_that_do_not_jump(r
     world = figure.axes[-1]
     assert "decayed is nearer than infonce in 33% of 3 photos, farther in 33%" in world.get_title(loc="left")
     assert "infonce: 3,000, 3,000 km" in world.get_legend_handles_labels()[1]
-    steps = [np.abs(np.diff(line.get_xdata())).max() for line in world.lines if len(line.get_xdata()) > 2]
+    steps = [
+        np.nanmax(np.abs(np.diff(line.get_xdata()))) for line in world.lines if len(line.get_xdata()) > 2
+    ]
     assert steps and max(steps) < 0.5
     (datasets.root_of(run) / "photos" / "p0000.jpg").unlink()
     assert "This photo is not there" in explore.two_strategies(run, predictions()).axes[0].texts[0].get_text()
+
+
+def test_the_great_circle_is_that_of_pyproj_and_is_cut_at_the_180th_meridian():
+    sphere = pyproj.Geod(a=EARTH_RADIUS_KM * 1000.0, f=0.0)
+    for start, end in (
+        ((48.0, 11.0), (-33.9, 151.2)),
+        ((60.0, -150.0), (65.0, -20.0)),
+        ((10.0, 179.0), (12.0, -178.0)),
+    ):
+        ours = explore.great_circle(np.array([start, end]))
+        theirs = np.array(sphere.npts(start[1], start[0], end[1], end[0], 179))[:, ::-1]
+        lost = np.isnan(ours).any(axis=1)
+        assert np.allclose(ours[1:-1][~lost[1:-1]], theirs[~lost[1:-1]], atol=1e-7)
+        assert lost.sum() == (start[1] == 179.0) and np.allclose(ours[[0, -1]], (start, end))
+    assert np.allclose(explore.great_circle(np.array([start, start])), start)
 
 
 def test_photos_are_ordered_from_the_largest_gain_to_the_largest_loss():

@@ -11,22 +11,22 @@ from pathlib import Path
 import folium
 import numpy as np
 import pandas as pd
-import pyproj
 import pytest
 from browsing import Visit
 from PIL import Image
 
 from lib.data.sphere import destination, uniform_on_sphere
-from lib.method.geodesy import EARTH_RADIUS_KM, distance_km
+from lib.method.geodesy import distance_km
 from lib.runs import Run
 from lib.settings import load
 from lib.show import maps, world
 from lib.show.maps import prediction_map, save_map
-from lib.show.world import great_circle
 
 STRATEGIES = ("infonce", "semivariogram", "decayed", "similarity")
 HOSTILE = ["<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "<!-- <script>",
            "{{ 7 * 7 }}{% raw %}{#"]  # fmt: skip
+TRAINING = pd.DataFrame(uniform_on_sphere(60, np.random.default_rng(5)), columns=maps.TRUE)
+TRAINING["id"] = TRAINING["path"] = [f"photo{k % 20}.jpg" for k in range(60)]
 MARKS = "Object.values(map._layers).filter((layer) => layer.photo !== undefined).length"
 
 
@@ -75,7 +75,7 @@ def small() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def page(small: pd.DataFrame, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small map as a file."""
-    drawn = prediction_map(small, photos, title="a <b>title</b> & more")
+    drawn = prediction_map(small, TRAINING, photos, title="a <b>title</b> & more", chosen=STRATEGIES[0])
     return save_map(drawn, tmp_path_factory.mktemp("page") / "new" / "map.html")
 
 
@@ -94,65 +94,60 @@ def resources(text: str) -> list[str]:
     return [address for way in ways for address in re.findall(way, text)]
 
 
-class TestGreatCircle:
-    def test_across_the_180th_meridian_it_is_two_pieces_that_meet_at_it(self) -> None:
-        west, east = great_circle(np.array([10.0, 179.0]), np.array([12.0, -178.0]))
-        assert west[0].tolist() == [10.0, 179.0] and east[-1].tolist() == [12.0, -178.0]
-        assert west[-1, 1] == 180.0 and east[0, 1] == -180.0
-        assert west[-1, 0] == east[0, 0] == pytest.approx(10.67, abs=0.05)
-
-    def test_no_step_jumps_and_none_leaves_the_world(self) -> None:
-        for start, end in uniform_on_sphere(600, np.random.default_rng(1)).reshape(300, 2, 2):
-            pieces = great_circle(start, end)
-            for piece in pieces:
-                assert len(piece) >= 2
-                assert np.abs(piece[:, 1]).max() <= 180.0 + 1e-9
-                assert np.abs(np.diff(piece[:, 1])).max() <= 180.0
-            length = sum(distance_km(piece[:-1], piece[1:]).sum() for piece in pieces)
-            assert length == pytest.approx(distance_km(start, end), rel=1e-9)
-
-    def test_intermediate_points_are_those_of_pyproj_on_the_same_sphere(self) -> None:
-        sphere = pyproj.Geod(a=EARTH_RADIUS_KM * 1000.0, f=0.0)
-        for start, end in (((48.0, 11.0), (-33.9, 151.2)), ((60.0, -150.0), (65.0, -20.0))):
-            (ours,) = great_circle(np.array(start), np.array(end))
-            theirs = sphere.npts(start[1], start[0], end[1], end[0], len(ours) - 2)
-            assert np.allclose(ours[1:-1, ::-1], theirs, atol=1e-7)
-
-
 class TestPage:
     def test_two_thousand_photos_stay_below_ten_megabytes(self, photos: Path, tmp_path: Path) -> None:
         predictions = table(2_000)
-        path = save_map(prediction_map(predictions, photos), tmp_path / "map.html")
+        training = table(9_000, ("any",), seed=1)
+        path = save_map(prediction_map(predictions, training, photos), tmp_path / "map.html")
         assert path.stat().st_size < 10e6
         data = data_of(path)
         assert len(data["thumbnails"]) == len(data["ids"]) == 2_000
+        assert len(data["training"]["thumbnails"]) == maps.MOST_TRAINING
         assert [strategy["name"] for strategy in data["strategies"]] == list(STRATEGIES)
 
     def test_it_asks_no_network_and_is_the_same_file_twice(
         self, page: Path, small: pd.DataFrame, photos: Path
     ) -> None:
         assert all(address.startswith(("data:", "#")) for address in resources(page.read_text("utf-8")))
-        one, other = (prediction_map(small, photos).get_root().render() for _ in range(2))
+        one, other = (prediction_map(small, TRAINING, photos).get_root().render() for _ in range(2))
         assert one == other
 
     def test_thumbnails_are_small_jpegs_and_a_missing_photo_is_named_and_counted(self, page: Path) -> None:
         data = data_of(page)
-        image = Image.open(io.BytesIO(base64.b64decode(data["thumbnails"][0])))
+        head, rest = data["thumbnails"][0]
+        assert len(data["heads"]) == 1
+        image = Image.open(io.BytesIO(base64.b64decode(data["heads"][head] + rest)))
         assert (image.format, max(image.size)) == ("JPEG", maps.THUMBNAIL_PX)
-        assert len(data["thumbnails"]) == 12 and data["thumbnails"][5] == ""
+        assert len(data["thumbnails"]) == 12 and data["thumbnails"][5] is None
         assert data["unreadable"] == {"5": HOSTILE[0]}
         assert "1 of 12 photos have no thumbnail: file missing or unreadable." in data["notes"]
 
     def test_the_smallest_seed_of_each_strategy_is_drawn_and_said(self, tmp_path: Path) -> None:
         both = pd.concat([table(5, ("infonce",), seed) for seed in (4, 2)])
-        data = data_of(prediction_map(both.assign(latitude=1.0, longitude=2.0), tmp_path))
+        data = data_of(prediction_map(both.assign(latitude=1.0, longitude=2.0), TRAINING, tmp_path))
         assert data["strategies"][0]["seed"] == "2"
         assert "Several seeds were trained; the smallest of each strategy is drawn." in data["notes"]
+
+    def test_the_chosen_strategy_is_first_and_beside_each_photo_is_what_is_nearest_to_its_predicted_place(
+        self, small: pd.DataFrame, photos: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(maps, "MOST_TRAINING", 7)
+        data = data_of(prediction_map(small, TRAINING, photos, chosen=STRATEGIES[1]))
+        first, second = data["strategies"]
+        assert (first["name"], data["chosen"]) == (STRATEGIES[1], STRATEGIES[1])
+        rows = small[small["strategy"] == STRATEGIES[1]]
+        guess, places = rows[[*maps.PREDICTED]].to_numpy(), TRAINING[[*maps.TRUE]].to_numpy()
+        nearest = places[distance_km(guess[:, None], places[None]).argmin(1)]
+        there = np.reshape(data["training"]["places"], (-1, 2)) / 1e4
+        known = [k for k, number in enumerate(first["near"]) if number is not None]
+        assert np.allclose(there[[first["near"][k] for k in known]], nearest[known], atol=1e-4)
+        assert len(there) == len(data["training"]["thumbnails"]) == 7 and None in second["near"]
 
     def test_of_too_many_photos_some_are_drawn(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(maps, "MOST_PHOTOS", 4)
         predictions, run = table(10).drop(columns="path"), Run(load("smoke"), tmp_path / "run")
-        manifest = predictions[["id"]].drop_duplicates().assign(path="nowhere.jpg")
+        manifest = predictions[["id"]].drop_duplicates().assign(path="nowhere.jpg", split="test")
+        manifest = pd.concat([manifest, TRAINING.assign(split="train")])
         drawn = data_of(maps.split_map(predictions, manifest, run, "test"))
         assert len(drawn["ids"]) == 4 and drawn["title"] == "run: split test, 4 of 10 photos"
         assert [path.name for path in run.map("predictions").parent.iterdir()] == ["predictions.html"]
@@ -184,6 +179,8 @@ class TestBrowser:
         desktop.tab.wait_for_selector(".leaflet-popup img")
         desktop.until("document.querySelector('.leaflet-popup img').naturalWidth > 0")
         assert desktop.first_fact() == row.id
+        near_km = distance_km(row[[*maps.PREDICTED]].to_numpy(float), TRAINING[[*maps.TRUE]].to_numpy()).min()
+        assert f", {near_km:,.0f} km from it" in desktop.tab.locator(".leaflet-popup .near").text_content()
 
     def test_strategies_classes_and_overlays_switch(self, desktop: Visit, small: pd.DataFrame) -> None:
         lines = "Object.values(map._layers).filter((layer) => layer.options.opacity === 0.4).length"
@@ -201,14 +198,35 @@ class TestBrowser:
         assert desktop.map(lines) == kept
         desktop.tab.get_by_label("predicted places").uncheck()
         assert desktop.map(MARKS) == kept
+        shapes = desktop.tab.locator(".classes .mark").evaluate_all(
+            "(all) => all.map((one) => one.style.clipPath)"
+        )
+        assert len(set(shapes)) == len(world.ERROR_CLASSES)
+
+    def test_the_line_of_a_photo_is_the_great_circle_and_cut_at_the_180th_meridian(
+        self, desktop: Visit, small: pd.DataFrame
+    ) -> None:
+        line = "Object.values(map._layers).find((layer) => layer.options.weight === 2.5).getLatLngs()"
+        for row in small[:12].itertuples():
+            desktop.find(row.id)
+            pieces = desktop.map(f"{line}.map((piece) => piece.map(({{ lat, lng }}) => [lat, lng]))")
+            ends = np.array(
+                [[row.latitude, row.longitude], [row.predicted_latitude, row.predicted_longitude]]
+            )
+            assert np.allclose([pieces[0][0], pieces[-1][-1]], ends, atol=1e-4)
+            for piece in map(np.array, pieces):
+                around_km = distance_km(ends[0], piece) + distance_km(piece, ends[1])
+                assert np.allclose(around_km, distance_km(*ends), rtol=1e-3, atol=0.05)
+                assert np.abs(np.diff(piece[:, 1])).max() <= 180.0
+            assert row.id != "dateline" or (pieces[0][-1][1], pieces[1][0][1]) == (180, -180)
 
     def test_search_zooms_in_runs_no_hostile_text_and_says_when_there_is_no_such_photo(
-        self, desktop: Visit
+        self, desktop: Visit, small: pd.DataFrame
     ) -> None:
-        before = desktop.map("map.getZoom()")
-        desktop.find("00009")
+        before, found = desktop.map("map.getZoom()"), small[6:12].nsmallest(1, "error_km")["id"].iloc[0]
+        desktop.find(found[-5:])
         assert desktop.map("map.getZoom()") > before
-        assert "photo-00009" in desktop.tab.locator(".found").text_content()
+        assert found in desktop.tab.locator(".found").text_content()
         for hostile in HOSTILE:
             desktop.find(hostile)
             assert desktop.first_fact() == hostile
@@ -235,3 +253,43 @@ class TestBrowser:
             desktop.tab.locator(button).focus()
             desktop.tab.keyboard.press("Enter")
             assert desktop.first_fact() == errors["id"].iloc[number]
+
+    @pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+    def test_ten_photos_are_guessed_by_mouse_and_keyboard(
+        self, browser: object, page: Path, small: pd.DataFrame, width: int, height: int
+    ) -> None:
+        rows, photos, you, model = small[:12].set_index("id"), [], 0, 0
+        with Visit(browser, page, width, height) as visit:
+            photo, said, press = (
+                visit.tab.locator(".window img"),
+                visit.tab.locator(".answer"),
+                visit.tab.keyboard.press,
+            )
+            visit.tab.locator(".play").click()
+            for turn in range(10):
+                visit.tab.wait_for_selector(f".answer:has-text('Photo {turn + 1} of 10')")
+                row = rows.loc[photo.get_attribute("alt")[6:]]
+                photos.append(row.name)
+                assert visit.map(MARKS) == 0
+                if turn == 0:
+                    visit.tab.locator(".folium-map").click(position={"x": width / 4, "y": 200})
+                    visit.tab.locator(".go").click()
+                else:
+                    for key in ("ArrowLeft", "Shift+ArrowUp", "Enter"):
+                        press(key)
+                pin = visit.map("Object.values(map._layers).find((one) => one.options.icon).getLatLng()")
+                off_km = distance_km(np.array([pin["lat"], pin["lng"]]), row[[*maps.TRUE]].to_numpy(float))
+                points = [round(5000 * np.exp(-km / 1492.7)) for km in (off_km, row["error_km"])]
+                you, model = you + points[0], model + points[1]
+                assert all(f": {one:,} points" in said.inner_text() for one in points)
+                assert f"{you:,} : {model:,}" in said.inner_text()
+                if turn < 9:
+                    press("Enter")
+            assert len(set(photos)) == 10 and "the end" in said.inner_text() and visit.width() <= width
+            word = visit.map("location.hash")
+            visit.tab.locator(".leave").click()
+            visit.until("!document.body.classList.contains('playing')")
+            assert visit.map(MARKS) == 24
+            visit.map(f"location.hash = '{word}'")
+            visit.tab.wait_for_selector(".answer:has-text('Photo 1 of 10')")
+            assert photo.get_attribute("alt")[6:] == photos[0]

@@ -85,7 +85,7 @@ def test_no_name_becomes_markup_in_a_map(tmp_path: Path) -> None:
     row = dict.fromkeys(CANDIDATES, 1.0) | {"rank": 1, "photo": MARKUP, "town": MARKUP, "country": MARKUP}
     mass = pd.DataFrame({"photo": [MARKUP], "latitude": [1.0], "longitude": [2.0], "probability": [0.5]})
     for drawn in (
-        maps.prediction_map(predictions, tmp_path, title=MARKUP),
+        maps.prediction_map(predictions, predictions, tmp_path, title=MARKUP, chosen=MARKUP),
         candidate_map(pd.DataFrame([row]), mass, tmp_path, title=MARKUP, notes=[MARKUP]),
     ):
         page = drawn.get_root().render()

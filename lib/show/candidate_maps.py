@@ -62,8 +62,7 @@ def place_names(candidates: pd.DataFrame) -> pd.Series:
 def _photo(rows: pd.DataFrame, heat: pd.DataFrame) -> dict[str, Any]:
     """What the page needs of one photo: places in degrees, probabilities as fractions, heat as integers."""
     truth = rows[["true_latitude", "true_longitude"]].to_numpy(np.float64)[0]
-    first, is_known = rows[["latitude", "longitude"]].to_numpy(np.float64)[0], np.isfinite(truth).all()
-    line, candidates = world.great_circle(truth, first) if is_known else [], []
+    is_known, candidates = np.isfinite(truth).all(), []
     for row in rows.itertuples(index=False):
         candidates.append({
             "at": [round(row.latitude, 4), round(float(wrap_longitude(row.longitude)), 4)],
@@ -75,6 +74,5 @@ def _photo(rows: pd.DataFrame, heat: pd.DataFrame) -> dict[str, Any]:
     triples = heat[[*MASS[1:]]].to_numpy(np.float64) * (100.0, 100.0, 1e7)
     return {
         "candidates": candidates, "truth": truth.round(4).tolist() if is_known else None,
-        "line": [world.integers(piece, 100.0) for piece in line], "heat": world.integers(triples, 1.0),
-        "share": float(f"{heat['probability'].sum():.4g}"),
+        "heat": world.integers(triples, 1.0), "share": float(f"{heat['probability'].sum():.4g}"),
     }  # fmt: skip

@@ -11,23 +11,30 @@ import numpy as np
 import pandas as pd
 
 from lib.data.datasets import root_of
-from lib.data.sphere import wrap_longitude
+from lib.data.manifest import rows_of
+from lib.data.sphere import nearest, wrap_longitude
 from lib.runs import Run
 from lib.show import world
-from lib.show.world import great_circle, integers, save_map
+from lib.show.world import integers, save_map
+from lib.train.metrics import GEOSCORE_SCALE_KM
 
-THUMBNAIL_PX = 72
-MOST_PHOTOS = 2_000
-"""Photos of a split on one map: beyond, a browser takes too long, and the page grows past 10 MB."""
+THUMBNAIL_PX = 80
+MOST_PHOTOS, MOST_TRAINING = 2_000, 3_000
+"""Photos of a split on one map, and training photos beside them: beyond, a browser takes too long, and the
+page grows past 10 MB."""
 TRUE, PREDICTED = ("latitude", "longitude"), ("predicted_latitude", "predicted_longitude")
 NUMBERS = (*TRUE, *PREDICTED, "error_km")
 COLUMNS = ("id", "split", "strategy", "seed", *NUMBERS, "path")
 
 
-def prediction_map(predictions: pd.DataFrame, image_root: Path, *, title: str = "") -> folium.Map:
-    """World map of photos: true place, predicted place and the great circle between, one strategy at a time.
-    ``predictions`` have a row per photo, strategy and seed, and ``COLUMNS``: degrees, kilometres, ``path``
-    below ``image_root``. The smallest seed of each strategy is drawn. ``title`` is plain text."""
+def prediction_map(
+    predictions: pd.DataFrame, training: pd.DataFrame, image_root: Path, *, title: str = "", chosen: str = ""
+) -> folium.Map:
+    """World map of photos: true place, predicted place and the great circle between, one strategy at a time,
+    ``chosen`` first; beside a photo the one of ``training`` (``id``, ``path``, degrees) nearest to the
+    predicted place. ``predictions`` have a row per photo, strategy and seed, and ``COLUMNS``: degrees,
+    kilometres, ``path`` below ``image_root``. The smallest seed of each strategy is drawn. ``title`` and
+    ``chosen`` are plain text."""
     seeds = predictions.groupby("strategy")["seed"]
     drawn = predictions[predictions["seed"] == seeds.transform("min")]
     shown = drawn.drop_duplicates("id")
@@ -38,20 +45,36 @@ def prediction_map(predictions: pd.DataFrame, image_root: Path, *, title: str = 
     if lost := len(photos["unreadable"]):
         notes.append(f"{lost:,} of {len(shown):,} photos have no thumbnail: file missing or unreadable.")
     strategies = [_strategy(rows, shown) for _, rows in drawn.groupby("strategy", sort=False)]
-    data = {"notes": notes, "truth": integers(_places(shown, TRUE), 1e4), "strategies": strategies}
-    return world.world_page("predictions", data | photos | {"title": title or "True and predicted places"})
+    strategies.sort(key=lambda one: one["name"] != chosen)
+    guessed = np.concatenate([one["predicted"] for one in strategies]).reshape(-1, 2) / 1e4
+    row, _ = nearest(guessed, _places(training, TRUE))
+    used = pd.unique(row)[:MOST_TRAINING]
+    number, beside = {row: k for k, row in enumerate(used.tolist())}, training.iloc[used]
+    for one, rows in zip(strategies, np.split(row, len(strategies)), strict=True):
+        one["near"] = [number.get(row) for row in rows.tolist()]
+    taken = world.photos_of(image_root, beside["id"], beside["path"], THUMBNAIL_PX)
+    data = {
+        "title": title or "True and predicted places", "notes": notes, "strategies": strategies,
+        "chosen": chosen, "truth": integers(_places(shown, TRUE), 1e4), "scale_km": GEOSCORE_SCALE_KM,
+        "training": taken | {"places": integers(_places(beside, TRUE), 1e4)},
+    }  # fmt: skip
+    return world.world_page("predictions", data | photos)
 
 
-def split_map(predictions: pd.DataFrame, manifest: pd.DataFrame, run: Run, split: str) -> folium.Map:
-    """The map of a split's predictions, saved as maps/predictions.html (later splits: predictions_NAME.html).
-    Of more than ``MOST_PHOTOS`` photos so many are drawn, at random; ``manifest`` has their paths."""
+def split_map(
+    predictions: pd.DataFrame, manifest: pd.DataFrame, run: Run, split: str, chosen: str = ""
+) -> folium.Map:
+    """The map of a split's predictions, saved as maps/predictions.html (later splits: predictions_NAME.html),
+    the strategy ``chosen`` first. Of more than ``MOST_PHOTOS`` photos so many are drawn, at random;
+    ``manifest`` has their paths, and the training photos."""
     of_split, title = predictions[predictions["split"] == split], f"{run.name}: split {split}"
     ids = of_split["id"].drop_duplicates()
     if len(ids) > MOST_PHOTOS:
         title += f", {MOST_PHOTOS:,} of {len(ids):,} photos"
         of_split = of_split[of_split["id"].isin(ids.sample(MOST_PHOTOS, random_state=0))]
-    chosen = of_split.merge(manifest[["id", "path"]], on="id", how="left")
-    page = prediction_map(chosen, root_of(run), title=title)
+    with_paths = of_split.merge(manifest[["id", "path"]], on="id", how="left")
+    training = manifest.iloc[rows_of(manifest, "train")]
+    page = prediction_map(with_paths, training, root_of(run), title=title, chosen=chosen)
     name = "predictions" if split == predictions["split"].iloc[0] else f"predictions_{split}"
     save_map(page, run.map(name))
     return page
@@ -59,18 +82,12 @@ def split_map(predictions: pd.DataFrame, manifest: pd.DataFrame, run: Run, split
 
 def _strategy(rows: pd.DataFrame, shown: pd.DataFrame) -> dict[str, Any]:
     """What the page needs of one strategy, in the order of ``shown``; null where it predicts nothing."""
-    known, found = rows.set_index("id").reindex(shown["id"]), {"error_km": [], "lines": []}
-    truth, predicted = _places(shown, TRUE), np.nan_to_num(_places(known, PREDICTED))
-    for error_km, start, end in zip(known["error_km"].tolist(), truth, predicted, strict=True):
-        is_known = not np.isnan(error_km)
-        pieces = great_circle(start, end) if is_known else [np.empty((0, 2))]
-        # Without its two ends, which the page has already; 0 when nothing is between them.
-        pieces[0] = pieces[0][1:]
-        pieces[-1] = pieces[-1][:-1]
-        found["error_km"].append(round(error_km, 2) if is_known else None)
-        found["lines"].append([integers(piece, 100.0) for piece in pieces] if len(pieces[0]) else 0)
-    named = {"name": str(rows["strategy"].iloc[0]), "seed": str(rows["seed"].iloc[0])}
-    return named | {"predicted": integers(predicted, 1e4)} | found
+    known = rows.set_index("id").reindex(shown["id"])
+    return {
+        "name": str(rows["strategy"].iloc[0]), "seed": str(rows["seed"].iloc[0]),
+        "predicted": integers(np.nan_to_num(_places(known, PREDICTED)), 1e4),
+        "error_km": [None if np.isnan(one) else round(one, 2) for one in known["error_km"].tolist()],
+    }  # fmt: skip
 
 
 def _places(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:

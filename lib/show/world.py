@@ -11,7 +11,6 @@ import hashlib
 import html
 import io
 import json
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,13 +28,12 @@ from PIL import Image
 
 from lib.data import places
 from lib.data.photos import UNREADABLE, open_photo
-from lib.data.sphere import coordinates_of, wrap_longitude
-from lib.method.geodesy import chord_to_rad, unit_vectors
 from lib.runs import writing
 
 TEMPLATES = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
 BACKGROUND_PX = 2_700
-LINE_STEP_RAD = math.radians(3.0)
+HEAD = 828
+"""Characters of a JPEG in base64 that are the same for all thumbnails of one size: a page holds them once."""
 LEAFLET = "https://cdn.jsdelivr.net/npm/leaflet@1.9.3/dist/leaflet"
 """Name, without ending, of resources in ``EMBEDDED_RESOURCES``; nothing is fetched from this address."""
 ERROR_CLASSES = (
@@ -65,31 +63,6 @@ def save_map(page: folium.Map, path: Path) -> Path:
     return Path(path)
 
 
-def great_circle(start_deg: np.ndarray, end_deg: np.ndarray) -> list[np.ndarray]:
-    """Shortest way from ``start_deg`` [2] to ``end_deg`` [2], latitude, longitude; cut at the 180th meridian:
-    one or more pieces, float64 [K, 2] in degrees, K >= 2, within [-180, 180], points at most 3 degrees apart.
-    Between antipodes it is some great circle."""
-    ends = np.stack((start_deg, end_deg)).astype(np.float64)
-    ends[:, 1] = wrap_longitude(ends[:, 1])
-    a, b = unit_vectors(ends)
-    angle = float(chord_to_rad(np.sum((a - b) ** 2)))
-    tangent = b - (a @ b) * a
-    if np.linalg.norm(tangent) < 1e-12:
-        tangent = np.cross(a, np.eye(3)[np.argmin(np.abs(a))])
-    along = np.linspace(0.0, angle, max(1, math.ceil(angle / LINE_STEP_RAD)) + 1)[:, None]
-    points = coordinates_of(np.cos(along) * a + np.sin(along) * tangent / np.linalg.norm(tangent))
-    points[0], points[-1] = ends
-    # The cut is exact: of the combinations of a step's two unit vectors it is the one with y = 0.
-    vectors, pieces, first, carry = unit_vectors(points), [], 0, np.empty((0, 2))
-    for k in np.flatnonzero(np.abs(np.diff(points[:, 1])) > 180.0):
-        # The summand decides where both ends lie on the meridian already and any point between would do.
-        share = np.abs(vectors[[k + 1, k], 1]) + 1e-15
-        latitude, side = coordinates_of(share @ vectors[k : k + 2])[0], math.copysign(180.0, points[k, 1])
-        pieces.append(np.vstack((carry, points[first : k + 1], [[latitude, side]])))
-        first, carry = k + 1, np.array([[latitude, -side]])
-    return [*pieces, np.vstack((carry, points[first:]))]
-
-
 def integers(values: np.ndarray, scale: float) -> list[int]:
     """``values`` times ``scale``, flattened, as integers: half the bytes of decimal fractions."""
     return np.rint(np.asarray(values) * scale).astype(np.int64).ravel().tolist()
@@ -97,23 +70,25 @@ def integers(values: np.ndarray, scale: float) -> list[int]:
 
 def photos_of(root: Path, ids: Sequence[str], paths: Sequence[str], side_px: int) -> dict[str, Any]:
     """What every page needs of the photos ``paths`` below ``root``: their ids, JPEGs of at most ``side_px``
-    in base64 ("" if unreadable), unreadable paths."""
-    found = {"ids": [str(one) for one in ids], "thumbnails": [], "unreadable": {}}
-    for number, path in enumerate(paths):
+    in base64 (number in ``heads`` and the rest; None if unreadable), unreadable paths."""
+    found, heads = {"ids": [str(one) for one in ids], "thumbnails": [], "unreadable": {}}, {}
+    for row, path in enumerate(paths):
         try:
             small = open_photo(root, path, smallest_px=2 * side_px)
             small.thumbnail((side_px, side_px))
-            found["thumbnails"].append(_jpeg(small, 70))
+            jpeg = _jpeg(small, 60)
+            number = heads.setdefault(jpeg[:HEAD], len(heads))
+            found["thumbnails"].append([number, jpeg[HEAD:]])
         except (*UNREADABLE, AttributeError):  # a path that is no text
-            found["thumbnails"].append("")
-            found["unreadable"][number] = str(path)
-    return found
+            found["thumbnails"].append(None)
+            found["unreadable"][row] = str(path)
+    return found | {"heads": [*heads]}
 
 
-def _jpeg(image: Image.Image, quality: int) -> str:
+def _jpeg(image: Image.Image, quality: int, optimize: bool = False) -> str:
     """``image`` as a JPEG in base64."""
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", optimize=True, quality=quality)
+    image.save(buffer, "JPEG", optimize=optimize, quality=quality)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -127,7 +102,7 @@ def _blue_marble() -> str:
     above = row.astype(np.int64)
     share = (row - above).astype(np.float32)[:, None, None]
     pixels = rows[above] * (1.0 - share) + rows[above + 1] * share
-    return _jpeg(Image.fromarray(pixels.astype(np.uint8)), 62)
+    return _jpeg(Image.fromarray(pixels.astype(np.uint8)), 62, optimize=True)
 
 
 @functools.cache
