@@ -115,7 +115,7 @@ def test_the_image_has_the_python_of_conda_the_cuda_of_the_lock_and_files_that_a
         == re.findall(r"--python-version (\S+)", locked)
         == [python]
     )
-    assert python in re.search(r"for name in (.*); do", read("setup_environment.sh"))[1]
+    assert python in re.search(r"for name in (python.*); do", read("setup_environment.sh"))[1]
     cuda = re.search(r"^nvidia-cuda-runtime==(\d+\.\d+)\.", locked, re.MULTILINE)[1]
     assert re.findall(r"^FROM nvidia/cuda:(\d+\.\d+)\.", image, re.MULTILINE) == [cuda]
     copied = re.search(r"^COPY (.*) /opt/setup/$", image, re.MULTILINE)[1].split()

@@ -244,7 +244,7 @@ def test_the_kept_reference_is_of_the_profile_of_today(tmp_path: Path) -> None:
     run = Run(load("quick"), tmp_path / "run")
     shutil.copytree(reference.REFERENCE / "quick", run.folder)
     table, _ = reference.compare_with_reference(run)
-    assert table["reproduced"].all() and "semivariance_margin" in set(table["strategy"])
+    assert table["reproduced"].all() and "margin_frequencies" in set(table["strategy"])
 
 
 def test_a_run_that_differs_as_seeds_do_has_a_no_in_one_of_twenty_at_most(tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ class TestBrowser:
         nbformat.write(nbformat.v4.new_notebook(cells=[text, code]), tmp_path / "02_second.ipynb")
         executed = pages.render(tmp_path / "02_second.ipynb", ["01_first", "02_second", "03_third"])
         photos = predictions(12).query("split == 'test' and seed == 0").assign(path="none.jpg")
-        drawn = maps.save_map(maps.prediction_map(photos, tmp_path), tmp_path / "map.html")
+        drawn = maps.save_map(maps.prediction_map(photos, photos, tmp_path), tmp_path / "map.html")
         for one, ready in ((page, "h1"), (executed, "h1"), (drawn, ".title:not(:empty)")):
             with Visit(browser, one, ready=ready, scheme=scheme) as visit:
                 assert visit.faults() == []

@@ -19,16 +19,15 @@ import torch
 from matplotlib.figure import Figure
 
 from lib.data import datasets, features
-from lib.data.sphere import coordinates_of
 from lib.evaluate import pairs
 from lib.method.empirical import EmpiricalSemivariogram
-from lib.method.geodesy import chord_to_rad, distance_km, km_to_rad, unit_vectors
+from lib.method.geodesy import distance_km, km_to_rad
 from lib.method.semivariogram import FittedSemivariogram
 from lib.runs import Run
 from lib.show import style
 from lib.show.figures import pair_cloud
 from lib.show.pages import PICTURES_ONLY
-from lib.show.style import INK, KIND_COLOURS, look_of, named, styled
+from lib.show.style import INK, KIND_COLOURS, great_circle, look_of, named, styled
 
 SEARCHED_PHOTOS = 20_000
 """Look-alikes are sought among so many training photos: their unit features take 5 kB each in memory."""
@@ -150,17 +149,6 @@ def two_strategies(run: Run, predictions: pd.DataFrame) -> Any:
         return figure
 
     return interactive(draw, split=splits, strategy=names, against=names, photo=(0, int(last)))
-
-
-def great_circle(ends_deg: np.ndarray) -> np.ndarray:
-    """The shortest way between two places [2, 2], latitude, longitude: float64 [181, 2] in degrees, at most a
-    degree apart, NaN where it crosses the 180th meridian. Between antipodes it is no line."""
-    start, end = unit_vectors(ends_deg)
-    half_rad = max(float(chord_to_rad(np.sum((start - end) ** 2))) / 2.0, 1e-9)
-    share = (1.0 + np.tan(np.linspace(-half_rad, half_rad, 181)) / np.tan(half_rad)) / 2.0
-    points = coordinates_of(start + share[:, None] * (end - start))
-    points[1:][np.abs(np.diff(points[:, 1])) > 180.0] = np.nan
-    return points
 
 
 def from_gain_to_loss(predictions: pd.DataFrame, strategy: str, against: str) -> pd.Series:

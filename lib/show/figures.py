@@ -18,7 +18,6 @@ from lib.method.semivariogram import FittedSemivariogram
 from lib.runs import writing
 from lib.show import style
 from lib.show.style import INK, KIND_COLOURS, MUTED, PALETTE, look_of, named, panels, panels_by_split, styled
-from lib.show.world import great_circle
 from lib.train.metrics import COMPARED, RADII_KM
 
 HALF_EARTH_KM = np.pi * EARTH_RADIUS_KM
@@ -300,8 +299,8 @@ def answer(photo: pd.Series, root: Path) -> Figure:
     axis = style.world(figure, grid[1])
     truth, found = photo[["latitude", "longitude"]], photo[["predicted_latitude", "predicted_longitude"]]
     truth, found = (place.to_numpy(float) for place in (truth, found))
-    for piece in great_circle(truth, found):
-        axis.plot(*np.radians(piece[:, ::-1]).T, color=PALETTE[3], lw=1.2)
+    way = style.great_circle(np.stack((truth, found)))
+    axis.plot(*np.radians(way[:, ::-1]).T, color=PALETTE[3], lw=1.2)
     ring = {"s": 130, "facecolors": "none", "edgecolors": PALETTE[0], "linewidths": 1.8}
     axis.scatter(*np.radians(truth[::-1]), label="where it was taken", zorder=3, **ring)
     axis.scatter(*np.radians(found[::-1]), marker="x", color=PALETTE[3], label="the model’s answer", zorder=3)

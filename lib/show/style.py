@@ -17,7 +17,9 @@ from matplotlib.figure import Figure, FigureBase
 
 from lib.data import places
 from lib.data.photos import UNREADABLE, open_photo
+from lib.data.sphere import coordinates_of
 from lib.evaluate import pairs
+from lib.method.geodesy import chord_to_rad, unit_vectors
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 INK, MUTED, LAND, WATER = "#1b1f24", "#6b7280", "#dfe3e6", "#ffffff"
@@ -129,6 +131,17 @@ def world(figure: FigureBase, *place: Any) -> Axes:
     axis.set_xticks(np.deg2rad([-120, -60, 0, 60, 120]), labels=[])
     axis.set_yticks(np.deg2rad([-60, -30, 0, 30, 60]), labels=["60°S", "30°S", "0°", "30°N", "60°N"])
     return axis
+
+
+def great_circle(ends_deg: np.ndarray) -> np.ndarray:
+    """The shortest way between two places [2, 2], latitude, longitude: float64 [181, 2] in degrees, at most a
+    degree apart, NaN where it crosses the 180th meridian. Between antipodes it is no line."""
+    start, end = unit_vectors(ends_deg)
+    half_rad = max(float(chord_to_rad(np.sum((start - end) ** 2))) / 2.0, 1e-9)
+    share = (1.0 + np.tan(np.linspace(-half_rad, half_rad, 181)) / np.tan(half_rad)) / 2.0
+    points = coordinates_of(start + share[:, None] * (end - start))
+    points[1:][np.abs(np.diff(points[:, 1])) > 180.0] = np.nan
+    return points
 
 
 def scatter(axis: Axes, frame: pd.DataFrame, **options: Any) -> None:
