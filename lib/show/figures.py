@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from lib.evaluate.intervals import reported_radius_km
 from lib.method.empirical import EmpiricalSemivariogram
+from lib.method.frequencies import UNITS_PER_RAD
 from lib.method.geodesy import EARTH_RADIUS_KM, km_to_rad, rad_to_km
 from lib.method.semivariogram import FittedSemivariogram
 from lib.runs import writing
@@ -169,6 +171,28 @@ def margin(
     lower.set(ylabel="wrong places\nof a batch", xlim=right.get_xlim())
     left.legend(loc="lower right")
     right.legend(loc="upper left")
+    return figure
+
+
+@styled
+def waves(kinds: Mapping[str, Tensor], nyquist: float) -> Figure:
+    """Lengths of the waves in which a location encoder sees places, for ``kinds`` of frequencies [F, 2], and
+    the shortest that the training places can tell, of frequency ``nyquist``."""
+    figure, axes = panels(1, len(kinds), (3.4 * len(kinds), 2.6), sharey=True, sharex=True)
+    shortest, *lengths_km = (
+        rad_to_km(1.0 / (np.maximum(length, 1e-3) * UNITS_PER_RAD))
+        for length in (nyquist, *(drawn.norm(dim=1).numpy() for drawn in kinds.values()))
+    )
+    for axis, name, length_km in zip(axes[0], kinds, lengths_km, strict=True):
+        axis.hist(length_km, np.geomspace(20.0, HALF_EARTH_KM, 40), color="#94a3b8")
+        axis.axvline(
+            shortest, color=PALETTE[3], ls="--", label=f"shortest that places tell: {shortest:,.0f} km"
+        )
+        style.logarithmic_km(axis, xlabel="length of a wave, km", title=name)
+        axis.text(0.97, 0.95, f"{np.mean(length_km < shortest):.0%} are shorter", transform=axis.transAxes,
+                  ha="right", va="top", fontsize=8.5)  # fmt: skip
+    axes[0, 0].set_ylabel(f"of {len(length_km)} waves")
+    style.legend_below(figure, axes[0, 0])
     return figure
 
 

@@ -54,6 +54,8 @@ FIGURES = {
                    "The range divides these look-alikes into false and hard negatives."),
     "margin": ("Left the curve; right by how much a wrong place must lose, and where wrong places are.",
                "Where nearly all wrong places lie on the flat part, nearly all must lose by the same."),
+    "waves": ("Lengths of the waves in which the location encoder sees places, by where they come from.",
+              "Waves left of the line are finer than the training places can tell; they fit noise."),
     "baseline_training": ("Loss and validation accuracy of {infonce} by epoch; bands hold all seeds.",
                           "Lines that still rise at the end would gain from more epochs."),
     "training": ("Loss and validation accuracy of every strategy by epoch; bands hold all seeds.",
