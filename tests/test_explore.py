@@ -109,7 +109,7 @@ def test_two_strategies_are_drawn_with_their_errors_and_lines_that_do_not_jump(r
     assert "decayed is nearer than GeoCLIP’s loss in 33% of 3 photos, farther in 33%" in world.get_title(
         loc="left"
     )
-    assert "infonce: 3,000, 3,000 km" in world.get_legend_handles_labels()[1]
+    assert "GeoCLIP’s loss: 3,000, 3,000 km" in world.get_legend_handles_labels()[1]
     steps = [
         np.nanmax(np.abs(np.diff(line.get_xdata()))) for line in world.lines if len(line.get_xdata()) > 2
     ]

@@ -27,7 +27,7 @@ def test_no_two_strategies_share_a_look_and_black_and_white_tells_them_apart():
     looks = [(look["color"], look["ls"], look["marker"]) for look in named.values()]
     assert len({look[1:] for look in looks}) == len(looks) and set(REGISTRY) <= set(style.LOOKS)
     for kind in ("color", "ls", "marker"):
-        assert len({style.LOOKS[name][kind] for name in style.ORDER[:7]}) == 7, kind
+        assert len({style.LOOKS[name][kind] for name in style.FIRST}) == 7, kind
 
 
 def test_names_that_people_read_stand_in_figures_and_test_is_random_only_beside_held_out_cells():

@@ -306,13 +306,13 @@ def levels_by_group(predictions: pd.DataFrame, groups: pd.Series, name: str) -> 
     rows = []
     for split, by_strategy, ids, cluster in _by_split(predictions):
         members, least = _members(groups.reindex(ids)), LEAST_PHOTOS if cluster is None else LEAST_CELLS
+        of_group = [None if cluster is None else cluster[some] for some in members.values()]
         for strategy, errors in by_strategy.items():
             hits = METRICS[f"acc_{reported_radius_km(split)}km"](errors).astype(float)
-            parts = [
-                by_cluster(hits[:, some], None if cluster is None else cluster[some])
-                for some in members.values()
-            ]
-            for (group, some), one in zip(members.items(), means_of(parts, least), strict=True):
+            found = means_of(
+                [*map(by_cluster, (hits[:, some] for some in members.values()), of_group)], least
+            )
+            for (group, some), one in zip(members.items(), found, strict=True):
                 rows.append((split, strategy, group, len(some), *np.clip(one[:3], 0.0, 1.0)))
     return pd.DataFrame(rows, columns=["split", "strategy", name, "n", "value", "ci_low", "ci_high"])
 

@@ -152,8 +152,7 @@ def margin(
     grid_km = _means_and_curve(left, empirical, fitted, "measured: mean of a lag", "fitted semivariogram")
     asked, look = beta * (1.0 - fitted.correlation(km_to_rad(grid_km))), look_of("semivariance_margin")
     right.plot(grid_km, asked, color=look["color"], label=named("semivariance_margin"))
-    none = look_of("infonce")["color"]
-    right.axhline(0.0, color=none, ls="--", label=f"{named('infonce')}: none")
+    right.axhline(0.0, color=INK, ls="--", label=f"{named('infonce')}: none")
     for km in (50.0, 500.0, 5_000.0):
         there = float(np.interp(km, grid_km, asked))
         right.plot(km, there, "o", color=look["color"])
@@ -321,13 +320,16 @@ def answer(photo: pd.Series, root: Path) -> Figure:
     grid = figure.add_gridspec(1, 2, width_ratios=[1, 2])
     style.show_photo(figure.add_subplot(grid[0]), root, photo["path"], "the photo")
     axis = style.world(figure, grid[1])
-    truth, found = photo[["latitude", "longitude"]], photo[["predicted_latitude", "predicted_longitude"]]
-    truth, found = (place.to_numpy(float) for place in (truth, found))
+    names = ["latitude", "longitude", "predicted_latitude", "predicted_longitude"]
+    truth, found = photo[names].to_numpy(float).reshape(2, 2)
     way = style.great_circle(np.stack((truth, found)))
     axis.plot(*np.radians(way[:, ::-1]).T, color=PALETTE[3], lw=1.2)
-    ring = {"s": 130, "facecolors": "none", "edgecolors": PALETTE[0], "linewidths": 1.8}
-    axis.scatter(*np.radians(truth[::-1]), label="where it was taken", zorder=3, **ring)
-    axis.scatter(*np.radians(found[::-1]), marker="x", color=PALETTE[3], label="the model’s answer", zorder=3)
+    ring, cross = (
+        {"marker": "o", "mfc": "none", "ms": 11, "color": PALETTE[0]},
+        {"marker": "x", "color": PALETTE[3]},
+    )
+    for place, look, said in ((truth, ring, "where it was taken"), (found, cross, "the model’s answer")):
+        axis.plot(*np.radians(place[::-1]), **look, mew=1.8, ls="none", label=said)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2)
     return figure
 

@@ -16,11 +16,9 @@ from lib.settings import PROJECT
 PICTURES_ONLY = "SEMIVARIOGRAM_PICTURES_ONLY"
 """Environment variable of kernels that show pictures without controls: those of a whole run."""
 
-READABLE = """<style>
-:root { --jp-mirror-editor-operator-color: #7d15c7; --jp-mirror-editor-number-color: #006b00;
-  --jp-mirror-editor-comment-color: #2f6666 }
-body > nav { padding: 1em } body > nav a { color: #0b5cad; text-decoration: underline }
-</style>"""
+READABLE = """<style>:root { --jp-mirror-editor-operator-color: #7d15c7;
+--jp-mirror-editor-number-color: #006b00; --jp-mirror-editor-comment-color: #2f6666 }
+body > nav { padding: 1em } body > nav a { color: #0b5cad; text-decoration: underline }</style>"""
 """Style of the links, and colours of code: nbconvert has these too pale to be read on grey."""
 
 
@@ -53,9 +51,8 @@ def as_a_terminal_shows(text: str) -> str:
 
 
 def title(notebook: Path) -> str:
-    """The first heading of a notebook; its file's name where it has none."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    lines = [line for cell in cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
+    """The first heading of a notebook."""
+    lines = nbformat.read(notebook, as_version=4).cells[0].source.splitlines()
     return next((line[2:].strip() for line in lines if line.startswith("# ")), notebook.stem)
 
 

@@ -34,42 +34,35 @@ PAPER, HELD_OUT_SPLIT = "semivariogram", "test_blocked"
 LEAST_VALIDATION_PHOTOS = 30
 """With fewer validation photos strategies tie, and nothing is chosen."""
 FIGURES = {
-    "answer": ("A photo, where it was taken (ring) and where the model puts it (cross).", ""),
-    "semivariogram": (
-        "How different two photos look, on average, by their distance: measured (dots) and fitted (line).",
-        "Where the line is steep, looks tell near from far; beyond the range distance adds next to nothing."),
-    "differences": (
-        "How many more photos are placed within each radius than with {infonce}; bars are 95 % intervals.",
-        "A bar that crosses zero may be chance; one that does not is a gain (right) or a loss (left)."),
-    "differences_to_control": (
-        "The same against similarity, the control that looks without geography.",
-        "Only what lies right of zero here is owed to the curve."),
-    "photos": ("Training photos drawn at random, with their places; dark ones are brightened.",
-               "They show what a model has to go by, such as water, soil and plants."),
-    "places": ("Where the photos were taken, by split.",
-               "A test photo is the easier to place the nearer a training photo was taken."),
-    "pairs": ("Pairs that look more alike than their distance leads one to expect; dark ones are brightened.",
-              "Near ones are nearly right (false negatives); far ones are costly mistakes (hard negatives)."),
-    "pair_cloud": ("Each dot is a pair of photos. Below the curve it looks more alike than expected.",
-                   "The range divides these look-alikes into false and hard negatives."),
-    "margin": ("Left the curve; right by how much a wrong place must lose, and where wrong places are.",
-               "Where nearly all wrong places lie on the flat part, nearly all must lose by the same."),
-    "waves": ("Lengths of the waves in which the location encoder sees places, by where they come from.",
-              "Waves left of the line are finer than the training places can tell; they fit noise."),
-    "baseline_training": ("Loss and validation accuracy of {infonce} by epoch; bands hold all seeds.",
-                          "Lines that still rise at the end would gain from more epochs."),
-    "training": ("Loss and validation accuracy of every strategy by epoch; bands hold all seeds.",
-                 "Losses of different strategies cannot be compared; their accuracies can."),
-    "error_distribution": ("The percentage of the photos placed within each distance.",
-                           "The farther left a line rises, the better."),
-    "by_continent": ("Percentage of the photos placed near enough, by continent, with 95 % intervals.",
-                     "Wide bars mean few photos or cells; where bars overlap, continents may be alike."),
-    "candidates": ("Four photos, and how the model spreads its probability over the Earth.",
-                   "One cluster: the look is found in one region. Several: these regions look alike."),
-}  # fmt: skip
-"""Of each figure, in the order of the story, what one sees and what follows."""
-FIRST = ("answer", "semivariogram", "differences")
-"""Figures of the first screen."""
+    "answer": "A photo, where it was taken (ring) and where the model puts it (cross).",
+    "semivariogram": "How different two photos look by their distance: measured (dots) and fitted (line). "
+    "Where the line is steep, looks tell near from far; beyond the range distance adds next to nothing.",
+    "differences": "How many more photos are placed within each radius than with GeoCLIP’s loss. A bar, the "
+    "95 % interval, that crosses zero may be chance; one that does not is a gain (right) or a loss (left).",
+    "differences_to_control": "The same against similarity, the control that looks without geography. Only "
+    "what lies right of zero here is owed to the curve.",
+    "photos": "Training photos drawn at random. They show what a model has to go by. Dark ones are "
+    "brightened.",
+    "places": "Where the photos were taken. The nearer a training photo, the easier a place is to find.",
+    "pairs": "Pairs of photos that look more alike than one expects at their distance. Near ones are nearly "
+    "right (false negatives); far ones are costly mistakes (hard negatives). Dark ones are brightened.",
+    "pair_cloud": "Pairs of photos; below the curve they look more alike than expected. The range divides "
+    "these look-alikes into false and hard negatives.",
+    "margin": "The curve, by how much a wrong place must lose for it, and where the wrong places are. Where "
+    "nearly all lie on the flat part, nearly all must lose by the same.",
+    "waves": "Lengths of the waves in which the location encoder sees places. Those left of the line are finer "
+    "than the training places can tell.",
+    "baseline_training": "Loss and validation accuracy of GeoCLIP’s loss by epoch; bands hold all seeds. "
+    "What still rises at the end would gain from more epochs.",
+    "training": "Loss and validation accuracy of every strategy by epoch; bands hold all seeds. Losses of "
+    "different strategies cannot be compared; their accuracies can.",
+    "error_distribution": "Percentage of the photos within each distance. The farther left a line, the "
+    "better.",
+    "by_continent": "Accuracy by continent, with 95 % intervals. Long bars mean few photos or cells.",
+    "candidates": "Four photos, and how the model spreads its probability over the Earth. One cluster: such "
+    "a look is found in one region. Several: these regions look alike.",
+}
+"""Of each figure, in the order of the story, what one sees (the first sentence) and what follows."""
 MAPS = {
     "predictions": ("Every photo", "True and predicted place, marked by error; search by id, step by error."),
     "predictions_test_blocked": ("Every held-out photo", "The same for cells held out whole."),
@@ -102,7 +95,7 @@ def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, 
         "continents": difference_tables(_only(gains, **of_split), ["split"], "continent", "strategy"),
         "fit": json.loads(run.semivariogram.read_text()) if run.semivariogram.exists() else None,
         "figures": {name: _figure(run, name) for name in FIGURES if run.figure(name).exists()},
-        "first": FIRST, "typical": _typical(run, chosen),
+        "typical": _typical(run, chosen),
         "names": {name: plain for name, plain in names.items() if plain != name},
         "of_curve": [row for row in screen["strategies"] if uses_curve(run, row.label)],
         "placed": {row["strategy"]: 100 * row["value"] for row in within.to_dict("records")},
@@ -144,10 +137,10 @@ def _of_validation(run: Run) -> tuple[str, int]:
 
 def _figure(run: Run, name: str) -> dict[str, Any]:
     """What the page needs of a figure; its size in pixels, so that nothing moves while it loads."""
+    seen, _, follows = FIGURES[name].partition(". ")
     with Image.open(run.figure(name)) as image:
-        seen, follows = (text.format(infonce=style.named(BASELINE)) for text in FIGURES[name])
-    size = {"width": image.width, "height": image.height}
-    return {"name": name, "seen": seen, "follows": follows} | size
+        size = {"width": image.width, "height": image.height}
+    return {"name": name, "seen": seen.rstrip(".") + ".", "follows": follows} | size
 
 
 def _typical(run: Run, chosen: str) -> dict[str, Any]:

@@ -20,30 +20,28 @@ from lib.data.photos import UNREADABLE, open_photo
 from lib.data.sphere import coordinates_of
 from lib.evaluate import pairs
 from lib.method.geodesy import chord_to_rad, unit_vectors
+from lib.method.negatives import REGISTRY
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 INK, MUTED, LAND, WATER = "#1b1f24", "#6b7280", "#dfe3e6", "#ffffff"
 NAMES = {
     "infonce": "GeoCLIP’s loss", "semivariogram": "the paper’s idea",
-    "semivariance_margin": "distance margin", "infonce_frequencies": "GeoCLIP’s loss + scales",
-    "margin_frequencies": "margin + scales",
-    "nearest_neighbour": "nearest look-alike", "geoclip_pretrained": "GeoCLIP as published",
-    "test": "random photos", "test_blocked": "held-out cells",
+    "semivariance_margin": "distance margin", "margin_frequencies": "margin + scales",
+    "infonce_frequencies": "GeoCLIP’s loss + scales", "nearest_neighbour": "nearest look-alike",
+    "geoclip_pretrained": "GeoCLIP as published", "test": "random photos",
+    "test_blocked": "held-out cells",
 }  # fmt: skip
 """What people read for strategies and splits. Files, settings and code have the names on the left."""
-ORDER = ("infonce", "semivariogram", "infonce_frequencies", "margin_frequencies", "nearest_neighbour",
-         "semivariance_margin", "geoclip_pretrained", "similarity", "decayed", "thesis", "residual",
-         "shuffled", "distance_margin", "constant_offset", "soft_targets", "distance_soft", "hcl",
-         "false_only", "hard_only")  # fmt: skip
+FIRST = ("infonce", "semivariogram", "infonce_frequencies", "margin_frequencies", "nearest_neighbour",
+         "semivariance_margin", "geoclip_pretrained")  # fmt: skip
 LINES = ("-", "--", "-.", ":", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)), (0, (1, 3)))
 MARKERS = "osvDPX^*<"
 COLOURS = (INK, *(PALETTE[k] for k in (0, 4, 3)), "#00796b", "#6a3d9a", PALETTE[1], PALETTE[9])
 LOOKS = {
     name: {"color": COLOURS[k % 8], "ls": LINES[k % 7], "marker": MARKERS[k % 9]}
-    for k, name in enumerate(ORDER)
+    for k, name in enumerate(dict.fromkeys([*FIRST, *REGISTRY]))
 }
-"""Of seven that follow each other in ``ORDER`` nothing is the same, and line and marker of no two are the
-same: in black and white they can be told apart."""
+"""Of those in ``FIRST`` nothing is the same, and no two have both line and marker in common."""
 SPLIT_COLOURS = {"train": "#9aa5b1", "validation": PALETTE[1], "test": PALETTE[0], "test_blocked": PALETTE[3]}
 KIND_COLOURS = {pairs.FALSE_NEGATIVE: PALETTE[0], pairs.HARD_NEGATIVE: PALETTE[3], pairs.EASY: MUTED}
 KILOMETRES = mpl.ticker.StrMethodFormatter("{x:,.0f}")
@@ -69,8 +67,7 @@ def named(name: str, splits: Collection[str] = NAMES) -> str:
 def look_of(strategy: str) -> dict[str, Any]:
     """A strategy's color, ls and marker, the same in every figure; an unlisted one's dots are far apart."""
     turn, colour = divmod(crc32(strategy.encode()), len(COLOURS))
-    unlisted = {"color": COLOURS[colour], "ls": (0, (1, 6)), "marker": ">phd"[turn % 4]}
-    return LOOKS.get(strategy, unlisted)
+    return LOOKS.get(strategy, {"color": COLOURS[colour], "ls": (0, (1, 6)), "marker": ">phd"[turn % 4]})
 
 
 def panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, np.ndarray]:
@@ -106,9 +103,8 @@ def show_photo(axis: Axes, root: Path, path: str, title: str) -> None:
     one is brightened, at most threefold, until a hundredth of its values are nearly white."""
     try:
         pixels = np.asarray(open_photo(root, path, smallest_px=400).convert("RGB"), dtype=float)
-        axis.imshow(
-            (pixels * np.clip(240.0 / max(np.percentile(pixels, 99), 1.0), 1.0, 3.0)).clip(0, 255) / 255
-        )
+        factor = np.clip(240.0 / max(np.percentile(pixels, 99), 1.0), 1.0, 3.0)
+        axis.imshow(np.minimum(pixels * factor / 255.0, 1.0))
     except UNREADABLE:
         axis.text(0.5, 0.5, "This photo is not there\nor cannot be read.", ha="center", va="center")
     axis.set_title(title, fontsize=8, fontweight="normal", loc="center")
