@@ -265,6 +265,7 @@ class TestBrowser:
                 visit.tab.locator(".answer"),
                 visit.tab.keyboard.press,
             )
+            ring = "Object.values(map._layers).find((one) => one.options.icon).getLatLng()"
             visit.tab.locator(".play").click()
             for turn in range(10):
                 visit.tab.wait_for_selector(f".answer:has-text('Photo {turn + 1} of 10')")
@@ -275,9 +276,15 @@ class TestBrowser:
                     visit.tab.locator(".folium-map").click(position={"x": width / 4, "y": 200})
                     visit.tab.locator(".go").click()
                 else:
-                    for key in ("ArrowLeft", "Shift+ArrowUp", "Enter"):
-                        press(key)
-                pin = visit.map("Object.values(map._layers).find((one) => one.options.icon).getLatLng()")
+                    visit.tab.locator(".folium-map").focus()  # where arrows would move the map
+                    press("ArrowLeft")
+                    press("Shift+ArrowUp")
+                    moved = visit.map(
+                        f"map.latLngToContainerPoint({ring}).subtract(map.getSize().divideBy(2))"
+                    )
+                    assert (round(moved["x"]), round(moved["y"])) == (-16, -2)
+                    press("Enter")
+                pin = visit.map(ring)
                 off_km = distance_km(np.array([pin["lat"], pin["lng"]]), row[[*maps.TRUE]].to_numpy(float))
                 points = [round(5000 * np.exp(-km / 1492.7)) for km in (off_km, row["error_km"])]
                 you, model = you + points[0], model + points[1]

@@ -312,6 +312,8 @@ class TestMap:
             squares = "Object.values(map._layers).filter((one) => one.options.fillColor && one.getBounds)"
             colours = visit.map(f"{squares}.map((one) => one.options.fillColor)")
             assert colours == [candidate_maps.RAMP[-1], candidate_maps.RAMP[len(candidate_maps.RAMP) // 4]]
+            assert visit.map(f"{squares}.map((one) => one.options.fillOpacity)") == [0.95, 0.475]
+            assert visit.tab.locator(".hollow").first.bounding_box()["width"] < 18, "no peak is under a mark"
             assert visit.tab.locator(".ticks").inner_text().split("\n")[-1] == "80\u00a0%"
 
     def test_countries_are_written_in_full(self, found):
