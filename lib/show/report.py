@@ -50,8 +50,8 @@ FIGURES = {
     "these look-alikes into false and hard negatives.",
     "margin": "The curve, by how much a wrong place must lose for it, and where the wrong places are. Where "
     "nearly all lie on the flat part, nearly all must lose by the same.",
-    "waves": "Lengths of the waves in which the location encoder sees places. Those left of the line are finer "
-    "than the training places can tell.",
+    "waves": "Lengths of the waves in which the location encoder sees places. Those left of the line are "
+    "finer than the training places can tell.",
     "baseline_training": "Loss and validation accuracy of GeoCLIP’s loss by epoch; bands hold all seeds. "
     "What still rises at the end would gain from more epochs.",
     "training": "Loss and validation accuracy of every strategy by epoch; bands hold all seeds. Losses of "
