@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib.method.errors import BundleError
 from lib.runs import locks, ranks
 from lib.runs.code import GONE, PROJECT, code_of, digest, packages_of, version
-from lib.runs.files import checksum, refusals_named, remember, signature, write_json
+from lib.runs.files import checksum, refusals_named, remember, remembered, signature, write_json
 from lib.runs.machine import deterministic, machine, tell
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def cached(
         if why := why_damaged(run, name, outputs):
             raise BundleError(f"{run.folder}: {name}: {why}; run run_all.sh again")
         return True
+    _recall(run.folder)
     needs = needs_of(run.folder, inputs, settings or {}, code)
     if not why_stale(run, name, needs, outputs):
         return _reuse(run, name, scratch)
@@ -110,6 +112,14 @@ def cached(
             )  # NFS keeps what is still open; the next call removes it
         wait()
     return False
+
+
+@lru_cache(maxsize=8)
+def _recall(folder: Path) -> None:
+    """Let :func:`checksum` know what earlier processes have read: a table or weights may be gigabytes."""
+    for path in (folder / "receipts").glob("*.json"):
+        for one, size, changed_ns, inode, found in (_read(path) or {}).get("read", []):
+            remember(Path(one), (size, changed_ns, inode), found)
 
 
 def needs_of(
@@ -209,8 +219,12 @@ def is_current(run: Run, name: str) -> bool:
 
 def read_receipt(run: Run, name: str) -> dict[str, Any] | None:
     """The receipt of the stage ``name``; None where there is none, or it is damaged."""
+    return _read(run.receipt(name))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(run.receipt(name).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         return content if content.pop("checksum") == _digest(content) and "needs" in content else None
     except (OSError, ValueError, LookupError, AttributeError):
         return None
@@ -229,7 +243,8 @@ def write_receipt(
     sums = {_named(path, run.folder): [checksum(path), *signature(path)] for path in outputs}
     now = datetime.now(UTC).isoformat(timespec="seconds")
     about = {"stage": name, "made": now, "seconds": round(seconds, 1), "machine": machine()}
-    content = json.loads(json.dumps(about | {"needs": needs, "outputs": sums}, default=str))
+    read = [one for one in remembered() if not Path(one[0]).is_relative_to(run.folder)]
+    content = json.loads(json.dumps(about | {"needs": needs, "outputs": sums, "read": read}, default=str))
     # with a checksum of its own: a damaged receipt would call good files damaged
     write_json(run.receipt(name), content | {"checksum": _digest(content)})
     tell(f"made    {name} in {seconds:.1f} s")

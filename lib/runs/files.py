@@ -135,6 +135,11 @@ def remember(path: Path, of: Signature, digest: str) -> None:
     _remembered[str(path), of] = digest
 
 
+def remembered() -> list[tuple[Any, ...]]:
+    """What is remembered: path, size, time, inode and checksum of each file."""
+    return [(path, *of, digest) for (path, of), digest in _remembered.items()]
+
+
 def checksum(path: Path) -> str:
     """SHA-256, hexadecimal, of a file; a file whose signature is remembered is not read again.
 
