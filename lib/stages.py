@@ -25,7 +25,7 @@ USAGE = "torchrun -m lib.stages quick results/quick training.epochs=4"
 
 def make(run: Run) -> None:
     """Make or reuse what takes long, with all processes."""
-    ranks.in_turn(lambda: datasets.prepare(run))
+    datasets.prepare(run)
     features.extract(run)
     ranks.in_turn(lambda: curve.fit_run(run))
     training.train_all(run, training.strategies_of(run))

@@ -29,11 +29,10 @@ def main(folder: Path, overrides: list[str]) -> None:
     torch.set_num_threads(1)
     checkpoints.SAVE_EVERY_S, checkpoints.State.save = 0.0, save_and_die
     model.geoclip_locations().LocationEncoder = NarrowLocationEncoder
-    ranks.start()
     run = Run(load("smoke", [*overrides, f"dataset.root={folder.parent / 'windows'}"]), folder)
-    if ranks.rank() == 0 and not run.manifest.exists():
-        write_world(run)
-    ranks.wait()
+    if os.environ.get("RANK", "0") == "0" and not run.manifest.exists():
+        write_world(run)  # alone: ranks that have met prepare a run together
+    ranks.start()
     training.train_all(run, run.settings.training.strategies)
     ranks.wait()
     if ranks.rank() == 0:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import harness
+from benchmarks import harness, osv5m_table
 from benchmarks.__main__ import NAMES, main
 
 SMALL = {
@@ -83,6 +83,11 @@ def test_pages_of_a_mapped_file_are_not_memory_that_a_call_holds(tmp_path: Path)
 
     peak = harness.measure(call).peak_bytes
     assert peak is None or peak < 50e6
+
+
+def test_a_manifest_of_made_up_rows_is_made_and_measured(capsys: pytest.CaptureFixture) -> None:
+    osv5m_table.main(120)
+    assert "120 rows: " in capsys.readouterr().out
 
 
 def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture) -> None:

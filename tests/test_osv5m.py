@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlparse
@@ -21,7 +23,7 @@ from miniatures import osv5m as miniature
 from lib.data import datasets, features, manifest, osv5m
 from lib.data.photos import open_photo
 from lib.method.errors import BundleError
-from lib.runs import Run
+from lib.runs import Run, ranks
 from lib.settings import OSV5M, PROJECT, load
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -118,6 +120,42 @@ class TestManifest:
         datasets.prepare(run)
         assert "again   manifest: other settings (photos" in capsys.readouterr().out
 
+    def test_ranks_but_the_first_wait_for_the_manifest_and_never_look_at_the_photos(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run, looked = run_on(root), []
+
+        def watch(name: str, original: Callable) -> None:
+            monkeypatch.setattr(osv5m, name, lambda *of: looked.append((ranks.rank(), name)) or original(*of))
+
+        def first_rank_works() -> None:
+            with monkeypatch.context() as patch:
+                patch.setattr(ranks, "count", lambda: 1)
+                patch.setattr(ranks, "rank", lambda: 0)
+                datasets.prepare(run)
+
+        for name in ("obtain", "listing", "build"):
+            watch(name, getattr(osv5m, name))
+        monkeypatch.setattr(ranks, "count", lambda: 2)
+        monkeypatch.setattr(ranks, "rank", lambda: 1)
+        monkeypatch.setattr(ranks, "wait", first_rank_works)
+        for _ in range(2):
+            assert len(manifest.read(datasets.prepare(run))) == 299
+        assert looked == [(0, "obtain"), (0, "listing"), (0, "build")]
+
+    def test_unpacked_photos_are_listed_once_in_a_process_and_again_when_one_is_added(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        unpack(root)
+        listed, unpacked = [], osv5m._unpacked
+        monkeypatch.setattr(osv5m, "_unpacked", lambda folder: listed.append(folder) or unpacked(folder))
+        monkeypatch.setattr(osv5m, "checksum", lambda path: pytest.fail(f"{path} is read"))
+        osv5m.obtain(settings(), root)
+        digests = [osv5m.listing(settings(), root) for _ in range(3)]
+        assert len(listed) == 3 and len(set(digests)) == 1  # three folders
+        (root / "images" / "train" / "00" / "1.jpg").write_bytes(b"")
+        assert osv5m.listing(settings(), root) != digests[0] and len(listed) == 4
+
 
 class TestMistakes:
     def test_what_is_missing_cut_off_or_too_much_is_named_with_what_to_do(self, root: Path) -> None:
@@ -173,7 +211,12 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         parts = unquote(urlparse(self.path).path)
         if parts.startswith("/api/datasets/"):
-            self.answer(json.dumps({"id": "osv5m/osv5m", "sha": COMMIT, "siblings": [], "tags": []}).encode())
+            self.server.limited -= 1
+            if self.server.limited >= 0:
+                self.answer(b"{}", 429, Retry_After="0")
+                return
+            about = {"id": "osv5m/osv5m", "sha": COMMIT, "lastModified": "2024-05-01T10:00:00.000Z"}
+            self.answer(json.dumps(about | {"siblings": [], "tags": []}).encode())
             return
         path = self.folder / parts.partition(f"/resolve/{COMMIT}/")[2]
         if not path.is_file():
@@ -200,7 +243,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub(root: Path) -> Iterator[ThreadingHTTPServer]:
     """A server that has the miniature, on the loopback interface."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (Hub,), {"folder": root}))
-    server.asked, server.cut_after, server.lied_about = [], None, set()
+    server.asked, server.cut_after, server.lied_about, server.limited = [], None, set(), 0
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -246,6 +289,7 @@ class TestDownload:
             assert (tmp_path / "here" / name).read_bytes() == (root / name).read_bytes()
         lock = json.loads((tmp_path / "here" / "osv5m.json").read_text())
         assert lock["revision"] == COMMIT and set(lock["files"]) == arrived
+        assert lock["last_modified"].startswith("2024-05-01T10:00") and lock["first_download"] > "2026"
         asked = len(hub.asked)
         assert obtain(hub, tmp_path / "here", train_shards=1).returncode == 0
         assert len(hub.asked) == asked  # what is there is not asked for
@@ -265,6 +309,17 @@ class TestDownload:
         for name in ("images/train/00.zip", "images/train/01.zip", "images/test/00.zip"):
             assert (tmp_path / "here" / name).read_bytes() == (root / name).read_bytes()
 
+    @pytest.mark.parametrize("limited", [2, 99])
+    def test_a_rate_limit_is_waited_out_some_times(
+        self, hub: ThreadingHTTPServer, tmp_path: Path, limited: int
+    ) -> None:
+        hub.limited = limited
+        done = obtain(hub, tmp_path / "here", train_shards=1)
+        said = "the hub limits requests (HTTP 429): asking again in 0 s, then 9 more times at most"
+        assert said in done.stdout and done.stdout.count("(HTTP 429)") == min(limited, osv5m.WAITS)
+        assert done.returncode == (limited > osv5m.WAITS)
+        assert limited == 2 or "the hub does not give it now (" in done.stderr
+
     def test_a_file_whose_checksum_is_wrong_is_deleted_and_named(
         self, hub: ThreadingHTTPServer, tmp_path: Path
     ) -> None:
@@ -273,14 +328,26 @@ class TestDownload:
         assert done.returncode == 1 and "01.zip: arrived damaged" in done.stderr
         assert not (tmp_path / "here" / "images" / "train" / "01.zip").exists()
 
+    def test_of_two_runs_that_download_the_second_waits_and_finds_the_files(
+        self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        @contextmanager
+        def waiting(lock: Path) -> Iterator[None]:
+            shutil.copytree(root, lock.parent, dirs_exist_ok=True)  # what the first one does meanwhile
+            yield
+
+        monkeypatch.setattr(osv5m, "FileLock", waiting)
+        monkeypatch.setattr(osv5m, "_download", lambda names, *_: pytest.fail(f"{names} are asked for"))
+        osv5m.obtain(settings(download=True), tmp_path / "here")
+
     def test_a_full_disk_is_found_before_the_download(
         self, hub: ThreadingHTTPServer, root: Path, tmp_path: Path
     ) -> None:
         patch = "shutil.disk_usage = lambda _: shutil._ntuple_diskusage(1, 1, 2**30 + 2_000)"
         program = f"import shutil\n{patch}\n{OBTAIN}"
-        (tmp_path / "here" / ".cache").mkdir(parents=True)
-        with (tmp_path / "here" / ".cache" / "x.incomplete").open("wb") as file:
-            file.truncate(2**31)  # what a stopped download left behind is no room
+        left = tmp_path / "here" / ".cache" / "huggingface" / "download" / "x.1234abcd.incomplete"
+        left.parent.mkdir(parents=True)
+        left.write_bytes(b"what a stopped download left behind")
         done = obtain(hub, tmp_path / "here", program=program)
         assert done.returncode == 1 and "to download 5 files takes" in done.stderr
-        assert "choose fewer shards" in done.stderr and not hub.asked
+        assert "choose fewer shards" in done.stderr and not hub.asked and not left.exists()

@@ -33,18 +33,38 @@ def prepare(run: Run) -> Path:
     """Build the run's manifest and photos, or reuse them; return the manifest's path.
 
     Photos without row or place, and rows without photo, are listed with the reason in tables/not_matched.csv.
-    Photos without a continent or country get them by their coordinates. BundleError: photos cannot be had,
-    the manifest cannot be used, or :func:`splits_of` refuses it.
+    Photos without a continent or country get them by their coordinates. Of several ranks the first one alone
+    looks at the photos, once; a rank's first call waits for that, so all ranks make it. BundleError: photos
+    cannot be had, the manifest cannot be used, or :func:`splits_of` refuses it.
     """
+    key = (run.folder, run.settings.dataset.model_dump_json())
     if cache.is_as_finished():  # the photos need not be there
+        _take(run)
+    elif ranks.count() == 1:
+        _prepare(run)
+    elif key not in _prepared:
+        ranks.in_turn(lambda: _prepare(run) if ranks.rank() == 0 else _take(run))
+        _prepared.add(key)
+    return run.manifest
+
+
+_prepared: set[tuple[Path, str]] = set()
+"""Run's folder and data set's settings of the manifests that this rank has waited for."""
+
+
+def _take(run: Run) -> None:
+    """Take the manifest as it is, if it is whole: its photos may be gone, or millions to list."""
+    with cache.as_finished():
         cached(run, "manifest", lambda: None, outputs=[run.manifest])
-        return run.manifest
+
+
+def _prepare(run: Run) -> None:
+    """Build the manifest, or reuse it."""
     settings, root, module = run.settings.dataset, root_of(run), MODULES[run.settings.dataset.name]
     table = PROJECT / settings.csv if getattr(settings, "csv", None) else None
     if table and table.resolve().is_relative_to(run.folder.resolve()):
         raise BundleError(f"{table}: lies in the folder that the run writes to; move the table elsewhere")
-    if ranks.rank() == 0:
-        module.obtain(settings, root)
+    module.obtain(settings, root)
     windows = [blue_marble.window_archive(settings, root)] if isinstance(settings, BlueMarble) else []
     given = settings.model_dump(mode="json", exclude={"download"})
     cached(
@@ -53,7 +73,6 @@ def prepare(run: Run) -> Path:
         settings=given | {"photos": listing(run)}, code=[_build, module.build],
     )  # fmt: skip
     splits_of(run, _splits_in(run.manifest, signature(run.manifest)))
-    return run.manifest
 
 
 @lru_cache(maxsize=4)

@@ -11,18 +11,27 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 import zipfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+from filelock import FileLock
+from pyarrow import compute
 
 from lib.data.manifest import OUTSIDE, Built, require_columns
 from lib.data.photos import ENDINGS, open_archive
 from lib.data.tables import LIMITS, read_csv
 from lib.method.errors import BundleError
 from lib.runs import checksum, progress, write_json
-from lib.runs.files import READING_ERRORS, one_line
+from lib.runs.files import READING_ERRORS, one_line, refusals_named, signature
+from lib.runs.machine import note
 from lib.settings import OSV5M
 
 REPOSITORY = "osv5m/osv5m"
@@ -39,6 +48,8 @@ LOCK = "osv5m.json"
 """Beside the tables: the commit of the first download, and each downloaded file's size and checksum."""
 SPARE_BYTES = 2**30
 """What a download must leave free."""
+WAITS = 10
+"""How often a rate limit of the hub is waited out, for each thing that is asked of it."""
 FEWER = "choose fewer shards (dataset.train_shards, dataset.test_shards)"
 
 
@@ -49,24 +60,30 @@ def obtain(settings: OSV5M, root: Path) -> None:
     if settings.revision and there and not there.startswith(settings.revision):
         said = f"the files here are of commit {there}, and dataset.revision={settings.revision}"
         raise BundleError(f"{root / LOCK}: {said}; set another dataset.root for it")
-    missing = [name for name in TABLES if not (root / name).is_file()]
-    missing += [f"{shard}.zip" for shard in _shards(settings) if _source(root, shard) is None]
+    missing = _missing(settings, root)
     if missing and not settings.download:
         said = f"{missing[0]} is not there ({len(missing)} of the chosen files are not)"
         remedy = f"set dataset.root to the folder that holds images/, train.csv and test.csv, or {FEWER}"
         raise BundleError(f"{root}: {said} and dataset.download is off; put them there, {remedy}")
     if missing:
-        _download(missing, settings, root)
+        with refusals_named(root):
+            root.mkdir(parents=True, exist_ok=True)
+            with FileLock(root / ".osv5m.lock"):  # else two runs would remove each other's unfinished files
+                if missing := _missing(settings, root):
+                    _download(missing, settings, root)
+
+
+def _missing(settings: OSV5M, root: Path) -> list[str]:
+    """Chosen files that are not there; unpacked folders count as their archives."""
+    shards = [one for one in _shards(settings) if not (root / one).is_dir()]
+    return [name for name in (*TABLES, *(f"{one}.zip" for one in shards)) if not (root / name).is_file()]
 
 
 def listing(settings: OSV5M, root: Path) -> str:
-    """Digest of the tables, the archives by size and time, and the unpacked photos by name and size."""
-    found: list[tuple[str, object]] = [(name, checksum(root / name)) for name in TABLES]
-    for shard in _shards(settings):
-        source = _source(root, shard) or root / f"{shard}.zip"
-        status = source.stat()
-        sizes = [(path.relative_to(root).as_posix(), path.stat().st_size) for path in _unpacked(source)]
-        found.append((shard, sizes if source.is_dir() else [status.st_size, status.st_mtime_ns]))
+    """Digest of the tables and archives by size and time, and of the unpacked photos by name and size; the
+    latter are listed once in a process, until something is added to their folder or removed from it."""
+    found: list[tuple] = [(name, *signature(root / name)[:2]) for name in TABLES]
+    found += [(shard, _source(root, shard)[1]) for shard in _shards(settings)]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
@@ -74,7 +91,8 @@ def build(settings: OSV5M, root: Path) -> Built:
     """The manifest of the chosen shards, and what was left out: rows without photo, photos without row, no
     coordinates. BundleError: a table or an archive cannot be used, or validation takes half of the photos."""
     parts = [_split(settings, root, split) for split in SHARDS]
-    photos = pd.concat([part.photos for part in parts], ignore_index=True)
+    left_out = pd.concat([part.left_out for part in parts], ignore_index=True)
+    photos = pd.concat([parts.pop(0).photos for _ in SHARDS], ignore_index=True)
     train = np.flatnonzero(photos["split"] == "train")
     if len(train) == 0:
         said = "no row of train.csv has a photo in the chosen shards"
@@ -84,7 +102,7 @@ def build(settings: OSV5M, root: Path) -> Built:
         raise BundleError(f"{root}: dataset.validation={settings.validation:,} {said} or choose more shards")
     chosen = np.random.default_rng(settings.seed).permutation(train)[: settings.validation]
     photos.loc[chosen, "split"] = "validation"
-    return Built(photos, pd.concat([part.left_out for part in parts], ignore_index=True))
+    return Built(photos, left_out)
 
 
 def _shards(settings: OSV5M, split: str | None = None) -> list[str]:
@@ -101,25 +119,30 @@ def _shards(settings: OSV5M, split: str | None = None) -> list[str]:
 def _split(settings: OSV5M, root: Path, split: str) -> Built:
     """Rows of one official split that have a photo in the chosen shards, and what was left out."""
     shards, source = _shards(settings, split), root / f"{split}.csv"
-    table, names = _read_table(source), []
+    table, listed = _read_table(source), []
     for shard in progress(shards, f"listing {split} photos", len(shards)):
-        names += _photos_of(root, shard)
-    paths = pd.Series(names, index=[PurePosixPath(name).stem for name in names], dtype="str")
-    paths = paths[~paths.index.duplicated()]
-    without_row, has_photo = paths[~paths.index.isin(table["id"])], table["id"].isin(paths.index)
-    left_out = [(photo, path, f"no row in {source.name}") for photo, path in without_row.items()]
-    lacking = table["id"][~has_photo]
+        names = _photos_of(root, shard)  # as Python's own texts those of all shards would be a gigabyte
+        ids = pd.Series([PurePosixPath(name).stem for name in names], dtype="str")
+        listed.append(pd.DataFrame({"id": ids, "path": pd.Series(names, dtype="str")}))
+    paths = pd.concat(listed).drop_duplicates("id").reset_index(drop=True)
+    known = pa.array(paths["id"])
+    found = compute.index_in(pa.array(table["id"]), known).fill_null(-1).to_numpy()  # each row's photo
+    without_row = paths.drop(found[found >= 0])
+    left_out = [(*one, f"no row in {source.name}") for one in without_row.itertuples(index=False)]
+    lacking = table["id"][found < 0]
     if len(shards) == SHARDS[split]:
         left_out += [(photo, "", f"{source.name}: its photo is in no archive") for photo in lacking]
     elif len(lacking):
         left_out.append(("", "", f"{source.name}: rows without photo in the chosen shards: {len(lacking):,}"))
-    photos = table[has_photo].assign(split=split)
-    photos.insert(1, "path", paths[photos["id"]].to_numpy())
-    placed = (photos[[*LIMITS]].abs() <= [*LIMITS.values()]).all(axis=1)
-    unplaced = photos.loc[~placed, ["id", "path"]].itertuples(index=False)
+    placed = (table[[*LIMITS]].abs() <= [*LIMITS.values()]).all(axis=1).to_numpy()
+    unplaced = paths.iloc[found[(found >= 0) & ~placed]].itertuples(index=False)
     left_out += [(*one, f"{source.name}: no usable coordinates") for one in unplaced]
     # In the order of the archives: to open one takes as long as to decode fifty photos.
-    photos = photos[placed].sort_values("path", ignore_index=True)
+    chosen = np.flatnonzero((found >= 0) & placed)
+    chosen = chosen[np.argsort(found[chosen])]
+    photos = table.iloc[chosen].reset_index(drop=True)
+    photos.insert(1, "path", paths["path"].take(found[chosen]).reset_index(drop=True))
+    photos["split"] = pd.Series(split, index=photos.index, dtype="str")
     return Built(photos, pd.DataFrame(left_out, columns=["id", "path", "reason"]))
 
 
@@ -141,17 +164,25 @@ def _read_table(source: Path) -> pd.DataFrame:
     return table.drop_duplicates("id")
 
 
-def _source(root: Path, shard: str) -> Path | None:
-    """Its unpacked folder, unless the archive beside it holds more photos; its archive; or None."""
-    folder, archive = root / shard, root / f"{shard}.zip"
-    if folder.is_dir() and not (archive.is_file() and len(_unpacked(folder)) < len(_members(archive))):
-        return folder
-    return archive if archive.is_file() else None
+def _source(root: Path, shard: str) -> tuple[Path, str]:
+    """Its unpacked folder, unless the archive beside it holds more photos, or its archive; a digest of it."""
+    both = root / shard, root / f"{shard}.zip"
+    return _chosen(*both, *(signature(path)[:2] if path.exists() else None for path in both))
+
+
+@lru_cache(maxsize=sum(SHARDS.values()))
+def _chosen(folder: Path, archive: Path, of_folder: object, of_archive: object) -> tuple[Path, str]:
+    """Remembered as long as size and time of both are the same: to list five million photos takes minutes."""
+    photos = _unpacked(folder) if folder.is_dir() else None
+    if photos is None or (of_archive and len(photos) < len(_members(archive))):
+        return archive, str(of_archive)
+    sizes = "".join(f"{path.relative_to(folder)} {path.stat().st_size}\n" for path in photos)
+    return folder, hashlib.sha256(sizes.encode(errors="surrogateescape")).hexdigest()
 
 
 def _photos_of(root: Path, shard: str) -> list[str]:
     """Paths below ``root`` of a shard's photos, in order of their names."""
-    source = _source(root, shard) or root / f"{shard}.zip"
+    source, _ = _source(root, shard)
     if source.is_dir():
         return [path.relative_to(root).as_posix() for path in _unpacked(source)]
     return [f"{shard}.zip/{name}" for name in sorted(_members(source))]
@@ -190,22 +221,28 @@ def _lock(root: Path) -> dict:
 
 
 def _download(names: list[str], settings: OSV5M, root: Path) -> None:
-    """Download ``names`` into ``root``; files that have arrived are kept after a stop.
+    """Download ``names`` into ``root``; whole files that have arrived are kept after a stop.
 
     All of one commit: the settings', else the one that ``LOCK`` has of the first download. Sizes are checked
-    against the free disk beforehand, checksums (SHA-256) afterwards.
+    against the free disk beforehand, checksums (SHA-256) afterwards. The hub's client moves a file by
+    renaming it, and begins a stopped one anew under another name: what stopped ones left is removed.
     """
     from httpx import HTTPError
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    root.mkdir(parents=True, exist_ok=True)
+    for left in (root / ".cache" / "huggingface").rglob("*.incomplete"):
+        left.unlink(missing_ok=True)
     lock = _lock(root)
     try:
         api = HfApi()
         wanted = settings.revision or lock.get("revision")
-        lock["revision"] = api.dataset_info(REPOSITORY, revision=wanted).sha
-        described = api.get_paths_info(REPOSITORY, names, repo_type="dataset", revision=lock["revision"])
+        info = _patiently(lambda: api.dataset_info(REPOSITORY, revision=wanted))
+        commit = lock["revision"] = info.sha
+        lock.setdefault("last_modified", info.last_modified and info.last_modified.isoformat())
+        lock.setdefault("first_download", datetime.now(UTC).isoformat(timespec="seconds"))
+        about = {"repo_type": "dataset", "revision": commit}
+        described = _patiently(lambda: api.get_paths_info(REPOSITORY, names, **about))
         entries = {entry.path: entry for entry in described}
         if unknown := [name for name in names if name not in entries]:
             said = f"has no {unknown[0]} at {lock['revision']}; check dataset.revision"
@@ -216,13 +253,31 @@ def _download(names: list[str], settings: OSV5M, root: Path) -> None:
             remedy = f"{FEWER} or another dataset.root"
             raise BundleError(f"{root}: to download {len(names)} files {said}; {remedy}")
         for name in progress(names, "downloading", len(names)):
-            hf_hub_download(REPOSITORY, name, repo_type="dataset", revision=lock["revision"], local_dir=root)
+            _patiently(partial(hf_hub_download, REPOSITORY, name, local_dir=root, **about))
             lock["files"][name] = _verified(root / name, entries[name])
             write_json(root / LOCK, lock)
     except (HTTPError, LocalEntryNotFoundError, ConnectionError) as error:
         said = f"{names[0]} is not there ({len(names)} files are not) and the hub does not give it now"
         remedy = f"what has arrived is kept: try again, put {REPOSITORY}'s files there, or {FEWER}"
         raise BundleError(f"{root}: {said} ({one_line(error)}); {remedy}") from error
+
+
+def _patiently(ask: Callable[[], Any]) -> Any:
+    """What ``ask`` returns. A rate limit (HTTP 429) is waited out, as the hub asks, ``WAITS`` times."""
+    left = WAITS
+    while True:
+        try:
+            return ask()
+        except OSError as error:
+            told = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+            if left == 0 or getattr(told, "status_code", None) != 429:
+                raise
+            left, said = left - 1, told.headers.get("Retry-After", "")
+        seconds = min(int(said), 3_600) if said.isdecimal() else 60
+        note(
+            f"the hub limits requests (HTTP 429): asking again in {seconds} s, then {left} more times at most"
+        )
+        time.sleep(seconds)
 
 
 def _verified(path: Path, entry: object) -> dict[str, str | int]:
