@@ -150,7 +150,7 @@ class Backbone(_Group):
     revision: str | None = _entry(None, "commit of the hub's checkpoint; null: the registered one")
     image_px: int | None = _entry(None, "side of the input; null: the backbone's own", ge=32, le=1_024)
     batch_size: int = _entry(64, "photos a forward pass", ge=1)
-    workers: int = _entry(0, "processes that decode photos; 0: in the main process", ge=0)
+    workers: int | None = _entry(0, "processes that decode; 0: the main one; null: one a core", ge=0)
     shard_size: int = _entry(2_048, "photos a block: a stopped extraction keeps whole blocks", ge=1)
     precision: Precision | Literal["float16"] = _entry("auto", "arithmetic of the forward pass")
     views: int = _entry(1, "V > 1: V augmented views a training photo, besides the plain one", ge=1, le=100)

@@ -27,6 +27,7 @@ from lib.settings import Backbone
 
 CPU = torch.device("cpu")
 ENCODE, FSYNC, PACKAGES = features.encode, os.fsync, cache.packages_of
+READ_AHEAD = features._read_ahead
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 TOWER = {**SIZES, "image_size": 32, "patch_size": 8}
 TEXT = {**SIZES, "vocab_size": 50, "max_position_embeddings": 8}
@@ -95,6 +96,18 @@ def test_a_checkpoint_gives_the_features_of_its_own_class(kind: str, tmp_path: P
         found = backbone.encode(pixels)
         assert torch.allclose(found, expected(kind, model, normalised), atol=1e-5)
     assert found.shape == (2, backbone.dimension) == (2, 32) and (found[0] - found[1]).abs().max() > 1e-4
+
+
+def test_clips_own_crop_has_the_bits_of_its_processor(clip_folder: Path) -> None:
+    random, backbone = np.random.default_rng(0), build(Backbone(name=str(clip_folder)), CPU)
+    processor = transformers.AutoImageProcessor.from_pretrained(clip_folder)
+    sides = [*random.integers(8, 300, (60, 2)).tolist(), [9, 900], [900, 9]]
+    for width, height in sides:
+        image = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        found = processor(image, return_tensors="pt", do_rescale=False, do_normalize=False)["pixel_values"][0]
+        assert torch.equal(backbone.preprocess(image), found), (width, height)
+    bare = transformers.CLIPImageProcessor(size={"shortest_edge": 48}, crop_size=SQUARE)
+    assert backbones._crop(processor) is not None and backbones._crop(bare) is None
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "convnext", "segformer"])
@@ -255,6 +268,17 @@ class TestExtract:
         left = sorted(path.name for path in bare.features.parent.iterdir())
         assert left == ["features.npy", "unreadable.csv"]
 
+    def test_it_computes_in_the_precision_that_is_asked_for(
+        self, bare: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plain = np.load(features.extract(bare)).astype(np.float32)
+        backbone = bare.settings.backbone.model_copy(update={"precision": "bfloat16", "workers": None})
+        started = []
+        monkeypatch.setattr(features, "cores", lambda: started.append(2) or 2)
+        run = Run(bare.settings.model_copy(update={"backbone": backbone}), bare.folder)
+        off = np.abs(np.load(features.extract(run)) - plain).max() / np.abs(plain).max()
+        assert 1e-4 < off < 0.05 and started
+
     @pytest.mark.parametrize("between", BETWEEN)
     def test_a_run_that_was_stopped_goes_on_and_gives_the_same_bits(
         self, viewed: Run, between: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
@@ -354,7 +378,7 @@ class TestExtract:
         assert frame["split"].tolist() == ["train"] * 5 + lost + ["train"] * 2 + ["validation"] + lost
         assert manifest.rows_of(frame, "train").tolist() == [0, 1, 2, 3, 4, 6, 7]
         frozen = features.read(viewed, frame)
-        assert frozen.view_rows.tolist() == list(range(8)) and np.isnan(frozen.views[5]).all()
+        assert frozen.view_rows.tolist() == list(range(8)) and np.isnan(frozen.views[:, 5]).all()
         assert np.isfinite(frozen.seen_in(1, np.array([0, 4, 6, 7]))).all()
         listed = pd.read_csv(viewed.table("left_out"))
         assert listed["id"].tolist() == ["p0005", "p0009"]
@@ -395,22 +419,29 @@ class TestViews:
         assert np.array_equal(np.load(features.extract(viewed)), plain)
         assert sorted(opened) == sorted(pd.read_parquet(viewed.manifest)["path"])  # once for all views
         views = np.load(viewed.views)
-        assert (views.shape, views.dtype) == ((8, 3, 32), np.float16)
-        assert all(np.abs(views[:, number] - plain[:8]).max() > 0 for number in range(3))
+        assert (views.shape, views.dtype) == ((3, 8, 32), np.float16)
+        assert all(np.abs(views[number] - plain[:8]).max() > 0 for number in range(3))
         assert len(np.unique(views.reshape(24, 32), axis=0)) == 24
 
     def test_with_as_many_views_as_epochs_none_is_seen_twice_and_each_photo_begins_elsewhere(
-        self, viewed: Run
+        self, viewed: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         features.extract(viewed)
         frozen, rows = read(viewed), np.array([5, 0, 7])
-        seen = torch.stack([frozen.seen_in(epoch, rows) for epoch in (1, 2, 3)], 1)
+        advised: list[int] = []
+        monkeypatch.setattr(
+            features, "_read_ahead", lambda of, slab: advised.append(slab) or READ_AHEAD(of, slab)
+        )
+        seen = torch.stack([frozen.seen_in(epoch, rows) for epoch in (1, 1, 2, 3)][1:], 1)
+        assert advised == [1, 2, 0]  # once an epoch, the slab that it reads
+        own = seen[:, torch.tensor([2, 0, 1])]
+        backbone, paths = build(viewed.settings.backbone, CPU), pd.read_parquet(viewed.manifest)["path"]
+        photos = features.Photos(viewed.settings.dataset.root, paths, backbone, 3, np.ones(len(paths), bool))
         for position, row in enumerate(rows):
-            ours = {tuple(view) for view in seen[position].tolist()}
-            assert ours == {tuple(view) for view in frozen.views[row].astype(np.float32).tolist()}
-        first = frozen.seen_in(1, rows).numpy()
-        numbers = [np.argmax((frozen.views[row] == own).all(1)) for row, own in zip(rows, first, strict=True)]
-        assert len(set(numbers)) > 1
+            views = backbone.encode(torch.from_numpy(photos[row][1:]))
+            begin = row * 2_654_435_761 % 3
+            assert torch.allclose(own[position], views.roll(-int(begin), 0), atol=2e-3)
+        assert len({row * 2_654_435_761 % 3 for row in rows.tolist()}) > 1
 
     def test_the_augmentation_is_the_published_one(self, clip_folder: Path) -> None:
         """Of many views about a fifth is grey, half is flipped, and none but the size is fixed."""

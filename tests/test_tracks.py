@@ -74,7 +74,7 @@ def test_osv5m_in_miniature_goes_through_the_notebooks_with_clip(tmp_path, tiny_
     assert set(comparison["strategy"]) == {"semivariogram", "geoclip_pretrained", "nearest_neighbour"}
     left_out = pd.read_csv(tmp_path / "run" / "tables" / "left_out.csv")
     assert len(left_out) == 3 and "3 photos or rows are left out" in said
-    assert np.load(tmp_path / "run" / "features" / "views.npy").shape == (209, 2, 768)
+    assert np.load(tmp_path / "run" / "features" / "views.npy").shape == (2, 209, 768)
     manifest = pd.read_parquet(tmp_path / "run" / "manifest.parquet")
     assert {"climate", "land_cover", "sub-region", "continent"} <= set(manifest)
     assert manifest["path"].str.contains(".zip/").all()

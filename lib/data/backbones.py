@@ -207,7 +207,11 @@ def load_transformers(name: str, settings: BackboneSettings) -> Backbone:
         said = "the checkpoint lacks weights of its image tower, or has them in another shape"
         raise BundleError(f"backbone {name!r}: {said}: {', '.join(lacking)}")
 
+    crop = _crop(processor)
+
     def preprocess(image: Image.Image) -> torch.Tensor:
+        if crop is not None:
+            return crop(image)
         plain = processor(images=image, return_tensors="pt", do_rescale=False, do_normalize=False)
         pixels = plain["pixel_values"][0]
         return pixels if pixels.dtype == torch.uint8 else pixels.round().clamp(0, 255).to(torch.uint8)
@@ -224,6 +228,25 @@ def load_transformers(name: str, settings: BackboneSettings) -> Backbone:
         said = f"takes no photos, or not with backbone.image_px={settings.image_px} ({one_line(error)})"
         raise BundleError(f"backbone {name!r} {said}") from error
     return replace(backbone, dimension=dimension)
+
+
+def _crop(processor: Any) -> Callable[[Image.Image], torch.Tensor] | None:
+    """CLIP's resize and centre crop, the bits of its ``processor`` in half the time; None of another's."""
+    from torchvision.transforms import v2
+
+    side = dict(processor.size).get("shortest_edge")
+    steps = getattr(processor, "do_resize", False) and getattr(processor, "do_center_crop", False)
+    square = steps and dict(processor.crop_size) == {"height": side, "width": side}
+    if type(processor).__name__ != "CLIPImageProcessor" or not square:
+        return None
+    resize = v2.Compose([v2.PILToTensor(), v2.Resize(side, processor.resample)])
+
+    def crop(image: Image.Image) -> torch.Tensor:
+        pixels = resize(image)
+        top, left = ((length - side) // 2 for length in pixels.shape[1:])  # CenterCrop rounds otherwise
+        return pixels[:, top : top + side, left : left + side]
+
+    return crop
 
 
 def _feature(output: Any, name: str) -> torch.Tensor:

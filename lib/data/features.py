@@ -19,7 +19,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,8 @@ AT_A_TIME = 32
 """Photos that a worker decodes before it sends them."""
 AT_ONCE = 65_536
 """Photos whose features are loaded together."""
+READ_BYTES = 2**17
+"""What Linux reads ahead at once: 128 KiB, whole pages."""
 
 
 class Photos(Dataset):
@@ -94,9 +96,10 @@ def augmentation(backbone: Backbone) -> Callable[[Image.Image], Image.Image]:
 def extract(run: Run) -> Path:
     """Extract the features of the run's manifest, or reuse them; return the path of features.npy.
 
-    With ``backbone.views`` > 1, views.npy has V augmented views of each training photo. tables/left_out.csv
-    lists what the data set left out and what cannot be decoded. No batch has photos of two blocks: a resumed
-    extraction gives the same bits. BundleError: no photo can be decoded, a feature is not finite.
+    With ``backbone.views`` > 1, views.npy has V augmented views of each training photo; an epoch reads one
+    slab [n, D] of it. tables/left_out.csv lists what the data set left out and what cannot be decoded. No
+    batch has photos of two blocks: a resumed extraction gives the same bits. BundleError: no photo can be
+    decoded, a feature is not finite.
     """
     datasets.prepare(run)
     settings, scratch = run.settings.backbone, run.features.with_name("unfinished")
@@ -216,7 +219,7 @@ def _journal(scratch: Path) -> dict[int, dict]:
 
 
 def _crc32(path: Path, start: int, stop: int) -> int:
-    return zlib.crc32(np.load(path, mmap_mode="r")[start:stop].tobytes())
+    return zlib.crc32(np.load(path, mmap_mode="r")[..., start:stop, :].tobytes())
 
 
 def _make_blocks(
@@ -228,8 +231,10 @@ def _make_blocks(
     photos = Photos(datasets.root_of(run), listed["path"].tolist(), backbone, views, augmented)
     journal = scratch / f"done-{ranks.rank()}.jsonl"
     made = encode(photos, backbone, settings, run.device, blocks)
-    for block, (*arrays, unreadable) in zip(blocks, made, strict=True):
-        parts = zip(files.items(), arrays, strict=False)  # without views their array has no file
+    for block, (plain, own, unreadable) in zip(blocks, made, strict=True):
+        seen = block.start + np.flatnonzero(photos.augmented[block.start : block.stop])
+        slabs = own[np.arange(len(seen)), _view_in(np.arange(views)[:, None], seen, views)]  # [V, m, D]
+        parts = zip(files.items(), (plain, slabs), strict=False)  # without views no file has slabs
         crc32 = [_write(path, array, int(rows[block.start]), int(rows[-1])) for (path, rows), array in parts]
         reasons = {block[number]: why for number, why in unreadable.items()}
         with refusals_named(journal), journal.open("a") as file:
@@ -239,22 +244,29 @@ def _make_blocks(
 
 
 def _write(path: Path, array: np.ndarray, start: int, count: int) -> int:
-    """Write ``array`` from row ``start`` of the ``count`` rows of an npy file, on the disk; return its
-    CRC-32. Not through a memory map: a full disk would kill the process."""
+    """Write ``array``, [n, D] or slabs of that, from row ``start`` of the ``count`` rows of an npy file, on
+    the disk; return its CRC-32. Not through a memory map: a full disk would kill the process."""
     form = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False}
-    header, content = io.BytesIO(), array.tobytes()
-    np.lib.format.write_array_header_1_0(header, form | {"shape": (count, *array.shape[1:])})
-    row_bytes = array.itemsize * math.prod(array.shape[1:])
+    header, content, (*slabs, own, dimension) = io.BytesIO(), np.ascontiguousarray(array), array.shape
+    np.lib.format.write_array_header_1_0(header, form | {"shape": (*slabs, count, dimension)})
+    row_bytes = array.itemsize * dimension
     with refusals_named(path):
         path.touch()
         with path.open("r+b") as file:
             file.write(header.getvalue())
-            file.truncate(header.tell() + count * row_bytes)
-            file.seek(header.tell() + start * row_bytes)
-            file.write(content)
+            file.truncate(header.tell() + math.prod(slabs) * count * row_bytes)
+            for number, slab in enumerate(content.reshape(math.prod(slabs), own, dimension)):
+                file.seek(header.tell() + (number * count + start) * row_bytes)
+                file.write(slab)
             file.flush()
             os.fsync(file.fileno())
     return zlib.crc32(content)
+
+
+def _view_in(epoch: int | np.ndarray, rows: np.ndarray, views: int) -> np.ndarray:
+    """Which of its ``views`` each of ``rows`` of the manifest shows in ``epoch``: all in turn, beginning at
+    different ones (Knuth's multiplicative hash)."""
+    return (epoch + rows * 2_654_435_761) % views
 
 
 def encode(
@@ -294,7 +306,7 @@ def _decoded(
     """The items of ``batches`` of photos. Processes send them as arrays through pipes: tensors would need
     shared memory, of which a container may have 64 MB."""
     cut = [batch[start : start + AT_A_TIME] for batch in batches for start in range(0, len(batch), AT_A_TIME)]
-    workers = min(settings.workers, cores())
+    workers = cores() if settings.workers is None else min(settings.workers, cores())
     # Linux's own default until Python 3.14; closures of the preprocessing cannot be sent to a new process
     context = "fork" if workers and sys.platform == "linux" else None
     options = {"collate_fn": list, "num_workers": workers, "multiprocessing_context": context}
@@ -325,9 +337,11 @@ class Features:
     Attributes:
         stored: [N, D] float16 or float32, row i of the manifest's row i.
         mean: [D], what is subtracted: the training mean where ``backbone.centred``, else zeros.
-        views: [n, V, D] of augmented views of the training photos, or None; NaN of an unreadable photo.
+        views: [V, n, D] of augmented views of the training photos, or None; NaN of an unreadable photo. Epoch
+            e (from 1) reads ``views[e % V]``.
         view_rows: the manifest's rows that ``views`` is about, ascending, int64 [n].
         on_card: ``stored`` as a tensor on a GPU, or None.
+        read_ahead: the epoch whose views the system has been told to read.
     """
 
     stored: np.ndarray
@@ -335,6 +349,7 @@ class Features:
     views: np.ndarray | None = None
     view_rows: np.ndarray | None = None
     on_card: torch.Tensor | None = None
+    read_ahead: list[int] = field(default_factory=list)
 
     @property
     def dimension(self) -> int:
@@ -371,10 +386,20 @@ class Features:
         [n, D]: the plain view, or each photo's V views in turn, beginning at different ones."""
         if self.views is None:
             return self.rows(indices, device)
-        # Knuth's multiplicative hash
-        number = (epoch + np.asarray(indices) * 2_654_435_761) % self.views.shape[1]
-        seen = torch.from_numpy(self.views[np.searchsorted(self.view_rows, indices), number])
+        if self.read_ahead != [epoch]:
+            self.read_ahead[:] = [epoch]
+            _read_ahead(self.views, epoch % len(self.views))
+        seen = torch.from_numpy(self.views[epoch % len(self.views), np.searchsorted(self.view_rows, indices)])
         return on_device(seen, torch.device(device)).float()
+
+
+def _read_ahead(views: np.memmap, number: int) -> None:
+    """Let the system read slab ``number`` in sequence; each photo that is asked for would be a read of its
+    own."""
+    if hasattr(mmap, "MADV_WILLNEED"):
+        start, stop = (views.offset + one * views[0].nbytes for one in (number, number + 1))
+        for piece in range(start - start % READ_BYTES, stop, READ_BYTES):  # of more Linux reads the beginning
+            views._mmap.madvise(mmap.MADV_WILLNEED, piece, min(READ_BYTES, stop - piece))
 
 
 def read(run: Run, of: pd.DataFrame) -> Features:
@@ -390,8 +415,6 @@ def read(run: Run, of: pd.DataFrame) -> Features:
     if run.settings.backbone.views == 1:
         return Features(stored, mean)
     views = np.load(run.views, mmap_mode="r")
-    if hasattr(mmap, "MADV_RANDOM"):  # else the system reads ahead what nobody will ask for
-        views._mmap.madvise(mmap.MADV_RANDOM)
     splits = manifest.read(run.manifest, ["split"])  # a photo that cannot be decoded has views too
     return Features(stored, mean, views, manifest.rows_of(splits, "train"))
 

@@ -71,7 +71,7 @@ class Run:
 
     manifest = _file("manifest.parquet", "Photos, one row each (parquet).")
     features = _file("features/features.npy", "Frozen features [N, D], row i of the manifest's row i (npy).")
-    views = _file("features/views.npy", "Features of augmented views of the training photos [n, V, D] (npy).")
+    views = _file("features/views.npy", "Features of augmented views of the training photos [V, n, D] (npy).")
     semivariogram = _file("semivariogram.json", "The fitted model (JSON).")
     empirical = _file("semivariogram/empirical.npz", "The empirical semivariogram's sums (npz).")
     predictions = _file("predictions.parquet", "One row a photo, strategy and seed (parquet).")
