@@ -21,6 +21,7 @@ from lib.runs import Run
 from lib.settings import load
 from lib.show import maps, world
 from lib.show.maps import prediction_map, save_map
+from lib.show.style import named
 
 STRATEGIES = ("infonce", "semivariogram", "decayed", "similarity")
 HOSTILE = ["<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "<!-- <script>",
@@ -149,7 +150,7 @@ class TestPage:
         manifest = predictions[["id"]].drop_duplicates().assign(path="nowhere.jpg", split="test")
         manifest = pd.concat([manifest, TRAINING.assign(split="train")])
         drawn = data_of(maps.split_map(predictions, manifest, run, "test"))
-        assert len(drawn["ids"]) == 4 and drawn["title"] == "run: split test, 4 of 10 photos"
+        assert len(drawn["ids"]) == 4 and drawn["title"] == "run: test, 4 of 10 photos"
         assert [path.name for path in run.map("predictions").parent.iterdir()] == ["predictions.html"]
 
 
@@ -188,8 +189,8 @@ class TestBrowser:
         assert desktop.map(lines) == 0
         desktop.find("photo-00007")
         for strategy in STRATEGIES[:2]:
-            desktop.tab.get_by_label(strategy).check()
-            assert f"{strategy} (seed 0)" in desktop.tab.locator(".leaflet-popup").text_content()
+            desktop.tab.get_by_label(named(strategy)).check()
+            assert f"{named(strategy)} (seed 0)" in desktop.tab.locator(".leaflet-popup").text_content()
         errors = small.loc[small["strategy"] == STRATEGIES[1], "error_km"]
         desktop.tab.get_by_label("beyond").uncheck()
         kept = int((errors <= world.ERROR_CLASSES[-2][1]).sum())

@@ -15,6 +15,7 @@ from lib.data.manifest import rows_of
 from lib.data.sphere import nearest, wrap_longitude
 from lib.runs import Run
 from lib.show import world
+from lib.show.style import named
 from lib.show.world import integers, save_map
 from lib.train.metrics import GEOSCORE_SCALE_KM
 
@@ -67,7 +68,10 @@ def split_map(
     """The map of a split's predictions, saved as maps/predictions.html (later splits: predictions_NAME.html),
     the strategy ``chosen`` first. Of more than ``MOST_PHOTOS`` photos so many are drawn, at random;
     ``manifest`` has their paths, and the training photos."""
-    of_split, title = predictions[predictions["split"] == split], f"{run.name}: split {split}"
+    of_split, title = (
+        predictions[predictions["split"] == split],
+        f"{run.name}: {named(split, set(predictions['split']))}",
+    )
     ids = of_split["id"].drop_duplicates()
     if len(ids) > MOST_PHOTOS:
         title += f", {MOST_PHOTOS:,} of {len(ids):,} photos"
@@ -84,7 +88,8 @@ def _strategy(rows: pd.DataFrame, shown: pd.DataFrame) -> dict[str, Any]:
     """What the page needs of one strategy, in the order of ``shown``; null where it predicts nothing."""
     known = rows.set_index("id").reindex(shown["id"])
     return {
-        "name": str(rows["strategy"].iloc[0]), "seed": str(rows["seed"].iloc[0]),
+        "name": (name := str(rows["strategy"].iloc[0])), "label": named(name),
+        "seed": str(rows["seed"].iloc[0]),
         "predicted": integers(np.nan_to_num(_places(known, PREDICTED)), 1e4),
         "error_km": [None if np.isnan(one) else round(one, 2) for one in known["error_km"].tolist()],
     }  # fmt: skip
