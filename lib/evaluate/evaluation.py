@@ -22,6 +22,9 @@ from lib.train.metrics import COLUMNS, COMPARED, summarise
 
 CONTROL = "similarity"
 """The strategy without geography: what the semivariogram adds is the difference to it."""
+SCALES = "infonce_frequencies"
+"""The baseline with other frequencies: what a loss adds to those, of a variant whose name ends alike, is the
+difference to it."""
 TABLES = ("accuracy", "comparison", "intervals", "bounds", "by_continent", "gain_by_continent")
 
 
@@ -101,12 +104,16 @@ def by_group(predictions: pd.DataFrame, groups: pd.Series, name: str) -> pd.Data
 
 
 def comparison(predictions: pd.DataFrame, settings: Evaluation) -> pd.DataFrame:
-    """Every strategy against ``infonce``, and trained ones that use geography against the control without."""
+    """Every strategy against ``infonce``, trained ones that use geography against the control without, and
+    those with other frequencies against ``SCALES``."""
     drawn = {"resamples": settings.bootstrap, "seed": settings.seed}
     against = [intervals.compare(predictions, intervals.BASELINE, **drawn)]
     with_geography = predictions[~predictions["strategy"].isin([intervals.BASELINE, *UNTRAINED])]
     if with_geography["strategy"].nunique() > 1 and CONTROL in set(with_geography["strategy"]):
         against.append(intervals.compare(with_geography, CONTROL, **drawn))
+    scaled = predictions[predictions["strategy"].str.endswith("_frequencies")]
+    if scaled["strategy"].nunique() > 1 and SCALES in set(scaled["strategy"]):
+        against.append(intervals.compare(scaled, SCALES, **drawn))
     return pd.concat(against, ignore_index=True)
 
 

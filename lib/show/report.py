@@ -17,7 +17,7 @@ from PIL import Image
 
 from lib.data import features, places
 from lib.data.manifest import read_table
-from lib.evaluate.evaluation import CONTROL, typical
+from lib.evaluate.evaluation import CONTROL, SCALES, typical
 from lib.evaluate.intervals import BASELINE, HELD_OUT_KM, LEAST_PHOTOS, NEAREST_NEIGHBOUR, UNTRAINED, points
 from lib.method.errors import BundleError
 from lib.method.negatives import REGISTRY
@@ -202,16 +202,27 @@ def _rows(table: pd.DataFrame, label: str) -> list[Row]:
 
 def first_screen(chosen: str, comparison: pd.DataFrame, by_continent: pd.DataFrame) -> dict[str, Any]:
     """The rows of the first screen, on the first split and within 200 km: of all strategies, some by name,
-    and of ``chosen`` by validation: ``found``, ``held_out`` (on held-out cells) and ``continents``."""
+    and of ``chosen`` by validation: ``found``, ``held_out`` (on held-out cells) and ``continents``;
+    ``judged`` are the first two, less ``SCALES`` where it has other frequencies: what the curve adds."""
     split = comparison["split"].iloc[0] if len(comparison) else ""
     against = _only(comparison, baseline=BASELINE)
     rows = {row.label: row for row in _rows(_only(against, split=split, metric=HEADLINE), "strategy")}
-    far = _only(against, split=HELD_OUT_SPLIT, metric=f"acc_{HELD_OUT_KM}km", strategy=chosen)
+    base = SCALES if len(_only(comparison, baseline=SCALES, strategy=chosen)) else BASELINE
+    far_away = f"acc_{HELD_OUT_KM}km"
+
+    def of_chosen_less(baseline: str, of: str, metric: str) -> Row | None:
+        asked = _only(comparison, baseline=baseline, strategy=chosen, split=of, metric=metric)
+        return next(iter(_rows(asked, "strategy")), None)
+
+    judged = [of_chosen_less(base, split, HEADLINE), of_chosen_less(base, HELD_OUT_SPLIT, far_away)]
+    held_out = of_chosen_less(BASELINE, HELD_OUT_SPLIT, far_away)
+    if split == HELD_OUT_SPLIT:
+        judged[1] = held_out = None
     of_chosen = _rows(_only(by_continent, strategy=chosen, split=split, metric=HEADLINE), "continent")
     named = {"found": chosen, "paper": PAPER, "control": CONTROL, "nearest": NEAREST_NEIGHBOUR}
     return {name: rows.get(strategy) for name, strategy in named.items()} | {
         "chosen": chosen, "split": split, "strategies": list(rows.values()), "held_out_km": HELD_OUT_KM,
-        "held_out": next(iter(_rows(far, "strategy")), None) if split != HELD_OUT_SPLIT else None,
+        "held_out": held_out, "judged": judged, "base": base,
         "continents": sorted(of_chosen, key=lambda row: -row.difference),
     }  # fmt: skip
 
