@@ -13,7 +13,7 @@ import pytest
 from conftest import SIZES, Runs, lognormal, table, world
 
 from lib.data import features, manifest
-from lib.evaluate import evaluation
+from lib.evaluate import evaluation, intervals
 from lib.evaluate.evaluation import accuracy, bounds, by_group, evaluate
 from lib.method.geodesy import EARTH_RADIUS_KM
 from lib.runs import Run
@@ -120,6 +120,19 @@ class TestRun:
             places.write_text("LAT,LON\n" + "".join(f"{latitude},20\n" for latitude in latitudes))
             found = evaluate(run)["predictions"].query("strategy == 'infonce'")
             assert found["predicted_latitude"].isin(latitudes).all()
+
+
+def test_for_reading_accuracies_are_percent_and_by_groups_they_are_those_of_the_groups() -> None:
+    predictions = table(lognormal(0, (2, 80)), "infonce")
+    levels, none = accuracy(predictions), accuracy(table(np.full((1, 80), 1e4), "chance"))
+    found = evaluation.for_reading(levels, none).loc[("test", "infonce"), "acc_200km"]
+    assert found == pytest.approx(100 * levels["acc_200km"].mean(), abs=0.05) and found > 10
+    groups = pd.Series({f"p{k:04d}": "few" if k < 10 else "many" for k in range(80)})
+    few, many = intervals.levels_by_group(predictions, groups, "group").itertuples()
+    for one in (few, many):
+        hits = predictions.loc[predictions["id"].map(groups) == one.group, "error_km"] <= 200
+        assert one.value == pytest.approx(hits.mean()) and one.n == len(hits) / 2
+    assert math.isnan(few.ci_low) and 0 <= many.ci_low < many.value < many.ci_high <= 1
 
 
 def test_a_table_read_back_knows_north_america(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from lib.method.geodesy import distance_km
 from lib.runs import Run, cache
 from lib.settings import load
 from lib.show import maps, pages, reference, report
+from lib.show.style import place_label
 from lib.train.metrics import COLUMNS
 
 MARKUP = "<img src=x onerror=alert(1)>"
@@ -241,6 +242,28 @@ def test_an_interval_that_holds_zero_is_unclear(low: float, high: float, verdict
     assert row.low == low or row._replace(cells=3).words == "too few cells"
 
 
+@pytest.mark.parametrize(
+    ("strategy", "frequencies"), [("infonce", "places"), ("infonce", "curve"), ("hcl", "")]
+)
+def test_a_variant_uses_the_curve_by_what_it_is_and_not_by_its_name(
+    tmp_path: Path, strategy: str, frequencies: str
+) -> None:
+    settings = load("smoke")
+    variant = {"strategy": strategy} | ({"frequencies": frequencies} if frequencies else {})
+    training = settings.training.model_copy(update={"variants": {"infonce_frequencies": variant}})
+    run = Run(settings.model_copy(update={"training": training}), tmp_path)
+    assert report.uses_curve(run, "infonce_frequencies") is (frequencies == "curve")
+    assert report.uses_curve(run, "semivariogram") and not report.uses_curve(run, "nearest_neighbour")
+
+
+def test_the_photo_on_the_first_screen_is_the_one_of_the_median_error(page: Path) -> None:
+    table = predictions().query("split == 'test' and strategy == 'semivariance_margin' and seed == 0")
+    said = re.search(r"Taken near (.*?); the answer is near (.*?), ([\d,]+) km off", page.read_text("utf-8"))
+    photo = table.sort_values(["error_km", "id"]).iloc[150]
+    assert float(said[3].replace(",", "")) == round(photo["error_km"])
+    assert f"({place_label(photo.latitude, photo.longitude)})" in said[1] and "°" in said[2]
+
+
 def test_the_kept_reference_is_of_the_profile_of_today(tmp_path: Path) -> None:
     run = Run(load("quick"), tmp_path / "run")
     shutil.copytree(reference.REFERENCE / "quick", run.folder)
@@ -309,6 +332,9 @@ class TestBrowser:
         with Visit(browser, page, 390, 844, ready="h1") as visit:
             assert visit.width() <= 390
             assert visit.tab.locator(".answer .verdict").bounding_box()["y"] < 400
+            wide = "[...document.querySelectorAll('.scroll, .picture:not(.answer-photo) > a')].slice(0, 3)"
+            assert visit.tab.evaluate(f"{wide}.every((one) => one.scrollWidth > one.clientWidth)")
+            assert all(hint.is_visible() for hint in visit.tab.locator(".hint").all())
             visit.tab.evaluate("document.querySelectorAll('p').forEach((one) => one.append('a'.repeat(90)))")
             assert visit.width() <= 390, "a long name of a setting"
 

@@ -181,8 +181,9 @@ def save_table(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def for_reading(accuracies: pd.DataFrame, limits: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy, mean over seeds, with the rows ceiling and chance, rounded; one row a split and strategy."""
+    """Accuracy in percent, mean over seeds, and the rows ceiling and chance; one row a split and strategy."""
     radii = sorted((name for name in COLUMNS if name.startswith("acc_")), key=lambda name: int(name[4:-2]))
-    rounding = dict.fromkeys(radii, 4) | {"median_km": 0, "mean_km": 0, "geoscore": 0}
+    rounding = dict.fromkeys(radii, 1) | {"median_km": 0, "mean_km": 0, "geoscore": 0}
     rows = pd.concat([accuracies, limits]).groupby(["split", "strategy"], sort=False)[list(rounding)].mean()
+    rows[radii] *= 100.0
     return rows.sort_index(level="split", sort_remaining=False, kind="stable").round(rounding)
