@@ -128,7 +128,7 @@ def test_a_second_process_reads_no_file_again_whose_size_time_and_inode_are_thos
     outside = stage.run.folder.with_name("places.csv")
     write_later(outside, "a")
     stage(inputs=[outside])
-    files._remembered.clear()  # as in another process
+    files.remembered.clear()  # as in another process
     cache._recall.cache_clear()
     monkeypatch.setattr(files.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
     assert stage(inputs=[outside]) is True

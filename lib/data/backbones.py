@@ -207,11 +207,7 @@ def load_transformers(name: str, settings: BackboneSettings) -> Backbone:
         said = "the checkpoint lacks weights of its image tower, or has them in another shape"
         raise BundleError(f"backbone {name!r}: {said}: {', '.join(lacking)}")
 
-    crop = _crop(processor)
-
     def preprocess(image: Image.Image) -> torch.Tensor:
-        if crop is not None:
-            return crop(image)
         plain = processor(images=image, return_tensors="pt", do_rescale=False, do_normalize=False)
         pixels = plain["pixel_values"][0]
         return pixels if pixels.dtype == torch.uint8 else pixels.round().clamp(0, 255).to(torch.uint8)
@@ -219,9 +215,10 @@ def load_transformers(name: str, settings: BackboneSettings) -> Backbone:
     def features(batch: torch.Tensor) -> torch.Tensor:
         return _feature(network(pixel_values=batch), output)
 
-    backbone = Backbone(name, 0, preprocess, *_normalisation(processor), features, network.eval())
+    chosen, scale = _crop(processor) or preprocess, _normalisation(processor)
+    backbone = Backbone(name, 0, chosen, *scale, features, network.eval())
     try:
-        photos = [preprocess(Image.new("RGB", size)) for size in ((64, 64), (96, 64))]
+        photos = [chosen(Image.new("RGB", size)) for size in ((64, 64), (96, 64))]
         with torch.inference_mode():
             dimension = backbone.encode(torch.stack(photos)).shape[1]
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:

@@ -243,7 +243,8 @@ def write_receipt(
     sums = {_named(path, run.folder): [checksum(path), *signature(path)] for path in outputs}
     now = datetime.now(UTC).isoformat(timespec="seconds")
     about = {"stage": name, "made": now, "seconds": round(seconds, 1), "machine": machine()}
-    read = [one for one in remembered() if not Path(one[0]).is_relative_to(run.folder)]
+    outside = [one for one in remembered if not Path(one[0]).is_relative_to(run.folder)]
+    read = [(path, *of, remembered[path, of]) for path, of in outside]
     content = json.loads(json.dumps(about | {"needs": needs, "outputs": sums, "read": read}, default=str))
     # with a checksum of its own: a damaged receipt would call good files damaged
     write_json(run.receipt(name), content | {"checksum": _digest(content)})

@@ -121,7 +121,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         aside.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
 
 
-_remembered: dict[tuple[str, Signature], str] = {}
+remembered: dict[tuple[str, Signature], str] = {}
+"""Path and signature of each file that has been read -> its checksum."""
 
 
 def signature(path: Path) -> Signature:
@@ -132,12 +133,7 @@ def signature(path: Path) -> Signature:
 
 def remember(path: Path, of: Signature, digest: str) -> None:
     """Let :func:`checksum` answer ``digest`` as long as the file's signature is ``of``."""
-    _remembered[str(path), of] = digest
-
-
-def remembered() -> list[tuple[Any, ...]]:
-    """What is remembered: path, size, time, inode and checksum of each file."""
-    return [(path, *of, digest) for (path, of), digest in _remembered.items()]
+    remembered[str(path), of] = digest
 
 
 def checksum(path: Path) -> str:
@@ -148,9 +144,9 @@ def checksum(path: Path) -> str:
     """
     try:
         key = (str(path), signature(path))
-        if key not in _remembered:
+        if key not in remembered:
             with path.open("rb") as file:
-                _remembered[key] = hashlib.file_digest(file, "sha256").hexdigest()
+                remembered[key] = hashlib.file_digest(file, "sha256").hexdigest()
     except (IsADirectoryError, PermissionError) as error:
         raise BundleError(f"{path}: cannot be read: {MENDS[error.errno]}") from error
-    return _remembered[key]
+    return remembered[key]
