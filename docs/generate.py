@@ -194,7 +194,7 @@ def expect() -> str:
     share = accuracies().loc["test", "acc_200km"]
     return (
         f"The first run takes {minutes} minutes on two recent CPU cores, up to twice that on older ones, "
-        "and\nbefore it 2 to 5 for the environment (7 GB). Expect "
+        "and\nbefore it 2 to 5 for the environment (7 GB; results take 0.5). Expect "
         f"{share['infonce']} % of the random windows within\n200 km of their place with GeoCLIP's loss, "
         f"and {share['margin_frequencies']} % with margin + scales."
     )

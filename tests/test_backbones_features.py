@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 import transformers
 from conftest import Runs, world
+from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -470,3 +472,15 @@ def test_features_are_read_at_unit_length_less_the_training_mean_if_wished(
     expected = (stored[rows] - mean) / np.linalg.norm(stored[rows] - mean, axis=1, keepdims=True)
     assert np.allclose(frozen.unit(rows), expected, atol=1e-6)
     assert np.array_equal(frozen.rows(rows), stored[rows]) and frozen.dimension == stored.shape[1]
+
+
+def test_where_the_hub_does_not_answer_its_client_does_not_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        backbones.spare_the_hubs_retries()
+        assert constants.HF_HUB_OFFLINE is False
+    backbones.spare_the_hubs_retries()  # nobody listens any more
+    assert constants.HF_HUB_OFFLINE is True

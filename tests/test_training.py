@@ -174,6 +174,13 @@ class TestOptions:
             training.train_job(training.Job.of(run, "decayed", 0, changes))
             assert len(made(capsys)) == count
 
+    def test_a_batch_larger_than_the_data_set_is_told(
+        self, make_run: Runs, capsys: pytest.CaptureFixture
+    ) -> None:
+        trained(make_run("training.epochs=1", "training.batch_size=512"))
+        said = "training.batch_size=512: there are 96 training photos, and a batch is all of them"
+        assert said in capsys.readouterr().out
+
     def test_a_fixed_temperature_stays(self, make_run: Runs) -> None:
         geoclip, history = trained(make_run(*SHORT, "training.temperature=0.05"))
         assert geoclip.logit_scale.exp().item() == pytest.approx(20.0)

@@ -12,10 +12,13 @@ import contextlib
 import importlib
 import io
 import json
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from PIL import Image
@@ -269,6 +272,8 @@ def _from_pretrained(source: str, settings: BackboneSettings) -> tuple[Any, nn.M
     """Processor and image tower of a checkpoint, what of its output is the feature, the weights it lacks."""
     import transformers
 
+    if not Path(source).is_dir():
+        spare_the_hubs_retries()
     revision, side = settings.revision, settings.image_px
     config = transformers.AutoConfig.from_pretrained(source, revision=revision)
     kind = config.model_type.removesuffix("_vision_model")
@@ -287,6 +292,20 @@ def _from_pretrained(source: str, settings: BackboneSettings) -> tuple[Any, nn.M
     if kind not in FAMILIES and lacking and all(key.startswith("pooler.") for key in lacking):
         return processor, network, "mean", []
     return processor, network, output, lacking
+
+
+def spare_the_hubs_retries() -> None:
+    """Let the hub's client use its cache alone where nothing answers at its address within three seconds: it
+    would try again for half a minute. Behind a proxy nothing is done."""
+    from huggingface_hub import constants
+
+    address = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE or getproxies():
+        return
+    try:
+        socket.create_connection((address.hostname, address.port or 443), timeout=3.0).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
 
 
 CLIP_VIT_LARGE = "openai/clip-vit-large-patch14"

@@ -23,7 +23,7 @@ from lib.method.loss import SemivariogramLoss, contrastive_loss
 from lib.method.model import GeoCLIP
 from lib.method.negatives import Strategy
 from lib.runs import Run, cached, progress, ranks, writing
-from lib.runs.machine import note, one_ahead
+from lib.runs.machine import note, note_once, one_ahead
 from lib.settings import Training
 from lib.train import checkpoints, curve, gallery, shared
 from lib.train.data import Batch, Queue, TrainingData, batches
@@ -158,6 +158,9 @@ def train(
     data = data.shuffled(seed, device) if strategy.name == "shuffled" else data
     queue = Queue.empty(settings.queue_size, data.frozen.dimension, device)
     batch_size = min(settings.batch_size, len(data.train_rows))
+    if batch_size < settings.batch_size and ranks.rank() == 0:
+        all_of_them = f"there are {batch_size:,} training photos, and a batch is all of them"
+        note_once(f"training.batch_size={settings.batch_size}: {all_of_them}")
     steps = len(data.train_rows) // batch_size
     optimizer, schedule = _optimizer(model, settings, steps)
     noise, order = generator(seed, "noise"), generator(seed, "batches")
