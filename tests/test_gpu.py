@@ -196,7 +196,7 @@ class TestCudaThatIsThere:
         monkeypatch.setattr(machine_module, "_ASK", "print('{\"count\": 2}')")
         run = make_run("device=cuda", "training.parallel=batches")
         with pytest.raises(BundleError, match="NPROC=4: this machine has 2 GPU.*take NPROC=2"):
-            pipeline.make_in_parallel(run, "smoke", [], "4")
+            pipeline.make_in_parallel(run, "smoke", [], "4", pipeline.Machines())
 
 
 def test_the_question_to_a_gpu_is_a_program_that_runs():

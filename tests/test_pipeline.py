@@ -298,8 +298,9 @@ def test_a_notebook_with_other_parameters_is_refused(tmp_path):
         ("--only 17", "no notebook 17"),
         ("--only ,", "names no notebook"),
         ("--only 05 --fresh", "leave one out"),
-        *[(f"--run {name}", "a name of its own") for name in ("..", ".", "results/", "reference", "/")],
-        ("--set training.strategies=infonce,residul", "registered: infonce"),
+        *[(f"--run {name}", "would be a file's name") for name in ("..", ".")],
+        *[(f"--run {name}", "a name of its own") for name in ("results/", "reference", "/")],
+        ("--set training.strategies=infonce,residul", "there are infonce"),
         ("--set training.strategies=decayed", "needs infonce"),
         ("--set backbone=resnet", "registered: efficientnet-lite0"),
         ("--set evaluation.baselines=geoclip_pretrained", "takes raw features: set backbone.centred=false"),
@@ -308,7 +309,7 @@ def test_a_notebook_with_other_parameters_is_refused(tmp_path):
             "takes CLIP ViT-L/14 features; set backbone.name=openai/clip-vit-large-patch14",
         ),
         ("--set evaluation.gallery=trian", "take train, lattice, geoclip"),
-        ("--set evaluation.gallery=nowhere.csv", "nowhere.csv is not there"),
+        ("--set evaluation.gallery=nowhere.csv", "nowhere.csv: no such table"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_answered_with_one_sentence_and_status_1(
