@@ -210,9 +210,9 @@ def findings() -> str:
     scales = interval(quick.loc[("test", "infonce_frequencies", "infonce", "acc_200km")])
     share = accuracies().loc["test", "acc_200km"]
     return (
-        f"* **The paper's idea works**, trained for 32 epochs: {near[0]} points within 200 km over\n"
-        f"  GeoCLIP's loss. The gain grows with the radius: {far[0]} within 2,500 km. A second image of\n"
-        "  the Earth agrees.\n"
+        f"* **The paper's idea works**, trained for 32 epochs: {near[0]} points within 200 km\n"
+        f"  over GeoCLIP's loss. The gain grows with the radius: {far[0]} within 2,500 km. A second\n"
+        "  image of the Earth agrees.\n"
         "* **What gains most** are scales of the location encoder that fit the training places:\n"
         f"  {scales} points in the run above, at 6,000 places. With millions it should be less.\n"
         f"* **No training at all** gets {share['nearest_neighbour']} % of random windows within 200 km: the "
