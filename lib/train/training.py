@@ -157,10 +157,7 @@ def train(
     model = _begun(data, settings, seed).to(device)
     data = data.shuffled(seed, device) if strategy.name == "shuffled" else data
     queue = Queue.empty(settings.queue_size, data.frozen.dimension, device)
-    batch_size = min(settings.batch_size, len(data.train_rows))
-    if batch_size < settings.batch_size and ranks.rank() == 0:
-        all_of_them = f"there are {batch_size:,} training photos, and a batch is all of them"
-        note_once(f"training.batch_size={settings.batch_size}: {all_of_them}")
+    batch_size = _batch_size(settings, len(data.train_rows))
     steps = len(data.train_rows) // batch_size
     optimizer, schedule = _optimizer(model, settings, steps)
     noise, order = generator(seed, "noise"), generator(seed, "batches")
@@ -201,6 +198,14 @@ def train(
         said = f"weights are not finite after the last step, of epoch {epoch}"
         raise BundleError(f"{label}: {said}; lower training.learning_rate")
     return model.eval(), pd.DataFrame(history)
+
+
+def _batch_size(settings: Training, photos: int) -> int:
+    """The settings' batch size, or all ``photos`` where they are fewer, which is told."""
+    if photos < settings.batch_size and ranks.rank() == 0:
+        said = f"there are {photos:,} training photos, and a batch is all of them"
+        note_once(f"training.batch_size={settings.batch_size}: {said}")
+    return min(settings.batch_size, photos)
 
 
 def _resume(state: checkpoints.State, path: Path | None, run: Run, label: str) -> int:
