@@ -34,7 +34,7 @@ from lib.evaluate import evaluation, intervals
 from lib.evaluate.intervals import BASELINE
 from lib.method import negatives
 from lib.method.errors import BundleError
-from lib.runs import Run, cached, progress, write_json, writing
+from lib.runs import Run, cache, cached, progress, write_json, writing
 from lib.runs.run import RESULTS
 from lib.settings import PROJECT
 from lib.show import figures
@@ -144,7 +144,8 @@ def keep(run: Run) -> None:
     told["error_km"] = told["error_km"].round(1).astype("float32")
     with writing(KEPT / "predictions.parquet") as aside:
         told.astype(types).to_parquet(aside, index=False, compression="zstd")
-    write_json(KEPT / "bench.json", fingerprint(run))
+    with cache.as_finished():  # as it is: nothing of it is made again
+        write_json(KEPT / "bench.json", fingerprint(run))
 
 
 def quick(idea: Idea) -> pd.DataFrame:

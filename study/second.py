@@ -494,15 +494,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if part not in {*PARTS, *FROM_KEPT}:
         print(f"python -m study.second {'|'.join([*PARTS, *FROM_KEPT])} [SETTING…]", file=sys.stderr)
         return 1
-    ranks.start()
-    try:
+
+    def do() -> None:
         if part in FROM_KEPT:
             FROM_KEPT[part]()
         else:
-            world, do = PARTS[part]
-            do(open_world(world, overrides))
+            world, of_world = PARTS[part]
+            of_world(open_world(world, overrides))
+
+    return finished("study.second", do)
+
+
+def finished(program: str, do: Callable[[], None]) -> int:
+    """Exit status of ``do``, among the ranks that torchrun has started: 1, with a sentence, for an error."""
+    try:
+        ranks.start()
+        do()
     except BundleError as error:
-        print(f"study.second: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return 1
     finally:
         ranks.stop()

@@ -375,15 +375,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"python -m study.third {'|'.join(PARTS)}", file=sys.stderr)
         return 1
     sharper.register()
-    ranks.start()
-    try:
-        PARTS[given[0]]()
-    except BundleError as error:
-        print(f"study.third: {error}", file=sys.stderr)
-        return 1
-    finally:
-        ranks.stop()
-    return 0
+    return second.finished("study.third", lambda: _alone(PARTS[given[0]]))
+
+
+def _alone(do: Callable[[], None]) -> None:
+    if ranks.count() > 1:
+        raise BundleError("its tables have one writer; start it without torchrun")
+    do()
 
 
 if __name__ == "__main__":

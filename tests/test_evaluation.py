@@ -14,7 +14,7 @@ from conftest import SIZES, Runs, lognormal, table, world
 
 from lib.data import features, manifest
 from lib.evaluate import evaluation, intervals
-from lib.evaluate.evaluation import accuracy, bounds, by_group, evaluate
+from lib.evaluate.evaluation import accuracy, bounds, evaluate
 from lib.method.geodesy import EARTH_RADIUS_KM
 from lib.runs import Run
 from lib.train import gallery, training
@@ -48,18 +48,6 @@ class TestAccuracy:
             assert row.n == len(chosen)
             for name, value in naive(chosen["error_km"].tolist()).items():
                 assert getattr(row, name) == pytest.approx(value), name
-
-
-class TestGroups:
-    def test_a_groups_numbers_are_the_mean_over_seeds_of_its_photos(self) -> None:
-        errors = lognormal(0, (2, 10))
-        groups = pd.Series(["north"] * 4 + ["south"] * 5 + [None], index=[f"p{k:04d}" for k in range(10)])
-        found = by_group(table(errors, "infonce"), groups, "half").set_index("half")
-        assert found["n"].to_dict() == {"north": 4, "south": 5}
-        for half, chosen in (("north", errors[:, :4]), ("south", errors[:, 4:9])):
-            for metric in METRICS:
-                expected = np.mean([naive(row.tolist())[metric] for row in chosen])
-                assert found.loc[half, metric] == pytest.approx(expected)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -65,6 +66,23 @@ def test_in_miniature_each_training_is_made_once_and_kept(
 def test_a_part_that_is_none_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert third.main(["finale"]) == 1
     assert "tune|shares|fits|final|relief|longer|scaling|keep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", [second, third])
+def test_tasks_that_know_nothing_of_one_another_are_refused_in_a_sentence(
+    program: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert program.main(["keep"]) == 1
+    assert "each of these 4 tasks would think that it is alone" in capsys.readouterr().err
+
+
+def test_several_processes_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(third.ranks, "count", lambda: 2)
+    assert third.main(["keep"]) == 1
+    assert "one writer; start it without torchrun" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

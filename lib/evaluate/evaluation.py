@@ -90,19 +90,6 @@ def bounds(run: Run, manifest: pd.DataFrame, splits: Iterable[str]) -> pd.DataFr
     return accuracy(pd.concat(frames))
 
 
-def by_group(predictions: pd.DataFrame, groups: pd.Series, name: str) -> pd.DataFrame:
-    """Mean over seeds of each strategy's metrics within each group: split, strategy, ``name``, n and metrics.
-    ``groups`` are those of the photos, indexed by id; photos without one are left out."""
-    keys, rows = ["split", "strategy", name], []
-    labelled = predictions.assign(**{name: predictions["id"].map(groups)})
-    order = {key: pd.CategoricalDtype(predictions[key].unique()) for key in keys[:2]}
-    labelled = labelled.dropna(subset=[name]).astype(order)
-    for key, frame in labelled.groupby(keys, observed=True):
-        seeds = [summarise(errors.to_numpy()) for _, errors in frame.groupby("seed")["error_km"]]
-        rows.append((*key, frame["id"].nunique(), *pd.DataFrame(seeds).mean()))
-    return pd.DataFrame(rows, columns=[*keys, "n", *COLUMNS])
-
-
 def comparison(predictions: pd.DataFrame, settings: Evaluation) -> pd.DataFrame:
     """Every strategy against ``infonce``, trained ones that use geography against the control without, and
     those with other frequencies against ``SCALES``."""
@@ -152,7 +139,7 @@ def _evaluate(run: Run, strategies: list[str]) -> None:
         comparison(predictions, settings),
         intervals.levels(predictions, settings.bootstrap, settings.seed),
         bounds(run, manifest, predictions["split"].unique()),
-        by_group(predictions, continents, "continent"),
+        intervals.levels_by_group(predictions, continents, "continent"),
         continent_gains(predictions, continents),
     )
     for name, table in zip(TABLES, made, strict=True):

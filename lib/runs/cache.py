@@ -107,9 +107,8 @@ def cached(
             make()
         write_receipt(run, name, needs, outputs, time.perf_counter() - started)
         if scratch is not None:
-            shutil.rmtree(
-                scratch, ignore_errors=True
-            )  # NFS keeps what is still open; the next call removes it
+            # NFS keeps what is still open; the next call removes it
+            shutil.rmtree(scratch, ignore_errors=True)
         wait()
     return False
 
