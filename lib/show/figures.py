@@ -348,6 +348,7 @@ def candidates(table: pd.DataFrame, mass: pd.DataFrame, root: Path) -> Figure:
         style.show_photo(figure.add_subplot(grid[number, 0]), root, photo, title)
         axis = style.world(figure, grid[number, 1])
         heat = mass[mass["photo"] == photo].sort_values("probability")
+        heat = heat[heat["probability"] > 0.01 * heat["probability"].max()]  # else all land is pale yellow
         shade = np.sqrt(heat["probability"] / heat["probability"].max())
         style.scatter(axis, heat, c=shade, cmap="YlOrRd", s=4.0 + 16.0 * shade, vmin=0.0, vmax=1.0)
         if is_known:
