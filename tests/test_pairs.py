@@ -21,6 +21,7 @@ from lib.evaluate.pairs import (
     examples,
     sample,
     shares,
+    typical,
 )
 from lib.method.geodesy import distance_km
 
@@ -108,6 +109,16 @@ class TestExamples:
         )
         assert len(hard) == 3 and hard.is_monotonic_increasing and (found["residual"] > 0.0).all()
         assert near.max() <= 500.0 < CURVE.range_km
+
+
+def test_a_typical_pair_is_the_median_of_those_about_so_far_apart() -> None:
+    km = [49.0, 50.0, 51.0, 70.0, 2_100.0]
+    cloud = pd.DataFrame({"distance_km": km, "dissimilarity": [0.9, 0.1, 0.5, 0.0, 0.7], "gamma": 0.6})
+    cloud = cloud.assign(first=range(5), second=range(5, 10))
+    found = typical(cloud, pd.DataFrame({"id": [f"p{k}" for k in range(10)]}))
+    assert found[["first", "second"]].to_numpy().tolist() == [["p2", "p7"], ["p4", "p9"]]
+    assert found["dissimilarity"].tolist() == [0.5, 0.7]
+    assert typical(cloud[:0], pd.DataFrame({"id": []})).empty
 
 
 def test_shares_are_those_of_every_pair_that_a_batch_may_draw(make_run: Runs) -> None:

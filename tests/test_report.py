@@ -77,6 +77,13 @@ def answer(page: Path) -> str:
     return " ".join(re.sub("<[^>]+>", " ", box).split())
 
 
+def pairs_of(run: Run, distances_km: list[float]) -> pd.DataFrame:
+    """Pairs of the first photos, said to be so far apart."""
+    first, second = pd.read_parquet(run.manifest)["id"].iloc[:2]
+    looks = {"dissimilarity": 0.25, "gamma": 0.75, "first": first, "second": second}
+    return pd.DataFrame({"distance_km": distances_km}).assign(**looks)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with its tables, a figure, a map and a notebook, and its index."""
@@ -98,6 +105,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "intervals": intervals.levels(frame, resamples=200),
         "gain_by_continent": evaluation.continent_gains(frame, continents),
         "cut": pd.DataFrame({"said": [f"The split is {MARKUP}."]}),
+        "typical_pairs": pairs_of(made, [90.0, 400.0, 5_000.0]),
     }
     for name, table in tables.items():
         evaluation.save_table(table, made.table(name))
@@ -321,6 +329,16 @@ class TestBrowser:
             visit.tab.get_by_role("link", name="Every photo").click()
             visit.tab.wait_for_url("**/maps/predictions.html")
             assert visit.tab.title() == "there"
+
+    def test_arrow_keys_move_along_the_curve_without_a_script(self, browser: object, page: Path) -> None:
+        with Visit(browser, page, ready="h1") as visit:
+            shown = visit.tab.locator("p:visible", has_text="Two training photos")
+            assert "400 km" in shown.text_content()
+            visit.tab.locator("#step2").press("ArrowRight")
+            said, curve = shown.text_content(), fitted()
+            lost = 2.0 * (1.0 - np.exp(-((5_000 / 6371.0088 / curve.length_scale_rad) ** curve.exponent)))
+            assert "5,000 km" in said and f"lose by {lost:.1f} of at most 2 logits" in said
+            assert visit.tab.locator("circle:visible").count() == 1
 
     def test_on_a_desk_no_table_is_cut(self, browser: object, page: Path) -> None:
         tables = "[...document.querySelectorAll('.tables .scroll')]"

@@ -17,6 +17,7 @@ from lib.runs import Run
 FALSE_NEGATIVE = "false negative"
 HARD_NEGATIVE = "hard negative"
 EASY = "easy negative"
+STEPS_KM = (50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 18_000)
 NEAREST_KM = 500.0
 """False negatives that are shown as examples are at most so far apart: beyond, the name grows doubtful."""
 
@@ -97,6 +98,16 @@ def examples(
         for low, high in itertools.pairwise(steps)
     ]
     return pd.concat(found, ignore_index=True)
+
+
+def typical(cloud: pd.DataFrame, manifest: pd.DataFrame) -> pd.DataFrame:
+    """Of the pairs ``cloud`` that are about each of ``STEPS_KM`` apart, if there are any, the one of median
+    dissimilarity: ids of both photos, distance_km, dissimilarity, gamma."""
+    about = [cloud[cloud["distance_km"].between(0.9 * km, 1.1 * km)] for km in STEPS_KM]
+    rows = [one.sort_values("dissimilarity", kind="stable").iloc[len(one) // 2] for one in about if len(one)]
+    found = pd.DataFrame(rows, columns=["first", "second", "distance_km", "dissimilarity", "gamma"])
+    ids = {name: manifest["id"].to_numpy()[found[name].astype(int)] for name in ("first", "second")}
+    return found.assign(**ids).reset_index(drop=True)
 
 
 def shares(run: Run, fitted: FittedSemivariogram, count: int = 200_000) -> pd.DataFrame:

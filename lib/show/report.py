@@ -22,7 +22,7 @@ from lib.evaluate.intervals import BASELINE, HELD_OUT_KM, LEAST_PHOTOS, NEAREST_
 from lib.method.errors import BundleError
 from lib.method.negatives import REGISTRY
 from lib.runs import Run, cache, writing
-from lib.show import style
+from lib.show import by_distance, style
 from lib.show.candidate_maps import place_names
 from lib.show.reference import compare_with_reference
 from lib.show.world import TEMPLATES
@@ -95,7 +95,7 @@ def write_index(run: Run, provenance: dict[str, Any], notebooks: list[dict[str, 
         "continents": difference_tables(_only(gains, **of_split), ["split"], "continent", "strategy"),
         "fit": json.loads(run.semivariogram.read_text()) if run.semivariogram.exists() else None,
         "figures": {name: _figure(run, name) for name in FIGURES if run.figure(name).exists()},
-        "typical": _typical(run, chosen),
+        "typical": _typical(run, chosen), "steps": _steps(run),
         "names": {name: plain for name, plain in names.items() if plain != name},
         "of_curve": [row for row in screen["strategies"] if uses_curve(run, row.label)],
         "placed": {row["strategy"]: 100 * row["value"] for row in within.to_dict("records")},
@@ -154,6 +154,12 @@ def _typical(run: Run, chosen: str) -> dict[str, Any]:
     near = zip(place_names(places.describe(places_deg)), places_deg, strict=True)
     words = [f"near {name} ({style.place_label(*place)})" for name, place in near]
     return {"km": photo["error_km"], "truth": words[0], "answer": words[1]}
+
+
+def _steps(run: Run) -> dict[str, Any]:
+    """See :func:`lib.show.by_distance.steps`; {} before notebook 03."""
+    with cache.as_finished():
+        return by_distance.steps(run, _table(run, "typical_pairs"))
 
 
 class Row(NamedTuple):

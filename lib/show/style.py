@@ -98,13 +98,19 @@ def legend_below(figure: Figure, axis: Axes) -> None:
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=8)
 
 
+def brightened(root: Path, path: str, smallest_px: int) -> np.ndarray:
+    """The photo at ``root`` / ``path``, uint8 [H, W, 3]. A dark one is brightened, threefold at most,
+    until a hundredth of its values are nearly white. Raises what ``UNREADABLE`` lists."""
+    pixels = np.asarray(open_photo(root, path, smallest_px=smallest_px).convert("RGB"), dtype=float)
+    factor = np.clip(240.0 / max(np.percentile(pixels, 99), 1.0), 1.0, 3.0)
+    return np.minimum(pixels * factor, 255.0).astype(np.uint8)
+
+
 def show_photo(axis: Axes, root: Path, path: str, title: str) -> None:
-    """The photo at ``root`` / ``path`` instead of ``axis``, with a ``title``; or that it is not there. A dark
-    one is brightened, at most threefold, until a hundredth of its values are nearly white."""
+    """The photo at ``root`` / ``path``, :func:`brightened`, instead of ``axis``, with a ``title``; or that it
+    is not there."""
     try:
-        pixels = np.asarray(open_photo(root, path, smallest_px=400).convert("RGB"), dtype=float)
-        factor = np.clip(240.0 / max(np.percentile(pixels, 99), 1.0), 1.0, 3.0)
-        axis.imshow(np.minimum(pixels * factor / 255.0, 1.0))
+        axis.imshow(brightened(root, path, 400))
     except UNREADABLE:
         axis.text(0.5, 0.5, "This photo is not there\nor cannot be read.", ha="center", va="center")
     axis.set_title(title, fontsize=8, fontweight="normal", loc="center")

@@ -76,16 +76,16 @@ def photos_of(root: Path, ids: Sequence[str], paths: Sequence[str], side_px: int
         try:
             small = open_photo(root, path, smallest_px=2 * side_px)
             small.thumbnail((side_px, side_px))
-            jpeg = _jpeg(small, 60)
-            number = heads.setdefault(jpeg[:HEAD], len(heads))
-            found["thumbnails"].append([number, jpeg[HEAD:]])
+            whole = jpeg(small, 60)
+            number = heads.setdefault(whole[:HEAD], len(heads))
+            found["thumbnails"].append([number, whole[HEAD:]])
         except (*UNREADABLE, AttributeError):  # a path that is no text
             found["thumbnails"].append(None)
             found["unreadable"][row] = str(path)
     return found | {"heads": [*heads]}
 
 
-def _jpeg(image: Image.Image, quality: int, optimize: bool = False) -> str:
+def jpeg(image: Image.Image, quality: int, optimize: bool = False) -> str:
     """``image`` as a JPEG in base64."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", optimize=optimize, quality=quality)
@@ -102,7 +102,7 @@ def _blue_marble() -> str:
     above = row.astype(np.int64)
     share = (row - above).astype(np.float32)[:, None, None]
     pixels = rows[above] * (1.0 - share) + rows[above + 1] * share
-    return _jpeg(Image.fromarray(pixels.astype(np.uint8)), 62, optimize=True)
+    return jpeg(Image.fromarray(pixels.astype(np.uint8)), 62, optimize=True)
 
 
 @functools.cache
