@@ -116,15 +116,21 @@ def most_alike(
     return pairs.classify(found.assign(dissimilarity=dissimilarity[number]), fitted)
 
 
-def two_strategies(run: Run, predictions: pd.DataFrame) -> Any:
-    """A photo, numbered as :func:`from_gain_to_loss` has them, and where each seed of two strategies puts it.
-    ``predictions`` are those of :func:`lib.evaluate.evaluation.evaluate`."""
+def two_strategies(run: Run, predictions: pd.DataFrame, chosen: str = "") -> Any:
+    """A photo, numbered as :func:`from_gain_to_loss` has them, and where each seed of two strategies puts it:
+    at first a random photo, the strategy ``chosen`` and the first of ``predictions``, which are those of
+    :func:`lib.evaluate.evaluation.evaluate`."""
     splits, names = (predictions[column].unique().tolist() for column in ("split", "strategy"))
-    last, (base, other) = predictions.groupby("split")["id"].nunique().max() - 1, (names * 2)[:2]
+    base, other = (names * 2)[:2]
+    other = chosen if chosen in names[1:] else other
+    last = int(predictions.groupby("split")["id"].nunique().max()) - 1
+    begin = int(np.random.default_rng(0).integers(last + 1))
     paths, root = features.photos(run, ["id", "path"]).set_index("id")["path"], datasets.root_of(run)
 
     @styled
-    def draw(split: str = splits[0], strategy: str = other, against: str = base, photo: int = 0) -> Figure:
+    def draw(
+        split: str = splits[0], strategy: str = other, against: str = base, photo: int = begin
+    ) -> Figure:
         of_split = predictions[predictions["split"] == split]
         gain = from_gain_to_loss(of_split, strategy, against)
         identity = gain.index[min(photo, len(gain) - 1)]
@@ -148,7 +154,7 @@ def two_strategies(run: Run, predictions: pd.DataFrame) -> Any:
         axis.set_title(f"{named(strategy)} is nearer than {named(against)} {shares}", fontsize=9)
         return figure
 
-    return interactive(draw, split=splits, strategy=names, against=names, photo=(0, int(last)))
+    return interactive(draw, split=splits, strategy=names, against=names, photo=(0, last))
 
 
 def from_gain_to_loss(predictions: pd.DataFrame, strategy: str, against: str) -> pd.Series:
