@@ -181,7 +181,8 @@ def study(idea: Idea) -> pd.DataFrame:
         known = every[every["world"] == world].astype({"arm": str, "split": str, "world": str})
         seeds = third_kept.whole_seeds(known, against[:3]) if len(known) else []
         if not seeds:
-            raise BundleError(f"{third.PREDICTIONS} holds no whole seed of {world}; try --quick")
+            print(f"{world}: left out; {third.PREDICTIONS.name} holds no whole seed of it")
+            continue
         minutes = len(draws) * len(seeds) * SECONDS_A_TRAINING // 60
         print(f"{world}: {len(draws)} draws x {len(seeds)} seeds, about {minutes} minutes on two cores")
         for draw in draws:
@@ -194,7 +195,9 @@ def study(idea: Idea) -> pd.DataFrame:
             known = pd.concat([known, ours.round({"error_km": 1})], ignore_index=True)
         asked = [(idea.strategy, arm, *one) for arm, one in itertools.product(against, ASKED)]
         parts.append(third_kept.contrasts(world, known, asked))
-    return pd.concat(parts, ignore_index=True).rename(columns={"ours": "strategy", "theirs": "baseline"})
+    if not parts:
+        raise BundleError(f"{third.PREDICTIONS} holds no whole seed of any world; try --quick")
+    return pd.concat(parts, ignore_index=True)
 
 
 def report(idea: Idea, table: pd.DataFrame) -> None:

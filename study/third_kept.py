@@ -107,8 +107,8 @@ def difference(
 
 
 def contrasts(world: str, errors: pd.DataFrame, asked: Iterable[tuple[str, str, str, str]]) -> pd.DataFrame:
-    """Paired differences: world, ours, theirs, split, metric, difference, interval, p_value, seeds. Contrasts
-    whose arms have no seed in common in all draws are left out."""
+    """Paired differences: world, strategy, baseline, split, metric, difference, interval, p_value, seeds.
+    Contrasts whose arms have no seed in common in all draws are left out."""
     rows, read = [], {}
     for ours, theirs, split, metric in asked:
         arms = [arm for arm in (ours, theirs) if arm != NEAREST]
@@ -120,23 +120,13 @@ def contrasts(world: str, errors: pd.DataFrame, asked: Iterable[tuple[str, str, 
         found = difference(read[key], ours, theirs, split, metric)
         p_value = float(intervals.p_values(np.array(found.value), found.error, found.degrees_of_freedom))
         rows.append((world, ours, theirs, split, metric, *found[:3], p_value, len(seeds)))
-    names = [
-        "world",
-        "ours",
-        "theirs",
-        "split",
-        "metric",
-        "difference",
-        "ci_low",
-        "ci_high",
-        "p_value",
-        "seeds",
-    ]
+    names = ["world", "strategy", "baseline", "split", "metric", "difference", "ci_low", "ci_high", "p_value",
+             "seeds"]  # fmt: skip
     return pd.DataFrame(rows, columns=names)
 
 
 def levels(world: str, errors: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy of each arm, mean over draws and seeds: world, split, arm, a column a radius, draws, seeds."""
+    """Accuracy of each arm, the ``strategy``, by split: mean over draws and seeds, a column a radius."""
     hits = errors[["split", "arm", "draw", "seed"]].assign(
         **{name: METRICS[name](errors["error_km"].to_numpy()) for name in COMPARED}
     )
@@ -145,7 +135,8 @@ def levels(world: str, errors: pd.DataFrame) -> pd.DataFrame:
     table = grouped.mean().reset_index()
     counts = by_seed.reset_index().groupby(["split", "arm"], observed=True)[["draw", "seed"]].nunique()
     table.insert(0, "world", world)
-    return table.merge(counts.rename(columns={"draw": "draws", "seed": "seeds"}).reset_index())
+    table = table.merge(counts.rename(columns={"draw": "draws", "seed": "seeds"}).reset_index())
+    return table.rename(columns={"arm": "strategy"})
 
 
 def components(errors: pd.DataFrame, world: str) -> pd.DataFrame:
@@ -168,7 +159,7 @@ def components(errors: pd.DataFrame, world: str) -> pd.DataFrame:
         draws_part = max(0.0, mean.var(ddof=1) - inside - seeds_part - left)
         parts = [1e4 * part for part in (draws_part, inside, seeds_part, left)]
         rows.append((world, ours, theirs, split, metric, *parts))
-    names = ["world", "ours", "theirs", "split", "metric", "draws", "photos", "seeds", "rest"]
+    names = ["world", "strategy", "baseline", "split", "metric", "draws", "photos", "seeds", "rest"]
     return pd.DataFrame(rows, columns=names)
 
 

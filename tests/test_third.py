@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import adopt, fitted
+from test_bench import IDEA
 
+from lib.method import negatives
 from lib.runs import Run
-from study import second, sharper, third, third_kept
+from study import bench, second, sharper, third, third_kept
 
 SIZES = {"train": 96, "validation": 30, "validation_blocked": 30, "test": 30, "test_blocked": 40}
 
@@ -26,7 +28,7 @@ def small(make_run: Callable[..., Run], narrow: None, monkeypatch: pytest.Monkey
     photos["id"] = [f"bm_{number:06d}" for number in range(len(photos))]
     photos.assign(cell=np.arange(len(photos)) // 10).to_parquet(run.manifest, index=False)
     adopt(run)
-    draws = {"blue_marble": (211, 212)}
+    draws = {"blue_marble": (211, 212), "shaded_relief": (221, 222)}
     options = {"STEPS_OF": 96, "SIZES": (48, 96), "EPOCHS": 1, "LONGER": 2, "TEMPERATURES": (0.1,)}
     options |= {"SHARES": (1 / 3, 1.0), "STOPPED": (1, 8), "FINAL_SEEDS": (10,), "DRAWS": draws}
     options |= {"CHOSEN": tmp_path / "third.json", "KEPT": tmp_path, "open_world": lambda *_: run}
@@ -40,7 +42,7 @@ def small(make_run: Callable[..., Run], narrow: None, monkeypatch: pytest.Monkey
 
 
 def test_in_miniature_each_training_is_made_once_and_kept(
-    small: Run, capsys: pytest.CaptureFixture[str]
+    small: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     said = []
     for part in ("tune", "tune", "fits", "final", "longer", "scaling", "scaling"):
@@ -61,6 +63,14 @@ def test_in_miniature_each_training_is_made_once_and_kept(
     third_kept.tables()
     primary = pd.read_csv(third.KEPT / "third_primary.csv")
     assert len(primary) == len(third_kept.CONTRASTS) == 16 and primary["p_holm"].between(0.0, 1.0).all()
+    monkeypatch.setattr(negatives, "REGISTRY", dict(negatives.REGISTRY))
+    monkeypatch.setattr(bench, "BENCH", tmp_path / "bench")
+    (tmp_path / "idea.py").write_text(IDEA)
+    assert bench.main([str(tmp_path / "idea.py")]) == 0
+    said = capsys.readouterr().out
+    assert "blue_marble: 2 draws x 1 seeds" in said and "shaded_relief: left out" in said
+    found = pd.read_csv(tmp_path / "bench" / "my_margin.csv")
+    assert set(found["baseline"]) >= {"infonce geoclip", third.NEAREST} and set(found["seeds"]) == {1}
 
 
 def test_a_part_that_is_none_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
