@@ -4,6 +4,7 @@
   photos and in shaded relief; ``fits``: weights of the lags. All on validation splits;
 * ``final`` and ``relief``: train for the final tables on the draws of Blue Marble and of shaded relief;
 * ``longer``: the primary arms on Blue Marble, trained twice as long; ``scaling``: 1,500 to 24,000 photos;
+* ``alike``: not planned; arms with the second study's learning rate, tuned at 16 epochs
 * ``keep``: predictions, curves and Nyquist frequencies of these, under results/reference/study.
 
 Tables and figures of what is kept: :mod:`study.third_kept`. Each training is a stage of its own, and finished
@@ -16,7 +17,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,6 +55,9 @@ FINAL_SEEDS, SEARCH_SEED = (10, 11, 12), 0
 WINDOW_RAD = 256.0 / 6371.0088
 HAND_SET = [2.0, 4.0, 8.0]
 TARGETS = ("uniform_targets", "distance_targets", "correlation_targets", "kriging_targets")
+ALIKE = ("infonce geoclip", "semivariogram geoclip", f"{MARGIN} geoclip", f"{MARGIN} curve",
+         f"{MARGIN} hand_set", "infonce hand_set")  # fmt: skip
+"""Arms with the second study's learning rate, which the plan did not tune again at 16 epochs."""
 STEPS_OF = 6_000
 """Photos of an epoch that count as one; fewer or more photos are trained for as many steps."""
 EPOCHS, LONGER = 16, 32
@@ -256,39 +260,56 @@ def scaling_trials(seed: int = FINAL_SEEDS[0]) -> Iterator[Trial]:
 
 
 def final(world: str) -> None:
-    """The final table's trainings on every draw of ``world``, seed by seed; kept after each."""
+    """The final table's trainings on every draw of ``world``, seed by seed."""
     for seed, draw in itertools.product(FINAL_SEEDS, DRAWS[world]):
-        run, known = open_world(f"{world}_{draw}"), kept()
-        for trial in final_trials(seed):
-            key = {"world": world, "draw": draw, "arm": trial.arm, "seed": seed}
-            if not _has(known, key):
-                second.make(run, trial, TEST)
-                _keep(run, trial, key)
-        if not _has(known, key := {"world": world, "draw": draw, "arm": NEAREST, "seed": 0}):
+        run = _train(world, draw, final_trials(seed))
+        key = {"world": world, "draw": draw, "arm": NEAREST, "seed": 0}
+        if not _has(kept(), key):
             _keep_errors(_nearest(run), run, key)
 
 
 def longer() -> None:
     """The primary arms on every draw of Blue Marble, one seed, trained twice as long."""
+    arms = sorted({arm for ours, theirs, *_ in CONTRASTS for arm in (ours, theirs)})
     for draw in DRAWS["blue_marble"]:
-        run, known = open_world(f"blue_marble_{draw}"), kept()
-        for arm in sorted({arm for ours, theirs, *_ in CONTRASTS for arm in (ours, theirs)}):
-            trial = of_arm(f"{arm} longer", chosen()[arm], LONGER, seed=FINAL_SEEDS[0])
-            key = {"world": "blue_marble", "draw": draw, "arm": trial.arm, "seed": trial.seed}
-            if not _has(known, key):
-                second.make(run, trial, TEST)
-                _keep(run, trial, key)
+        trials = (of_arm(f"{arm} longer", chosen()[arm], LONGER, seed=FINAL_SEEDS[0]) for arm in arms)
+        _train("blue_marble", draw, trials)
 
 
 def scaling() -> None:
     """The trainings of 1,500 to 24,000 photos on the draws of Blue Marble."""
     for draw in DRAWS["blue_marble"]:
-        run, known = open_world(f"blue_marble_{draw}"), kept()
-        for trial in scaling_trials():
-            key = {"world": "blue_marble", "draw": draw, "arm": trial.arm, "seed": trial.seed}
-            if not _has(known, key):
-                second.make(run, trial, TEST)
-                _keep(run, trial, key)
+        _train("blue_marble", draw, scaling_trials())
+
+
+def tune_alike(run: Run) -> dict[str, Changes]:
+    """Settings of the arms ``ALIKE`` after a search of their learning rate and a second one of their
+    temperature: arm ``X_tuned`` -> settings; those that stay as they were are left out."""
+    tries, found = Tries(run, "tries_alike"), {}
+    for arm in ALIKE:
+        before = chosen()[arm]
+        own = climb(tries, arm, before, "learning_rate", RATES, before["learning_rate"])
+        own = climb(tries, arm, own, "temperature", TEMPERATURES, own["temperature"])
+        found |= {f"{arm}_tuned": own} if own != before else {}
+    return found
+
+
+def alike() -> None:
+    """The arms of :func:`tune_alike` on every draw of Blue Marble, seed by seed."""
+    arms = tune_alike(open_world("tune"))
+    for seed, draw in itertools.product(FINAL_SEEDS, DRAWS["blue_marble"]):
+        _train("blue_marble", draw, (of_arm(arm, own, EPOCHS, seed=seed) for arm, own in arms.items()))
+
+
+def _train(world: str, draw: int, trials: Iterable[Trial]) -> Run:
+    """The run of ``draw``, after each of ``trials`` that was not kept was trained, and its errors kept."""
+    run, known = open_world(f"{world}_{draw}"), kept()
+    for trial in trials:
+        key = {"world": world, "draw": draw, "arm": trial.arm, "seed": trial.seed}
+        if not _has(known, key):
+            second.make(run, trial, TEST)
+            _keep(run, trial, key)
+    return run
 
 
 def kept() -> pd.DataFrame:
@@ -364,6 +385,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "relief": lambda: final("shaded_relief"),
     "longer": longer,
     "scaling": scaling,
+    "alike": alike,
     "keep": keep,
 }
 

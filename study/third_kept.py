@@ -53,6 +53,13 @@ EXPLORED = (
     *((f"{MARGIN} places", other) for other in ("infonce geoclip", NEAREST)),
 )
 """Contrasts that were not planned as primary."""
+ALIKE = (
+    QUESTION,
+    *((f"{MARGIN} places", f"{MARGIN} {kind}") for kind in ("geoclip", "curve", "hand_set")),
+    ("infonce places", "infonce geoclip"),
+    ("infonce places", "infonce hand_set"),
+)
+"""Contrasts of arms of which each had its learning rate and its temperature tuned at 16 epochs."""
 SIZES = (1_500, 3_000, 6_000, 12_000, 24_000)
 Errors = dict[str, np.ndarray]
 
@@ -224,6 +231,18 @@ def tables() -> None:
             for split, metric in (("test", "acc_25km"), ("test", "acc_100km"), *ENDPOINTS)
         ]
         made.setdefault("exploratory", []).append(contrasts(world, own, explored))
+        tuned = {arm: f"{arm}_tuned" for arm in own["arm"].unique() if f"{arm}_tuned" in set(own["arm"])}
+        alike = [
+            (*(tuned.get(arm, arm) for arm in pair), split, metric)
+            for pair in ALIKE
+            for split, metric in (
+                ("test", "acc_25km"),
+                *ENDPOINTS[:1],
+                ("test", "acc_2500km"),
+                *ENDPOINTS[1:],
+            )
+        ]
+        made.setdefault("alike", []).append(contrasts(world, own, alike) if tuned else pd.DataFrame())
         later = errors[errors["arm"].astype(str).str.endswith(" longer")]
         later = later.assign(arm=later["arm"].astype(str).str.removesuffix(" longer"))
         made.setdefault("longer", []).append(contrasts(world, later, CONTRASTS))

@@ -45,7 +45,7 @@ def test_in_miniature_each_training_is_made_once_and_kept(
     small: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     said = []
-    for part in ("tune", "tune", "fits", "final", "longer", "scaling", "scaling"):
+    for part in ("tune", "tune", "fits", "final", "longer", "scaling", "scaling", "alike"):
         assert third.main([part]) == 0, capsys.readouterr().err
         said.append(capsys.readouterr().out.count("made    trial-"))
     assert said[0] > 20 and said[1] == said[6] == 0
@@ -56,7 +56,9 @@ def test_in_miniature_each_training_is_made_once_and_kept(
     told = third.kept()
     sizes = {f"{name} {kind} 48" for name in ("infonce", third.MARGIN) for kind in ("geoclip", "places")}
     whole = {f"{arm} longer" for pair in third_kept.CONTRASTS for arm in pair[:2]}
-    assert set(told["arm"]) == {*arms, *sizes, *whole, third.NEAREST} and set(told["draw"]) == {211, 212}
+    tuned = {f"{arm}_tuned" for arm in third.ALIKE}
+    assert set(told["arm"]) - tuned == {*arms, *sizes, *whole, third.NEAREST}
+    assert set(told["arm"]) & tuned and set(told["draw"]) == {211, 212}
     assert (told.groupby(["arm", "draw", "seed"], observed=True).size() == 70).all()
     whole = pd.read_csv(third.KEPT / "third_curves_by_fit.csv")
     assert len(whole) == 8 and whole["nugget"].nunique() > 1
@@ -75,7 +77,7 @@ def test_in_miniature_each_training_is_made_once_and_kept(
 
 def test_a_part_that_is_none_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert third.main(["finale"]) == 1
-    assert "tune|shares|fits|final|relief|longer|scaling|keep" in capsys.readouterr().err
+    assert "tune|shares|fits|final|relief|longer|scaling|alike|keep" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("program", [second, third])
