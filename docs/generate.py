@@ -11,6 +11,7 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -204,10 +205,10 @@ def expect() -> str:
 
 def findings() -> str:
     """The main findings in three plain lines."""
-    question = second("papers_question").set_index(["world", "split", "metric"])
+    question = study_table("second", "papers_question").set_index(["world", "split", "metric"])
     near = interval(question.loc[("blue_marble", "test", "acc_200km")])
     far = interval(question.loc[("blue_marble", "test_blocked", "acc_2500km")])
-    levels = second("levels").query("world == 'blue_marble'").set_index(["split", "strategy"])
+    levels = study_table("second", "levels").query("world == 'blue_marble'").set_index(["split", "strategy"])
     random, held_out = levels.loc["test", "acc_200km"], levels.loc["test_blocked", "acc_2500km"]
     push, push_far = (one["constant_offset geoclip"] - one["infonce geoclip"] for one in (random, held_out))
     searched = random["infonce hand_set"] - random["infonce geoclip"]
@@ -282,57 +283,105 @@ ENDPOINTS = {("test", 200): "random, 200 km", ("test_blocked", 750): "held out, 
 ENDPOINTS |= {("test_blocked", 2_500): "held out, 2,500 km"}
 WORLDS = {"blue_marble": "Blue Marble", "shaded_relief": "shaded relief"}
 WHOSE = {"geoclip": "GeoCLIP's", "curve": "the curve's", "hand_set": "hand-set"}
+MORE = {"places": "the places'"}
 
 
-def second(name: str) -> pd.DataFrame:
-    """A table of the second study."""
-    return pd.read_csv(KEPT / "study" / f"second_{name}.csv")
+def study_table(study: str, name: str) -> pd.DataFrame:
+    """A table of the ``second`` or ``third`` study."""
+    return pd.read_csv(KEPT / "study" / f"{study}_{name}.csv")
 
 
 def of_arm(arm: str) -> str:
-    """A strategy and whose frequencies it has."""
-    name, kind = arm.split()
-    return f"`{name}`" if kind == "geoclip" else f"`{name}`, {WHOSE[kind]} frequencies"
+    """A strategy and whose frequencies it has; *tuned*: its learning rate was searched at 16 epochs."""
+    name, _, kind = arm.partition(" ")
+    kind = kind.removesuffix("_tuned")
+    whose = "" if kind in {"geoclip", ""} else f", {(WHOSE | MORE)[kind]} frequencies"
+    return f"`{name}`{whose}{' *tuned*' if arm.endswith('_tuned') else ''}"
 
 
-def second_contrasts(name: str) -> str:
+def contrasts_of(study: str, name: str) -> str:
     """Paired differences at the primary endpoints; bold where Holm's test leaves them, where it was made."""
-    found, rows = second(name), []
+    found, rows = study_table(study, name), []
     for world, title in WORLDS.items():
-        rows.append((f"**{title}**", *[""] * len(ENDPOINTS)))
-        for (ours, theirs), one in found[found["world"] == world].groupby(
-            ["strategy", "baseline"], sort=False
-        ):
-            told = one.set_index(["split", "metric"])
-            cells = [told.loc[(split, f"acc_{radius}km")] for split, radius in ENDPOINTS]
-            texts = [
-                f"**{interval(cell)}**" if cell.get("p_holm", 1.0) < 0.05 else interval(cell)
-                for cell in cells
-            ]
+        of_world = found[found["world"] == world]
+        rows += [(f"**{title}**", *[""] * len(ENDPOINTS))] if len(of_world) else []
+        for (ours, theirs), one in of_world.groupby(["strategy", "baseline"], sort=False):
+            told, texts = one.set_index(["split", "metric"]), []
+            for split, radius in ENDPOINTS:
+                there = (split, f"acc_{radius}km") in told.index
+                cell = told.loc[(split, f"acc_{radius}km")] if there else {}
+                text = interval(cell) if there else ""
+                texts.append(f"**{text}**" if cell.get("p_holm", 1.0) < 0.05 else text)
             rows.append((f"{of_arm(ours)} − {of_arm(theirs)}", *texts))
     return table(("", *ENDPOINTS.values()), rows)
 
 
-def second_primary() -> str:
-    """The primary contrasts."""
-    return second_contrasts("primary")
-
-
-def second_papers_question() -> str:
-    """``semivariogram`` less ``infonce`` in both worlds at every radius that is reached."""
-    found = second("papers_question").set_index(["world", "split", "metric"])
+def papers_question(study: str) -> str:
+    """``semivariogram`` less ``infonce`` in each world at every radius that is reached."""
+    found = study_table(study, "papers_question").set_index(["world", "split", "metric"])
     asked = [("test", radius) for radius in RADII] + [("test_blocked", 750), ("test_blocked", 2_500)]
     rows = [
         (title, *(interval(found.loc[(world, split, f"acc_{radius}km")]) for split, radius in asked))
         for world, title in WORLDS.items()
+        if world in found.index
     ]
     words = {"test": "random", "test_blocked": "held out"}
     return table(("", *(f"{words[split]}, {radius:,} km" for split, radius in asked)), rows)
 
 
+def third_levels() -> str:
+    """Accuracies of the third study's arms, mean over draws and seeds; the best on random photos first."""
+    found, rows = study_table("third", "levels"), []
+    asked = [("test", 25), *ENDPOINTS]
+    for world, title in WORLDS.items():
+        one = found[found["world"] == world].set_index(["strategy", "split"])
+        rows += [(f"**{title}**", *[""] * len(asked))] if len(one) else []
+        order = (
+            one.xs("test", level="split")["acc_200km"].sort_values(ascending=False).index if len(one) else []
+        )
+        for arm in order:
+            values = (one.loc[(arm, split), f"acc_{radius}km"] for split, radius in asked)
+            rows.append((of_arm(arm), *(points(100 * value, sign=False) for value in values)))
+    return table(("%", "random, 25 km", *ENDPOINTS.values()), rows)
+
+
+def third_scaling() -> str:
+    """Gains within 200 km by the number of training photos, and what smaller sizes predict at 24,000."""
+    found, rows = study_table("third", "scaling").query("metric == 'acc_200km'"), []
+    for name, one in found.groupby("contrast", sort=False):
+        told = one.set_index("photos")
+        rows.append((name, *(interval(told.loc[size]) for size in told.index)))
+    words = {0: "slope on ln N", -24_000: "24,000, predicted"}
+    return table(("", *(words.get(size, f"{size:,}") for size in told.index)), rows)
+
+
+def third_shares() -> str:
+    """Accuracy within 200 km on validation by the share of the Nyquist frequency."""
+    found = study_table("third", "shares")
+    share = found["settings"].map(lambda text: json.loads(text)["nyquist_share"])
+    world = found["world"].map(lambda name: "shaded relief" if "relief" in name else "Blue Marble")
+    wide = found.assign(share=share, name=world + ", " + found["photos"].map("{:,}".format))
+    values = 100 * wide.pivot(index="name", columns="share", values="validation_200km")
+    rows = [(name, *(points(value, sign=False) for value in row)) for name, row in values.iterrows()]
+    return table(("photos", *(f"1/{1 / one:.0f}" if one < 1 else "1" for one in values.columns)), rows)
+
+
+def third_fits() -> str:
+    """What each weighting of the lags makes of the curve, and of the score of arms that read it."""
+    found = study_table("third", "curves_by_fit")
+    arms = [name for name in found.columns if " " in name]
+    rows = [
+        (row["weights"], f"{row['from_km']:.0f} km", f"{row['nugget']:.3f}", f"{row['exponent']:.2f}",
+         f"{row['length_km']:,.0f} km", f"{row['range_km']:,.0f} km",
+         *(f"{100 * row[arm]:.1f}" for arm in arms))
+        for row in found.to_dict("records")
+    ]  # fmt: skip
+    return table(("weights", "lags from", "nugget", "exponent", "length", "range", *map(of_arm, arms)), rows)
+
+
 def second_overlap() -> str:
     """Accuracy of ``infonce`` by distance to the nearest training place, and how many photos there are."""
-    found, rows = second("overlap"), []
+    found, rows = study_table("second", "overlap"), []
     for world, title in WORLDS.items():
         one = found[found["world"] == world]
         for what, column in ((f"{title}: % of the photos", "share"), ("% within 200 km", "acc_200km")):
@@ -342,14 +391,9 @@ def second_overlap() -> str:
     return table(("nearest training place", *names, f"beyond {limits[-2, 0]:.0f} km", "all"), rows)
 
 
-def second_exploratory() -> str:
-    """Contrasts that were not planned."""
-    return second_contrasts("exploratory")
-
-
 def second_levels() -> str:
     """Accuracies of all arms in both worlds, and the ceiling."""
-    found = second("levels")
+    found = study_table("second", "levels")
     head = [
         "strategy",
         "frequencies",
@@ -371,7 +415,7 @@ def second_levels() -> str:
 def leaderboard() -> str:
     """Every arm of the second study in both worlds, the best on random photos of Blue Marble first."""
     asked = [(world, split, radius) for world in WORLDS for split, radius in list(ENDPOINTS)[::2]]
-    found = second("levels").set_index(["world", "split", "strategy"])
+    found = study_table("second", "levels").set_index(["world", "split", "strategy"])
     names = [name for name in found.index.unique("strategy") if name != "ceiling"]
     values = {
         name: [found.loc[(world, split, name), f"acc_{radius}km"] for world, split, radius in asked]
@@ -386,7 +430,7 @@ def leaderboard() -> str:
 
 def second_sharpest() -> str:
     """The sharper margins less the margin, on Blue Marble's tests."""
-    found, rows = second("sharpest"), []
+    found, rows = study_table("second", "sharpest"), []
     for name, one in found.groupby("strategy", sort=False):
         told = one.set_index(["split", "metric"])
         asked = (("test", 25), ("test", 200), ("test", 750), ("test", 2_500))
@@ -398,7 +442,7 @@ def second_sharpest() -> str:
 
 def second_factorial() -> str:
     """Differences to ``infonce`` within 200 km on validation, by batch and steps."""
-    found, rows = second("factorial_differences"), []
+    found, rows = study_table("second", "factorial_differences"), []
     chosen = found[(found["split"] == "validation") & (found["metric"] == "acc_200km")]
     for shape, one in chosen.groupby("shape", sort=False):
         _, batch, _, steps = shape.split()
@@ -440,11 +484,14 @@ def where_time_goes() -> str:
 
 def filled(page: Path) -> str:
     """The text of ``page``, each table between its marks made anew."""
-    makers = (first_screen, expect, findings, all_radii, all_differences, the_study)
-    makers += (second_papers_question, second_overlap, second_primary, second_exploratory)
-    makers += (second_levels, second_sharpest, second_factorial, leaderboard)
-    makers += (the_curve, where_time_goes)
+    makers = (first_screen, expect, findings, all_radii, all_differences, the_study, second_overlap)
+    makers += (second_levels, second_sharpest, second_factorial, leaderboard, the_curve, where_time_goes)
+    makers += (third_levels, third_scaling, third_shares, third_fits)
     by_name = {maker.__name__: maker for maker in makers}
+    for study in ("second", "third"):
+        by_name[f"{study}_papers_question"] = partial(papers_question, study)
+        for name in ("primary", "exploratory", "alike", "longer"):
+            by_name[f"{study}_{name}"] = partial(contrasts_of, study, name)
     mark = re.compile(r"(<!-- table (\w+), made by docs/generate.py -->\n).*?(\n<!-- end -->)", re.DOTALL)
     text = page.read_text(encoding="utf-8")
     return mark.sub(lambda found: found[1] + by_name[found[2]]() + found[3], text)
