@@ -203,8 +203,7 @@ def study(idea: Idea) -> pd.DataFrame:
 def report(idea: Idea, table: pd.DataFrame) -> None:
     """Print differences with intervals, in points, and write ``table`` with Holm's p values."""
     table = table.assign(p_holm=intervals.holm(table["p_value"]))
-    numbers = 100.0 * table[["difference", "ci_low", "ci_high"]].to_numpy()
-    text = ["{} [{}, {}]".format(*map(intervals.points, row)) for row in numbers]
+    text = intervals.in_points(table)
     marks = np.where(table["p_holm"] < 0.05, " *", "")
     where = table["split"].map({"test": "random", "test_blocked": "held out"})
     radius = table["metric"].str.removeprefix("acc_").str.removesuffix("km") + " km"

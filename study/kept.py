@@ -92,10 +92,10 @@ def contrasts_for_reading(table: pd.DataFrame) -> pd.DataFrame:
     Args:
         table: of :func:`comparison`.
     """
-    numbers = 100.0 * table[["difference", "ci_low", "ci_high"]].to_numpy()
-    text = ["{} [{}, {}]".format(*map(intervals.points, row)) for row in numbers]
     keys = ["world", "strategy", "baseline"]
-    wide = table.assign(text=text).pivot(index=keys, columns=["split", "metric"], values="text")
+    wide = table.assign(text=intervals.in_points(table)).pivot(
+        index=keys, columns=["split", "metric"], values="text"
+    )
     return wide.loc[pd.MultiIndex.from_frame(table[keys].drop_duplicates())]
 
 

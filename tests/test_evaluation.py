@@ -116,9 +116,9 @@ def test_for_reading_accuracies_are_percent_and_by_groups_they_are_those_of_the_
     found = evaluation.for_reading(levels, none).loc[("test", "infonce"), "acc_200km"]
     assert found == pytest.approx(100 * levels["acc_200km"].mean(), abs=0.05) and found > 10
     groups = pd.Series({f"p{k:04d}": "few" if k < 10 else "many" for k in range(80)})
-    few, many = intervals.levels_by_group(predictions, groups, "group").itertuples()
+    few, many = intervals.levels_by_continent(predictions, groups).itertuples()
     for one in (few, many):
-        hits = predictions.loc[predictions["id"].map(groups) == one.group, "error_km"] <= 200
+        hits = predictions.loc[predictions["id"].map(groups) == one.continent, "error_km"] <= 200
         assert one.value == pytest.approx(hits.mean()) and one.n == len(hits) / 2
     assert math.isnan(few.ci_low) and 0 <= many.ci_low < many.value < many.ci_high <= 1
 

@@ -18,7 +18,7 @@ from lib.method.geodesy import distance_km
 from lib.runs import Run, cached, progress, writing
 from lib.settings import Evaluation
 from lib.train import checkpoints, gallery, training
-from lib.train.metrics import COLUMNS, COMPARED, summarise
+from lib.train.metrics import COLUMNS, COMPARED, COMPARED_KM, RADII_KM, summarise
 
 CONTROL = "similarity"
 """The strategy without geography: what the semivariogram adds is the difference to it."""
@@ -94,20 +94,21 @@ def comparison(predictions: pd.DataFrame, settings: Evaluation) -> pd.DataFrame:
     """Every strategy against ``infonce``, trained ones that use geography against the control without, and
     those with other frequencies against ``SCALES``."""
     drawn = {"resamples": settings.bootstrap, "seed": settings.seed}
-    against = [intervals.compare(predictions, intervals.BASELINE, **drawn)]
-    with_geography = predictions[~predictions["strategy"].isin([intervals.BASELINE, *UNTRAINED])]
-    if with_geography["strategy"].nunique() > 1 and CONTROL in set(with_geography["strategy"]):
-        against.append(intervals.compare(with_geography, CONTROL, **drawn))
-    scaled = predictions[predictions["strategy"].str.endswith("_frequencies")]
-    if scaled["strategy"].nunique() > 1 and SCALES in set(scaled["strategy"]):
-        against.append(intervals.compare(scaled, SCALES, **drawn))
-    return pd.concat(against, ignore_index=True)
+    named = predictions["strategy"]
+    against = {
+        CONTROL: predictions[~named.isin([intervals.BASELINE, *UNTRAINED])],
+        SCALES: predictions[named.str.endswith("_frequencies")],
+    }
+    found = [intervals.compare(predictions, **drawn)]
+    for name, some in against.items():
+        found += [intervals.compare(some, name, **drawn)] if {name} < {*some["strategy"]} else []
+    return pd.concat(found, ignore_index=True)
 
 
 def continent_gains(predictions: pd.DataFrame, continents: pd.Series) -> pd.DataFrame:
     """Differences by continent (of each photo, indexed by id), corrected within each split and radius."""
     table = intervals.compare(predictions, metrics=COMPARED, groups=continents)
-    return intervals.corrected(table, ("split", "metric")).rename(columns={"group": "continent"})
+    return intervals.corrected(table).rename(columns={"group": "continent"})
 
 
 def evaluate(run: Run) -> dict[str, pd.DataFrame]:
@@ -139,7 +140,7 @@ def _evaluate(run: Run, strategies: list[str]) -> None:
         comparison(predictions, settings),
         intervals.levels(predictions, settings.bootstrap, settings.seed),
         bounds(run, manifest, predictions["split"].unique()),
-        intervals.levels_by_group(predictions, continents, "continent"),
+        intervals.levels_by_continent(predictions, continents),
         continent_gains(predictions, continents),
     )
     for name, table in zip(TABLES, made, strict=True):
@@ -169,7 +170,7 @@ def save_table(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 def for_reading(accuracies: pd.DataFrame, limits: pd.DataFrame) -> pd.DataFrame:
     """Accuracy in percent, mean over seeds, and the rows ceiling and chance; one row a split and strategy."""
-    radii = sorted((name for name in COLUMNS if name.startswith("acc_")), key=lambda name: int(name[4:-2]))
+    radii = [f"acc_{radius}km" for radius in sorted({*RADII_KM, *COMPARED_KM})]
     rounding = dict.fromkeys(radii, 1) | {"median_km": 0, "mean_km": 0, "geoscore": 0}
     rows = pd.concat([accuracies, limits]).groupby(["split", "strategy"], sort=False)[list(rounding)].mean()
     rows[radii] *= 100.0

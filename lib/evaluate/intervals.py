@@ -16,8 +16,7 @@ bootstrap is too narrow: over 3 seeds that differ much it holds the truth 91.5 %
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from decimal import ROUND_HALF_UP, Decimal
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -153,42 +152,54 @@ def by_cluster(values: np.ndarray, cluster: np.ndarray | None) -> np.ndarray:
     return mean + sums * (len(names) / values.shape[1])
 
 
-_Split = tuple[str, dict[str, np.ndarray], pd.Index, np.ndarray | None]
-"""A split's name, errors [S, N] by strategy, ids of the N photos, and their cells if held out."""
+class _Split(NamedTuple):
+    """A split's name, errors [S, N] by strategy, ids of the N photos, and their cells if held out."""
+
+    name: str
+    errors: dict[str, np.ndarray]
+    ids: pd.Index
+    cluster: np.ndarray | None
+
+    def means(
+        self, values: np.ndarray, groups: pd.Series | None = None
+    ) -> dict[str, tuple[Estimate, np.ndarray]]:
+        """Mean of ``values`` [S, N], and numbers of the photos, of each of ``groups`` (of each photo, indexed
+        by id), or of all, called "". Held-out photos count by their cells."""
+        of_photo = pd.Series("", self.ids) if groups is None else groups.reindex(self.ids)
+        members = {name: np.flatnonzero(of_photo == name) for name in sorted(of_photo.dropna().unique())}
+        cells = (None if self.cluster is None else self.cluster[some] for some in members.values())
+        parts = map(by_cluster, (values[:, some] for some in members.values()), cells)
+        least = 2 if groups is None else LEAST_PHOTOS if self.cluster is None else LEAST_CELLS
+        found = means_of(list(parts), least)
+        return {name: (one, members[name]) for name, one in zip(members, found, strict=True)}
 
 
 def _by_split(predictions: pd.DataFrame) -> Iterator[_Split]:
     """Each split. Raises a BundleError where strategies were evaluated on different photos or seeds."""
     for split, of_split in aligned(predictions).groupby("split", sort=False):
-        found = {
-            str(name): frame.pivot(index="seed", columns="id", values="error_km")
-            for name, frame in of_split.groupby("strategy", sort=False)
-        }
-        first = next(iter(found))
-        same = found[first].axes
-        for name, errors in found.items():
-            if errors.isna().any(axis=None) or not all(map(pd.Index.equals, errors.axes, same)):
-                said = f"were not evaluated on the same photos and seeds of split {split}"
-                raise BundleError(f"{name} and {first} {said}")
-        ids, cluster = found[first].columns, None
+        table = of_split.pivot(index=["strategy", "seed"], columns="id", values="error_km")
+        names, seeds = of_split["strategy"].unique(), table.index.unique("seed")
+        is_short = table.reindex(pd.MultiIndex.from_product([names, seeds])).isna().any(axis=1)
+        if is_short.any():
+            said = f"was not evaluated on all photos and seeds of split {split} that others have"
+            raise BundleError(f"{is_short.idxmax()[0]} {said}")
+        cluster = None
         if str(split).endswith(HELD_OUT_ENDING) and "cell" in of_split and of_split["cell"].notna().all():
-            cluster = of_split.drop_duplicates("id").set_index("id")["cell"].loc[ids].to_numpy()
-        yield str(split), {name: errors.to_numpy() for name, errors in found.items()}, ids, cluster
+            cluster = of_split.drop_duplicates("id").set_index("id")["cell"].loc[table.columns].to_numpy()
+        errors = {str(name): table.loc[name].to_numpy() for name in names}
+        yield _Split(str(split), errors, table.columns, cluster)
 
 
 def compare(
     predictions: pd.DataFrame, baseline: str = BASELINE, metrics: Sequence[str] = COLUMNS, *,
     groups: pd.Series | None = None, resamples: int = 2_000, seed: int = 0,
 ) -> pd.DataFrame:  # fmt: skip
-    """Differences, strategy minus ``baseline``, paired photo by photo and seed by seed, with 95 % intervals.
+    """Differences, strategy minus ``baseline``, paired photo by photo and seed by seed, with 95 % intervals
+    over photos and seeds, of held-out splits over cells and seeds.
 
-    Intervals are over photos and seeds, of held-out splits over cells and seeds, also within groups.
-
-    Args:
-        predictions: the columns of :func:`lib.evaluate.evaluation.predict_all`.
-        metrics: names in ``COLUMNS``; with groups no median.
-        groups: group of each photo, indexed by id, to compare within each; photos without are left out.
-        resamples, seed: of the bootstrap of the median.
+    ``predictions`` have the columns of :func:`lib.evaluate.evaluation.predict_all`, ``metrics`` are of
+    ``COLUMNS``. With ``groups``, the group of each photo, indexed by id, they are compared within each, and
+    there is no median. ``resamples`` and ``seed`` are of the median's bootstrap.
 
     Returns:
         split, strategy, baseline, metric, group (with ``groups``), difference, ci_low, ci_high, p_value
@@ -200,34 +211,26 @@ def compare(
         BundleError: ``baseline`` is not there, or strategies were evaluated on different photos or seeds.
     """
     rows = []
-    for split, errors, ids, cluster in _by_split(predictions):
+    for part in _by_split(predictions):
+        split, errors, ids, cluster = part
         if baseline not in errors:
             raise BundleError(f"{baseline} is not among the strategies of split {split}: {', '.join(errors)}")
-        members = {"": np.arange(len(ids))} if groups is None else _members(groups.reindex(ids))
-        least = 2 if groups is None else LEAST_PHOTOS if cluster is None else LEAST_CELLS
-        clusters = [None if cluster is None else cluster[some] for some in members.values()]
-        cells = [0 if one is None else len(np.unique(one)) for one in clusters]
         for name, metric in itertools.product((name for name in errors if name != baseline), metrics):
             if metric == "median_km":
-                found = [median_of(errors[name], errors[baseline], resamples, seed, cluster)]
+                median = median_of(errors[name], errors[baseline], resamples, seed, cluster)
+                found = {"": (median, np.arange(len(ids)))}
             else:
                 ours, theirs = (METRICS[metric](errors[one]).astype(float) for one in (name, baseline))
-                parts = ((ours - theirs)[:, some] for some in members.values())
-                found = means_of(list(map(by_cluster, parts, clusters)), least)
-            for one, count, (group, some) in zip(found, cells, members.items(), strict=True):
-                rows.append((split, name, baseline, metric, group, *one, len(errors[name]), len(some), count))
+                found = part.means(ours - theirs, groups)
+            for group, (one, some) in found.items():
+                cells = 0 if cluster is None else len(np.unique(cluster[some]))
+                rows.append((split, name, baseline, metric, group, *one, len(errors[name]), len(some), cells))
     front = ["split", "strategy", "baseline", "metric", "group", "difference", "ci_low", "ci_high", "error"]
     table = pd.DataFrame(rows, columns=[*front, "degrees_of_freedom", "seeds", "n", "cells"])
     table["ci_low"], table["ci_high"] = _within_limits(table, table["ci_low"], table["ci_high"])
     tested = table[["difference", "error", "degrees_of_freedom"]].to_numpy(float)
     table.insert(8, "p_value", p_values(*tested.T))
     return table if groups is not None else table.drop(columns="group")
-
-
-def _members(of_photo: pd.Series) -> dict[str, np.ndarray]:
-    """Numbers of the photos of each group, by its name."""
-    names = sorted(of_photo.dropna().unique())
-    return {name: np.flatnonzero((of_photo == name).to_numpy(bool)) for name in names}
 
 
 def reported_radius_km(split: str) -> int:
@@ -256,16 +259,16 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return np.minimum(adjusted, 1.0)[np.argsort(order)]
 
 
-def corrected(table: pd.DataFrame, family: Iterable[str] = ("split",)) -> pd.DataFrame:
-    """``table`` of :func:`compare`, of accuracies, corrected for the number of comparisons of a ``family``,
-    rows that agree in these columns.
+def corrected(table: pd.DataFrame) -> pd.DataFrame:
+    """``table`` of :func:`compare`, of accuracies, corrected for the number of comparisons of a family: rows
+    of one split and metric.
 
     Returns:
         The table with comparisons (their number), corrected_low and corrected_high (Bonferroni: all intervals
         of a family hold at once with 95 %), p_holm (Holm's step-down, which finds a little more) and verdict:
         gains or loses (the corrected interval leaves zero out), not shown, too few photos or too few cells.
     """
-    tested, keys = table["error"].notna(), [table[name] for name in family]
+    tested, keys = table["error"].notna(), [table["split"], table["metric"]]
     count = tested.groupby(keys, sort=False).transform("sum").clip(lower=1)
     level = 1.0 - (1.0 - LEVEL) / count.to_numpy(float)
     half = _half_width(table["error"], table["degrees_of_freedom"], level)
@@ -284,59 +287,51 @@ def levels(predictions: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> 
         split, strategy, metric, value, ci_low, ci_high, sd_of_seeds, seeds, n.
     """
     rows = []
-    for split, by_strategy, _, cluster in _by_split(predictions):
-        for (name, errors), metric in itertools.product(by_strategy.items(), [*COMPARED, "median_km"]):
+    for part in _by_split(predictions):
+        for (name, errors), metric in itertools.product(part.errors.items(), [*COMPARED, "median_km"]):
             if metric == "median_km":
-                by_seed, one = np.median(errors, 1), median_of(errors, None, resamples, seed, cluster)
+                by_seed, one = np.median(errors, 1), median_of(errors, None, resamples, seed, part.cluster)
             else:
                 hits = METRICS[metric](errors).astype(float)
-                by_seed, (one,) = hits.mean(1), means_of([by_cluster(hits, cluster)])
+                by_seed, (one, _) = hits.mean(1), part.means(hits)[""]
                 one = one._replace(low=max(0.0, one.low), high=min(1.0, one.high))
             spread = float(by_seed.std(ddof=1)) if len(errors) > 1 else np.nan
-            rows.append((split, name, metric, *one[:3], spread, *errors.shape))
+            rows.append((part.name, name, metric, *one[:3], spread, *errors.shape))
     names = ["split", "strategy", "metric", "value", "ci_low", "ci_high", "sd_of_seeds", "seeds", "n"]
     return pd.DataFrame(rows, columns=names)
 
 
-def levels_by_group(predictions: pd.DataFrame, groups: pd.Series, name: str) -> pd.DataFrame:
-    """Accuracy within :func:`reported_radius_km` of every strategy in each of ``groups`` of photos (indexed
-    by id): split, strategy, ``name`` (the group), n, value; and ci_low and ci_high, where :func:`compare` has
-    them.
+def levels_by_continent(predictions: pd.DataFrame, continents: pd.Series) -> pd.DataFrame:
+    """Accuracy within :func:`reported_radius_km` of every strategy on each of ``continents`` (of each photo,
+    indexed by id): split, strategy, continent, n, value; ci_low and ci_high, where :func:`compare` has them.
     """
     rows = []
-    for split, by_strategy, ids, cluster in _by_split(predictions):
-        members, least = _members(groups.reindex(ids)), LEAST_PHOTOS if cluster is None else LEAST_CELLS
-        of_group = [None if cluster is None else cluster[some] for some in members.values()]
-        for strategy, errors in by_strategy.items():
-            hits = METRICS[f"acc_{reported_radius_km(split)}km"](errors).astype(float)
-            found = means_of(
-                [*map(by_cluster, (hits[:, some] for some in members.values()), of_group)], least
-            )
-            for (group, some), one in zip(members.items(), found, strict=True):
-                rows.append((split, strategy, group, len(some), *np.clip(one[:3], 0.0, 1.0)))
-    return pd.DataFrame(rows, columns=["split", "strategy", name, "n", "value", "ci_low", "ci_high"])
+    for part in _by_split(predictions):
+        for strategy, errors in part.errors.items():
+            hits = METRICS[f"acc_{reported_radius_km(part.name)}km"](errors).astype(float)
+            for continent, (one, some) in part.means(hits, continents).items():
+                rows.append((part.name, strategy, continent, len(some), *np.clip(one[:3], 0.0, 1.0)))
+    return pd.DataFrame(rows, columns=["split", "strategy", "continent", "n", "value", "ci_low", "ci_high"])
 
 
 def differences_for_reading(
     table: pd.DataFrame, by: Sequence[str] = ("baseline", "strategy")
 ) -> pd.DataFrame:
-    """Differences of accuracies, "+0.8 [+0.1, +1.5]" in points, one row a split and ``by``; of a table of
-    :func:`corrected` the corrected interval, with ▲ for gains and ▼ for loses."""
-    chosen, prefix = table[table["metric"].isin(COMPARED)], "corrected" if "verdict" in table else "ci"
-    numbers = 100.0 * chosen[["difference", f"{prefix}_low", f"{prefix}_high"]]
-    marks = chosen.get("verdict", pd.Series("", chosen.index)).map({"gains": " ▲", "loses": " ▼"})
-    both, keys = zip(numbers.to_numpy(), marks.fillna(""), strict=True), ["split", *by]
-    text = ["{} [{}, {}]{}".format(*map(points, one), mark) for one, mark in both]
-    wide = chosen.assign(text=text).pivot(index=keys, columns="metric", values="text")
+    """Differences of accuracies as :func:`in_points`, one row a split and ``by``."""
+    chosen, keys = table[table["metric"].isin(COMPARED)], ["split", *by]
+    wide = chosen.assign(text=in_points(chosen)).pivot(index=keys, columns="metric", values="text")
     rows, columns = chosen[keys].drop_duplicates(), [metric for metric in COMPARED if metric in wide]
     return wide.loc[pd.MultiIndex.from_frame(rows), columns].rename_axis(columns=None)
+
+
+def in_points(table: pd.DataFrame) -> list[str]:
+    """Differences and their intervals in percentage points, such as "+0.8 [+0.1, +1.5]"."""
+    numbers = 100.0 * table[["difference", "ci_low", "ci_high"]].to_numpy()
+    return ["{} [{}, {}]".format(*map(points, row)) for row in numbers]
 
 
 def points(value: float, sign: bool = True) -> str:
     """Percentage points, one decimal, with a true minus, and a plus if ``sign``; 0 has no sign. Halves go
     away from zero, because counts of photos over a round number often end in one."""
-    if not np.isfinite(value):
-        return str(value)
-    rounded = Decimal(f"{value:.6f}").quantize(Decimal("0.1"), ROUND_HALF_UP)
-    text = f"{rounded:+}" if sign else str(rounded)
+    text = f"{value + np.copysign(5e-7, value):{'+' if sign else ''}.1f}"
     return "0.0" if float(text) == 0.0 else text.replace("-", "\u2212")

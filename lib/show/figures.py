@@ -282,7 +282,7 @@ def forest(comparison: pd.DataFrame, baseline: str = "infonce") -> Figure:
 @styled
 def by_continent(table: pd.DataFrame) -> Figure:
     """Accuracies with 95 % intervals, of 5 photos or more; those without an interval are pale. ``table`` is
-    that of :func:`lib.evaluate.intervals.levels_by_group`, of the column continent."""
+    that of :func:`lib.evaluate.intervals.levels_by_continent`."""
     table = table[table["n"] >= 5] if (table["n"] >= 5).any() else table
     names, groups = table["strategy"].unique(), sorted(set(table["continent"]), reverse=True)
     height = 1.0 + len(groups) * (0.15 + 0.12 * len(names))
