@@ -178,21 +178,21 @@ def waves(kinds: Mapping[str, Tensor], nyquist: float) -> Figure:
     """Lengths of the waves in which a location encoder sees places, for ``kinds`` of frequencies [F, 2], and
     the shortest that the training places can tell, of frequency ``nyquist``."""
     figure, axes = panels(1, len(kinds), (3.4 * len(kinds), 2.6), sharey=True, sharex=True)
-    shortest, *lengths_km = (
-        rad_to_km(1.0 / (np.maximum(length, 1e-3) * UNITS_PER_RAD))
-        for length in (nyquist, *(drawn.norm(dim=1).numpy() for drawn in kinds.values()))
-    )
-    for axis, name, length_km in zip(axes[0], kinds, lengths_km, strict=True):
+    shortest, label = _wave_km(nyquist), f"shortest that places tell: {_wave_km(nyquist):,.0f} km"
+    for axis, (name, drawn) in zip(axes[0], kinds.items(), strict=True):
+        length_km = _wave_km(drawn.norm(dim=1).numpy())
         axis.hist(length_km, np.geomspace(20.0, HALF_EARTH_KM, 40), color="#94a3b8")
-        axis.axvline(
-            shortest, color=PALETTE[3], ls="--", label=f"shortest that places tell: {shortest:,.0f} km"
-        )
+        axis.axvline(shortest, color=PALETTE[3], ls="--", label=label)
         style.logarithmic_km(axis, xlabel="length of a wave, km", title=name)
         axis.text(0.97, 0.95, f"{np.mean(length_km < shortest):.0%} are shorter", transform=axis.transAxes,
                   ha="right", va="top", fontsize=8.5)  # fmt: skip
     axes[0, 0].set_ylabel(f"of {len(length_km)} waves")
     style.legend_below(figure, axes[0, 0])
     return figure
+
+
+def _wave_km(frequency: float | np.ndarray) -> float | np.ndarray:
+    return rad_to_km(1.0 / (np.maximum(frequency, 1e-3) * UNITS_PER_RAD))
 
 
 @styled
@@ -289,10 +289,8 @@ def by_continent(table: pd.DataFrame) -> Figure:
     figure, splits = panels_by_split(table, 5.0, height, sharey=True)
     for axis, split, of_split in splits:
         for order, strategy in enumerate(names):
-            frame, look = (
-                of_split[of_split["strategy"] == strategy],
-                look_of(strategy) | {"ls": "none", "ms": 5},
-            )
+            frame = of_split[of_split["strategy"] == strategy]
+            look = look_of(strategy) | {"ls": "none", "ms": 5}
             y = frame["continent"].map(groups.index) + 0.8 / len(names) * ((len(names) - 1) / 2 - order)
             low, middle, high = (100 * frame[name] for name in ("ci_low", "value", "ci_high"))
             is_sure, error = low.notna(), np.stack((middle - low, high - middle))
@@ -322,12 +320,9 @@ def answer(photo: pd.Series, root: Path) -> Figure:
     axis = style.world(figure, grid[1])
     names = ["latitude", "longitude", "predicted_latitude", "predicted_longitude"]
     truth, found = photo[names].to_numpy(float).reshape(2, 2)
-    way = style.great_circle(np.stack((truth, found)))
-    axis.plot(*np.radians(way[:, ::-1]).T, color=PALETTE[3], lw=1.2)
-    ring, cross = (
-        {"marker": "o", "mfc": "none", "ms": 11, "color": PALETTE[0]},
-        {"marker": "x", "color": PALETTE[3]},
-    )
+    axis.plot(*style.great_circle(np.stack((truth, found))), color=PALETTE[3], lw=1.2)
+    ring = {"marker": "o", "mfc": "none", "ms": 11, "color": PALETTE[0]}
+    cross = {"marker": "x", "color": PALETTE[3]}
     for place, look, said in ((truth, ring, "where it was taken"), (found, cross, "the model’s answer")):
         axis.plot(*np.radians(place[::-1]), **look, mew=1.8, ls="none", label=said)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2)

@@ -136,14 +136,14 @@ def world(figure: FigureBase, *place: Any) -> Axes:
 
 
 def great_circle(ends_deg: np.ndarray) -> np.ndarray:
-    """The shortest way between two places [2, 2], latitude, longitude: float64 [181, 2] in degrees, at most a
-    degree apart, NaN where it crosses the 180th meridian. Between antipodes it is no line."""
+    """The shortest way between two places [2, 2] in degrees, for a :func:`world`: longitudes and latitudes,
+    radians [2, 181], at most a degree apart, NaN where it crosses the 180th meridian."""
     start, end = unit_vectors(ends_deg)
     half_rad = max(float(chord_to_rad(np.sum((start - end) ** 2))) / 2.0, 1e-9)
     share = (1.0 + np.tan(np.linspace(-half_rad, half_rad, 181)) / np.tan(half_rad)) / 2.0
     points = coordinates_of(start + share[:, None] * (end - start))
     points[1:][np.abs(np.diff(points[:, 1])) > 180.0] = np.nan
-    return points
+    return np.radians(points[:, ::-1]).T
 
 
 def scatter(axis: Axes, frame: pd.DataFrame, **options: Any) -> None:
