@@ -245,22 +245,15 @@ class TestCommand:
             ("nowhere.jpg", "no photo could be read"),
             ("PHOTO --top 0", "at least one candidate"),
             ("PHOTO --strategy hcl", "no strategy hcl"),
-            ("PHOTO --csv /", "is not overwritten"),
-            ("PHOTO --csv FOLDER/x --map FOLDER/a/../x", "cannot be both the table and the map"),
-            ("PHOTO --csv PHOTO", "is there, and no .csv file: it is not overwritten"),
-            ("PHOTO --map MANIFEST", "is there, and no .html file: it is not overwritten"),
-            ("PHOTO --csv TABLE", "is a run's own: it is not overwritten"),
-            ("PHOTO --map INDEX", "is a run's own: it is not overwritten"),
+            ("PHOTO --csv PHOTO", "is not overwritten: name a file that ends in .csv"),
+            ("PHOTO --map MANIFEST", "is not overwritten: name a file that ends in .html"),
             ("PHOTO --model " + 300 * "a", "name too long"),
         ],
     )
-    def test_a_mistake_is_one_sentence(self, finished, photos, tmp_path, arguments, sentence, capsys):
+    def test_a_mistake_is_one_sentence(self, finished, photos, arguments, sentence, capsys):
         own = {"PHOTO": photos[0], "MANIFEST": str(finished.manifest)}
-        own |= {"TABLE": str(finished.table("a")), "INDEX": str(finished.folder / "index.html")}
-        for name in ("TABLE", "INDEX"):
-            Path(own[name]).write_text("kept")
         before = {name: Path(path).read_bytes() for name, path in own.items()}
-        given = [own.get(word, word) for word in arguments.replace("FOLDER", str(tmp_path)).split()]
+        given = [own.get(word, word) for word in arguments.split()]
         assert predict.main(["--model", str(finished.folder), *given]) == 1
         assert before == {name: Path(path).read_bytes() for name, path in own.items()}
         said = capsys.readouterr().err

@@ -34,7 +34,6 @@ MASS_SHARE, MASS_POINTS = 0.99, 2_000  # of a photo's likeliest gallery points, 
 PLACE, TRUTH = ["latitude", "longitude"], ["true_latitude", "true_longitude"]
 FOUND = ["photo", "rank", *PLACE, "probability", "probability_within_200km"]
 COLUMNS = [*FOUND, "town", "country", "continent", *TRUTH, "error_km"]
-RUN_FILES = ("manifest.parquet", "provenance.json")  # mark a run's folder, in which nothing is overwritten
 
 
 class Prediction(NamedTuple):
@@ -154,7 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    _check_targets(options)
+    for path, ending in ((options.map, ".html"), (options.csv, ".csv")):
+        if path and path.suffix.lower() != ending:  # it may be a photo
+            raise BundleError(f"{path} is not overwritten: name a file that ends in {ending}")
     photos, left_out = find_photos(options.photos)
     predictor = load_predictor(options.model, options.strategy, options.seed, options.backbone)
     print(f"model: {printable(predictor.description)}")
@@ -181,17 +182,3 @@ def _run(options: argparse.Namespace) -> None:
     if left_out:
         predicted = f"predicted {found.table['photo'].nunique():,} photos"
         print(f"{predicted}, left out {len(left_out):,}", file=sys.stderr)
-
-
-def _check_targets(options: argparse.Namespace) -> None:
-    """Refuse to write where a folder, a run's file or a file of another kind is, a photo for instance."""
-    if options.csv and options.map and options.csv.resolve() == options.map.resolve():
-        raise BundleError(f"{options.csv} cannot be both the table and the map; name two files")
-    for path, ending in ((options.map, ".html"), (options.csv, ".csv")):
-        if path and path.exists():
-            of_run = any((folder / name).is_file() for folder in path.resolve().parents for name in RUN_FILES)
-            what = "a run's own" if of_run else ""
-            if path.is_dir() or path.suffix.lower() != ending:
-                what = f"there, and no {ending} file"
-            if what:
-                raise BundleError(f"{path} is {what}: it is not overwritten; name another")
