@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from lib.data.places import country_names
-from lib.data.sphere import wrap_longitude
 from lib.show import world
 
 MAX_PHOTOS, MAX_HEAT_POINTS = 200, 100_000
@@ -65,7 +64,7 @@ def _photo(rows: pd.DataFrame, heat: pd.DataFrame) -> dict[str, Any]:
     is_known, candidates = np.isfinite(truth).all(), []
     for row in rows.itertuples(index=False):
         candidates.append({
-            "at": [round(row.latitude, 4), round(float(wrap_longitude(row.longitude)), 4)],
+            "at": [round(row.latitude, 4), round(row.longitude, 4)],
             "probability": float(f"{row.probability:.4g}"),
             "nearby": float(f"{row.probability_within_200km:.4g}"), "place": row.near,
             "error_km": round(float(row.error_km), 2) if is_known else None,

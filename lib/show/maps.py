@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import folium
 import numpy as np
@@ -12,7 +10,7 @@ import pandas as pd
 
 from lib.data.datasets import root_of
 from lib.data.manifest import rows_of
-from lib.data.sphere import nearest, wrap_longitude
+from lib.data.sphere import nearest
 from lib.runs import Run
 from lib.show import world
 from lib.show.style import named
@@ -36,19 +34,22 @@ def prediction_map(
     predicted place. ``predictions`` have a row per photo, strategy and seed, and ``COLUMNS``: degrees,
     kilometres, ``path`` below ``image_root``. The smallest seed of each strategy is drawn. ``title`` and
     ``chosen`` are plain text."""
-    seeds = predictions.groupby("strategy")["seed"]
-    drawn = predictions[predictions["seed"] == seeds.transform("min")]
+    smallest = predictions.groupby("strategy")["seed"].transform("min")
+    drawn = predictions[predictions["seed"] == smallest]
     shown = drawn.drop_duplicates("id")
     photos = world.photos_of(image_root, shown["id"], shown["path"], THUMBNAIL_PX)
     notes = [f"{len(shown):,} photos, split {', '.join(map(str, predictions['split'].unique()))}."]
-    if seeds.nunique().max() > 1:
-        notes.append("Several seeds were trained; the smallest of each strategy is drawn.")
-    if lost := len(photos["unreadable"]):
-        notes.append(f"{lost:,} of {len(shown):,} photos have no thumbnail: file missing or unreadable.")
-    strategies = [_strategy(rows, shown) for _, rows in drawn.groupby("strategy", sort=False)]
+    strategies = [
+        {
+            "name": str(name), "label": named(name), "seed": str(rows["seed"].iloc[0]),
+            "predicted": integers(rows.loc[shown["id"], [*PREDICTED]], 1e4),
+            "error_km": rows.loc[shown["id"], "error_km"].round(2).tolist(),
+        }
+        for name, rows in drawn.set_index("id").groupby("strategy", sort=False)
+    ]  # fmt: skip
     strategies.sort(key=lambda one: one["name"] != chosen)
     guessed = np.concatenate([one["predicted"] for one in strategies]).reshape(-1, 2) / 1e4
-    row, _ = nearest(guessed, _places(training, TRUE))
+    row, _ = nearest(guessed, training[[*TRUE]].to_numpy(float))
     used = pd.unique(row)[:MOST_TRAINING]
     number, beside = {row: k for k, row in enumerate(used.tolist())}, training.iloc[used]
     for one, rows in zip(strategies, np.split(row, len(strategies)), strict=True):
@@ -56,8 +57,8 @@ def prediction_map(
     taken = world.photos_of(image_root, beside["id"], beside["path"], THUMBNAIL_PX)
     data = {
         "title": title or "True and predicted places", "notes": notes, "strategies": strategies,
-        "chosen": chosen, "truth": integers(_places(shown, TRUE), 1e4), "scale_km": GEOSCORE_SCALE_KM,
-        "training": taken | {"places": integers(_places(beside, TRUE), 1e4)},
+        "chosen": chosen, "truth": integers(shown[[*TRUE]], 1e4), "scale_km": GEOSCORE_SCALE_KM,
+        "training": taken | {"places": integers(beside[[*TRUE]], 1e4)},
     }  # fmt: skip
     return world.world_page("predictions", data | photos)
 
@@ -68,10 +69,8 @@ def split_map(
     """The map of a split's predictions, saved as maps/predictions.html (later splits: predictions_NAME.html),
     the strategy ``chosen`` first. Of more than ``MOST_PHOTOS`` photos so many are drawn, at random;
     ``manifest`` has their paths, and the training photos."""
-    of_split, title = (
-        predictions[predictions["split"] == split],
-        f"{run.name}: {named(split, set(predictions['split']))}",
-    )
+    of_split = predictions[predictions["split"] == split]
+    title = f"{run.name}: {named(split, set(predictions['split']))}"
     ids = of_split["id"].drop_duplicates()
     if len(ids) > MOST_PHOTOS:
         title += f", {MOST_PHOTOS:,} of {len(ids):,} photos"
@@ -82,21 +81,3 @@ def split_map(
     name = "predictions" if split == predictions["split"].iloc[0] else f"predictions_{split}"
     save_map(page, run.map(name))
     return page
-
-
-def _strategy(rows: pd.DataFrame, shown: pd.DataFrame) -> dict[str, Any]:
-    """What the page needs of one strategy, in the order of ``shown``; null where it predicts nothing."""
-    known = rows.set_index("id").reindex(shown["id"])
-    return {
-        "name": (name := str(rows["strategy"].iloc[0])), "label": named(name),
-        "seed": str(rows["seed"].iloc[0]),
-        "predicted": integers(np.nan_to_num(_places(known, PREDICTED)), 1e4),
-        "error_km": [None if np.isnan(one) else round(one, 2) for one in known["error_km"].tolist()],
-    }  # fmt: skip
-
-
-def _places(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
-    """Latitude and longitude within [-180, 180), float64 [N, 2], of the two ``columns`` of ``table``."""
-    values = table[[*columns]].to_numpy(np.float64, copy=True)
-    values[:, 1] = wrap_longitude(values[:, 1])
-    return values
