@@ -9,19 +9,8 @@ import pytest
 from conftest import lognormal, table
 from scipy import stats
 
-from lib.evaluate.intervals import (
-    UNTRAINED,
-    aligned,
-    by_cluster,
-    compare,
-    corrected,
-    holm,
-    levels,
-    means_of,
-    median_of,
-    points,
-)
-from lib.evaluate.intervals import differences_for_reading as in_words
+from lib.evaluate import intervals
+from lib.evaluate.intervals import compare, corrected, levels, means_of, median_of
 from lib.method.errors import BundleError
 from lib.train.metrics import COLUMNS, COMPARED, summarise
 
@@ -141,13 +130,13 @@ class TestCompare:
         with pytest.raises(BundleError, match="hcl is not among"):
             compare(frame, "hcl")
 
-    @pytest.mark.parametrize("name", UNTRAINED)
+    @pytest.mark.parametrize("name", intervals.UNTRAINED)
     def test_what_is_not_trained_is_one_result_and_stands_against_every_seed(self, name: str) -> None:
         ours, one = table(lognormal(0, (3, 80)), "infonce"), lognormal(1, (1, 80))
         once = compare(pd.concat([ours, table(one, name)]), resamples=50)
         thrice = compare(pd.concat([ours, table(one.repeat(3, 0), "other")]), resamples=50)
         pd.testing.assert_frame_equal(once.drop(columns="strategy"), thrice.drop(columns="strategy"))
-        assert aligned(table(one, name)).shape == (80, 5)
+        assert intervals.aligned(table(one, name)).shape == (80, 5)
 
 
 class TestClusters:
@@ -178,7 +167,7 @@ class TestClusters:
             cell = np.repeat(np.arange(40), sizes)
             photo = 3.0 + draw.normal(size=40)[cell] + draw.normal(size=len(cell))
             values = photo + 0.3 * draw.normal(size=(seeds, len(cell)))
-            found += means_of([by_cluster(values, cell)])
+            found += means_of([intervals.by_cluster(values, cell)])
         mean, low, high, error, _ = np.array(found).T
         assert 0.92 <= ((low <= 3.0) & (high >= 3.0)).mean() <= 0.98
         assert error.mean() == pytest.approx(mean.std(), rel=0.1)
@@ -216,7 +205,7 @@ class TestClusters:
 class TestCorrected:
     def test_holm_steps_down(self) -> None:
         expected = pytest.approx([0.04, 0.03, np.nan, 0.04], nan_ok=True)
-        assert holm(np.array([0.03, 0.01, np.nan, 0.02])) == expected
+        assert intervals.holm(np.array([0.03, 0.01, np.nan, 0.02])) == expected
 
     def test_no_family_is_wrong_in_more_than_one_run_of_twenty(self) -> None:
         """Ten strategies like the baseline: at least one verdict in at most about 5 % of the worlds."""
@@ -260,6 +249,7 @@ class TestLevels:
 
     def test_what_is_read_is_a_difference_and_its_interval(self) -> None:
         frame = predictions({"infonce": 0.5, "decayed": 0.6})
-        text = in_words(compare(frame, metrics=COMPARED)).loc[("test", "infonce", "decayed"), "acc_100km"]
+        shown = intervals.differences_for_reading(compare(frame, metrics=COMPARED))
+        text = shown.loc[("test", "infonce", "decayed"), "acc_100km"]
         assert text.startswith("+") and text.endswith("]") and text.count(", +") == 1
-        assert [points(value) for value in (0.05, -0.25, -0.04)] == ["+0.1", "\u22120.3", "0.0"]
+        assert [intervals.points(value) for value in (0.05, -0.25, -0.04)] == ["+0.1", "\u22120.3", "0.0"]

@@ -32,13 +32,11 @@ def predict_all(run: Run, strategies: list[str], split_names: list[str] | None =
     """Top-1 predictions of each strategy and seed, one row a photo: id, split, strategy, seed, latitude,
     longitude, predicted_latitude, predicted_longitude, error_km, and cell where the manifest has it.
 
-    Args:
-        strategies: names in the run's settings; ``geoclip_pretrained`` is GeoCLIP as published, among its own
-            100,000 places; ``nearest_neighbour`` is :mod:`lib.evaluate.neighbour`. These two have seed 0.
-        split_names: splits to predict; default ``evaluation.splits``.
+    ``strategies`` are names in the run's settings; ``geoclip_pretrained``, GeoCLIP as published among its own
+    100,000 places; ``nearest_neighbour``, of :mod:`lib.evaluate.neighbour`. These two have seed 0. By default
+    ``split_names`` are ``evaluation.splits``.
 
-    Raises:
-        BundleError: GeoCLIP as published is asked for, and the run's features are not CLIP ViT-L/14's.
+    BundleError: GeoCLIP as published is asked for, and the run's features are not CLIP ViT-L/14's.
     """
     manifest = features.photos(run)
     training.train_all(run, [name for name in strategies if name not in UNTRAINED])

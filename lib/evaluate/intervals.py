@@ -160,18 +160,24 @@ class _Split(NamedTuple):
     ids: pd.Index
     cluster: np.ndarray | None
 
-    def means(
-        self, values: np.ndarray, groups: pd.Series | None = None
-    ) -> dict[str, tuple[Estimate, np.ndarray]]:
-        """Mean of ``values`` [S, N], and numbers of the photos, of each of ``groups`` (of each photo, indexed
-        by id), or of all, called "". Held-out photos count by their cells."""
+    def estimates(
+        self, metric: str, name: str, baseline: str = "", groups: pd.Series | None = None,
+        resamples: int = 2_000, seed: int = 0,
+    ) -> dict[str, tuple[Estimate, np.ndarray]]:  # fmt: skip
+        """The metric of strategy ``name``, less that of ``baseline``, and the numbers of the photos, of each
+        of ``groups`` (of each photo, indexed by id), or of all, called "". Held-out photos count by cells."""
+        ours, theirs = self.errors[name], self.errors.get(baseline)
+        if metric == "median_km":
+            median = median_of(ours, theirs, resamples, seed, self.cluster)
+            return {"": (median, np.arange(len(self.ids)))}
+        values = METRICS[metric](ours) - (0.0 if theirs is None else METRICS[metric](theirs).astype(float))
         of_photo = pd.Series("", self.ids) if groups is None else groups.reindex(self.ids)
-        members = {name: np.flatnonzero(of_photo == name) for name in sorted(of_photo.dropna().unique())}
+        members = {group: np.flatnonzero(of_photo == group) for group in sorted(of_photo.dropna().unique())}
         cells = (None if self.cluster is None else self.cluster[some] for some in members.values())
         parts = map(by_cluster, (values[:, some] for some in members.values()), cells)
         least = 2 if groups is None else LEAST_PHOTOS if self.cluster is None else LEAST_CELLS
-        found = means_of(list(parts), least)
-        return {name: (one, members[name]) for name, one in zip(members, found, strict=True)}
+        found = zip(means_of(list(parts), least), members.values(), strict=True)
+        return dict(zip(members, found, strict=True))
 
 
 def _by_split(predictions: pd.DataFrame) -> Iterator[_Split]:
@@ -201,30 +207,25 @@ def compare(
     ``COLUMNS``. With ``groups``, the group of each photo, indexed by id, they are compared within each, and
     there is no median. ``resamples`` and ``seed`` are of the median's bootstrap.
 
-    Returns:
-        split, strategy, baseline, metric, group (with ``groups``), difference, ci_low, ci_high, p_value
-        (two-sided), error (standard), degrees_of_freedom, seeds, n (photos), cells (0 where photos were drawn
-        one by one). A median has no p_value, error and degrees_of_freedom. A group of fewer than
-        ``LEAST_PHOTOS`` photos or ``LEAST_CELLS`` held-out cells has no interval.
+    Returns split, strategy, baseline, metric, group (with ``groups``), difference, ci_low, ci_high, p_value
+    (two-sided), error (standard), degrees_of_freedom, seeds, n (photos), cells (0 where photos were drawn one
+    by one). A median has no p_value, error and degrees_of_freedom, a group of fewer than ``LEAST_PHOTOS``
+    photos or ``LEAST_CELLS`` held-out cells no interval.
 
-    Raises:
-        BundleError: ``baseline`` is not there, or strategies were evaluated on different photos or seeds.
+    BundleError: ``baseline`` is not there, or strategies were evaluated on different photos or seeds.
     """
     rows = []
     for part in _by_split(predictions):
-        split, errors, ids, cluster = part
-        if baseline not in errors:
-            raise BundleError(f"{baseline} is not among the strategies of split {split}: {', '.join(errors)}")
-        for name, metric in itertools.product((name for name in errors if name != baseline), metrics):
-            if metric == "median_km":
-                median = median_of(errors[name], errors[baseline], resamples, seed, cluster)
-                found = {"": (median, np.arange(len(ids)))}
-            else:
-                ours, theirs = (METRICS[metric](errors[one]).astype(float) for one in (name, baseline))
-                found = part.means(ours - theirs, groups)
+        if baseline not in part.errors:
+            there = ", ".join(part.errors)
+            raise BundleError(f"{baseline} is not among the strategies of split {part.name}: {there}")
+        others = (name for name in part.errors if name != baseline)
+        for name, metric in itertools.product(others, metrics):
+            found = part.estimates(metric, name, baseline, groups, resamples, seed)
             for group, (one, some) in found.items():
-                cells = 0 if cluster is None else len(np.unique(cluster[some]))
-                rows.append((split, name, baseline, metric, group, *one, len(errors[name]), len(some), cells))
+                cells = 0 if part.cluster is None else len(np.unique(part.cluster[some]))
+                about = len(part.errors[name]), len(some), cells
+                rows.append((part.name, name, baseline, metric, group, *one, *about))
     front = ["split", "strategy", "baseline", "metric", "group", "difference", "ci_low", "ci_high", "error"]
     table = pd.DataFrame(rows, columns=[*front, "degrees_of_freedom", "seeds", "n", "cells"])
     table["ci_low"], table["ci_high"] = _within_limits(table, table["ci_low"], table["ci_high"])
@@ -263,10 +264,9 @@ def corrected(table: pd.DataFrame) -> pd.DataFrame:
     """``table`` of :func:`compare`, of accuracies, corrected for the number of comparisons of a family: rows
     of one split and metric.
 
-    Returns:
-        The table with comparisons (their number), corrected_low and corrected_high (Bonferroni: all intervals
-        of a family hold at once with 95 %), p_holm (Holm's step-down, which finds a little more) and verdict:
-        gains or loses (the corrected interval leaves zero out), not shown, too few photos or too few cells.
+    Adds comparisons (their number), corrected_low and corrected_high (Bonferroni: all intervals of a family
+    hold at once with 95 %), p_holm (Holm's step-down, which finds a little more) and verdict: gains or loses
+    (the corrected interval leaves zero out), not shown, too few photos or too few cells.
     """
     tested, keys = table["error"].notna(), [table["split"], table["metric"]]
     count = tested.groupby(keys, sort=False).transform("sum").clip(lower=1)
@@ -281,22 +281,17 @@ def corrected(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def levels(predictions: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> pd.DataFrame:
-    """Every strategy's accuracies and median error with 95 % intervals over photos and seeds.
-
-    Returns:
-        split, strategy, metric, value, ci_low, ci_high, sd_of_seeds, seeds, n.
-    """
+    """Every strategy's accuracies and median error with 95 % intervals over photos and seeds: split,
+    strategy, metric, value, ci_low, ci_high, sd_of_seeds, seeds, n."""
     rows = []
     for part in _by_split(predictions):
         for (name, errors), metric in itertools.product(part.errors.items(), [*COMPARED, "median_km"]):
-            if metric == "median_km":
-                by_seed, one = np.median(errors, 1), median_of(errors, None, resamples, seed, part.cluster)
-            else:
-                hits = METRICS[metric](errors).astype(float)
-                by_seed, (one, _) = hits.mean(1), part.means(hits)[""]
-                one = one._replace(low=max(0.0, one.low), high=min(1.0, one.high))
+            (one, _) = part.estimates(metric, name, resamples=resamples, seed=seed)[""]
+            is_median = metric == "median_km"
+            by_seed = np.median(errors, 1) if is_median else METRICS[metric](errors).mean(1)
             spread = float(by_seed.std(ddof=1)) if len(errors) > 1 else np.nan
-            rows.append((part.name, name, metric, *one[:3], spread, *errors.shape))
+            ends = np.clip(one[:3], 0.0, np.inf if is_median else 1.0)
+            rows.append((part.name, name, metric, *ends, spread, *errors.shape))
     names = ["split", "strategy", "metric", "value", "ci_low", "ci_high", "sd_of_seeds", "seeds", "n"]
     return pd.DataFrame(rows, columns=names)
 
@@ -307,9 +302,9 @@ def levels_by_continent(predictions: pd.DataFrame, continents: pd.Series) -> pd.
     """
     rows = []
     for part in _by_split(predictions):
-        for strategy, errors in part.errors.items():
-            hits = METRICS[f"acc_{reported_radius_km(part.name)}km"](errors).astype(float)
-            for continent, (one, some) in part.means(hits, continents).items():
+        for strategy in part.errors:
+            found = part.estimates(f"acc_{reported_radius_km(part.name)}km", strategy, groups=continents)
+            for continent, (one, some) in found.items():
                 rows.append((part.name, strategy, continent, len(some), *np.clip(one[:3], 0.0, 1.0)))
     return pd.DataFrame(rows, columns=["split", "strategy", "continent", "n", "value", "ci_low", "ci_high"])
 
