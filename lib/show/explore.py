@@ -63,20 +63,19 @@ def by_hand(fitted: FittedSemivariogram, nugget: float, sill: float, range_km: f
 
 def two_strategies(run: Run, predictions: pd.DataFrame) -> Any:
     """A photo, numbered as :func:`from_gain_to_loss` has them, and where each seed of two strategies puts it.
-    ``predictions`` are those of :func:`lib.evaluate.evaluation.evaluate`."""
-    splits, names = (predictions[column].unique().tolist() for column in ("split", "strategy"))
-    last, (base, other) = predictions.groupby("split")["id"].nunique().max() - 1, (names * 2)[:2]
+    ``predictions`` are those of :func:`lib.evaluate.evaluation.evaluate`; the first split is shown."""
+    predictions = predictions[predictions["split"] == predictions["split"].iloc[0]]
+    names = predictions["strategy"].unique().tolist()
     paths, root = features.photos(run, ["id", "path"]).set_index("id")["path"], datasets.root_of(run)
 
     @styled
-    def draw(split: str = splits[0], strategy: str = other, against: str = base, photo: int = 0) -> Figure:
-        of_split = predictions[predictions["split"] == split]
-        gain = from_gain_to_loss(of_split, strategy, against)
-        identity = gain.index[min(photo, len(gain) - 1)]
+    def draw(strategy: str = names[:2][-1], against: str = names[0], photo: int = 0) -> Figure:
+        gain = from_gain_to_loss(predictions, strategy, against)
+        identity = gain.index[photo]
         figure = Figure(figsize=(10, 4.0), layout="constrained")
         beside, right = figure.subfigures(1, 2, width_ratios=[1, 2])
         style.show_photo(beside.subplots(), root, paths[identity], str(identity))
-        axis, of_photo = style.world(right), of_split[of_split["id"] == identity]
+        axis, of_photo = style.world(right), predictions[predictions["id"] == identity]
         for name in dict.fromkeys((strategy, against)):
             rows, look = of_photo[of_photo["strategy"] == name], look_of(name)
             places = rows[PLACES].to_numpy()
@@ -91,7 +90,7 @@ def two_strategies(run: Run, predictions: pd.DataFrame) -> Any:
         axis.set_title(f"{named(strategy)} is nearer than {named(against)} {shares}", fontsize=9)
         return figure
 
-    return interactive(draw, split=splits, strategy=names, against=names, photo=(0, int(last)))
+    return interactive(draw, strategy=names, against=names, photo=(0, predictions["id"].nunique() - 1))
 
 
 def from_gain_to_loss(predictions: pd.DataFrame, strategy: str, against: str) -> pd.Series:
