@@ -17,15 +17,9 @@ class Visit:
     """A page in the browser, shown once ``ready`` is there; what it complained about or tried to fetch."""
 
     def __init__(
-        self,
-        browser: object,
-        page: Path,
-        width: int = 1280,
-        height: int = 800,
-        *,
-        ready: str = ".title:not(:empty)",
-        scheme: str = "light",
-    ) -> None:
+        self, browser: object, page: Path, width: int = 1280, height: int = 800, *,
+        ready: str = ".title:not(:empty)", scheme: str = "light",
+    ) -> None:  # fmt: skip
         self.complaints: list[str] = []
         self.fetched: list[str] = []
         self.context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)

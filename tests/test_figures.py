@@ -10,16 +10,20 @@ from conftest import fitted, world
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lib.method.empirical import exact
+from lib.method.empirical import EmpiricalSemivariogram, exact
 from lib.method.negatives import REGISTRY
 from lib.show import figures, style
 
 
+def measured(photos: int, width_rad: float) -> EmpiricalSemivariogram:
+    manifest, features = world({"train": photos})
+    unit = torch.nn.functional.normalize(torch.from_numpy(features), dim=1)
+    return exact(lambda rows: unit[rows], manifest[["latitude", "longitude"]].to_numpy(), width_rad)
+
+
 @pytest.fixture
 def empirical():
-    manifest, features = world({"train": 60})
-    unit = torch.nn.functional.normalize(torch.from_numpy(features), dim=1)
-    return exact(lambda rows: unit[rows], manifest[["latitude", "longitude"]].to_numpy(), 0.05)
+    return measured(60, 0.05)
 
 
 def test_no_two_strategies_share_a_look_and_black_and_white_tells_them_apart():
@@ -45,17 +49,13 @@ def test_without_a_second_strategy_the_figure_says_so():
     assert "nothing to compare with GeoCLIP’s loss" in said.get_text()
 
 
-def test_drawing_leaves_matplotlibs_settings_as_they_were(empirical):
-    before = {name: value for name, value in mpl.rcParams.copy().items() if name != "backend"}
-    figures.margin(empirical, fitted(), 4.0)
-    assert {name: mpl.rcParams[name] for name in before} == before
-
-
 def test_a_users_settings_of_matplotlib_change_no_figure(tmp_path, empirical):
     odd = {"axes.facecolor": "black", "text.usetex": True, "savefig.facecolor": "black", "image.cmap": "jet"}
     for name, settings in (("plain", {}), ("odd", odd)):
         with mpl.rc_context(settings):
+            before = {**mpl.rcParams.copy(), "backend": ""}
             figures.save(figures.margin(empirical, fitted(), 4.0), tmp_path / f"{name}.png")
+            assert {**mpl.rcParams.copy(), "backend": ""} == before  # found only when it is needed
     assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "odd.png").read_bytes()
 
 
@@ -80,9 +80,7 @@ def test_a_handful_of_training_photos_is_drawn_as_far_as_it_goes(tmp_path: Path)
 
 @pytest.mark.parametrize("photos", [40, 400])
 def test_lags_of_few_photos_are_drawn_and_of_many_those_of_thirty_pairs(photos: int) -> None:
-    manifest, features = world({"train": photos})
-    unit = torch.nn.functional.normalize(torch.from_numpy(features), dim=1)
-    empirical = exact(lambda rows: unit[rows], manifest[["latitude", "longitude"]].to_numpy(), 0.01)
+    empirical = measured(photos, 0.01)
     (means, *_), table = figures.semivariogram(empirical, fitted()).axes[1].lines, empirical.table()
     expected = len(table) if photos == 40 else (table["pairs"] >= 30).sum()
     assert len(means.get_xdata()) == expected > 100
