@@ -80,11 +80,14 @@ def test_two_strategies_are_drawn_with_their_errors_and_lines_that_do_not_jump(r
     world = figure.axes[-1]
     said = "decayed is nearer than GeoCLIP’s loss in 33% of 3 photos, farther in 33%"
     assert world.get_title(loc="left") == said
-    assert "GeoCLIP’s loss: 3,000, 3,000 km" in world.get_legend_handles_labels()[1]
+    assert "GeoCLIP’s loss: 10, 10 km" in world.get_legend_handles_labels()[1]
     lines = [line.get_xdata() for line in world.lines if len(line.get_xdata()) > 2]
     steps = [np.nanmax(np.abs(np.diff(line))) for line in lines]
     assert steps and max(steps) < 0.5
-    (datasets.root_of(run) / "photos" / "p0000.jpg").unlink()
+    third = predictions().query("strategy == 'decayed'").assign(strategy="similarity")
+    figure = explore.two_strategies(run, pd.concat((predictions(), third)), "similarity")
+    assert figure.axes[-1].get_title(loc="left").startswith("similarity is nearer than GeoCLIP’s loss")
+    (datasets.root_of(run) / "photos" / "p0001.jpg").unlink()
     assert "This photo is not there" in explore.two_strategies(run, predictions()).axes[0].texts[0].get_text()
 
 

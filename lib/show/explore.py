@@ -61,15 +61,17 @@ def by_hand(fitted: FittedSemivariogram, nugget: float, sill: float, range_km: f
     return replace(fitted, nugget=nugget, range_km=range_km, range_rad=km_to_rad(range_km), **shape)
 
 
-def two_strategies(run: Run, predictions: pd.DataFrame) -> Any:
-    """A photo, numbered as :func:`from_gain_to_loss` has them, and where each seed of two strategies puts it.
-    ``predictions`` are those of :func:`lib.evaluate.evaluation.evaluate`; the first split is shown."""
+def two_strategies(run: Run, predictions: pd.DataFrame, chosen: str = "") -> Any:
+    """A photo, numbered as :func:`from_gain_to_loss` has them, and where each seed of two strategies puts it:
+    at first a random photo, and the strategy ``chosen``. ``predictions`` are those of
+    :func:`lib.evaluate.evaluation.evaluate`; the first split is shown."""
     predictions = predictions[predictions["split"] == predictions["split"].iloc[0]]
-    names = predictions["strategy"].unique().tolist()
+    names, last = predictions["strategy"].unique().tolist(), predictions["id"].nunique() - 1
+    begin = int(np.random.default_rng(0).integers(last + 1)), chosen if chosen in names[1:] else names[:2][-1]
     paths, root = features.photos(run, ["id", "path"]).set_index("id")["path"], datasets.root_of(run)
 
     @styled
-    def draw(strategy: str = names[:2][-1], against: str = names[0], photo: int = 0) -> Figure:
+    def draw(strategy: str = begin[1], against: str = names[0], photo: int = begin[0]) -> Figure:
         gain = from_gain_to_loss(predictions, strategy, against)
         identity = gain.index[photo]
         figure = Figure(figsize=(10, 4.0), layout="constrained")
@@ -90,7 +92,7 @@ def two_strategies(run: Run, predictions: pd.DataFrame) -> Any:
         axis.set_title(f"{named(strategy)} is nearer than {named(against)} {shares}", fontsize=9)
         return figure
 
-    return interactive(draw, strategy=names, against=names, photo=(0, predictions["id"].nunique() - 1))
+    return interactive(draw, strategy=names, against=names, photo=(0, last))
 
 
 def from_gain_to_loss(predictions: pd.DataFrame, strategy: str, against: str) -> pd.Series:
