@@ -1,19 +1,11 @@
-"""Files that appear whole or not at all: written aside, forced to the disk, renamed. And their checksums.
-
-What a file system refuses (a full disk, a read-only folder) becomes one sentence that names file and mend.
-"""
+"""Files that appear whole or not at all: written aside, forced to the disk, renamed. And their checksums."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
-import struct
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,26 +13,8 @@ from typing import Any
 
 from lib.method.errors import BundleError
 
-_NO_PERMISSION = "permission is missing; change the folder's permissions or take another folder"
-MENDS = {
-    errno.ENOSPC: "the disk is full; make room and run it again",
-    errno.EDQUOT: "the quota of this disk is used up; make room and run it again",
-    errno.EFBIG: "files may not grow so large here; raise the limit (ulimit -f) or take another disk",
-    errno.EROFS: "the file system is read-only; take another folder",
-    errno.EACCES: _NO_PERMISSION,
-    errno.EPERM: _NO_PERMISSION,
-    errno.EIO: "the disk reports an error; take another disk",
-    errno.ENOTDIR: "a part of its path is a file, not a folder; take another folder",
-    errno.EEXIST: "there is a file where its folder should be; remove that file or take another folder",
-    errno.EISDIR: "there is a folder of that name; remove it or take another name",
-    errno.ENAMETOOLONG: "its name is too long for the file system; take a shorter one",
-}
-"""What a file system answers, and what a user can do about it."""
-READING_ERRORS = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, EOFError,
-    MemoryError, SyntaxError, tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
-"""What packages raise where a file is not what its name says."""
+READING_ERRORS = (Exception,)
+"""What packages raise where a file is not what its name says: nearly anything."""
 Signature = tuple[int, int, int]
 """Size, time of change (ns) and inode of a file."""
 
@@ -57,40 +31,28 @@ def printable(text: str) -> str:
 
 @contextmanager
 def refusals_named(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses about ``path`` inside the context into one sentence.
+    """Name ``path`` in what the system says of no file, such as that a disk is full.
 
     Raises:
-        BundleError: in the place of an ``OSError`` of ``MENDS``.
+        BundleError: in the place of an ``OSError`` that has a number and no file's name.
     """
     try:
         yield
     except OSError as error:
-        where = None if error.filename is None else Path(os.fsdecode(error.filename))
-        about = {path, _aside(path), *path.parents}
-        if error.errno not in MENDS or not (where is None or where in about or path in where.parents):
+        if error.errno is None or error.filename is not None:
             raise
-        path = path if where is None or path not in where.parents else where
-        raise BundleError(f"{path}: cannot be written: {MENDS[error.errno]}") from error
-
-
-def _aside(path: Path) -> Path:
-    """One fixed name: a run has one writer, and the next one overwrites what a killed one left."""
-    return path.with_name(f".{path.name}.part{path.suffix}")
+        raise BundleError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write to; renamed to ``path`` once it is on the disk, removed on error.
 
-    Raises:
-        BundleError: the disk is full, the folder is read-only or closed to this user.
+    It has one fixed name: a run has one writer, and the next one overwrites what a killed one left.
     """
-    path = Path(os.path.realpath(path)) if path.is_symlink() else path  # the link stays a link
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise BundleError(f"{path}: is no file but a device or the like; name a file to write")
-    aside = _aside(path)
+    aside = path.with_name(f".{path.name}.part{path.suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     with refusals_named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield aside
             force(aside)
@@ -104,12 +66,9 @@ def force(path: Path) -> None:
     """Wait until a file's bytes, or a folder's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync alone leaves the bytes in the drive's cache
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-        else:
-            os.fsync(descriptor)
-    except OSError as error:  # network disks know no such call for folders, or for anything on macOS
-        if error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.ENOTTY}:
+        os.fsync(descriptor)
+    except OSError as error:  # network disks know no such call for folders
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
             raise
     finally:
         os.close(descriptor)
@@ -137,16 +96,9 @@ def remember(path: Path, of: Signature, digest: str) -> None:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256, hexadecimal, of a file; a file whose signature is remembered is not read again.
-
-    Raises:
-        BundleError: it is a folder, or closed to this user.
-    """
-    try:
-        key = (str(path), signature(path))
-        if key not in remembered:
-            with path.open("rb") as file:
-                remembered[key] = hashlib.file_digest(file, "sha256").hexdigest()
-    except (IsADirectoryError, PermissionError) as error:
-        raise BundleError(f"{path}: cannot be read: {MENDS[error.errno]}") from error
+    """SHA-256, hexadecimal, of a file; a file whose signature is remembered is not read again."""
+    key = (str(path), signature(path))
+    if key not in remembered:
+        with path.open("rb") as file:
+            remembered[key] = hashlib.file_digest(file, "sha256").hexdigest()
     return remembered[key]

@@ -21,7 +21,6 @@ from unittest.mock import patch
 from filelock import FileLock, Timeout
 
 from lib.method.errors import BundleError
-from lib.runs.files import refusals_named
 
 VARIABLE = "SEMIVARIOGRAM_RUN"
 """Environment variable by which the processes of a run know one another."""
@@ -36,20 +35,18 @@ def holding(folder: Path) -> Iterator[None]:
     """Keep other runs from writing to ``folder``. A process of the run that holds it goes on at once.
 
     Raises:
-        BundleError: another run holds it, or the folder cannot be written.
+        BundleError: another run holds it.
     """
     token = os.environ.get(VARIABLE) or uuid.uuid4().hex
+    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", fallback_to_soft=False)  # a soft one would outlive a killed run
-    with refusals_named(folder / ".lock"):
-        folder.mkdir(parents=True, exist_ok=True)
-        if not _acquire(lock, folder, token):
-            yield
-            return
+    if not _acquire(lock, folder, token):
+        yield
+        return
     since = datetime.now().astimezone().isoformat(" ", "seconds")
     try:
-        with refusals_named(folder / ".owner"):
-            who = f"process {os.getpid()} on {platform.node()} since {since}"
-            (folder / ".owner").write_text(f"{token}\n{who}\n")
+        who = f"process {os.getpid()} on {platform.node()} since {since}"
+        (folder / ".owner").write_text(f"{token}\n{who}\n")
         with patch.dict(os.environ, {VARIABLE: token}):
             yield
     finally:
@@ -77,7 +74,7 @@ def _acquire(lock: FileLock, folder: Path, token: str) -> bool:
 def _owner(folder: Path) -> tuple[str, str]:
     """Token and description of whoever wrote ``.owner``."""
     try:
-        token, who, *_ = [*(folder / ".owner").read_text().splitlines(), "", ""]
+        token, who = (folder / ".owner").read_text().splitlines()
     except (OSError, ValueError):
         return "", "a process that has not said who it is"
     return token, who
