@@ -148,12 +148,7 @@ class TestCudaThatCannotBeUsed:
         monkeypatch.setattr(torch.cuda, "init", Mock(side_effect=RuntimeError(f"{reason} by a new one")))
 
     def test_an_old_driver_is_torchs_own_reason_and_where_help_stands(self, old_driver):
-        with pytest.raises(BundleError, match=r"too old \(found version 12020\); .*CUDA 13.*docs/osv5m.md"):
-            find_device("cuda")
-
-    def test_a_build_for_processors_is_called_that(self, monkeypatch):
-        monkeypatch.setattr(torch.version, "cuda", None)
-        with pytest.raises(BundleError, match="is built for processors; install a CUDA build; or take"):
+        with pytest.raises(BundleError, match=r"too old \(found version 12020\).*docs/osv5m.md"):
             find_device("cuda")
 
     def test_auto_that_passes_over_a_card_says_so_once(self, old_driver, monkeypatch, tmp_path, capsys):
@@ -171,13 +166,13 @@ class TestCudaThatIsThere:
         monkeypatch.setattr(torch.cuda, "init", lambda: pytest.fail("started in this process"))
         monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("started in this process"))
 
-    def test_name_driver_and_cuda_are_said_and_nothing_is_started_here(self, monkeypatch, make_run):
-        found = {"name": "NVIDIA H100", "capability": [9, 0], "driver": "580.1", "count": 2, "memory_gib": 79}
+    def test_name_and_cuda_are_said_and_nothing_is_started_here(self, monkeypatch, make_run):
+        found = {"name": "NVIDIA H100", "capability": [9, 0], "count": 2}
         monkeypatch.setattr(machine_module, "_ASK", f"print({json.dumps(found)!r})")
         said = make_run("device=cuda", "training.precision=auto").describe()
         assert "cuda/bfloat16" in said
-        assert f"2 x NVIDIA H100, driver 580.1, CUDA {torch.version.cuda}" in said
-        assert machine()["accelerator"] == "NVIDIA H100" and machine()["driver"] == "580.1"
+        assert f"2 x NVIDIA H100, CUDA {torch.version.cuda}" in said
+        assert machine()["accelerator"] == "NVIDIA H100"
 
     @pytest.mark.parametrize(
         "reason",
@@ -191,12 +186,6 @@ class TestCudaThatIsThere:
         said = f"the GPU cannot be used: .*{re.escape(reason)}.*sm_75, sm_90.*--device cpu"
         with pytest.raises(BundleError, match=said):
             pipeline.check_before_computing(make_run("device=cuda"))
-
-    def test_more_processes_than_cards_cannot_share_batches(self, monkeypatch, make_run):
-        monkeypatch.setattr(machine_module, "_ASK", "print('{\"count\": 2}')")
-        run = make_run("device=cuda", "training.parallel=batches")
-        with pytest.raises(BundleError, match="NPROC=4: this machine has 2 GPU.*take NPROC=2"):
-            pipeline.make_in_parallel(run, "smoke", [], "4", pipeline.Machines())
 
 
 def test_the_question_to_a_gpu_is_a_program_that_runs():

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from lib.method.errors import BundleError
 from lib.runs import ranks
+from lib.runs.files import one_line
 
 
 def progress(iterable: Iterable[Any], description: str, total: int | None = None) -> tqdm:
@@ -76,37 +77,26 @@ SIGNS_OF_A_CARD = ("/dev/nvidia0", "/dev/dxg", "/proc/driver/nvidia/version")
 
 @lru_cache(maxsize=1)
 def why_no_cuda() -> str:
-    """Why torch has no CUDA device here, and what would mend it."""
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} in {sys.prefix} is built for processors; install a CUDA build"
+    """Why torch has no CUDA device here, in its own words."""
     try:
         torch.cuda.init()
-        reason = "torch finds no card"
+        return "torch finds no card"
     except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split()).split(" Please ")[0].rstrip(".")
-    needs = f"this torch is a build for CUDA {torch.version.cuda}; docs/osv5m.md, Driver, says what it needs"
-    return f"{reason}; {needs}"
+        return f"{one_line(error)}; docs/osv5m.md, Driver, says what this torch needs"
 
 
 GPU = "SEMIVARIOGRAM_GPU"
 """Environment variable: what :func:`gpu` found, for the processes that this one starts."""
 _ASK = """
-import json, subprocess, torch
-card = torch.cuda.get_device_properties(0)
+import json, torch
+card, count = torch.cuda.get_device_properties(0), torch.cuda.device_count()
 (torch.ones(8, device="cuda") + 1).sum().item()
-asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
-try:
-    driver = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
-except OSError:
-    driver = ""
-about = {"name": card.name, "capability": [card.major, card.minor], "driver": driver or "unknown"}
-about |= {"memory_gib": round(card.total_memory / 2**30), "count": torch.cuda.device_count()}
-print(json.dumps(about))
+print(json.dumps({"name": card.name, "capability": [card.major, card.minor], "count": count}))
 """
 
 
 def gpu() -> dict[str, Any]:
-    """Name, capability, memory_gib, driver and count of the GPUs that torch can use, or ``error``.
+    """Name, capability and count of the GPUs that torch can use, or ``error``.
 
     A process of its own asks: asking takes memory, and a GPU may be for one process alone.
     """
@@ -201,7 +191,6 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "accelerator": gpu().get("name") if torch.cuda.is_available() else None,
-        "driver": gpu().get("driver") if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }

@@ -135,8 +135,8 @@ class Run:
             f"torch {torch.__version__}, Python {platform.python_version()}, {machine()['processor']}",
         ]
         if self.device.type != "cpu":
-            of = {"count": 0, "name": "a GPU that cannot be used", "driver": "unknown"} | gpu()
-            said.append(f"{of['count']} x {of['name']}, driver {of['driver']}, CUDA {torch.version.cuda}")
+            found = {"count": 0, "name": "a GPU that cannot be used"} | gpu()
+            said.append(f"{found['count']} x {found['name']}, CUDA {torch.version.cuda}")
         return "\n".join(said)
 
     def autocast(self, precision: str) -> torch.autocast:
