@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lib.method.errors import BundleError
 from lib.runs import cache
 from lib.runs.code import version
-from lib.runs.files import READING_ERRORS, checksum, one_line, write_json, writing
+from lib.runs.files import checksum, one_line, write_json, writing
 from lib.runs.machine import machine
 from lib.settings import PROJECT
 
@@ -32,15 +31,10 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE
     try:
-        written = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(written["settings"], dict):
-            raise TypeError("no settings")
-        return written
-    except FileNotFoundError:
-        raise BundleError(f"{path} is not there: give the folder of a finished run") from None
-    except READING_ERRORS as error:
-        said = f"damaged, or no run's provenance ({one_line(error)}); run run_all.sh again"
-        raise BundleError(f"{path}: {said}") from error
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        said = f"{path}: not the provenance of a finished run ({one_line(error)})"
+        raise BundleError(f"{said}; run run_all.sh again") from error
 
 
 def write_provenance(run: Run, seconds: Mapping[str, float]) -> dict[str, Any]:
@@ -89,13 +83,11 @@ def package_versions() -> dict[str, str]:
 
 def _git_state() -> dict[str, Any]:
     """Commit and whether the tree differs from it; nulls outside a git checkout."""
-
-    def ask(*words: str) -> str:
-        command = ["git", "-C", str(PROJECT), *words]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()  # noqa: S603
-
-    with suppress(OSError):
-        if Path(ask("rev-parse", "--show-toplevel") or "/").resolve() == PROJECT.resolve():
-            changes = ask("status", "--porcelain", "--untracked-files=no")
-            return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(changes)}
-    return {"commit": None, "dirty": None}
+    command = ["git", f"--git-dir={PROJECT / '.git'}", "describe", "--always", "--exclude=*"]
+    command += ["--abbrev=40", "--dirty"]
+    try:
+        said = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True).stdout  # noqa: S603
+    except OSError:
+        said = ""
+    commit, dirty, _ = said.strip().partition("-dirty")
+    return {"commit": commit or None, "dirty": bool(dirty) if commit else None}
