@@ -7,7 +7,6 @@
 #   --device auto|cpu|cuda     default: auto, CUDA where there is one
 #   --only 03,05               only the notebooks with these numbers
 #   --set group.key=value      one setting instead of the profile's; may be given several times
-#   --fresh                    make everything again; photos that are there and whole stay
 #   --lab                      open JupyterLab on the notebooks, on this machine only; takes no other option
 #   -h, --help                 this text
 set -euo pipefail

@@ -36,9 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """``arguments``: profile, folder, settings. Exit status 1 with a sentence on a mistake."""
     print_anywhere()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if len(given) < 2 or (wrong := [one for one in given[2:] if "=" not in one]):
-        said = f"{wrong[0]!r} is no setting" if len(given) > 2 else "give a profile, a folder and settings"
-        print(f"lib.stages: {said}: {USAGE}", file=sys.stderr)
+    if len(given) < 2:
+        print(f"lib.stages: give a profile, a folder and settings: {USAGE}", file=sys.stderr)
         return 1
     profile, folder, *overrides = given
     try:

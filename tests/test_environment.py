@@ -23,7 +23,7 @@ import yaml
 
 PROJECT = Path(__file__).resolve().parent.parent
 SCRIPTS = ["run_all.sh", "run_tests.sh", "run_benchmarks.sh", "setup_environment.sh", ".ci/run"]
-OPTIONS = ["--profile", "--run", "--device", "--only", "--set", "--lab", "--fresh", "--help"]
+OPTIONS = ["--profile", "--run", "--device", "--only", "--set", "--lab", "--help"]
 TOOLS = [
     "sh", "bash", "env", "cat", "chmod", "cksum", "cp", "dirname", "find", "id", "ls", "mkdir", "mktemp",
     "readlink", "rm", "sed", "sleep", "tail", "timeout",
@@ -388,15 +388,15 @@ def test_run_scripts_work_through_links_and_from_any_folder(made, tmp_path):
     assert code == 1 and "lacks the packages of the tests; pip install --group tests" in error
     said = made.run(str(tmp_path / "run_all.sh"), "--lab")[1]
     assert said.startswith("-m jupyterlab --ServerApp.ip=127.0.0.1")
-    said = made.run(str(tmp_path / "run_all.sh"), "--lab", "--fresh", cwd=tmp_path)[1]
-    assert said == f"for {tmp_path} in {made.root}: -m lib.pipeline --lab --fresh\n"
+    said = made.run(str(tmp_path / "run_all.sh"), "--lab", "--run", cwd=tmp_path)[1]
+    assert said == f"for {tmp_path} in {made.root}: -m lib.pipeline --lab --run\n"
 
 
 def test_help_names_every_option_of_the_parser_and_sets_nothing_up(checkout):
     named = re.findall(r'add_argument\("(--\w+)"', read("lib/pipeline.py"))  # run, it would wait for torch
-    assert sorted({*named, "--help"}) == sorted(OPTIONS)
+    assert sorted({*named, "--lab", "--help"}) == sorted(OPTIONS)
     for flag in ("--help", "-h"):
-        code, out, error = checkout.run("./run_all.sh", "--fresh", flag)
+        code, out, error = checkout.run("./run_all.sh", "--only", flag)
         assert (code, error) == (0, "") and out.startswith("Usage: ./run_all.sh [options]")
         assert sorted(set(re.findall(r"--[a-z]+", out))) == sorted(OPTIONS)
     assert not checkout.environment.exists()

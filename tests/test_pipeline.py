@@ -19,7 +19,6 @@ from test_code import STAGES
 from test_evaluation import DEMANDED
 
 from lib import exchange, pipeline
-from lib.method.errors import BundleError
 from lib.runs import Run
 from lib.settings import PROJECT
 from lib.show import pages
@@ -177,11 +176,8 @@ def test_each_notebook_alone_makes_what_it_needs(tmp_path_factory, number):
     assert len(list((folder / "run" / "notebooks").glob("*.html"))) == 1
 
 
-PARAMETERS = "profile = 'smoke'\nrun_name = ''\noverrides = []"
-
-
-def broken_notebook(folder: Path, line: str, parameters: str = PARAMETERS) -> dict[str, Path]:
-    sources = [parameters, "print('so far so good')", line]
+def broken_notebook(folder: Path, line: str) -> dict[str, Path]:
+    sources = ["profile = 'smoke'\nrun_name = ''\noverrides = []", "print('so far so good')", line]
     cells = [nbformat.v4.new_code_cell(source, id=f"cell-{k}") for k, source in enumerate(sources)]
     cells[0].metadata["tags"] = ["parameters"]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -263,18 +259,6 @@ def test_a_figure_that_is_gone_is_drawn_again(smoke, capsys):
     assert (folder / "figures" / "places.png").exists()
 
 
-def test_fresh_forgets_receipts_and_unfinished_work_of_a_run_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "_execute_all", lambda *_: None)
-    gone = ["run/receipts/training.json", "run/features/unfinished/features.npy"]
-    kept = ["run/photos/a.jpg", "run/tables/a.csv", "mine/receipts/a.jpg", "mine/features/b.jpg"]
-    for name in kept + gone:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text('{"needs": {}}' if name == gone[0] else "there")
-    for folder in ("run", "mine"):  # the second is of somebody who named a folder that is no run
-        assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/{folder}", "--fresh"]) == 0
-    assert [name for name in kept + gone if (tmp_path / name).exists()] == kept
-
-
 def test_a_file_that_is_called_as_a_profile_is_not_taken_for_one(tmp_path, monkeypatch):
     monkeypatch.setenv("SEMIVARIOGRAM_CALLER", str(tmp_path))
     for name in ("quick", "smoke", "mine.yaml"):
@@ -284,20 +268,12 @@ def test_a_file_that_is_called_as_a_profile_is_not_taken_for_one(tmp_path, monke
     assert pipeline._of_the_caller("sub/mine") == str(tmp_path / "sub" / "mine")
 
 
-def test_a_notebook_with_other_parameters_is_refused(tmp_path):
-    odd = broken_notebook(tmp_path, "1", parameters="profile = 'smoke'\nepochs = 3")
-    with pytest.raises(BundleError, match=r"09_broken.ipynb.*overrides, profile, run_name"):
-        pipeline.check_parameters(odd["09"])
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         ("--profile quikc", "'quikc' is unknown; there are "),
         ("--set training.epoch=3", "did you mean 'epochs'"),
         ("--only 17", "no notebook 17"),
-        ("--only ,", "names no notebook"),
-        ("--only 05 --fresh", "leave one out"),
         *[(f"--run {name}", "would be a file's name") for name in ("..", ".")],
         *[(f"--run {name}", "a name of its own") for name in ("results/", "reference", "/")],
         ("--set training.strategies=infonce,residul", "there are infonce"),
@@ -321,7 +297,7 @@ def test_a_mistake_on_the_command_line_is_answered_with_one_sentence_and_status_
     assert sentence in said and "Traceback" not in said
 
 
-@pytest.mark.parametrize("arguments", [["--lab", "--profile", "smoke"], ["--list"], ["--prof", "smoke"]])
+@pytest.mark.parametrize("arguments", [["--lab", "--profile", "smoke"], ["--prof", "smoke"]])
 def test_an_option_that_is_none_is_refused(arguments, capsys):
     with pytest.raises(SystemExit):
         pipeline.main(arguments)

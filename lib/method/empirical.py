@@ -151,7 +151,7 @@ def exact(
         for first in progress(range(0, photos, block * BLOCKS_AT_A_TIME)):
             held = rows(first, block * BLOCKS_AT_A_TIME)
             if not torch.isfinite(held).all():
-                raise BundleError("a feature is not finite; look for NaN, or extract again (--fresh)")
+                raise BundleError("a feature is not finite; look for NaN, or extract again")
             for sums in pool.map(partial(against, first, held), range(first, photos, block)):
                 total += sums
     return EmpiricalSemivariogram(lag_width_rad, total[0].astype(np.int64), *total[1:])
