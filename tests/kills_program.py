@@ -45,12 +45,10 @@ STAGES: dict[str, Callable[[Run], object]] = {
 }
 SETTINGS = [
     "dataset=folder", "backbone.image_px=32", "backbone.shard_size=16", "backbone.batch_size=8",
-    "backbone.precision=float32",
-    "semivariogram.lag_width_rad=0.1", "training.precision=float32", "training.batch_size=24",
-    "training.queue_size=24",
-    "training.epochs=3", "training.seeds=0", "training.strategies=infonce,decayed",
-    "training.validate_every=1",
-    "evaluation.bootstrap=100", "evaluation.gallery=train", "device=cpu",
+    "backbone.precision=float32", "semivariogram.lag_width_rad=0.1", "training.precision=float32",
+    "training.batch_size=24", "training.queue_size=24", "training.epochs=3", "training.seeds=0",
+    "training.strategies=infonce,decayed", "training.validate_every=1", "evaluation.bootstrap=100",
+    "evaluation.gallery=train", "device=cpu",
 ]  # fmt: skip
 
 
@@ -58,25 +56,15 @@ def write_photos(folder: Path) -> None:
     """96 small photos whose colours vary smoothly over the sphere, and the table of their places."""
     draw = np.random.default_rng(0)
     places = uniform_on_sphere(96, draw, 70.0)
-    shades = (
-        (127 + 120 * np.sin(2.0 * unit_vectors(places) @ draw.normal(size=(3, 12))))
-        .astype(np.uint8)
-        .reshape(96, 2, 2, 3)
-    )
+    waves = np.sin(2.0 * unit_vectors(places) @ draw.normal(size=(3, 12)))
     (folder / "photos").mkdir(parents=True)
-    for number, shade in enumerate(shades):
-        Image.fromarray(shade).resize((32, 32), Image.Resampling.BILINEAR).save(
-            folder / "photos" / f"{number:02d}.png"
-        )
-    table = pd.DataFrame(
-        {
-            "path": [f"{number:02d}.png" for number in range(96)],
-            "latitude": places[:, 0],
-            "longitude": places[:, 1],
-        }
-    )
+    table = pd.DataFrame(places, columns=["latitude", "longitude"])
+    table["path"] = [f"{number:02d}.png" for number in range(96)]
     table["split"], table["continent"] = np.repeat(["train", "validation", "test"], [64, 12, 20]), "Europe"
     table.to_csv(folder / "places.csv", index=False)
+    shades = (127 + 120 * waves).astype(np.uint8).reshape(96, 2, 2, 3)
+    for name, shade in zip(table["path"], shades, strict=True):
+        Image.fromarray(shade).resize((32, 32), Image.Resampling.BILINEAR).save(folder / "photos" / name)
 
 
 def fork(run: Run, stages: list[str], die_at: int | None = None) -> int:
@@ -131,38 +119,26 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def kill(run: Run, stage: str, seconds: float | None, die_at: int | None) -> bool:
-    """Whether a child that makes ``stage`` was killed, after ``seconds`` or at its ``die_at``-th call, before
-    it was done."""
+def attempt(
+    folder: Path, run: Run, stage: str, whole: dict[str, bytes], seconds: float | None, die_at: int | None
+) -> dict | None:
+    """One kill, after ``seconds`` or at the ``die_at``-th call, and the restart: what was found; None where
+    the child was done before."""
+    shutil.rmtree(run.folder, ignore_errors=True)
+    shutil.copytree(folder / "before" / stage, run.folder)
     child = fork(run, [stage], die_at)
     if seconds is not None:
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
-    return finish(child) == -signal.SIGKILL
-
-
-def attempt(
-    folder: Path, run: Run, stage: str, whole: dict[str, bytes], seconds: float | None, die_at: int | None
-) -> dict | None:
-    """One kill and the restart after it: what was found; None where the child was done before."""
-    shutil.rmtree(run.folder, ignore_errors=True)
-    shutil.copytree(folder / "before" / stage, run.folder)
-    if not kill(run, stage, seconds, die_at):
+    if finish(child) != -signal.SIGKILL:
         return None
     torn = [name for name, content in contents(run.folder).items() if content != whole.get(name)]
     status = finish(fork(run, list(STAGES)[list(STAGES).index(stage) :]))
     after = contents(run.folder)
     lost = [name for name in {*whole, *after} if whole.get(name) != after.get(name)]
     left = [str(path) for name in ("*.part*", "*unfinished") for path in run.folder.rglob(name)]
-    return {
-        "stage": stage,
-        "seconds": seconds,
-        "call": die_at,
-        "torn": torn,
-        "status": status,
-        "lost": lost,
-        "left": left,
-    }
+    asked = {"stage": stage, "seconds": seconds, "call": die_at}
+    return asked | {"torn": torn, "status": status, "lost": lost, "left": left}
 
 
 def main(folder: Path, seed: int, moments: int, points: int) -> None:

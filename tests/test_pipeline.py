@@ -17,6 +17,7 @@ import pytest
 from conftest import SMALL
 from test_code import STAGES
 from test_evaluation import DEMANDED
+from test_locks import OWNER, start
 
 from lib import exchange, pipeline
 from lib.runs import Run
@@ -220,7 +221,7 @@ def test_a_disk_that_is_full_while_papermill_writes_is_one_sentence(tmp_path, mo
 
     monkeypatch.setattr("papermill.execute_notebook", half)
     assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run", "--only", "01"]) == 1
-    assert f"{tmp_path}/run: cannot be written: the disk is full" in capsys.readouterr().err
+    assert f"{tmp_path}/run: cannot be written: No space left on device" in capsys.readouterr().err
 
 
 def test_a_kernel_that_dies_is_one_sentence(tmp_path, monkeypatch, capsys):
@@ -238,6 +239,19 @@ def test_a_run_that_is_stopped_by_hand_says_so_without_a_traceback(tmp_path, mon
     monkeypatch.setattr(pipeline, "_execute_all", stopped)
     assert pipeline.main(["--profile", "smoke", "--run", f"{tmp_path}/run"]) == 130
     assert "started again it goes on" in capsys.readouterr().err
+
+
+def test_a_second_run_in_the_same_folder_is_told_of_the_first_and_touches_nothing(tmp_path, capsys):
+    owner = start(OWNER, tmp_path / "run")
+    try:
+        assert owner.stdout.readline() == "held\n"
+        assert pipeline.main(["--profile", "smoke", "--device", "cpu", "--run", f"{tmp_path}/run"]) == 1
+    finally:
+        owner.kill()
+        owner.wait()
+    said = capsys.readouterr().err
+    assert said.startswith(f"run_all.sh: {tmp_path}/run: another run writes here, process {owner.pid} on")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", ".owner"}
 
 
 def test_a_part_of_the_notebooks_with_other_settings_leaves_the_provenance_of_the_whole_run(smoke, capsys):
