@@ -128,12 +128,6 @@ class Folder(_Group):
     validation_share: float = _entry(0.1, "share for validation, likewise", gt=0, lt=1)
     seed: Seed = _entry(20_250_921, "seed of the cut")
 
-    @model_validator(mode="after")
-    def _some_left(self) -> Folder:
-        if self.test_share + self.validation_share > 0.9:
-            raise ValueError("test_share and validation_share leave less than a tenth for training")
-        return self
-
 
 Dataset = Annotated[BlueMarble | Folder | OSV5M, Field(discriminator="name")]
 
