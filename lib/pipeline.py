@@ -41,11 +41,7 @@ def notebooks() -> dict[str, Path]:
 
 
 def choose(only: str | None) -> dict[str, Path]:
-    """The notebooks that ``only`` ("03,05") names; where it is None, all.
-
-    Raises:
-        BundleError: a number has no notebook.
-    """
+    """The notebooks that ``only`` ("03,05") names; where it is None, all. BundleError: one is not there."""
     there = notebooks()
     if only is None:
         return there
@@ -290,10 +286,7 @@ def _machines() -> Machines:
 
 def make_in_parallel(run: Run, profile: str, overrides: Sequence[str], machines: Machines) -> None:
     """Make features and trainings with several processes (:mod:`lib.stages`); the notebooks then find them.
-
-    Raises:
-        BundleError: one of them failed.
-    """
+    BundleError: one of the processes failed."""
     of_all = machines.processes * machines.count
     print(f"{of_all} processes make features and trainings …", flush=True)
     meeting = ["--standalone", "--local-addr=127.0.0.1"]  # a container may not know its own name

@@ -33,10 +33,7 @@ PATIENCE_S = 10.0
 @contextmanager
 def holding(folder: Path) -> Iterator[None]:
     """Keep other runs from writing to ``folder``. A process of the run that holds it goes on at once.
-
-    Raises:
-        BundleError: another run holds it.
-    """
+    BundleError: another run holds it."""
     token = os.environ.get(VARIABLE) or uuid.uuid4().hex
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", fallback_to_soft=False)  # a soft one would outlive a killed run

@@ -56,11 +56,8 @@ class Run:
 
     @classmethod
     def finished(cls, folder: Path) -> Run:
-        """The finished run in ``folder``, with the settings that its provenance names.
-
-        Raises:
-            BundleError: there is no provenance, or it is of another version.
-        """
+        """The finished run in ``folder``, with the settings that its provenance names. BundleError: it has
+        none, or one of another version."""
         written = read_provenance(folder)
         try:
             return cls(Settings.model_validate(written["settings"]), folder.resolve())
@@ -111,11 +108,7 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        """The device that ``settings.device`` stands for here.
-
-        Raises:
-            BundleError: CUDA is asked for and there is none.
-        """
+        """The device that ``settings.device`` stands for here. BundleError: there is no CUDA."""
         return find_device(self.settings.device)
 
     @property

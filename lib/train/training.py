@@ -47,12 +47,7 @@ class Job:
     def of(
         cls, run: Run, name: str, seed: int, changes: Mapping[str, Any] | None = None, label: str = ""
     ) -> Job:
-        """The training of ``name``, a strategy or variant of the run's settings, with ``changes`` of these.
-
-        Raises:
-            BundleError: there is no such strategy.
-            ValidationError: ``changes`` are no settings of a training.
-        """
+        """The training of ``name``, a strategy or variant of ``run``, with ``changes`` of its settings."""
         strategy, settings = run.settings.training.own(name)
         changed = run.settings.model_copy(update={"training": settings.changed(changes or {})})
         return cls(label or name, negatives.get(strategy), seed, replace(run, settings=changed))
@@ -73,11 +68,7 @@ def strategies_of(run: Run) -> list[str]:
 
 
 def train_all(run: Run, strategies: list[str]) -> list[str]:
-    """Train each of ``strategies`` with each of the run's seeds, or reuse what is there; the names trained.
-
-    Raises:
-        BundleError: a strategy is unknown, or see :func:`train`.
-    """
+    """Train ``strategies``, each with each of the run's seeds, or reuse what is there; return them."""
     both = itertools.product(strategies, run.settings.training.seeds)
     make_all([Job.of(run, name, seed) for name, seed in both])
     return strategies
