@@ -33,6 +33,9 @@ for line in open("requirements.txt", encoding="utf-8"):
 stamp_of() { (cd "$1" && pwd -P) && cksum <requirements.lock; }
 
 take() {  # folder; one of ours without the right stamp is outdated or half made
+  if [ -L "$1/bin/python" ] && [ ! -x "$1/bin/python" ]; then
+    passed_over="$1/bin/python leads to $(readlink "$1/bin/python"), which is gone or which you may not execute"
+  fi
   [ -n "$1" ] && [ -x "$1/bin/python" ] || return 1
   if [ -f "$1/${log##*/}" ] && [ "$(cat "$1/${stamp##*/}" 2>/dev/null)" != "$(stamp_of "$1")" ]; then return 1; fi
   passed_over=$(has_pins "$1/bin/python") && PYTHON=$1/bin/python && say "reused $1" && return
@@ -71,7 +74,9 @@ install_with() {  # uv or pip; the log stays, as it is the lock, and the mark th
 
 provide() (  # a subshell: its end closes the log. The system's lock on it dies with this process and what it has started
   base=$(find_python pass) || base=$(uv python install -q 3.11 2>/dev/null && uv python find 3.11) ||
-    fail "there is no Python from 3.11 to 3.14 on PATH; install one, or uv, or use environment.yml with conda"
+    fail "there is no Python from 3.11 to 3.14 on PATH that you may execute ($(python3 -V 2>&1 | tail -n 1));" \
+      "install one, or uv, or use environment.yml with conda"
+  "$base" -c pass 2>/dev/null || fail "$base, the base of the Python on PATH, is gone or you may not execute it"
   mkdir -p "$environment" && refuse_what_is_not_ours
   { exec 9>>"$log"; } || fail "$environment cannot be written"
   lock='import fcntl, sys

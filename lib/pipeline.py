@@ -21,9 +21,9 @@ from nbformat.reader import NotJSONError
 
 from lib.data import backbones, datasets
 from lib.method.errors import BundleError
-from lib.runs import Run, cache, code, locks
+from lib.runs import Run, cache, code, locks, ranks
 from lib.runs.files import Signature, one_line, printable, refusals_named, signature, writing
-from lib.runs.machine import check_gpu, print_anywhere
+from lib.runs.machine import check_gpu, cores, print_anywhere
 from lib.runs.provenance import read_provenance, write_checksums, write_provenance
 from lib.settings import PROJECT
 from lib.show.pages import PICTURES_ONLY, as_a_terminal_shows, render, tidy, title
@@ -125,7 +125,8 @@ def execute(notebook: Path, run: Run, profile: str, overrides: Sequence[str]) ->
     }
     as_far, said = f"the notebook as far as it got: {target}", _Told()
     try:
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own:
+        place = None if len(tempfile.gettempdir()) < 70 else "/tmp"  # noqa: S108 (a socket's name may have 100)
+        with tempfile.TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as own:
             # the kernel is of this Python, and heeds no settings of the user
             started = {"JUPYTER_PATH": "", "JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_RUNTIME_DIR": own}
             with patch.dict(os.environ, started | {"IPYTHONDIR": own}):
@@ -227,6 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overrides = [*options.set, *([f"device={options.device}"] if options.device else [])]
     try:
         machines = _machines()
+        ranks.refuse_tasks(machines.count)
         profile, name = _of_the_caller(options.profile), options.run
         run = Run.open(profile, _of_the_caller(name) if os.sep in name else name, overrides)
         chosen = choose(options.only)
@@ -235,6 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plain = Path(importlib.util.find_spec("matplotlib").origin).with_name("mpl-data") / "matplotlibrc"
         paths = filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])
         started = {PICTURES_ONLY: "1", "MATPLOTLIBRC": str(plain), "PYTHONPATH": os.pathsep.join(paths)}
+        print(run.describe(), flush=True)
         with refusals_named(run.folder), patch.dict(os.environ, started):
             if machines.processes * machines.count > 1:  # the first of the processes holds the lock
                 make_in_parallel(run, profile, overrides, machines)
@@ -265,18 +268,20 @@ class Machines(NamedTuple):
     processes: int = 1
     count: int = 1
     number: int = 0
-    meeting: str = ""
+    meeting: str = "localhost:0"
 
 
 def _machines() -> Machines:
     """What NPROC, NNODES, NODE_RANK (or Slurm's) and RDZV_ENDPOINT say. BundleError: they do not fit."""
     given = os.environ
     try:
-        processes, count = int(given.get("NPROC") or 1), int(given.get("NNODES") or 1)
-        if count == 1:
-            return Machines(processes)
-        number = int(given.get("NODE_RANK") or given["SLURM_NODEID"])
-        return Machines(processes, count, number, given["RDZV_ENDPOINT"])
+        found = Machines(int(given.get("NPROC") or 1), int(given.get("NNODES") or 1))
+        if found.count > 1:
+            number = int(given.get("NODE_RANK") or given["SLURM_NODEID"])
+            found = found._replace(number=number, meeting=given["RDZV_ENDPOINT"])
+        if found.processes < 1 or not 0 <= found.number < found.count or ":" not in found.meeting:
+            raise ValueError(", ".join(map(str, found)))
+        return found
     except (KeyError, ValueError) as error:
         example = "NPROC=8 NNODES=4 NODE_RANK=0 RDZV_ENDPOINT=node1:29500"
         raise BundleError(
@@ -287,8 +292,11 @@ def _machines() -> Machines:
 def make_in_parallel(run: Run, profile: str, overrides: Sequence[str], machines: Machines) -> None:
     """Make features and trainings with several processes (:mod:`lib.stages`); the notebooks then find them.
     BundleError: one of the processes failed."""
-    of_all = machines.processes * machines.count
-    print(f"{of_all} processes make features and trainings …", flush=True)
+    of_all, training = machines.processes * machines.count, run.settings.training
+    jobs = len(training.strategies) * len(training.seeds)
+    are_few = training.parallel == "trainings" and jobs < of_all
+    idle = f"; {jobs} trainings keep {jobs} of them busy" if are_few else ""
+    print(f"{of_all} processes make features and trainings{idle} …", flush=True)
     meeting = ["--standalone", "--local-addr=127.0.0.1"]  # a container may not know its own name
     if machines.count > 1:
         waits = f"is_host={int(machines.number == 0)},read_timeout=600"  # the first may come late
@@ -297,7 +305,7 @@ def make_in_parallel(run: Run, profile: str, overrides: Sequence[str], machines:
     torchrun = ["-m", "torch.distributed.run", *meeting, f"--nproc-per-node={machines.processes}"]
     command = [sys.executable, *torchrun, "-m", "lib.stages", profile, str(run.folder), *overrides]
     # torchrun itself would give each one
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // machines.processes))}
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // machines.processes))}
     if subprocess.run(command, cwd=PROJECT, env=threads | os.environ).returncode:  # noqa: S603
         raise BundleError(
             f"one of the {of_all} processes failed; its sentence, beginning with lib.stages, stands above or "
@@ -323,7 +331,6 @@ def check_before_computing(run: Run) -> None:
 
 def _execute_all(run: Run, chosen: Mapping[str, Path], profile: str, overrides: list[str]) -> None:
     """Bring ``chosen`` up to date, with a line for each and for what its stages made."""
-    print(run.describe(), flush=True)
     before: dict[str, Any] = {}
     with suppress(BundleError):  # the first run here, or one whose provenance is damaged
         before = read_provenance(run.folder)

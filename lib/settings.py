@@ -74,7 +74,8 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 At = Annotated[Path, After(Path.expanduser)]
-"""A file or folder; no shell has seen a ``~`` in a setting."""
+AtOrName = Annotated[str, After(os.path.expanduser)]
+"""A file or folder, or a name that may be one; no shell has seen a ``~`` in a setting."""
 
 
 class _Group(BaseModel):
@@ -135,7 +136,7 @@ Dataset = Annotated[BlueMarble | Folder | OSV5M, Field(discriminator="name")]
 class Backbone(_Group):
     """The frozen image encoder f and how its features are stored."""
 
-    name: str = _entry("efficientnet-lite0", "registered, a checkpoint of the hub, or a folder")
+    name: AtOrName = _entry("efficientnet-lite0", "registered, a checkpoint of the hub, or a folder")
     revision: str | None = _entry(None, "commit of the hub's checkpoint; null: the registered one")
     image_px: int | None = _entry(None, "side of the input; null: the backbone's own", ge=32, le=1_024)
     batch_size: int = _entry(64, "photos a forward pass", ge=1)
@@ -225,7 +226,7 @@ class Training(_Group):
 class Evaluation(_Group):
     """Gallery, splits, intervals."""
 
-    gallery: str = _entry("train", "train, lattice, geoclip (its 100K), or a CSV with LAT and LON")
+    gallery: AtOrName = _entry("train", "train, lattice, geoclip (its 100K), or a CSV with LAT and LON")
     lattice_km: float = _entry(50.0, "spacing of the lattice gallery, kilometres", ge=5)
     splits: Names = _entry(["test"], "splits that the final tables are made of")
     baselines: _Baselines = _entry([], "GeoCLIP as published")

@@ -338,6 +338,15 @@ def test_what_would_let_other_code_answer_or_pip_install_elsewhere_is_set_aside(
     assert here in checkout.calls_file.read_text()
 
 
+def test_a_python_that_may_not_be_executed_is_called_that(made):
+    (made.environment / "bin" / "python").unlink()
+    (made.environment / "bin" / "python").symlink_to("/closed/python")
+    assert "leads to /closed/python, which is gone or which you may not execute" in made.run()[2]
+    shutil.rmtree(made.environment)
+    (made.stubs / "python3").chmod(0o644)
+    assert "that you may execute (" in (said := made.run()[2]) and "Permission denied);" in said
+
+
 def test_a_missing_python_or_venv_is_a_sentence(checkout):
     assert "(Debian: apt-get install python3-venv)" in checkout.run(FAKE_NO_VENV="1")[2]
     (checkout.stubs / "python3").unlink()

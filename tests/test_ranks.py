@@ -114,3 +114,13 @@ def test_ranks_that_do_not_meet_say_so_in_minutes(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ranks, "MEETING", timedelta(seconds=1))
     with pytest.raises(BundleError, match=r"did not meet at nowhere.invalid within 0:00:01: give torchrun"):
         ranks.start()
+
+
+def test_a_rank_whose_others_have_ended_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def barrier() -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(ranks.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(ranks.dist, "barrier", barrier)
+    with pytest.raises(BundleError, match="another process has ended, .* closed by peer"):
+        ranks.wait()

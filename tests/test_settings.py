@@ -143,8 +143,11 @@ def test_anchors_and_merged_keys_are_taken(tmp_path: Path) -> None:
 def test_a_tilde_is_the_home_folder_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine.yaml").write_text("{}")
-    found = load("~/mine.yaml", ["dataset=folder", "dataset.root=~/x", "dataset.csv=~/x"]).dataset
-    assert found.root == found.csv == tmp_path / "x" and Run.open("smoke", "~/run").folder == tmp_path / "run"
+    keys = ("dataset.root", "dataset.csv", "evaluation.gallery", "backbone.name")
+    settings = load("~/mine.yaml", ["dataset=folder", *(f"{key}=~/x.csv" for key in keys)])
+    found = settings.dataset.root, settings.dataset.csv, settings.evaluation.gallery, settings.backbone.name
+    assert {*map(str, found)} == {f"{tmp_path}/x.csv"}
+    assert Run.open("smoke", "~/run").folder == tmp_path / "run"
 
 
 def test_an_own_profile_has_the_defaults_where_it_is_silent(tmp_path: Path) -> None:

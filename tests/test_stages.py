@@ -119,6 +119,9 @@ def test_blocks_on_another_machines_disk_are_missed(
     "variables",
     [
         {"NPROC": "many"},
+        {"NPROC": "0"},
+        {"NNODES": "2", "NODE_RANK": "2", "RDZV_ENDPOINT": "node1:29500"},
+        {"NNODES": "2", "NODE_RANK": "0", "RDZV_ENDPOINT": "node1"},
         {"NNODES": "3", "RDZV_ENDPOINT": "node1:29500"},
         {"NNODES": "2", "NODE_RANK": "0"},
         {"NNODES": "2", "NODE_RANK": "first", "RDZV_ENDPOINT": "node1:29500"},
@@ -131,6 +134,26 @@ def test_numbers_of_processes_and_machines_that_do_not_fit_are_a_sentence(
         monkeypatch.setenv(name, value)
     assert pipeline.main(["--profile", "smoke"]) == 1
     assert "give it as in NPROC=8 NNODES=4 NODE_RANK=0 RDZV_ENDPOINT=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variables", "tasks"),
+    [
+        ({"SLURM_STEP_NUM_TASKS": "4"}, 4),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, 2),
+        ({"NNODES": "2", "SLURM_NODEID": "1", "RDZV_ENDPOINT": "a:1", "SLURM_STEP_NUM_TASKS": "16"}, 16),
+    ],
+)
+def test_tasks_that_do_not_know_of_one_another_are_refused(
+    variables: dict[str, str], tasks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(Run, "open", lambda *_: pytest.fail("went on"))
+    for main, call in ((pipeline.main, ["--run", f"{tmp_path}/run"]), (stages.main, ["smoke", "run"])):
+        assert main(call) == 1
+        assert f"each of these {tasks} tasks would think" in capsys.readouterr().err
 
 
 def test_run_all_starts_the_processes_and_says_where_one_fails(
@@ -152,7 +175,9 @@ def test_run_all_starts_the_processes_and_says_where_one_fails(
     assert "2 processes make features and trainings …" in capsys.readouterr().out
     monkeypatch.setenv("NPROC", "16")
     assert pipeline.main(call) == 1
-    assert "run_all.sh: one of the 16 processes failed; its sentence" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "16 processes make features and trainings; 12 trainings keep 12 of them busy …" in told.out
+    assert "run_all.sh: one of the 16 processes failed; its sentence" in told.err
 
 
 @pytest.mark.parametrize(

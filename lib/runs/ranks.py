@@ -26,9 +26,12 @@ def start() -> None:
     """Join the group that torchrun has started. Tensors on GPUs go by nccl, all else by gloo.
 
     Raises:
-        BundleError: the processes do not find one another within ``MEETING``.
+        BundleError: the processes do not find one another within ``MEETING``; or see :func:`refuse_tasks`.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        refuse_tasks()
+        return
+    if dist.is_initialized():
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
@@ -41,6 +44,19 @@ def start() -> None:
         ) from error
     store.set_timeout(PATIENCE)
     dist.set_timeout(PATIENCE)
+
+
+def refuse_tasks(machines: int = 1) -> None:
+    """Refuse to be one of several tasks of srun or mpirun, other than a torchrun on each of ``machines``.
+
+    Such tasks know nothing of one another. What sbatch sets for its own script, SLURM_NTASKS, tells less.
+    """
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        if (tasks := os.environ.get(name, "1")) not in ("1", str(machines)):
+            raise BundleError(
+                f"{name}={tasks}: each of these {tasks} tasks would think that it is alone; start one task a "
+                f"machine with NPROC and NNODES={tasks} set for run_all.sh, as slurm/osv5m.sbatch does"
+            )
 
 
 def stop() -> None:
@@ -74,9 +90,13 @@ def per_card() -> int:
 
 
 def wait() -> None:
-    """Wait until every rank is here."""
-    if dist.is_initialized():
-        dist.barrier()
+    """Wait until every rank is here. BundleError: one has ended, or did not come within ``PATIENCE``."""
+    try:
+        if dist.is_initialized():
+            dist.barrier()
+    except RuntimeError as error:
+        said = f"another process has ended, or did not come within {PATIENCE}; see what it said"
+        raise BundleError(f"{said} ({one_line(error)})") from error
 
 
 def in_turn(work: Callable[[], object]) -> None:

@@ -89,6 +89,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> GeoCLIP:
         weights = load_file(path, device=str(device))
         model = GeoCLIP(len(weights["feature_mean"]))
         model.load_state_dict(weights)
+        if broken := [name for name, value in weights.items() if not torch.isfinite(value).all()]:
+            raise ValueError(f"{broken[0]} is not finite")
     except READING_ERRORS as error:
         said = f"{path}: not a checkpoint of this model ({one_line(error)})"
         raise BundleError(f"{said}; delete it, and it is made again") from error
