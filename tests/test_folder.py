@@ -13,7 +13,6 @@ from test_photos import photo
 
 from lib.data import datasets, folder, manifest
 from lib.data.manifest import Built
-from lib.data.photos import open_photo
 from lib.method.errors import BundleError
 from lib.predict.predict import find_photos
 from lib.runs import Run
@@ -63,54 +62,41 @@ class TestMatching:
         found = built(root, "id,lat,lon\none.jpg,11,2\na/two.jpg,13,4\nnobody,13,4\n")
         assert found.photos["path"].tolist() == ["a/two.jpg"]
         listed = reasons(found)
-        assert listed.pop("nobody") == "line 4: no such photo, or several of that name"
-        assert listed.pop("one.jpg") == "line 2: no such photo, or several of that name"
+        assert listed.pop("nobody") == "row 3: no such photo, or several of that name"
+        assert listed.pop("one.jpg") == "row 1: no such photo, or several of that name"
         assert list(listed.values()) == ["no row in the table"] * 5
-
-    def test_a_photo_in_two_rows_counts_once_unless_they_contradict(self, root: Path) -> None:
-        text = "name,lat,lon,split\none,,,train\none,48,2,Training\ntwo,11,1,test\nthree@3,14,3,train\n"
-        text += "two,11,1,test\ntwo,11,9,test\nthree@3,14,3,test\nfour,5,6,test\n"
-        found = built(root, text)
-        kept = found.photos[["path", "latitude", "split"]].values.tolist()
-        assert kept == [["a/one.jpg", 48, "train"], ["four.png", 5, "test"]]
-        assert reasons(found) == {
-            "five.JPG": "no row in the table",
-            "a/one.jpg": "line 3: is in line 2 already",
-            "a/two.jpg": "line 4 and line 7 differ in longitude",
-            "b/three@3.jpg": "line 5 and line 8 differ in split",
-        }
-        with pytest.raises(BundleError, match="every photo contradicts itself .*line 2 and line 3 differ"):
-            built(root, "name,lat,lon\none,11,2\none,13,2\n")
 
     @pytest.mark.parametrize(
         ("text", "sentence"),
         [
             ("id,lat,lon\nx,11,2\n", r"none of its 1 rows names .*first row: x; first photo: a/one\.jpg"),
-            ("path,lat,lon,split\n\none,11,2,train\ntwo,1,2,tset\n", "line 4: split 'tset' is none of"),
-            ("path,lat,lon,split\n\none,11,2,test/../x\n", "line 3: split .* would be a file's name"),
-            ("path,id,lat,lon\none,7,11,2\ntwo,7,1,2\n", "line 3: id '7' is missing or used twice"),
-            ("path,id,lat,lon\none,7,11,2\ntwo,,1,2\n", "line 3: id '' is missing or used twice"),
-            ("path,lat,lon\none,103.8,1.3\n", "line 2: latitude '103.8' is not within .*swapped"),
+            ("path,lat,lon,split\n\none,11,2,train\ntwo,1,2,tset\n", "row 2: split 'tset' is none of"),
+            ("path,lat,lon,split\n\none,11,2,test/../x\n", "row 1: split .* would be a file's name"),
+            ("path,id,lat,lon\none,7,11,2\ntwo,7,1,2\n", "row 2: id '7' is missing or used twice"),
+            ("path,id,lat,lon\none,7,11,2\ntwo,,1,2\n", "row 2: id '' is missing or used twice"),
+            ("path,lat,lon\none,1,2\nno,3,4\nno,3,4\none.jpg,1,2\n", "row 4: photo 'one.jpg' stands in a"),
+            ("path,lat,lon\none,103.8,1.3\n", "row 1: latitude '103.8' is not within .*swapped"),
             ("", "cannot be read as a table"),
         ],
     )  # fmt: skip
-    def test_what_is_wrong_with_a_table_is_said_with_file_and_line(
+    def test_what_is_wrong_with_a_table_is_said_with_file_and_row(
         self, root: Path, text: str, sentence: str
     ) -> None:
         with pytest.raises(BundleError, match=rf"table\.csv: {sentence}"):
             built(root, text)
 
-    def test_parquet_counts_rows_and_what_it_alone_can_hold_is_text(self, root: Path, tmp_path: Path) -> None:
+    def test_what_parquet_alone_can_hold_is_text_and_its_index_is_a_column(
+        self, root: Path, tmp_path: Path
+    ) -> None:
         rows = pd.DataFrame({"path": ["one", "two"], "lat": [48.8, -33.9], "lon": [2.3, 18.4]})
         for country in (pd.Categorical(["FR", None]), [1.0, None], [["FR"], None]):
             frame = datasets._with_places(built(root, rows.assign(country=country)).photos)
             datasets.manifest.write(frame, tmp_path / "manifest.parquet")
             assert frame["country"].iloc[1] == "ZA"
-        with pytest.raises(BundleError, match=r"table\.parquet: row 2: id '7' is missing or used twice"):
-            built(root, rows.assign(uuid=["7", "7"]).set_index("path"))
-        photo(root / "12.jpg")
-        whole = pd.DataFrame({"id": pd.array([12, None], dtype="Int64"), "lat": 48.8, "lon": 2.3})
-        assert built(root, whole).photos["id"].tolist() == ["12"]
+        levels = [["train"] * 3 + ["test"] * 2, NAMES]
+        index = pd.MultiIndex.from_arrays(levels, names=["split", "photo"])
+        photos = built(root, pd.DataFrame({"lat": 11.0, "lon": range(5)}, index=index)).photos
+        assert photos[["split", "path"]].to_numpy().T.tolist() == levels
 
 
 class TestPlaces:
@@ -143,12 +129,6 @@ class TestSplits:
         splits = built(root, "id,lat,lon,Split\n" + rows).photos["split"].tolist()
         assert splits == ["validation", "train", "test_coast"]
 
-    def test_those_in_the_index_of_a_parquet_table_are_the_tables(self, root: Path) -> None:
-        levels = [["train"] * 3 + ["test"] * 2, NAMES]
-        index = pd.MultiIndex.from_arrays(levels, names=["split", "photo"])
-        photos = built(root, pd.DataFrame({"lat": 11.0, "lon": range(5)}, index=index)).photos
-        assert photos[["split", "path"]].to_numpy().T.tolist() == levels
-
     def test_without_splits_a_seeded_cut_is_made(self, tmp_path: Path) -> None:
         for number in range(100):
             photo(tmp_path / "photos" / f"{number}.png")
@@ -163,27 +143,16 @@ class TestFolder:
         root, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
         photo(root / "a.jpg"), photo(elsewhere / "b.jfif"), photo(elsewhere / "c.gif")
         (root / "linked").symlink_to(elsewhere)
-        (root / "a_link").symlink_to(root / "real")
-        photo(root / "real" / "d.jpg")
         (elsewhere / "back").symlink_to(root)
         (root / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
         left_out: list[tuple] = []
-        found = [path.relative_to(root).as_posix() for path in sorted(folder.files_below(root, left_out))]
-        assert found == ["a.jpg", "linked/b.jfif", "linked/c.gif", "real/d.jpg"]
+        found = [path.relative_to(root).as_posix() for path in folder.photos_below(root, left_out)]
+        assert found == ["a.jpg", "linked/b.jfif"]
         assert left_out == [("lost.jpg", "lost.jpg", "is a link that leads nowhere")]
-        photos, (others, *_) = find_photos([str(root)])
-        assert len(photos) == 3 and others.endswith("c.gif")
-
-    def test_formats_that_are_not_read_are_called_that(self, root: Path) -> None:
-        for name in ("c.jxl", "d.DNG"):
-            photo(root / "x.jpg").rename(root / name)
-        kept, left_out = built(root, "path,lat,lon\none,11,2\ntwo,3,4\nc.jxl,5,6\n")
-        said = left_out["reason"].tolist()
-        assert len(kept) == 2 and sum("JPEG XL is not read: convert it" in one for one in said) == 2
-        assert "DNG (a camera's raw data) is not read: convert it to JPEG or PNG" in said
-        with pytest.raises(ValueError, match="JPEG XL is not read"):
-            open_photo(root, "c.jxl")
-        assert [len(found) for found in find_photos([str(root)])] == [5, 2]
+        (tmp_path / "empty").mkdir()
+        photos, left_out = find_photos([str(root), "x.gif", str(tmp_path / "empty"), str(root / "a.jpg")])
+        assert [Path(one).name for one in photos] == ["a.jpg", "b.jfif", "x.gif"]
+        assert "no photos in this folder (.avif," in left_out[str(tmp_path / "empty")]
 
     def test_photos_that_were_moved_away_are_a_sentence_and_cost_nothing(
         self, root: Path, tmp_path: Path

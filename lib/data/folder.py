@@ -12,7 +12,6 @@ import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -20,7 +19,7 @@ import pandas as pd
 
 from lib.data import tables
 from lib.data.manifest import Built, refuse_ids, refuse_splits
-from lib.data.photos import ENDINGS, NOT_READ, exif_coordinates, not_read
+from lib.data.photos import ENDINGS, exif_coordinates
 from lib.data.tables import LIMITS, Table
 from lib.method.errors import BundleError
 from lib.runs import progress
@@ -39,7 +38,7 @@ def obtain(settings: Folder, root: Path) -> None:
 
 def listing(settings: Folder, root: Path) -> str:
     """Digest of the photos' paths and sizes: one that is added, removed or replaced is noticed."""
-    return hashlib.sha256(json.dumps(_sizes(sorted(files_below(root)), root)).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_sizes(photos_below(root), root)).encode()).hexdigest()
 
 
 def build(settings: Folder, root: Path) -> Built:
@@ -48,37 +47,34 @@ def build(settings: Folder, root: Path) -> Built:
     BundleError: no photos; a table that cannot be read, lacks a column, or has an impossible coordinate.
     """
     left_out: list[tuple] = []
-    files = sorted(files_below(root, left_out))
-    sizes = _sizes(files, root)
+    sizes = _sizes(photos_below(root, left_out), root)
     for name in [name for name in sizes if name != name.encode(errors="ignore").decode()]:
         del sizes[name]  # on Linux a name may be any bytes
         shown = os.fsencode(name).decode("utf-8", "backslashreplace")
         left_out.append((shown, shown, "its name is not UTF-8: rename it"))
-    others = [path for path in files if path.suffix.lower() in NOT_READ]
-    names = [path.relative_to(root).as_posix() for path in others]
-    left_out += [(name, name, not_read(Path(name).suffix.lower())) for name in names]
     if not sizes:
-        why = f"{len(others):,} files like {names[-1]}: {left_out[-1][2]}" if others else "check dataset.root"
-        raise BundleError(f"{root}: no photos in it ({', '.join(sorted(ENDINGS))}); {why}")
+        raise BundleError(f"{root}: no photos in it ({', '.join(sorted(ENDINGS))}); check dataset.root")
     if settings.csv is None:
         photos = pd.DataFrame({"id": list(sizes), "path": list(sizes), **dict.fromkeys(LIMITS, np.nan)})
     else:
         table = tables.read(PROJECT / settings.csv, tuple(tables.COLUMN_NAMES), gaps=True)
         photos = _match(table, list(sizes), left_out)
-    photos = _with_splits(_with_exif(photos, root, left_out), settings)
+    photos = _with_exif(photos, root, left_out)
+    if "split" not in photos:
+        photos["split"] = random_cut(len(photos), settings)
     photos = photos.assign(bytes=photos["path"].map(sizes).to_numpy())
     return Built(photos, pd.DataFrame(left_out, columns=["id", "path", "reason"]))
 
 
-def _sizes(files: list[Path], root: Path) -> dict[str, int]:
+def _sizes(photos: list[Path], root: Path) -> dict[str, int]:
     """Path below ``root`` and size in bytes of every photo."""
-    photos = (path for path in files if path.suffix.lower() in ENDINGS)
     return {path.relative_to(root).as_posix(): path.stat().st_size for path in photos}
 
 
-def files_below(root: Path, left_out: list[tuple] | None = None) -> Iterator[Path]:
-    """Every file at any depth, links followed, each folder once; ``left_out`` gets what cannot be opened."""
-    lost, seen = [] if left_out is None else left_out, set()
+def photos_below(root: Path, left_out: list[tuple] | None = None) -> list[Path]:
+    """Photos at any depth, sorted; links are followed, a folder is read once. ``left_out`` gets what cannot
+    be opened."""
+    found, seen, lost = [], set(), [] if left_out is None else left_out
 
     def lose(path: Path, why: str) -> None:
         name = path.relative_to(root).as_posix()
@@ -87,25 +83,22 @@ def files_below(root: Path, left_out: list[tuple] | None = None) -> Iterator[Pat
     def closed(error: OSError) -> None:
         lose(Path(error.filename), f"the folder is closed: {error.strerror}")
 
-    waiting = [root]
-    while waiting:  # links wait until every folder has been seen: a photo has the path without them
-        for folder, inside, names in os.walk(waiting.pop(0), onerror=closed):
-            if (real := os.path.realpath(folder)) in seen:
-                inside.clear()
-                continue
-            seen.add(real)
-            waiting += [path for name in sorted(inside) if (path := Path(folder, name)).is_symlink()]
-            for path in (Path(folder, name) for name in names):
-                if path.is_file():
-                    yield path
-                elif path.suffix.lower() in ENDINGS:
-                    lose(path, "is a link that leads nowhere")
+    for folder, inside, names in os.walk(root, onerror=closed, followlinks=True):
+        inside.sort()
+        if (real := os.path.realpath(folder)) in seen:
+            inside.clear()
+            continue
+        seen.add(real)
+        for path in (Path(folder, name) for name in names if Path(name).suffix.lower() in ENDINGS):
+            if path.is_file():
+                found.append(path)
+            else:
+                lose(path, "is a link that leads nowhere")
+    return sorted(found)
 
 
 def _as_text(values: pd.Series) -> pd.Series:
-    """Names or ids as text, in Unicode's composed form: whole numbers have no point, none is empty."""
-    if pd.api.types.is_float_dtype(values) and (values.dropna() % 1 == 0).all():
-        values = values.astype("Int64")
+    """Names or ids as text, in Unicode's composed form; none is empty."""
     return values.astype(object).where(values.notna(), "").map(str).map(_composed)
 
 
@@ -118,57 +111,24 @@ def _match(table: Table, files: list[str], left_out: list[tuple]) -> pd.DataFram
     frame, source = table.frame, table.path
     wanted = _as_text(frame["photo"]).str.strip().str.replace("\\", "/", regex=False).str.removeprefix("./")
     paths = wanted.map(_names_of(files))
-    if not paths.notna().any():
+    found = paths.notna()
+    if not found.any():
         said = f"(first row: {one_line(wanted[0])}; first photo: {one_line(files[0])}); check dataset.root"
         raise BundleError(f"{source}: none of its {len(frame):,} rows names a photo of the folder {said}")
-    for number in np.flatnonzero(paths.isna()):
-        name = wanted.iloc[number]
-        ending = PurePosixPath(name).suffix.lower()
-        why = not_read(ending) if ending in NOT_READ else "no such photo, or several of that name"
-        left_out.append((name, "", f"{table.row(number)}: {why}"))
-    left_out += [(name, name, "no row in the table") for name in sorted(set(files) - set(paths.dropna()))]
-    table.frame = frame.assign(path=paths)[paths.notna()].drop(columns="photo")
+    table.refuse(found & paths.duplicated(), "photo", "stands in a row above, too")
+    why = "no such photo, or several of that name"
+    left_out += [(wanted[row], "", f"row {row + 1}: {why}") for row in np.flatnonzero(~found)]
+    left_out += [(name, name, "no row in the table") for name in sorted(set(files) - set(paths[found]))]
+    table.frame = frame.assign(path=paths)[found].drop(columns="photo")
     if "split" in frame:
         names = table.frame["split"].astype(str).str.strip().str.lower()
         table.frame["split"] = names.replace(SPLIT_NAMES)
         refuse_splits(table)
-    table.frame = _once_each(table, left_out)
     table.frame["id"] = _as_text(table.frame["id"]) if "id" in frame else table.frame["path"]
     refuse_ids(table)
     if nowhere := int((table.frame[list(LIMITS)] == 0.0).all(axis=1).sum()):
         note(f"{source}: {nowhere:,} photos are kept that lie at exactly 0, 0; drop them if that is no place")
     return table.frame
-
-
-def _once_each(table: Table, left_out: list[tuple]) -> pd.DataFrame:
-    """The rows of ``table``, one a photo: rows that agree, or are silent, count once; a photo with two places
-    or two splits is left out. BundleError: no photo is left."""
-    frame, differs = table.frame, []
-    again = frame.duplicated("path", keep=False)
-    if not again.any():
-        return frame
-    for path, rows in frame[again].groupby("path"):
-        if pair := _contradiction(rows):
-            column, first, other = pair
-            differs.append((path, path, f"{table.row(first)} and {table.row(other)} differ in {column}"))
-        else:
-            first, *others = map(table.row, rows.index)
-            left_out += [(path, path, f"{other}: is in {first} already") for other in others]
-    left_out += differs
-    frame[list(LIMITS)] = frame.groupby("path")[list(LIMITS)].transform("first")
-    once = frame[~frame["path"].isin([path for path, *_ in differs])].drop_duplicates("path")
-    if once.empty:
-        raise BundleError(f"{table.path}: every photo contradicts itself ({differs[0][0]}: {differs[0][2]})")
-    return once.copy()
-
-
-def _contradiction(rows: pd.DataFrame) -> tuple[str, int, int] | None:
-    """Column and two labels where the rows of one photo say two things, or None."""
-    for column in [name for name in (*LIMITS, "split") if name in rows]:
-        said = rows[column].dropna()
-        if said.nunique() > 1:
-            return column, said.index[0], (said != said.iloc[0]).idxmax()
-    return None
 
 
 def _names_of(files: list[str]) -> dict[str, str]:
@@ -193,11 +153,6 @@ def _with_exif(photos: pd.DataFrame, root: Path, left_out: list[tuple]) -> pd.Da
     why = "no coordinates in the table or in EXIF"
     left_out += [(photo.id, photo.path, why) for photo in photos[lost].itertuples()]
     return photos[~lost].reset_index(drop=True)
-
-
-def _with_splits(photos: pd.DataFrame, settings: Folder) -> pd.DataFrame:
-    """``photos`` with a split each: the table's under our names, or a seeded random cut."""
-    return photos if "split" in photos else photos.assign(split=random_cut(len(photos), settings))
 
 
 def random_cut(count: int, settings: Folder) -> np.ndarray:

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from pyarrow import ArrowException
 
 from lib.data import tables
 from lib.data.sphere import nearest
@@ -75,11 +74,7 @@ def require_columns(table: pd.DataFrame, columns: Sequence[str], source: str | P
 def write(manifest: pd.DataFrame, path: Path) -> None:
     """Write ``manifest`` to ``path`` (parquet), whole or not at all."""
     with writing(path) as aside:
-        try:
-            manifest.reset_index(drop=True).to_parquet(aside, index=False)
-        except (ValueError, TypeError, ArrowException) as error:
-            said = f"a column of the table cannot be kept ({one_line(error)}); drop it, or make it text"
-            raise BundleError(f"{path}: {said}") from error
+        manifest.reset_index(drop=True).to_parquet(aside, index=False)
 
 
 def read_table(path: Path) -> pd.DataFrame:

@@ -21,11 +21,6 @@ from lib.data.tables import LIMITS
 
 pillow_heif.register_heif_opener()
 ENDINGS = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"}
-RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw")
-NOT_READ = {".jxl": "JPEG XL", ".gif": "GIF"} | {
-    ending: f"{ending[1:].upper()} (a camera's raw data)" for ending in RAW
-}
-"""Endings of photos in formats that are not read -> the format's name."""
 GPS_IFD = 0x8825
 LATITUDE, LONGITUDE = 2, 4
 """EXIF's tags; the hemisphere stands in the tag before each."""
@@ -51,23 +46,18 @@ UNREADABLE = (
 """What opening a photo raises where the photo is missing or broken."""
 
 
-def not_read(ending: str) -> str:
-    """Why a photo with one of the endings of ``NOT_READ`` is left out."""
-    return f"{NOT_READ[ending]} is not read: convert it to JPEG or PNG"
-
-
 def open_photo(root: Path, path: str, smallest_px: int | None = None) -> Image.Image:
     """The photo at ``path`` below ``root``, wholly decoded: RGB, turned as its EXIF says. Raises one of
     ``UNREADABLE``. ``smallest_px``: a JPEG may be decoded at a half, a quarter … down to this side."""
-    if (written := Path(path).suffix.lower()) in NOT_READ:
-        raise ValueError(not_read(written))
     with Image.open(_source(root, path)) as image:
         if max(image.size) > MOST_STRETCHED * min(image.size):  # its shorter side would be scaled up
             raise ValueError(f"{image.width:,} x {image.height:,} pixels are a strip, not a photo")
         if smallest_px:
             image.draft("RGB", (smallest_px, smallest_px))
         image.load()
-        return _eight_bits(_upright(image)).convert("RGB")
+        if image.mode.startswith(("I", "F")):  # Pillow would clip them
+            raise ValueError("its pixels have more than 8 bits a channel; save it with 8")
+        return _upright(image).convert("RGB")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -77,21 +67,6 @@ def _upright(image: Image.Image) -> Image.Image:
     except (SyntaxError, ValueError, TypeError, struct.error):  # the pixels are fine
         turn = None
     return image if turn is None else image.transpose(turn)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Greys of 16 or 12 bits, or of floats 0..1 or 0..255, as 8; Pillow's own conversion would clip them."""
-    if image.mode == "F":
-        values = np.asarray(image)
-        if not (values.min() >= 0.0 and values.max() <= 255.0):  # NaN too
-            raise ValueError(f"its pixels are floats from {values.min():g} to {values.max():g}; save 8 bits")
-        scale = 255.0 if values.max() <= 1.0 else 1.0
-        return Image.fromarray((scale * values).round().astype(np.uint8))
-    if not image.mode.startswith("I"):
-        return image
-    values = np.asarray(image).astype(np.int64)
-    steps = 256 if values.max() > 4_095 else 16 if values.max() > 255 else 1
-    return Image.fromarray((values // steps).clip(0, 255).astype(np.uint8))
 
 
 def exif_coordinates(root: Path, path: str) -> tuple[float, float]:

@@ -17,8 +17,8 @@ import pandas as pd
 import torch
 
 from lib.data import features, places
-from lib.data.folder import files_below
-from lib.data.photos import ENDINGS, NOT_READ, exif_coordinates, not_read
+from lib.data.folder import photos_below
+from lib.data.photos import ENDINGS, exif_coordinates
 from lib.method.errors import BundleError
 from lib.method.geodesy import chord_to_rad, distance_km, rad_to_km, unit_vectors
 from lib.method.model import GeoCLIP
@@ -115,18 +115,12 @@ def for_reading(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def find_photos(named: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The photos that ``named`` files and folders stand for, each once; and what of folders is left out."""
+    """The photos that ``named`` files and folders stand for, each once; and the folders without any."""
     photos, left_out = [], {}
     for name in named:
-        if not Path(name).is_dir():
-            photos.append(name)
-            continue
-        endings = {str(path): path.suffix.lower() for path in sorted(files_below(Path(name)))}
-        inside = [path for path, ending in endings.items() if ending in ENDINGS]
-        others = {path: not_read(ending) for path, ending in endings.items() if ending in NOT_READ}
+        inside = [str(path) for path in photos_below(Path(name))] if Path(name).is_dir() else [name]
         photos += inside
-        left_out |= others
-        if not inside and not others:
+        if not inside:
             left_out[name] = f"no photos in this folder ({', '.join(sorted(ENDINGS))})"
     return list(dict.fromkeys(photos)), left_out
 
