@@ -2,13 +2,11 @@
 
 A photo that cannot be decoded gets a row of NaN and a line with the reason in unreadable.csv; :func:`photos`
 puts it into the split ``unreadable``. features.npy [N, D] grows by whole blocks of ``backbone.shard_size``
-photos. A journal names each finished block with its checksum: after a stop only the missing or damaged blocks
-are made.
+photos. A note is kept of each block that is on the disk: after a stop only the others are made.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
 import json
@@ -17,7 +15,6 @@ import mmap
 import os
 import shutil
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,8 +32,8 @@ from lib.data.draws import generator
 from lib.data.photos import UNREADABLE, open_photo
 from lib.method.errors import BundleError
 from lib.method.geodesy import distance_km
-from lib.runs import Run, cache, cached, machine, progress, ranks, writing
-from lib.runs.files import READING_ERRORS, one_line, refusals_named
+from lib.runs import Run, cache, cached, machine, progress, ranks, write_json, writing
+from lib.runs.files import force, one_line, refusals_named
 from lib.runs.machine import autocast, cores, on_device, one_ahead
 from lib.settings import Backbone as BackboneSettings
 
@@ -46,6 +43,8 @@ AT_A_TIME = 32
 """Photos that a worker decodes before it sends them."""
 AT_ONCE = 65_536
 """Photos whose features are loaded together."""
+NOTE = "block-{}.json"
+"""Written once a block is on the disk; named by its first row."""
 READ_BYTES = 2**17
 """What Linux reads ahead at once: 128 KiB, whole pages."""
 
@@ -161,20 +160,20 @@ def _extract(run: Run, scratch: Path) -> None:
     size = run.settings.backbone.shard_size
     blocks = [range(start, min(start + size, len(listed))) for start in range(0, len(listed), size)]
     if ranks.rank() == 0:
-        _keep_whole_blocks(run, scratch, files, blocks)
+        _find_again(run, scratch)
     ranks.wait()
-    done = _journal(scratch)
-    ranks.wait()  # until every rank has read it, the journal does not grow
+    done = _notes(scratch)
+    ranks.wait()  # until every rank has read them, there are no new ones
     if own := [rows for rows in blocks if rows.start not in done][ranks.rank() :: ranks.count()]:
         _make_blocks(run, scratch, listed, files, own)
     ranks.wait()
     if ranks.rank() > 0:
         return
-    notes = _journal(scratch).values()
+    notes = _notes(scratch).values()
     if lacking := len(blocks) - len(notes):
         said = f"{lacking} of {len(blocks)} blocks, made by other processes, are not in {scratch}"
         raise BundleError(f"{said}; give all machines the same folder on a disk that they share")
-    reasons = {int(row): why for note in notes for row, why in note["unreadable"].items()}
+    reasons = {int(row): why for note in notes for row, why in note.items()}
     reasons = pd.Series(reasons, dtype=object).sort_index()
     if len(reasons) == len(listed):
         shutil.rmtree(scratch)  # whoever mends the photos starts afresh
@@ -186,40 +185,22 @@ def _extract(run: Run, scratch: Path) -> None:
         listed.loc[reasons.index, ["id", "path"]].assign(reason=reasons).to_csv(aside, index_label="row")
 
 
-def _keep_whole_blocks(run: Run, scratch: Path, files: dict[Path, np.ndarray], blocks: list[range]) -> None:
-    """Leave one journal, of the blocks that are whole; say which one is damaged."""
-    noted, whole, stop_of = _journal(scratch), [], {rows.start: rows.stop for rows in blocks}
-    for path in _outputs(run) if noted else []:
-        if path.exists() and not (scratch / path.name).exists():  # it was stopped after the renaming
-            os.replace(path, scratch / path.name)
-    for first, note in noted.items():
-        try:
-            found = [_crc32(path, rows[first], rows[stop_of[first]]) for path, rows in files.items()]
-        except READING_ERRORS:  # gone, or torn
-            found = None
-        if note["crc32"] == found:
-            whole.append(json.dumps(note) + "\n")
-        else:
-            print(f"again   {scratch}: the block from row {first} is damaged, its checksum differs")
-    with writing(scratch / "done-0.jsonl") as aside:
-        aside.write_text("".join(whole))
-    for journal in set(scratch.glob("done-*.jsonl")) - {scratch / "done-0.jsonl"}:
-        journal.unlink()
+def _find_again(run: Run, scratch: Path) -> None:
+    """Put back what was renamed before a stop; where a file is gone, the notes count for nothing."""
+    notes = list(scratch.glob(NOTE.format("*")))
+    for path in _outputs(run) if notes else ():
+        unfinished = scratch / path.name
+        if path.exists() and not unfinished.exists():
+            os.replace(path, unfinished)
+        if not unfinished.exists():
+            for note in notes:
+                note.unlink(missing_ok=True)
 
 
-def _journal(scratch: Path) -> dict[int, dict]:
-    """First row of a finished block -> what its rank noted. A torn line is passed over."""
-    notes = {}
-    for journal in sorted(scratch.glob("done-*.jsonl")):
-        for line in journal.read_text(errors="replace").splitlines():
-            with contextlib.suppress(ValueError, LookupError, TypeError):
-                note = json.loads(line)
-                notes[note["first"]] = {name: note[name] for name in ("first", "crc32", "unreadable")}
-    return notes
-
-
-def _crc32(path: Path, start: int, stop: int) -> int:
-    return zlib.crc32(np.load(path, mmap_mode="r")[..., start:stop, :].tobytes())
+def _notes(scratch: Path) -> dict[int, dict[str, str]]:
+    """First row of each finished block -> its rows that cannot be decoded, each with the reason."""
+    found = scratch.glob(NOTE.format("*"))
+    return {int(path.stem.partition("-")[2]): json.loads(path.read_text(encoding="utf-8")) for path in found}
 
 
 def _make_blocks(
@@ -229,25 +210,22 @@ def _make_blocks(
     settings, backbone = run.settings.backbone, build(run.settings.backbone, run.device)
     views, augmented = settings.views if settings.views > 1 else 0, (listed["split"] == "train").to_numpy()
     photos = Photos(datasets.root_of(run), listed["path"].tolist(), backbone, views, augmented)
-    journal = scratch / f"done-{ranks.rank()}.jsonl"
     made = encode(photos, backbone, settings, run.device, blocks)
     for block, (plain, own, unreadable) in zip(blocks, made, strict=True):
         seen = block.start + np.flatnonzero(photos.augmented[block.start : block.stop])
         slabs = own[np.arange(len(seen)), _view_in(np.arange(views)[:, None], seen, views)]  # [V, m, D]
-        parts = zip(files.items(), (plain, slabs), strict=False)  # without views no file has slabs
-        crc32 = [_write(path, array, int(rows[block.start]), int(rows[-1])) for (path, rows), array in parts]
-        reasons = {block[number]: why for number, why in unreadable.items()}
-        with refusals_named(journal), journal.open("a") as file:
-            file.write(json.dumps({"first": block.start, "crc32": crc32, "unreadable": reasons}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        # without views no file has slabs
+        for (path, rows), array in zip(files.items(), (plain, slabs), strict=False):
+            _write(path, array, int(rows[block.start]), int(rows[-1]))
+        reasons = {str(block[number]): why for number, why in unreadable.items()}
+        write_json(scratch / NOTE.format(block.start), reasons)
 
 
-def _write(path: Path, array: np.ndarray, start: int, count: int) -> int:
+def _write(path: Path, array: np.ndarray, start: int, count: int) -> None:
     """Write ``array``, [n, D] or slabs of that, from row ``start`` of the ``count`` rows of an npy file, on
-    the disk; return its CRC-32. Not through a memory map: a full disk would kill the process."""
+    the disk. Not through a memory map: a full disk would kill the process."""
     form = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False}
-    header, content, (*slabs, own, dimension) = io.BytesIO(), np.ascontiguousarray(array), array.shape
+    header, (*slabs, own, dimension) = io.BytesIO(), array.shape
     np.lib.format.write_array_header_1_0(header, form | {"shape": (*slabs, count, dimension)})
     row_bytes = array.itemsize * dimension
     with refusals_named(path):
@@ -255,12 +233,10 @@ def _write(path: Path, array: np.ndarray, start: int, count: int) -> int:
         with path.open("r+b") as file:
             file.write(header.getvalue())
             file.truncate(header.tell() + math.prod(slabs) * count * row_bytes)
-            for number, slab in enumerate(content.reshape(math.prod(slabs), own, dimension)):
+            for number, slab in enumerate(array.reshape(math.prod(slabs), own, dimension)):
                 file.seek(header.tell() + (number * count + start) * row_bytes)
-                file.write(slab)
-            file.flush()
-            os.fsync(file.fileno())
-    return zlib.crc32(content)
+                file.write(np.ascontiguousarray(slab))
+        force(path)
 
 
 def _view_in(epoch: int | np.ndarray, rows: np.ndarray, views: int) -> np.ndarray:
