@@ -23,18 +23,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Runs, adopt, world
+from conftest import Runs, world
 from PIL import Image
 
 from lib.data import datasets, features, manifest, osv5m
 from lib.data.photos import UNREADABLE, open_photo
-from lib.evaluate import evaluation
 from lib.method import model, semivariogram
 from lib.method.errors import BundleError
 from lib.method.semivariogram import FittedSemivariogram
 from lib.runs import Run
 from lib.settings import OSV5M, PROJECT, load
-from lib.train import checkpoints, curve, training
+from lib.train import checkpoints, curve
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
@@ -74,17 +73,6 @@ class Desk:
         kept = features.photos(run)
         assert kept["path"][kept["split"] != features.NOT_DECODED].tolist() == ["a.jpg"]
         return pd.read_csv(run.table("left_out")).set_index("path").at[shown, "reason"]
-
-    def trained_on(self, places: np.ndarray) -> bool:
-        """A training, and its evaluation, of the world with other places."""
-        own = ("training.epochs=1", "training.strategies=infonce,decayed", "evaluation.splits=test")
-        run = self.make_run(*own, "evaluation.bootstrap=100")
-        frame = pd.read_parquet(run.manifest)
-        frame[["latitude", "longitude"]] = np.resize(places, (len(frame), 2))
-        frame.to_parquet(run.manifest)
-        adopt(run)
-        training.train_all(run, ["infonce", "decayed"])
-        return np.isfinite(evaluation.evaluate(run)["accuracy"]["median_km"]).all()
 
 
 def jpeg(size: tuple[int, int] = (24, 16), mode: str = "RGB", **options: object) -> bytes:
@@ -177,10 +165,6 @@ JPEG_2000_OF_EXABYTES += struct.pack(">I4sQ", 1, b"jp2h", 2**62) + b"x" * 40
 
 # fmt: off
 CASES: dict[str, tuple[Callable[[Desk], object], str]] = {
-    # photos and where they were taken
-    "a curve of one photo": (one_photo_curve, "needs at least two photos; there are 1"),
-    "a curve at one place": (at_one_place, "1 lags with pairs are too few"),
-    "training at the poles": (lambda desk: desk.trained_on(POLES), ""),
     # images
     "decompression bomb": (
         lambda desk: "DecompressionBomb" in desk.left_out("x.png", png_that_claims(60_000, 60_000)), ""),

@@ -129,3 +129,20 @@ class TestUniform:
         below_30 = (np.abs(points[:, 0]) < 30.0).mean()
         assert below_30 == pytest.approx(0.5 / math.sin(math.radians(60.0)), abs=0.01)
         assert (points[:, 1] < 0.0).mean() == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("side_km", [500.0, 1_000.0, 2_000.0, 30_000.0])
+def test_every_cell_has_the_same_area_and_together_they_are_the_earth(side_km: float) -> None:
+    grid = sphere.EqualAreaGrid.of(side_km)
+    south, west, north, east = np.deg2rad(grid.bounds_of(np.arange(grid.counts.sum()))).T
+    area = (east - west) * (np.sin(north) - np.sin(south)) / (4.0 * np.pi)
+    assert area == pytest.approx(np.full(len(area), 1.0 / len(area)), rel=1e-9)
+    if side_km < 10_000.0:
+        assert sphere.EARTH_AREA_KM2 / len(area) == pytest.approx(side_km**2, rel=0.05)
+
+
+def test_poles_and_the_180th_meridian_have_a_cell() -> None:
+    grid = sphere.EqualAreaGrid.of(1_000.0)
+    corners = grid.cell_of(np.array([[-90.0, 0.0], [90.0, 179.999999], [0.0, 180.0], [0.0, -180.0]]))
+    assert corners[0] >= 0 and corners[1] == grid.counts.sum() - 1
+    assert corners[2] == corners[3]

@@ -82,6 +82,10 @@ class TestReading:
         frame = pd.DataFrame({"id": "a", "lat": latitude, "lon": pd.Categorical(["2.5", "4"])})
         found = read_parquet(tmp_path, frame).frame
         assert found["latitude"].fillna(0).tolist() == [11, 0] and found["longitude"].tolist() == [2.5, 4]
+        with pytest.raises(
+            BundleError, match=r"table\.parquet: coordinates in float16 are off by up to 7 km"
+        ):
+            read_parquet(tmp_path, pd.DataFrame({"id": "a", "lat": np.array([48.8], "f2"), "lon": [2.3]}))
         for odd in ([True], [[1.0, 2.0]], [pd.Timestamp(0)], [np.inf]):
             with pytest.raises(BundleError, match=r"parquet: row 1: latitude .* is no signed decimal number"):
                 read_parquet(tmp_path, pd.DataFrame({"path": ["a.jpg"], "lat": odd, "lon": [2.0]}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
@@ -12,7 +11,6 @@ import pandas as pd
 from lib.data import blue_marble, folder, manifest, osv5m, places
 from lib.method.errors import BundleError
 from lib.runs import Run, cache, cached, ranks, writing
-from lib.runs.files import Signature, signature
 from lib.settings import PROJECT, BlueMarble
 
 MODULES: dict[str, ModuleType] = {"blue_marble": blue_marble, "folder": folder, "osv5m": osv5m}
@@ -33,9 +31,9 @@ def prepare(run: Run) -> Path:
     """Build the run's manifest and photos, or reuse them; return the manifest's path.
 
     Photos without row or place, and rows without photo, are listed with the reason in tables/not_matched.csv.
-    Photos without a continent or country get them by their coordinates. Of several ranks the first one alone
-    looks at the photos, once; a rank's first call waits for that, so all ranks make it. BundleError: photos
-    cannot be had, the manifest cannot be used, or :func:`splits_of` refuses it.
+    Photos without a town, country or continent get them by their coordinates. Of several ranks the first one
+    alone looks at the photos, once; a rank's first call waits for that, so all ranks make it. BundleError:
+    photos cannot be had, the manifest cannot be used, or :func:`splits_of` refuses it.
     """
     key = (run.folder, run.settings.dataset.model_dump_json())
     if cache.is_as_finished():  # the photos need not be there
@@ -72,12 +70,7 @@ def _prepare(run: Run) -> None:
         outputs=[run.manifest, run.table("not_matched"), *windows],
         settings=given | {"photos": listing(run)}, code=[_build, module.build],
     )  # fmt: skip
-    splits_of(run, _splits_in(run.manifest, signature(run.manifest)))
-
-
-@lru_cache(maxsize=4)
-def _splits_in(path: Path, of: Signature) -> frozenset[str]:
-    return frozenset(manifest.read(path, ["split"])["split"].unique())
+    splits_of(run, set(manifest.read(run.manifest, ["split"])["split"].unique()))
 
 
 def splits_of(run: Run, there: Collection[str]) -> list[str]:
@@ -105,15 +98,9 @@ def _build(run: Run) -> None:
 
 
 def _with_places(photos: pd.DataFrame) -> pd.DataFrame:
-    """``photos`` with country and continent, as text, by their coordinates where the table gives none; with
-    towns where it has no continents."""
-    given = [name for name in ("country", "continent") if name in photos]
-    photos = photos.assign(**{name: photos[name].astype("str") for name in given})
-    lacking = {name: photos[name].fillna("").str.strip() == "" for name in given}
-    if "continent" in given and not any(rows.any() for rows in lacking.values()):
-        return photos
+    """``photos`` with town, country and continent, as text, by their coordinates where the table has none."""
     described = places.describe(manifest.coordinates(photos)).set_index(photos.index)
-    for name in given:
-        photos[name] = photos[name].mask(lacking[name], described[name])
-    added = ["continent"] if "continent" in given else list(described)
-    return photos.join(described[[name for name in added if name not in photos]])
+    for name in described.columns.intersection(photos.columns):
+        given = photos[name].astype("str")
+        photos = photos.assign(**{name: given.mask(given.fillna("").str.strip() == "", described[name])})
+    return photos.join(described.drop(columns=photos.columns, errors="ignore"))

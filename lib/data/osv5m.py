@@ -129,11 +129,8 @@ def _split(settings: OSV5M, root: Path, split: str) -> Built:
     found = compute.index_in(pa.array(table["id"]), known).fill_null(-1).to_numpy()  # each row's photo
     without_row = paths.drop(found[found >= 0])
     left_out = [(*one, f"no row in {source.name}") for one in without_row.itertuples(index=False)]
-    lacking = table["id"][found < 0]
-    if len(shards) == SHARDS[split]:
-        left_out += [(photo, "", f"{source.name}: its photo is in no archive") for photo in lacking]
-    elif len(lacking):
-        left_out.append(("", "", f"{source.name}: rows without photo in the chosen shards: {len(lacking):,}"))
+    if lacking := int((found < 0).sum()):
+        left_out.append(("", "", f"{source.name}: rows without photo in the chosen shards: {lacking:,}"))
     placed = (table[[*LIMITS]].abs() <= [*LIMITS.values()]).all(axis=1).to_numpy()
     unplaced = paths.iloc[found[(found >= 0) & ~placed]].itertuples(index=False)
     left_out += [(*one, f"{source.name}: no usable coordinates") for one in unplaced]

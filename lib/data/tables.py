@@ -82,7 +82,11 @@ def read(path: Path, columns: Sequence[str] = tuple(LIMITS), *, gaps: bool = Fal
 
 def places(table: Table, *, gaps: bool = False) -> pd.DataFrame:
     """Latitude and longitude of ``table`` as float64 degrees; NaN where a cell is empty and ``gaps`` may be.
-    BundleError: a value is no number or beyond its limit, or all places are radians."""
+    BundleError: a value is no number or beyond its limit, all places are radians, or they are float16."""
+    if np.float16 in {table.frame[name].dtype.type for name in LIMITS}:
+        raise BundleError(
+            f"{table.path}: coordinates in float16 are off by up to 7 km; take them from the source"
+        )
     found = pd.DataFrame({name: numbers(table.frame[name]) for name in LIMITS})
     for name, limit in LIMITS.items():
         wrong = np.isinf(found[name]) | (found[name].isna() & (not gaps))

@@ -141,11 +141,8 @@ def strategy(
     """Decorator: register a function of :class:`Pairs` that reads the settings ``parameters``.
 
     Raises:
-        BundleError: there is no such setting, or another module has registered ``name``.
+        BundleError: another module has registered ``name``.
     """
-    if unknown := sorted(set(parameters) - set(PARAMETERS)):
-        said = f"no setting {', '.join(unknown)}; there are {', '.join(PARAMETERS)}"
-        raise BundleError(f"strategy {name!r}: {said}")
 
     def register(reweight: Callable[[Pairs], Reweighting]) -> Callable[[Pairs], Reweighting]:
         if name in REGISTRY and REGISTRY[name].reweight.__module__ != reweight.__module__:
