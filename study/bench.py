@@ -231,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         idea = read_idea(given.file)
         report(idea, (quick if given.quick else study)(idea))
         print(f"\n{BENCH / idea.strategy}.csv{' and .png' if given.quick else ''}")
-    except BundleError as error:
+    except (BundleError, OSError) as error:
         print(f"study.bench: {error}", file=sys.stderr)
         return 1
     return 0

@@ -510,7 +510,7 @@ def finished(program: str, do: Callable[[], None]) -> int:
     try:
         ranks.start()
         do()
-    except BundleError as error:
+    except (BundleError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 1
     finally:

@@ -258,5 +258,5 @@ def tables() -> None:
 if __name__ == "__main__":
     try:
         tables()
-    except BundleError as error:
+    except (BundleError, OSError) as error:
         sys.exit(f"study.third_kept: {error}")

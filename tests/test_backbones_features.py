@@ -319,7 +319,7 @@ class TestExtract:
 
         with monkeypatch.context() as patched:
             patched.setattr(os, "fsync", fsync)
-            with pytest.raises(BundleError, match=r"unfinished/features\.npy: .* the disk is full"):
+            with pytest.raises(BundleError, match=r"unfinished/features\.npy: .* No space left on device"):
                 features.extract(bare)
         encoded = stop_after(99, monkeypatch)
         assert features.extract(bare).read_bytes() == whole and encoded == [4, 2]

@@ -27,7 +27,7 @@ from pyarrow import compute
 
 from lib.data.manifest import OUTSIDE, Built, require_columns
 from lib.data.photos import ENDINGS, open_archive
-from lib.data.tables import LIMITS, read_csv
+from lib.data.tables import LIMITS
 from lib.method.errors import BundleError
 from lib.runs import checksum, progress, write_json
 from lib.runs.files import READING_ERRORS, one_line, refusals_named, signature
@@ -146,7 +146,7 @@ def _split(settings: OSV5M, root: Path, split: str) -> Built:
 def _read_table(source: Path) -> pd.DataFrame:
     """``COLUMNS`` of the table, ids as text, coordinates float64; of rows with one id the first counts."""
     try:
-        known = read_csv(source, nrows=1)
+        known = pd.read_csv(source, nrows=1, index_col=False)
         require_columns(known, ("id", *LIMITS), source)
         used = [name for name in known if name in COLUMNS]
         # Not by usecols, which passes over rows that are too long. "NA" is Namibia, not a missing value.
