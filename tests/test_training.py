@@ -3,9 +3,6 @@ stops."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import SimpleNamespace
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,7 +17,7 @@ from lib.method.model import GeoCLIP
 from lib.method.negatives import REGISTRY, Pairs, Reweighting, Strategy
 from lib.runs import Run, cache, ranks
 from lib.settings import SettingsError
-from lib.train import checkpoints, curve, data, training
+from lib.train import checkpoints, curve, training
 from lib.train.training import TrainingData, train
 
 pytestmark = pytest.mark.usefixtures("narrow")
@@ -343,7 +340,7 @@ class TestKilled:
         for epoch in epochs:
             assert f"note    semivariogram, seed 0: goes on after epoch {epoch - 1} of 6\n" in said
 
-    @pytest.mark.parametrize("what", ["flipped", "torn", "other settings"])
+    @pytest.mark.parametrize("what", ["torn", "other settings"])
     def test_a_state_that_is_damaged_or_of_other_settings_is_not_used(
         self, make_run: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, what: str
     ) -> None:
@@ -351,8 +348,7 @@ class TestKilled:
         rate = "training.learning_rate=0.002" if what == "other settings" else "training.learning_rate=0.001"
         run, whole = make_run(*self.LONG, "training.learning_rate=0.001"), make_run(*self.LONG, rate)
         die(monkeypatch, run, 4)
-        content = bytearray((run.folder / self.STATE).read_bytes())
-        content[len(content) // 2] ^= what == "flipped"
+        content = (run.folder / self.STATE).read_bytes()
         (run.folder / self.STATE).write_bytes(content[: 999 if what == "torn" else None])
         assert results(Run(whole.settings, run.folder)) == results(whole)
         said = capsys.readouterr().out
@@ -365,26 +361,6 @@ class TestKilled:
         run = make_run(*self.LONG)
         die(monkeypatch, run, 4)
         assert not (run.folder / self.STATE).exists()
-
-    def test_saving_takes_a_hundredth_of_the_time(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        times = iter(
-            [0.0, 99.0, 100.0, 111.0, 1_210.0, 1_211.0, 1_211.5]
-        )  # begun; early; saved; early; saved
-        monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: next(times)))
-        geoclip = GeoCLIP(4)
-        optimizer = torch.optim.SGD(geoclip.parameters(), lr=0.1)
-        schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
-        state, path = (
-            checkpoints.State(geoclip, optimizer, schedule, data.Queue.empty(2, 4), ()),
-            tmp_path / "state",
-        )
-        for is_saved in (False, True, False, True):
-            path.unlink(missing_ok=True)
-            state.save(path)
-            assert path.exists() == is_saved
-        assert state.due == 1_311.5
 
     def test_processes_that_find_other_states_stop(
         self, make_run: Runs, monkeypatch: pytest.MonkeyPatch
