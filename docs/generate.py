@@ -503,7 +503,16 @@ def pages() -> dict[Path, str]:
     made = {}
     for make in makers:
         made[HERE / "reference" / f"{make.__name__.removesuffix('_page')}.md"] = HEAD + make()
-    names = ("results", "study", "second-study", "second-study-more", "semivariograms", "running", "bench")
+    names = (
+        "results",
+        "study",
+        "second-study",
+        "second-study-more",
+        "third-study",
+        "semivariograms",
+        "running",
+        "bench",
+    )
     with_tables = (PROJECT / "README.md", *(HERE / f"{name}.md" for name in names))
     return made | {page: filled(page) for page in with_tables}
 

@@ -81,6 +81,8 @@ def of_draws(errors: pd.DataFrame, split: str, seeds: Sequence[int]) -> dict[int
 
 def whole_seeds(errors: pd.DataFrame, arms: Iterable[str]) -> list[int]:
     """Seeds that every one of ``arms`` has in every draw of the world of ``errors``."""
+    if errors.empty:
+        return []
     there = errors[errors["arm"].isin(list(arms))].drop_duplicates(["draw", "arm", "seed"])
     draws = len(DRAWS[str(errors["world"].iloc[0])])
     count = there.groupby("seed").size()
@@ -134,6 +136,8 @@ def contrasts(world: str, errors: pd.DataFrame, asked: Iterable[tuple[str, str, 
 
 def levels(world: str, errors: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of each arm, the ``strategy``, by split: mean over draws and seeds, a column a radius."""
+    counted = errors.groupby(["arm", "seed"], observed=True)["draw"].transform("nunique")
+    errors = errors[counted == len(DRAWS[world])]  # seeds that are under way are left out
     hits = errors[["split", "arm", "draw", "seed"]].assign(
         **{name: METRICS[name](errors["error_km"].to_numpy()) for name in COMPARED}
     )

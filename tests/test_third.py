@@ -127,6 +127,7 @@ def test_a_difference_is_paired_within_draws_and_over_cells() -> None:
     errors = pd.concat(rows, ignore_index=True)
     asked = [(*third_kept.QUESTION, "test", "acc_200km"), (*third_kept.QUESTION, "test_blocked", "acc_750km")]
     near, far = third_kept.contrasts("blue_marble", errors, asked).to_dict("records")
+    assert third_kept.contrasts("blue_marble", errors[:0], asked).empty, "a part that has not been trained"
     test = errors[errors["split"] == "test"].groupby("arm")["error_km"].apply(lambda km: (km <= 200.0).mean())
     assert near["difference"] == pytest.approx(test[third_kept.QUESTION[0]] - test[third_kept.QUESTION[1]])
     assert near["ci_low"] > 0.0 and near["seeds"] == 2 and far["difference"] == 0.0
@@ -164,3 +165,17 @@ def test_targets_are_shared_as_their_formula_says() -> None:
             for j, h in apart.items():
                 assert found[name][i, j].item() == pytest.approx(ALPHA * law(h) / total, abs=2e-4)
             assert found[name][i].sum().item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_every_kept_table_follows_from_the_kept_predictions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = third_kept.KEPT
+    monkeypatch.setattr(third_kept, "KEPT", tmp_path)
+    third_kept.tables()
+    made = sorted(path.name for path in tmp_path.glob("third_*.csv"))
+    assert {"third_primary.csv", "third_papers_question.csv", "third_levels.csv"} <= {*made}
+    for name in made:
+        again, kept = pd.read_csv(tmp_path / name), pd.read_csv(there / name)
+        pd.testing.assert_frame_equal(again, kept, rtol=1e-4, atol=1e-6)
+    assert third_kept.PREDICTIONS.stat().st_size < 15e6
