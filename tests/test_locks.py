@@ -127,3 +127,5 @@ def test_a_disk_without_locks_is_a_warning(
     for _ in range(2):  # the file that the first has left stops nobody
         with holding(tmp_path / "run"):
             assert f"{tmp_path}/run: this disk knows no locks; see to it" in capsys.readouterr().out
+        with locks.waiting(tmp_path / "photos.lock"):
+            assert "photos.lock: this disk knows no locks; see to it" in capsys.readouterr().out

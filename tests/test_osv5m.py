@@ -335,7 +335,7 @@ class TestDownload:
             shutil.copytree(root, lock.parent, dirs_exist_ok=True)  # what the first one does meanwhile
             yield
 
-        monkeypatch.setattr(osv5m, "FileLock", waiting)
+        monkeypatch.setattr(osv5m.locks, "waiting", waiting)
         monkeypatch.setattr(osv5m, "_download", lambda names, *_: pytest.fail(f"{names} are asked for"))
         osv5m.obtain(settings(download=True), tmp_path / "here")
 

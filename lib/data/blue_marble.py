@@ -19,13 +19,12 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from PIL import Image
 
 from lib.data import places, sphere
 from lib.data.manifest import Built, coordinates
 from lib.method.errors import BundleError
-from lib.runs import progress, writing
+from lib.runs import locks, progress, writing
 from lib.runs.code import digest, named, version
 from lib.runs.files import READING_ERRORS, refusals_named
 from lib.settings import BlueMarble
@@ -46,7 +45,7 @@ def build(settings: BlueMarble, root: Path) -> Built:
     members = [f"{name[3:6]}/{name}.jpg" for name in manifest["id"]]
     if not _is_whole(archive, members):
         lock = Path(f"{archive}.lock")
-        with refusals_named(lock), FileLock(lock):
+        with refusals_named(lock), locks.waiting(lock):
             if not _is_whole(archive, members):  # whoever held the lock may have written it
                 _write(archive, members, coordinates(manifest), settings)
     manifest["path"] = [f"{archive.name}/{member}" for member in members]

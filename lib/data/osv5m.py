@@ -22,14 +22,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from filelock import FileLock
 from pyarrow import compute
 
 from lib.data.manifest import OUTSIDE, Built, require_columns
 from lib.data.photos import ENDINGS, open_archive
 from lib.data.tables import LIMITS
 from lib.method.errors import BundleError
-from lib.runs import checksum, progress, write_json
+from lib.runs import checksum, locks, progress, write_json
 from lib.runs.files import READING_ERRORS, one_line, refusals_named, signature
 from lib.runs.machine import note
 from lib.settings import OSV5M
@@ -68,7 +67,9 @@ def obtain(settings: OSV5M, root: Path) -> None:
     if missing:
         with refusals_named(root):
             root.mkdir(parents=True, exist_ok=True)
-            with FileLock(root / ".osv5m.lock"):  # else two runs would remove each other's unfinished files
+            with locks.waiting(
+                root / ".osv5m.lock"
+            ):  # else two runs would remove each other's unfinished files
                 if missing := _missing(settings, root):
                     _download(missing, settings, root)
 

@@ -36,7 +36,7 @@ def holding(folder: Path) -> Iterator[None]:
     BundleError: another run holds it."""
     token = os.environ.get(VARIABLE) or uuid.uuid4().hex
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", fallback_to_soft=False)  # a soft one would outlive a killed run
+    lock = _lock(folder / ".lock")
     if not _acquire(lock, folder, token):
         yield
         return
@@ -48,6 +48,30 @@ def holding(folder: Path) -> Iterator[None]:
             yield
     finally:
         lock.release()
+
+
+@contextmanager
+def waiting(path: Path) -> Iterator[None]:
+    """Wait until no other process holds the lock ``path``, and hold it; where the disk knows locks."""
+    lock = _lock(path)
+    try:
+        try:
+            lock.acquire(timeout=1.0)
+        except Timeout:
+            print(f"{path}: another process holds it; waiting for its end", flush=True)
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        print(f"{path}: this disk knows no locks; see to it that no other run writes here")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _lock(path: Path) -> FileLock:
+    return FileLock(path, fallback_to_soft=False)  # a soft one would outlive a killed run
 
 
 def _acquire(lock: FileLock, folder: Path, token: str) -> bool:
