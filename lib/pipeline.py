@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import nbformat
+import torch
 from nbformat.reader import NotJSONError
 
 from lib.data import backbones, datasets
@@ -321,7 +322,9 @@ def check_before_computing(run: Run) -> None:
         BundleError: device, backbone or gallery is not there or no table of places; the GPU fails.
     """
     check_gpu(run.device)
-    backbones.find(run.settings.backbone)
+    entry = backbones.find(run.settings.backbone)
+    if entry.load is backbones.load_transformers and not run.features.exists():
+        backbones.build(run.settings.backbone, torch.device("cpu"))  # a checkpoint comes before the photos
     if run.settings.uses_published_head:
         backbones.check_published_head(run.settings.backbone)
     gallery.find(run.settings.evaluation)

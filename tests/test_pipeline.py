@@ -375,3 +375,14 @@ def test_a_rendered_notebook_fetches_nothing_and_shows_its_formulas(smoke):
 def test_formulas_become_mathml_and_code_stays_code():
     shown = pages.with_mathml("costs $x_i$ and `$HOME`:\n\n$$y = \\frac{1}{2}$$")
     assert shown.count("<math") == 2 and "`$HOME`" in shown and "<mfrac>" in shown
+
+
+def test_a_checkpoint_that_cannot_be_had_is_found_before_photos_are_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(pipeline, "_execute_all", lambda *_: pytest.fail("went on"))
+    given = [f"dataset.root={tmp_path}/photos", "backbone.name=nobody/nothing"]
+    options = [part for one in given for part in ("--set", one)]
+    assert pipeline.main(
+        ["--profile", "osv5m_small", "--device", "cpu", "--run", f"{tmp_path}/run", *options]
+    )
+    assert "backbone 'nobody/nothing': neither a checkpoint folder nor to be had" in capsys.readouterr().err
