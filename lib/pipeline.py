@@ -126,7 +126,8 @@ def execute(notebook: Path, run: Run, profile: str, overrides: Sequence[str]) ->
     }
     as_far, said = f"the notebook as far as it got: {target}", _Told()
     try:
-        place = None if len(tempfile.gettempdir()) < 70 else "/tmp"  # noqa: S108 (a socket's name may have 100)
+        # a socket's name may have 100 characters
+        place = None if len(tempfile.gettempdir()) < 70 else "/tmp"  # noqa: S108
         with tempfile.TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as own:
             # the kernel is of this Python, and heeds no settings of the user
             started = {"JUPYTER_PATH": "", "JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_RUNTIME_DIR": own}

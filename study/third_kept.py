@@ -53,7 +53,7 @@ EXPLORED = (
     *((f"{MARGIN} places", other) for other in ("infonce geoclip", NEAREST)),
 )
 """Contrasts that were not planned as primary."""
-ALIKE = (
+TUNED_ALIKE = (
     QUESTION,
     *((f"{MARGIN} places", f"{MARGIN} {kind}") for kind in ("geoclip", "curve", "hand_set")),
     ("infonce places", "infonce geoclip"),
@@ -239,7 +239,7 @@ def tables() -> None:
         tuned = {arm: f"{arm}_tuned" for arm in own["arm"].unique() if f"{arm}_tuned" in set(own["arm"])}
         alike = [
             (*(tuned.get(arm, arm) for arm in pair), split, metric)
-            for pair in ALIKE
+            for pair in TUNED_ALIKE
             for split, metric in (
                 ("test", "acc_25km"),
                 *ENDPOINTS[:1],

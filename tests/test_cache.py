@@ -52,6 +52,16 @@ def test_what_was_made_is_reused_and_said_once(stage: Stage, capsys: pytest.Capt
     assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [["reused", "copy"]]
 
 
+def test_the_project_may_be_moved(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "photos.txt").write_text("one")
+    monkeypatch.setattr(cache, "PROJECT", tmp_path / "here")
+    assert not stage(inputs=[tmp_path / "here" / "photos.txt"])
+    moved = (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.setattr(cache, "PROJECT", moved)
+    assert stage(inputs=[moved / "photos.txt"]) and cache.is_current(stage.run, "copy")
+
+
 CHANGES = {
     "settings": 'other settings (a 1, now 2)',
     "input": "another input (source.txt)",

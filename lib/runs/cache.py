@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from lib.method.errors import BundleError
 from lib.runs import locks, ranks
-from lib.runs.code import GONE, code_of, digest, packages_of, version
+from lib.runs.code import GONE, PROJECT, code_of, digest, packages_of, version
 from lib.runs.files import checksum, remember, remembered, signature, write_json
 from lib.runs.machine import deterministic, machine, tell
 
@@ -127,9 +127,19 @@ def needs_of(
     return json.loads(json.dumps(needs, default=str))
 
 
+IN_PROJECT = "{project}/"
+
+
 def _named(path: Path, folder: Path) -> str:
-    """``path`` as receipts of ``folder`` name it: a run may be moved."""
-    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+    """``path`` as receipts of ``folder`` name it: the run may be moved, and the project, into a container."""
+    if path.is_relative_to(folder):
+        return str(path.relative_to(folder))
+    return f"{IN_PROJECT}{path.relative_to(PROJECT)}" if path.is_relative_to(PROJECT) else str(path)
+
+
+def _located(name: str, folder: Path) -> Path:
+    """The path that :func:`_named` has named."""
+    return PROJECT / name.removeprefix(IN_PROJECT) if name.startswith(IN_PROJECT) else folder / name
 
 
 def why_stale(run: Run, name: str, needs: Mapping[str, Any], outputs: Sequence[Path]) -> str:
@@ -183,8 +193,8 @@ def is_current(run: Run, name: str) -> bool:
     known = read_receipt(run, name)
     if known is None:
         return False
-    needs, outputs = known["needs"], [run.folder / one for one in known["outputs"]]
-    inputs = {one: run.folder / one for one in needs["inputs"]}
+    needs, outputs = known["needs"], [_located(one, run.folder) for one in known["outputs"]]
+    inputs = {one: _located(one, run.folder) for one in needs["inputs"]}
     now = {
         "code": {one: digest(one) for one in needs["code"]},
         "packages": {one: version(one) for one in needs["packages"]},

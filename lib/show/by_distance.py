@@ -29,24 +29,28 @@ def steps(run: Run, table: pd.DataFrame) -> dict[str, Any]:
     fitted = FittedSemivariogram.load(run.semivariogram) if len(table) else None
     if fitted is None or not fitted.rises:
         return {}
-    beta, grid_km = run.settings.training.own(STRATEGY)[1].beta, np.geomspace(FROM_KM, TO_KM, 80)
-    gamma = fitted.gamma(km_to_rad(np.append(grid_km, table["distance_km"])))
-    top = 1.05 * float(gamma.max())
-    x = WIDTH * np.log(np.append(grid_km, table["distance_km"]) / FROM_KM) / np.log(TO_KM / FROM_KM)
-    points = np.column_stack((x.clip(0.0), HEIGHT * (1.0 - gamma / top))).round(1)
-    margins = beta * fitted.correlation(km_to_rad(table["distance_km"].to_numpy()))
+    beta, km = run.settings.training.own(STRATEGY)[1].beta, table["distance_km"].to_numpy()
+    grid_km = np.append(np.geomspace(FROM_KM, TO_KM, 80), km)
+    down = HEIGHT * (1.0 - fitted.gamma(km_to_rad(grid_km)) / (1.05 * fitted.sill))
+    points = np.column_stack((_across(grid_km), down)).round(1).tolist()
+    margins = beta * (1.0 - fitted.correlation(km_to_rad(km)))
     photos, root = features.photos(run).set_index("id"), datasets.root_of(run)
     rows = []
-    for row, point, lost in zip(table.to_dict("records"), points[80:].tolist(), margins, strict=True):
+    for row, point, margin in zip(table.to_dict("records"), points[80:], margins, strict=True):
         both = [photos.loc[row[one]] for one in ("first", "second")]
         pictures = [
             (_thumbnail(root, one["path"]), place_label(one["latitude"], one["longitude"])) for one in both
         ]
-        rows.append(row | {"at": point, "margin": beta - lost, "pictures": pictures})
-    ticks = [(km, round(WIDTH * np.log(km / FROM_KM) / np.log(TO_KM / FROM_KM), 1)) for km in TICKS_KM]
-    path = " ".join(f"{across},{down}" for across, down in points[:80].tolist())
+        rows.append(row | {"at": point, "margin": margin, "pictures": pictures})
+    ticks = [(km, _across(km).round(1)) for km in TICKS_KM]
+    path = " ".join(f"{x},{y}" for x, y in points[:80])
     size = {"width": WIDTH, "height": HEIGHT, "ticks": ticks}
     return {"rows": rows, "path": path, "beta": beta, "strategy": STRATEGY, **size}
+
+
+def _across(km: float | np.ndarray) -> np.ndarray:
+    """Where a distance lies on the picture, in its units from the left; logarithmic."""
+    return np.clip(WIDTH * np.log(km / FROM_KM) / np.log(TO_KM / FROM_KM), 0.0, None)
 
 
 def _thumbnail(root: Path, path: str) -> str:
