@@ -67,9 +67,8 @@ def obtain(settings: OSV5M, root: Path) -> None:
     if missing:
         with refusals_named(root):
             root.mkdir(parents=True, exist_ok=True)
-            with locks.waiting(
-                root / ".osv5m.lock"
-            ):  # else two runs would remove each other's unfinished files
+            # else two runs would remove each other's unfinished files
+            with locks.waiting(root / ".osv5m.lock"):
                 if missing := _missing(settings, root):
                     _download(missing, settings, root)
 
