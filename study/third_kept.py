@@ -110,9 +110,15 @@ def difference(
     """Paired difference of two arms at a ``metric``; by cells on held-out splits."""
     values = []
     for found, cells in draws.values():
-        one, other = (METRICS[metric](found[arm]).astype(float) for arm in (ours, theirs))
+        one, other = (reached(found[arm], metric) for arm in (ours, theirs))
         values.append(intervals.by_cluster(one - other, cells if split.endswith("_blocked") else None))
     return nested(values)
+
+
+def reached(error_km: np.ndarray, metric: str) -> np.ndarray:
+    """``metric`` of each photo; of ``A - B`` the first less the second."""
+    first, *others = (METRICS[name](error_km).astype(float) for name in metric.split(" - "))
+    return first - others[0] if others else first
 
 
 def contrasts(world: str, errors: pd.DataFrame, asked: Iterable[tuple[str, str, str, str]]) -> pd.DataFrame:
@@ -229,6 +235,8 @@ def tables() -> None:
         primary = contrasts(world, own, CONTRASTS)
         made.setdefault("primary", []).append(primary.assign(p_holm=intervals.holm(primary["p_value"])))
         question = [(*QUESTION, split, metric) for split in ("test", "test_blocked") for metric in COMPARED]
+        radii = itertools.combinations(("acc_2500km", "acc_200km", "acc_25km"), 2)
+        question += [(*QUESTION, "test", f"{one} - {other}") for one, other in radii]
         made.setdefault("papers_question", []).append(contrasts(world, own, question))
         explored = [
             (*pair, split, metric)

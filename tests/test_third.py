@@ -125,12 +125,20 @@ def test_a_difference_is_paired_within_draws_and_over_cells() -> None:
                 pd.DataFrame(made | {"id": range(60), "cell": np.arange(60) // 6, "error_km": errors})
             )
     errors = pd.concat(rows, ignore_index=True)
-    asked = [(*third_kept.QUESTION, "test", "acc_200km"), (*third_kept.QUESTION, "test_blocked", "acc_750km")]
-    near, far = third_kept.contrasts("blue_marble", errors, asked).to_dict("records")
+    endpoints = (("test", "acc_200km"), ("test_blocked", "acc_750km"), ("test", "acc_200km - acc_25km"))
+    asked = [(*third_kept.QUESTION, *one) for one in endpoints]
+    near, far, apart = third_kept.contrasts("blue_marble", errors, asked).to_dict("records")
     assert third_kept.contrasts("blue_marble", errors[:0], asked).empty, "a part that has not been trained"
     test = errors[errors["split"] == "test"].groupby("arm")["error_km"].apply(lambda km: (km <= 200.0).mean())
     assert near["difference"] == pytest.approx(test[third_kept.QUESTION[0]] - test[third_kept.QUESTION[1]])
     assert near["ci_low"] > 0.0 and near["seeds"] == 2 and far["difference"] == 0.0
+    nearest = (
+        errors[errors["split"] == "test"].groupby("arm")["error_km"].apply(lambda km: (km <= 25.0).mean())
+    )
+    gained = test - nearest
+    assert apart["difference"] == pytest.approx(
+        gained[third_kept.QUESTION[0]] - gained[third_kept.QUESTION[1]]
+    )
 
 
 def test_the_line_through_the_smaller_sizes_predicts_the_largest() -> None:
