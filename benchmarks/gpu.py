@@ -303,6 +303,22 @@ def steps(bench: Bench) -> Lines:
             yield f"waits-{name}-{where}", None if bench.small else waits == 0, f"{waits:g} a step"
 
 
+def graph(bench: Bench) -> Lines:
+    """200 steps with the encoders as a CUDA graph: losses and weights of the plain loop, and its time."""
+    bench.needs_card()
+    data, strategy = photos_of(5_376, bench.device), negatives.get("semivariance_margin")
+    made, seconds = [], []
+    for is_graph in (False, True):
+        changes = ["batch_size=512", "queue_size=1024", "epochs=20", "validate_every=20"]
+        run = bench.run(*(f"training.{one}" for one in [*changes, f"cuda_graph={is_graph}"]))
+        seconds.append(bench.seconds(lambda run=run: made.append(training.train(run, data, strategy, 0))))
+    (one, losses), (other, replayed) = made
+    apart = max((a - b).abs().max().item() for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    apart = max(apart, float((losses["loss"] - replayed["loss"]).abs().max()))
+    plain_ms, graph_ms = (1e3 * one / 200 for one in seconds)
+    yield "graph", apart <= 1e-5, f"apart by {apart:.1e}; {graph_ms:.2f} ms a step, plain {plain_ms:.2f}"
+
+
 def stepper(bench: Bench, of: training.TrainingData, name: str) -> Callable[[int], None]:
     """A call that trains for so many steps."""
     batch, queue_size = (64, 128) if bench.small else (512, 4_096)
@@ -452,7 +468,7 @@ def whole_run(bench: Bench) -> Lines:
 
 
 CHECKS = (
-    strategies, trainings, curves, steps, retrieval, tables, there_and_back, photos, whole_run,
+    strategies, trainings, curves, steps, graph, retrieval, tables, there_and_back, photos, whole_run,
 )  # fmt: skip
 
 

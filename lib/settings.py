@@ -194,6 +194,7 @@ class Training(_Group):
     location_encoder: Literal["scratch", "geoclip"] = _entry("scratch", "geoclip: the package's weights")
     image_head: Literal["scratch", "geoclip"] = _entry("scratch", "geoclip: the package's (CLIP ViT-L/14)")
     precision: Precision = _entry("auto", "arithmetic of the training step")
+    cuda_graph: bool = _entry(False, "replay the encoders as one CUDA graph; not tried on a card yet")
     validate_every: int = _entry(1, "epochs between validations", ge=1)
     parallel: Literal["trainings", "batches"] = _entry("trainings", "what several processes share out")
     variants: dict[Name, dict[str, Any]] = _entry({}, "name -> its own settings of training, and `strategy`")
@@ -214,6 +215,8 @@ class Training(_Group):
                 self.own(name)
             except ValidationError as error:
                 raise ValueError(_problem(error.errors()[0], "training", "variants", name)) from None
+        if self.cuda_graph and self.parallel == "batches":
+            raise ValueError("training.cuda_graph needs training.parallel=trainings")
         if self.frequencies != "geoclip" and self.location_encoder == "geoclip":
             raise ValueError("training.frequencies must be geoclip where location_encoder is geoclip")
         if isinstance(self.frequencies, list) and (len(self.frequencies) != 3 or min(self.frequencies) <= 0):

@@ -27,7 +27,7 @@ from lib.method.errors import BundleError
 from lib.method.loss import SemivariogramLoss
 from lib.method.model import GeoCLIP
 from lib.runs.machine import find_device, machine
-from lib.settings import PROJECT
+from lib.settings import PROJECT, SettingsError
 from lib.train import gallery, training
 from tests.conftest import fitted
 
@@ -84,6 +84,38 @@ def test_a_step_has_all_it_needs_on_the_card_and_waits_for_nothing(name, with_fe
             batch = data.batch(1, rows, slice(0, 8), CARD)
             loss, _ = training.loss_of_batch(model, queue, data, batch, loss_of, run, noise)
     assert loss.requires_grad and loss.device.type == "cuda" and len(queue) == 16 and copies.blocking == 0
+
+
+def test_the_graph_is_replayed_once_the_queue_is_full(fake, make_run, monkeypatch):
+    settings, replayed = make_run("training.batch_size=8", "training.queue_size=16").settings, []
+    run = SimpleNamespace(settings=settings, autocast=lambda _: torch.autocast("cpu"), device=CARD)
+
+    def captured(module, samples):
+        plain, shapes = module.forward, [one.shape for one in samples]
+        module.forward = lambda *given: (
+            replayed.append([one.shape for one in given] == shapes) or plain(*given)
+        )
+        assert not torch.is_autocast_cache_enabled()
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", captured)
+    with CARD:
+        model = GeoCLIP(8)
+    training._capture(model, run, 8, 8 + 16)
+    data, queue = on_card(True), training.Queue.empty(16, 8, CARD)
+    loss_of, noise = SemivariogramLoss(fitted(), "infonce").to(CARD), generator(0, "noise")
+    for step, rows in enumerate(np.split(np.arange(32), 4)):
+        assert len(replayed) == max(0, step - 2), "the first two steps meet a queue that is not full"
+        batch = data.batch(1, rows, slice(0, 8), CARD)
+        training.loss_of_batch(model, queue, data, batch, loss_of, run, noise)
+    assert replayed == [True, True] and torch.is_autocast_cache_enabled()
+
+
+def test_a_graph_needs_a_gpu_and_a_process_of_its_own(make_run):
+    run = make_run("training.cuda_graph=true")
+    with pytest.raises(BundleError, match="cuda_graph needs a GPU, and device is cpu"):
+        training._capture(GeoCLIP(8), run, 8, 24)
+    with pytest.raises(SettingsError, match="cuda_graph needs training.parallel=trainings"):
+        make_run("training.cuda_graph=true", "training.parallel=batches")
 
 
 @pytest.mark.parametrize(("processes", "cards", "fits"), [(1, 1, True), (2, 1, False), (2, 2, True)])

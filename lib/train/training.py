@@ -230,6 +230,25 @@ def _begun(data: TrainingData, settings: Training, seed: int) -> GeoCLIP:
     return model
 
 
+def _capture(model: GeoCLIP, run: Run, photos: int, places: int) -> None:
+    """Let ``model`` replay a CUDA graph for so many photos and ``places``: a batch and the full queue. Before
+    the queue is full it runs as ever.
+
+    Raises:
+        BundleError: the run's device is no GPU.
+    """
+    device, plain = run.device, model.forward
+    if device.type != "cuda":
+        raise BundleError(f"training.cuda_graph needs a GPU, and device is {device.type}")
+    samples = (torch.zeros(photos, len(model.feature_mean), device=device),
+               torch.zeros(places, 2, device=device))  # fmt: skip
+    with run.autocast(run.settings.training.precision):
+        torch.set_autocast_cache_enabled(False)  # weights that were cast once would never change
+        torch.cuda.make_graphed_callables(model, samples)
+    replayed = model.forward
+    model.forward = lambda seen, noisy: (replayed if len(noisy) == places else plain)(seen, noisy)
+
+
 def _refuse_not_finite(
     run: Run, data: TrainingData, where: str, taken: Sequence[np.ndarray], losses: list[torch.Tensor]
 ) -> None:
@@ -252,8 +271,12 @@ def _refuse_not_finite(
 
 
 def _shared_encoder(model: GeoCLIP, run: Run, batch_size: int) -> DistributedDataParallel | None:
-    """``model`` as the ranks run it together, averaging gradients; None where each trains for itself."""
+    """``model`` as the ranks run it together, averaging gradients; None where each trains for itself, by a
+    CUDA graph if the settings say so."""
+    settings = run.settings.training
     if not _is_shared(run):
+        if settings.cuda_graph:
+            _capture(model, run, batch_size, batch_size + settings.queue_size)
         return None
     if batch_size % ranks.count():
         said = f"a batch of {batch_size} cannot be shared out among {ranks.count()} processes"
