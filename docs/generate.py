@@ -293,11 +293,12 @@ def study_table(study: str, name: str) -> pd.DataFrame:
 
 
 def of_arm(arm: str) -> str:
-    """A strategy and whose frequencies it has; *tuned*: its learning rate was searched at 16 epochs."""
+    """A strategy and whose frequencies it has; *tuned*: its learning rate was searched at 16 epochs;
+    *equal*: it has the learning rate and the temperature of what it is compared with."""
     name, _, kind = arm.partition(" ")
-    kind = kind.removesuffix("_tuned")
+    kind, _, how = kind.rpartition("_") if kind.endswith(("_tuned", "_equal")) else (kind, "", "")
     whose = "" if kind in {"geoclip", ""} else f", {(WHOSE | MORE)[kind]} frequencies"
-    return f"`{name}`{whose}{' *tuned*' if arm.endswith('_tuned') else ''}"
+    return f"`{name}`{whose}{f' *{how}*' if how else ''}"
 
 
 def contrasts_of(study: str, name: str) -> str:

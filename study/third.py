@@ -35,7 +35,7 @@ from lib.train import curve
 from lib.train.data import TrainingData
 from study import second, sharper
 from study.second import TEST, VALIDATION, Changes, Trial
-from study.third_kept import CONTRASTS, DRAWS, KEPT, MARGIN, NEAREST, PREDICTIONS
+from study.third_kept import CONTRASTS, DRAWS, KEPT, MARGIN, NEAREST, PREDICTIONS, QUESTION
 
 CHOSEN = PROJECT / "study" / "third.json"
 """Settings of each arm, as ``tune`` chose them."""
@@ -284,14 +284,17 @@ def scaling() -> None:
 
 def tune_alike(run: Run) -> dict[str, Changes]:
     """Settings of the arms ``ALIKE`` after a search of their learning rate and a second one of their
-    temperature: arm ``X_tuned`` -> settings; those that stay as they were are left out."""
+    temperature: arm ``X_tuned`` -> settings; those that stay as they were are left out. And ``infonce`` with
+    the rate and the temperature of ``semivariogram``: whatever the loss is, the score's choice is no part."""
     tries, found = Tries(run, "tries_alike"), {}
     for arm in ALIKE:
         before = chosen()[arm]
         own = climb(tries, arm, before, "learning_rate", RATES, before["learning_rate"])
         own = climb(tries, arm, own, "temperature", TEMPERATURES, own["temperature"])
         found |= {f"{arm}_tuned": own} if own != before else {}
-    return found
+    idea, plain = (chosen()[arm] | found.get(f"{arm}_tuned", {}) for arm in QUESTION)
+    same = {name: idea[name] for name in ("learning_rate", "temperature")}
+    return found | {f"{QUESTION[1]}_equal": plain | same}
 
 
 def alike() -> None:

@@ -55,6 +55,7 @@ EXPLORED = (
 """Contrasts that were not planned as primary."""
 TUNED_ALIKE = (
     QUESTION,
+    (QUESTION[0], f"{QUESTION[1]}_equal"),
     *((f"{MARGIN} places", f"{MARGIN} {kind}") for kind in ("geoclip", "curve", "hand_set")),
     ("infonce places", "infonce geoclip"),
     ("infonce places", "infonce hand_set"),
@@ -229,7 +230,9 @@ def tables() -> None:
         if errors["draw"].nunique() < len(DRAWS[world]):
             continue
         own = errors[~errors["arm"].astype(str).str.contains(r" (?:\d+|longer)$")]
-        planned = [arm for arm in own["arm"].unique() if arm != NEAREST and not arm.endswith("_tuned")]
+        planned = [
+            arm for arm in own["arm"].unique() if arm != NEAREST and not arm.endswith(("_tuned", "_equal"))
+        ]
         whole = whole_seeds(own, planned)  # a seed that is under way would stand in some rows alone
         own = own[own["seed"].isin(whole) | (own["arm"] == NEAREST)]
         primary = contrasts(world, own, CONTRASTS)
