@@ -196,9 +196,8 @@ def expect() -> str:
     share = accuracies().loc["test", "acc_200km"]
     text = (
         f"The first run takes {minutes} minutes on two recent CPU cores, up to twice that on older ones, and "
-        f"before it 2 to 5 for the environment (7 GB; results take 0.5). Expect {share['infonce']} % of the "
-        f"random windows within 200 km with GeoCLIP's loss, {share['margin_frequencies']} % with margin + "
-        "scales."
+        f"before it 2 to 5 for the environment (7 GB; results take 0.5). Expect the table below: "
+        f"{share['infonce']} % in its first cell."
     )
     return textwrap.fill(text, 100)
 
@@ -222,11 +221,11 @@ def findings() -> str:
         f"study, {tuned} in the next, with its range tuned. An equal push on all wrong places, without any "
         f"semivariogram, gained {points(100 * push)} in the former. **Far from them it is undecided**: "
         f"{far} in one, {later} in the next (held out, 2,500 km).\n"
-        f"* **What gains most near by** are scales that fit the training places: {scales} points (random, "
-        "200 km) in the run below. Far away they gain nothing.\n"
+        f"* **Scales that fit the training places** add {scales} points on random windows (200 km, table "
+        "below), more than any loss. Held out they add nothing.\n"
         f"* **No training at all**: the place of the most alike training window is within 200 km for "
-        f"{share['nearest_neighbour']} % of random windows, and ahead of all that was trained within 100 "
-        "km. Held out, within 2,500 km, it is behind all."
+        f"{share['nearest_neighbour']} % of random windows. Within 100 km it beats all trained rows; held "
+        "out, within 2,500 km, none."
     )
     return "\n".join(textwrap.fill(one, 100, subsequent_indent="  ") for one in text.split("\n"))
 
@@ -242,7 +241,9 @@ def all_radii() -> str:
     rows = []
     for split, title in SPLITS.items():
         rows.append((f"**{title}**", *[""] * len(columns)))
-        rows += [(label(name), *row[columns]) for name, row in values.loc[split].iterrows()]
+        for name, row in values.loc[split].iterrows():
+            also = "" if name in BOUNDS else f", {plain(name)}"
+            rows.append((f"{label(name)}{also}", *row[columns]))
     return table(by_radius("median"), rows)
 
 
