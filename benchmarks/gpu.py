@@ -298,33 +298,52 @@ def steps(bench: Bench) -> Lines:
             count = bench.size(3, 60)
             milliseconds = 1e3 * bench.seconds(partial(some, count)) / count
             waits = waits_of(bench, partial(some, 4)) / 4
-            said = f"{milliseconds:.2f} ms a step"
+            said = f"{milliseconds:.2f} ms a step, {bench.run().arithmetic('auto')}"
             yield f"step-{name}-{where}", True, said
             yield f"waits-{name}-{where}", None if bench.small else waits == 0, f"{waits:g} a step"
 
 
 def graph(bench: Bench) -> Lines:
-    """200 steps with the encoders as a CUDA graph: losses and weights of the plain loop, and its time."""
+    """200 steps with the encoders as a CUDA graph against two plain trainings; then the time of a step."""
     bench.needs_card()
     data, strategy = photos_of(5_376, bench.device), negatives.get("semivariance_margin")
-    made, seconds = [], []
-    for is_graph in (False, True):
-        changes = ["batch_size=512", "queue_size=1024", "epochs=20", "validate_every=20"]
-        run = bench.run(*(f"training.{one}" for one in [*changes, f"cuda_graph={is_graph}"]))
-        seconds.append(bench.seconds(lambda run=run: made.append(training.train(run, data, strategy, 0))))
-    (one, losses), (other, replayed) = made
-    apart = max((a - b).abs().max().item() for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    apart = max(apart, float((losses["loss"] - replayed["loss"]).abs().max()))
-    plain_ms, graph_ms = (1e3 * one / 200 for one in seconds)
-    yield "graph", apart <= 1e-5, f"apart by {apart:.1e}; {graph_ms:.2f} ms a step, plain {plain_ms:.2f}"
+    for precision in ("float32", "auto"):
+        made = []
+        for is_graph in (False, True, False):
+            changes = [
+                f"precision={precision}",
+                f"cuda_graph={is_graph}",
+                "batch_size=512",
+                "queue_size=4096",
+            ]
+            run = bench.run(*(f"training.{one}" for one in [*changes, "epochs=20", "validate_every=20"]))
+            made.append(training.train(run, data, strategy, 0))
+        plain, replayed, again = ([*one.parameters(), torch.tensor(told["loss"])] for one, told in made)
+        apart, by_itself = (
+            max((a - b).abs().max().item() for a, b in zip(plain, other, strict=True))
+            for other in (replayed, again)
+        )
+        yield f"graph-{precision}", apart <= 1e-5, f"apart by {apart:.1e}, two plain ones by {by_itself:.1e}"
+    seconds = []
+    for is_graph in (False, True, False):
+        some = stepper(bench, data, "semivariance_margin", is_graph)
+        some(20)
+        seconds.append(bench.seconds(partial(some, 60)))
+    before, with_graph, after = (1e3 * one / 60 for one in seconds)
+    yield "graph-step", with_graph <= 3.0, f"{with_graph:.2f} ms a step; plain {before:.2f}, {after:.2f}"
 
 
-def stepper(bench: Bench, of: training.TrainingData, name: str) -> Callable[[int], None]:
-    """A call that trains for so many steps."""
+def stepper(
+    bench: Bench, of: training.TrainingData, name: str, is_graph: bool = False
+) -> Callable[[int], None]:
+    """A call that trains for so many steps, in the precision of the profiles for GPUs."""
     batch, queue_size = (64, 128) if bench.small else (512, 4_096)
-    run = bench.run(f"training.batch_size={batch}", f"training.queue_size={queue_size}")
+    changes = (f"training.batch_size={batch}", f"training.queue_size={queue_size}")
+    run = bench.run(*changes, "training.precision=auto")
     strategy = negatives.get(name)
     model = checkpoints.initialise(0, of.frozen.mean.cpu(), 1.0, run.settings.training).to(bench.device)
+    if is_graph:
+        training.capture(model, run, batch, batch + queue_size)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
     queue = training.Queue.empty(queue_size, 768, bench.device)
     parameters = {one: getattr(run.settings.training, one) for one in strategy.parameters}

@@ -31,7 +31,7 @@ HEAD = "<!-- Made by docs/generate.py from the code: change it there. -->\n"
 SPLITS = {"test": "random split `test`", "test_blocked": "held-out cells `test_blocked`"}
 BOUNDS = ("ceiling", "chance")
 STARTING_S = 20
-"""What the kept ``quick`` took beside its notebooks, by the clock: 486 s in all."""
+"""What the kept ``quick`` took beside its notebooks, by the clock."""
 
 
 def table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:

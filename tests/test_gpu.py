@@ -90,17 +90,17 @@ def test_the_graph_is_replayed_once_the_queue_is_full(fake, make_run, monkeypatc
     settings, replayed = make_run("training.batch_size=8", "training.queue_size=16").settings, []
     run = SimpleNamespace(settings=settings, autocast=lambda _: torch.autocast("cpu"), device=CARD)
 
-    def captured(module, samples):
+    def captured(module, samples, allow_unused_input):
         plain, shapes = module.forward, [one.shape for one in samples]
         module.forward = lambda *given: (
             replayed.append([one.shape for one in given] == shapes) or plain(*given)
         )
-        assert not torch.is_autocast_cache_enabled()
+        assert allow_unused_input and not torch.is_autocast_cache_enabled()
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", captured)
     with CARD:
         model = GeoCLIP(8)
-    training._capture(model, run, 8, 8 + 16)
+    training.capture(model, run, 8, 8 + 16)
     data, queue = on_card(True), training.Queue.empty(16, 8, CARD)
     loss_of, noise = SemivariogramLoss(fitted(), "infonce").to(CARD), generator(0, "noise")
     for step, rows in enumerate(np.split(np.arange(32), 4)):
@@ -110,10 +110,19 @@ def test_the_graph_is_replayed_once_the_queue_is_full(fake, make_run, monkeypatc
     assert replayed == [True, True] and torch.is_autocast_cache_enabled()
 
 
+def test_of_what_a_graph_replays_only_the_temperature_has_no_part():
+    """torch refuses to capture a parameter that is not used, unless ``allow_unused_input`` says so."""
+    model = GeoCLIP(8)
+    named = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    outputs = [one.sum() for one in model(torch.rand(2, 8), torch.zeros(3, 2))]
+    found = torch.autograd.grad(outputs, [*named.values()], allow_unused=True)
+    assert [name for name, one in zip(named, found, strict=True) if one is None] == ["logit_scale"]
+
+
 def test_a_graph_needs_a_gpu_and_a_process_of_its_own(make_run):
     run = make_run("training.cuda_graph=true")
     with pytest.raises(BundleError, match="cuda_graph needs a GPU, and device is cpu"):
-        training._capture(GeoCLIP(8), run, 8, 24)
+        training.capture(GeoCLIP(8), run, 8, 24)
     with pytest.raises(SettingsError, match="cuda_graph needs training.parallel=trainings"):
         make_run("training.cuda_graph=true", "training.parallel=batches")
 

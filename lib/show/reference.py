@@ -13,6 +13,7 @@ from lib.evaluate.intervals import BASELINE, UNTRAINED
 from lib.runs import Run
 from lib.runs.provenance import FILE, read_provenance
 from lib.runs.run import REFERENCE
+from lib.settings import Settings
 from lib.train.metrics import COLUMNS
 
 OF_CURVE = {"nugget": 0.005, "partial_sill": 0.005, "range_km": 0.02}
@@ -31,8 +32,10 @@ def compare_with_reference(run: Run) -> tuple[pd.DataFrame, str]:
     folder, empty = REFERENCE / run.settings.profile, pd.DataFrame(columns=OF_REFERENCE)
     if not (folder / FILE).is_file():
         return empty, f"No reference run is kept for profile {run.settings.profile}."
-    kept, here = read_provenance(folder)["settings"], run.settings.model_dump(mode="json")
-    then, now = (pd.json_normalize(settings).iloc[0].to_dict() for settings in (kept, here))
+    kept = Settings.model_validate(read_provenance(folder)["settings"])  # a later setting has its default
+    then, now = (
+        pd.json_normalize(one.model_dump(mode="json")).iloc[0].to_dict() for one in (kept, run.settings)
+    )
     names = sorted({*then, *now} - OF_PLACE)
     if differing := [name for name in names if then.get(name) != now.get(name)]:
         named = ", ".join(differing[:3]) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")

@@ -230,7 +230,7 @@ def _begun(data: TrainingData, settings: Training, seed: int) -> GeoCLIP:
     return model
 
 
-def _capture(model: GeoCLIP, run: Run, photos: int, places: int) -> None:
+def capture(model: GeoCLIP, run: Run, photos: int, places: int) -> None:
     """Let ``model`` replay a CUDA graph for so many photos and ``places``: a batch and the full queue. Before
     the queue is full it runs as ever.
 
@@ -244,7 +244,7 @@ def _capture(model: GeoCLIP, run: Run, photos: int, places: int) -> None:
                torch.zeros(places, 2, device=device))  # fmt: skip
     with run.autocast(run.settings.training.precision):
         torch.set_autocast_cache_enabled(False)  # weights that were cast once would never change
-        torch.cuda.make_graphed_callables(model, samples)
+        torch.cuda.make_graphed_callables(model, samples, allow_unused_input=True)  # of the temperature
     replayed = model.forward
     model.forward = lambda seen, noisy: (replayed if len(noisy) == places else plain)(seen, noisy)
 
@@ -276,7 +276,7 @@ def _shared_encoder(model: GeoCLIP, run: Run, batch_size: int) -> DistributedDat
     settings = run.settings.training
     if not _is_shared(run):
         if settings.cuda_graph:
-            _capture(model, run, batch_size, batch_size + settings.queue_size)
+            capture(model, run, batch_size, batch_size + settings.queue_size)
         return None
     if batch_size % ranks.count():
         said = f"a batch of {batch_size} cannot be shared out among {ranks.count()} processes"
