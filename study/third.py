@@ -35,7 +35,7 @@ from lib.train import curve
 from lib.train.data import TrainingData
 from study import second, sharper
 from study.second import TEST, VALIDATION, Changes, Trial
-from study.third_kept import CONTRASTS, DRAWS, KEPT, MARGIN, NEAREST, PREDICTIONS, QUESTION
+from study.third_kept import CONTRASTS, DRAWS, KEPT, MARGIN, NEAREST, PREDICTIONS, PUSH, QUESTION
 
 CHOSEN = PROJECT / "study" / "third.json"
 """Settings of each arm, as ``tune`` chose them."""
@@ -284,8 +284,8 @@ def scaling() -> None:
 
 def tune_alike(run: Run) -> dict[str, Changes]:
     """Settings of the arms ``ALIKE`` after a search of their learning rate and a second one of their
-    temperature: arm ``X_tuned`` -> settings; those that stay as they were are left out. And ``infonce`` with
-    the rate and the temperature of ``semivariogram``: whatever the loss is, the score's choice is no part."""
+    temperature: arm ``X_tuned`` -> settings; those that stay as they were are left out. And, as ``X_equal``,
+    with the rate and temperature of ``semivariogram``: ``infonce``, and an equal push on all negatives."""
     tries, found = Tries(run, "tries_alike"), {}
     for arm in ALIKE:
         before = chosen()[arm]
@@ -294,7 +294,8 @@ def tune_alike(run: Run) -> dict[str, Changes]:
         found |= {f"{arm}_tuned": own} if own != before else {}
     idea, plain = (chosen()[arm] | found.get(f"{arm}_tuned", {}) for arm in QUESTION)
     same = {name: idea[name] for name in ("learning_rate", "temperature")}
-    return found | {f"{QUESTION[1]}_equal": plain | same}
+    push = climb(tries, PUSH, plain | same | {"strategy": "constant_offset", "beta": 4.0}, "beta", BETAS, 4.0)
+    return found | {f"{QUESTION[1]}_equal": plain | same, f"{PUSH}_equal": push}
 
 
 def alike() -> None:

@@ -53,9 +53,11 @@ EXPLORED = (
     *((f"{MARGIN} places", other) for other in ("infonce geoclip", NEAREST)),
 )
 """Contrasts that were not planned as primary."""
+PUSH = "constant_offset geoclip"
 TUNED_ALIKE = (
     QUESTION,
-    (QUESTION[0], f"{QUESTION[1]}_equal"),
+    *((one, f"{PUSH}_equal") for one in (QUESTION[0], f"{MARGIN} geoclip")),
+    (f"{PUSH}_equal", f"{QUESTION[1]}_equal"),
     *((f"{MARGIN} places", f"{MARGIN} {kind}") for kind in ("geoclip", "curve", "hand_set")),
     ("infonce places", "infonce geoclip"),
     ("infonce places", "infonce hand_set"),
@@ -237,7 +239,14 @@ def tables() -> None:
         own = own[own["seed"].isin(whole) | (own["arm"] == NEAREST)]
         primary = contrasts(world, own, CONTRASTS)
         made.setdefault("primary", []).append(primary.assign(p_holm=intervals.holm(primary["p_value"])))
-        question = [(*QUESTION, split, metric) for split in ("test", "test_blocked") for metric in COMPARED]
+        tuned = {arm: f"{arm}_tuned" for arm in own["arm"].unique() if f"{arm}_tuned" in set(own["arm"])}
+        idea, plain = (tuned.get(arm, arm) for arm in QUESTION)
+        question = [
+            (*pair, split, metric)
+            for pair in dict.fromkeys((QUESTION, (idea, plain), (idea, f"{QUESTION[1]}_equal")))
+            for split in ("test", "test_blocked")
+            for metric in COMPARED
+        ]
         radii = itertools.combinations(("acc_2500km", "acc_200km", "acc_25km"), 2)
         question += [(*QUESTION, "test", f"{one} - {other}") for one, other in radii]
         made.setdefault("papers_question", []).append(contrasts(world, own, question))
@@ -247,7 +256,6 @@ def tables() -> None:
             for split, metric in (("test", "acc_25km"), ("test", "acc_100km"), *ENDPOINTS)
         ]
         made.setdefault("exploratory", []).append(contrasts(world, own, explored))
-        tuned = {arm: f"{arm}_tuned" for arm in own["arm"].unique() if f"{arm}_tuned" in set(own["arm"])}
         alike = [
             (*(tuned.get(arm, arm) for arm in pair), split, metric)
             for pair in TUNED_ALIKE

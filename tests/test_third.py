@@ -56,9 +56,12 @@ def test_in_miniature_each_training_is_made_once_and_kept(
     told = third.kept()
     sizes = {f"{name} {kind} 48" for name in ("infonce", third.MARGIN) for kind in ("geoclip", "places")}
     whole = {f"{arm} longer" for pair in third_kept.CONTRASTS for arm in pair[:2]}
-    tuned = {f"{arm}_tuned" for arm in third.ALIKE} | {"infonce geoclip_equal"}
+    tuned = {f"{arm}_tuned" for arm in third.ALIKE} | {
+        "infonce geoclip_equal",
+        "constant_offset geoclip_equal",
+    }
     assert set(told["arm"]) - tuned == {*arms, *sizes, *whole, third.NEAREST}
-    assert "infonce geoclip_equal" in set(told["arm"]) and set(told["draw"]) == {211, 212}
+    assert "constant_offset geoclip_equal" in set(told["arm"]) and set(told["draw"]) == {211, 212}
     assert (told.groupby(["arm", "draw", "seed"], observed=True).size() == 70).all()
     whole = pd.read_csv(third.KEPT / "third_curves_by_fit.csv")
     assert len(whole) == 8 and whole["nugget"].nunique() > 1
