@@ -470,7 +470,7 @@ def the_curve() -> str:
         ("total variance", "**sill** $n + c$", f"{fit['nugget'] + fit['partial_sill']:.3f}"),
         ("length scale", "**length scale** $\\ell$", length),
         ("kernel family", f"**family**: {families}", f"{fit['family']}, exponent {fit['exponent']:.3f}"),
-        ('"far enough to be independent"', "**range** $\\rho$", f"{fit['range_km']:,.0f} km, by its slope"),
+        ('"far enough to be independent"', "**range** $\\rho$", f"{fit['range_km']:,.0f} km, at 95 % of the sill"),
     ]
     return table(("machine learning", "geostatistics", "here, `semivariogram.json` of `quick`"), rows)
 

@@ -154,12 +154,12 @@ class Semivariogram(_Group):
     family: Family = "Stable"
     metric: Literal["planar", "sphere"] = _entry("planar", "on radians (author code), or GSTools latlon=True")
     weights: Literal["none", "pairs", "cressie", "pairs_by_h2"] = _entry(
-        "none", "of the lags: none, pairs N, N / gamma(h)^2 (Cressie), N / h^2"
+        "cressie", "of the lags: none (author code), pairs N, N / gamma(h)^2 (Cressie), N / h^2"
     )
     lag_width_rad: float = _entry(0.001, "width of a lag, radians (0.001: 6.37 km)", ge=1e-5, le=0.5)
     min_lag_rad: float = _entry(0.0, "shortest lag of the fit, radians", ge=0, lt=3)
     max_lag_rad: float = _entry(3.141592653589793, "longest lag, radians", gt=0, le=3.141592653589794)
-    range_rule: Literal["slope", "sill95"] = _entry("slope", "d gamma/dh < 0.01 per rad, or 95 % of the sill")
+    range_rule: Literal["slope", "sill95"] = _entry("sill95", "95 % of the sill, or slope: below 0.01 a radian")
     max_photos: int = _entry(50_000, "of more training photos, this many are drawn at random", ge=2)
     seed: Seed = _entry(0, "seed of that draw")
 

@@ -53,7 +53,7 @@ class TestOverrides:
     def test_what_is_set_for_all_counts_for_every_strategy_and_what_is_set_for_one_counts_more(self) -> None:
         training = load("quick", ["training.beta=4"]).training
         assert {training.own(name)[1].beta for name in training.strategies} == {4.0}
-        assert training.own("semivariogram")[1].alpha == 0.125  # as in the profile
+        assert training.own("semivariogram")[1].alpha == 0.5  # as in the profile
         training = load("quick", ["training.variants.decayed.beta=5", "training.beta=4"]).training
         assert (training.own("decayed")[1].beta, training.own("semivariance_margin")[1].beta) == (5.0, 4.0)
 

@@ -130,7 +130,7 @@ def fit_semivariogram(
 
 def fit(
     empirical: EmpiricalSemivariogram, *, family: str = "Stable", metric: str = "planar",
-    weights: str = "none", range_rule: str = "slope", min_lag_rad: float = 0.0,
+    weights: str = "cressie", range_rule: str = "sill95", min_lag_rad: float = 0.0,
     max_lag_rad: float = math.pi, **about: str | bool | int,
 ) -> FittedSemivariogram:  # fmt: skip
     """Least-squares fit of a GSTools model with nugget to the lag means.
@@ -141,6 +141,7 @@ def fit(
     Args:
         weights: of the lags: ``none`` (author code), ``pairs`` (their number N), ``cressie`` (N / gamma(h)^2,
             Cressie 1985) or ``pairs_by_h2`` (N / h^2, as gstat does by default).
+        range_rule: ``sill95``, where 95 % of the sill is reached, or ``slope`` (author code).
         min_lag_rad, max_lag_rad: shorter and longer lags are left out.
         about: backbone, centred, photos: kept with the curve.
 
