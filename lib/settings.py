@@ -159,7 +159,9 @@ class Semivariogram(_Group):
     lag_width_rad: float = _entry(0.001, "width of a lag, radians (0.001: 6.37 km)", ge=1e-5, le=0.5)
     min_lag_rad: float = _entry(0.0, "shortest lag of the fit, radians", ge=0, lt=3)
     max_lag_rad: float = _entry(3.141592653589793, "longest lag, radians", gt=0, le=3.141592653589794)
-    range_rule: Literal["slope", "sill95"] = _entry("sill95", "95 % of the sill, or slope: below 0.01 a radian")
+    range_rule: Literal["slope", "sill95"] = _entry(
+        "sill95", "95 % of the sill, or slope: below 0.01 a radian"
+    )
     max_photos: int = _entry(50_000, "of more training photos, this many are drawn at random", ge=2)
     seed: Seed = _entry(0, "seed of that draw")
 
