@@ -154,6 +154,7 @@ def test_the_line_through_the_smaller_sizes_predicts_the_largest() -> None:
                 near = np.arange(10_000) < round(10_000 * share)
                 rows.append(pd.DataFrame({"split": "test", "seed": 10, "draw": draw, "arm": name,
                                           "error_km": np.where(near, 50.0, 900.0)}))  # fmt: skip
+    rows.append(rows[-1].assign(seed=0, arm=third_kept.NEAREST))  # untrained, of no seed
     table = third_kept.scaling(pd.concat(rows)).set_index(["contrast", "metric", "photos"])["difference"]
     table = table.sort_index()
     margin = table["margin, geoclip", "acc_200km"]
