@@ -59,7 +59,7 @@ TUNED_ALIKE = (
     *((one, f"{PUSH}_equal") for one in (QUESTION[0], f"{MARGIN} geoclip")),
     (f"{PUSH}_equal", f"{QUESTION[1]}_equal"),
     *((f"{MARGIN} places", f"{MARGIN} {kind}") for kind in ("geoclip", "curve", "hand_set")),
-    ("infonce places", "infonce geoclip"),
+    ("infonce places", f"{QUESTION[1]}_equal"),
     ("infonce places", "infonce hand_set"),
 )
 """Contrasts of arms of which each had its learning rate and its temperature tuned at 16 epochs."""
@@ -236,20 +236,17 @@ def tables() -> None:
         planned = [
             arm for arm in own["arm"].unique() if arm != NEAREST and not arm.endswith(("_tuned", "_equal"))
         ]
-        whole = whole_seeds(own, planned)  # a seed that is under way would stand in some rows alone
-        own = own[own["seed"].isin(whole) | (own["arm"] == NEAREST)]
+        seeds = whole_seeds(own, planned)  # a seed that is under way would stand in some rows alone
+        own = own[own["seed"].isin(seeds) | (own["arm"] == NEAREST)]
         primary = contrasts(world, own, CONTRASTS)
         made.setdefault("primary", []).append(primary.assign(p_holm=intervals.holm(primary["p_value"])))
         tuned = {arm: f"{arm}_tuned" for arm in own["arm"].unique() if f"{arm}_tuned" in set(own["arm"])}
         idea, plain = (tuned.get(arm, arm) for arm in QUESTION)
-        question = [
-            (*pair, split, metric)
-            for pair in dict.fromkeys((QUESTION, (idea, plain), (idea, f"{QUESTION[1]}_equal")))
-            for split in ("test", "test_blocked")
-            for metric in COMPARED
-        ]
+        pairs = dict.fromkeys((QUESTION, (idea, plain), (idea, f"{QUESTION[1]}_equal")))
+        whole = [(split, metric) for split in ("test", "test_blocked") for metric in COMPARED]
         radii = itertools.combinations(("acc_2500km", "acc_200km", "acc_25km"), 2)
-        question += [(*QUESTION, "test", f"{one} - {other}") for one, other in radii]
+        whole += [("test", f"{one} - {other}") for one, other in radii]
+        question = [(*pair, *one) for pair, one in itertools.product(pairs, whole)]
         made.setdefault("papers_question", []).append(contrasts(world, own, question))
         explored = [
             (*pair, split, metric)
