@@ -62,7 +62,8 @@ TUNED_ALIKE = (
     ("infonce places", f"{QUESTION[1]}_equal"),
     ("infonce places", "infonce hand_set"),
 )
-"""Contrasts of arms of which each had its learning rate and its temperature tuned at 16 epochs."""
+"""Contrasts of arms of which each had its learning rate and its temperature tuned at 16 epochs, or has the
+other's (``_equal``)."""
 SIZES = (1_500, 3_000, 6_000, 12_000, 24_000)
 Errors = dict[str, np.ndarray]
 

@@ -135,8 +135,8 @@ def fit(
 ) -> FittedSemivariogram:  # fmt: skip
     """Least-squares fit of a GSTools model with nugget to the lag means.
 
-    Where GSTools' own search fails, or its curve explains less than half, a search over shapes and length
-    scales takes its place, with lags weighted by their pairs; ``family`` and ``weights`` then say so.
+    Where GSTools' own search fails, or its curve of unweighted lags explains less than half, a search over
+    shapes and length scales takes its place, with lags weighted by pairs; ``family`` and ``weights`` say so.
 
     Args:
         weights: of the lags: ``none`` (author code), ``pairs`` (their number N), ``cressie`` (N / gamma(h)^2,
@@ -148,7 +148,8 @@ def fit(
     Raises:
         BundleError: fewer than 5 lags; as NoRise: no rising curve beats a constant.
 
-    Source: author code, ``Stable(dim=2)`` on radians, unweighted; plain squares and the rest are ours.
+    Source: author code, ``Stable(dim=2)`` on radians, with weights ``none`` and range rule ``slope``; plain
+    squares and the rest are ours.
     """
     for name, value in zip(CHOICES, (family, metric, weights, range_rule), strict=True):
         if value not in CHOICES[name]:
