@@ -53,8 +53,9 @@ print(getattr(sys, '_base_executable', sys.executable))" 2>/dev/null && return
 
 refuse_what_is_not_ours() {
   owner='' advice='let SEMIVARIOGRAM_ENV name another folder'
+  there=$(ls -A "$environment" || echo closed)  # before the log is looked for, which another set-up may write at any moment
   if [ -f "$log" ]; then read -r owner <"$log" || true
-  elif [ -n "$(ls -A "$environment" || echo closed)" ]; then
+  elif [ -n "$there" ]; then
     fail "$environment was not made by this script${passed_over:+ ($passed_over)}; $advice"
   fi
   [ "$owner" = "$checkout" ] || [ ! -e "$owner/setup_environment.sh" ] ||

@@ -356,11 +356,19 @@ def test_a_missing_python_or_venv_is_a_sentence(checkout):
 
 
 def test_of_two_set_ups_at_the_same_time_one_waits_for_the_other(checkout):
-    both = [checkout.start(FAKE_SECONDS="0.3") for _ in range(2)]
+    both = [checkout.start(FAKE_SECONDS="1") for _ in range(2)]
     errors = "".join(process.communicate(timeout=15)[1] for process in both)
     assert [process.returncode for process in both] == [0, 0]
     assert checkout.calls() == ["venv", "pip"]
     assert [errors.count(word) for word in (" created ", " reused ", " waiting for ")] == [1, 1, 1]
+
+
+def test_a_set_up_that_begins_its_log_while_another_looks_is_taken_for_ours(checkout):
+    checkout.stub(
+        "ls",
+        f'#!/bin/sh\n: >"{checkout.environment}/semivariogram-setup.log"\nexec {shutil.which("ls")} "$@"\n',
+    )
+    assert checkout.run()[0] == 0 and checkout.calls() == ["venv", "pip"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
