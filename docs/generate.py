@@ -82,16 +82,22 @@ def settings_page() -> str:
         "# Settings",
         "A profile (`notebooks/profiles/*.yaml`) names what differs from these defaults; "
         "`--set group.key=value` overrides single entries. An unknown key or an impossible value is refused "
-        "with the file, the key and what would be valid. `training.variants` are settings of one strategy.",
+        "with the file, the key and what would be valid. Relative paths are relative to the project.",
+        "`training.variants` are settings of one strategy and count before those of `training`. "
+        "`--set training.beta=4` is for every strategy: it removes their own `beta`. For one alone: "
+        "`--set training.variants.margin_frequencies.beta=4`.",
     ]
-    for group, model in settings.GROUPS.items():
-        title = f"`{group}`"
+    whole = {"of the whole run": settings.Settings}
+    for group, model in (whole | settings.GROUPS).items():
+        title = f"`{group}`" if group not in whole else "Of the whole run, in no group"
         if "name" in model.model_fields and group != "backbone":
             title = f"`dataset`: `{group}`"
         schema = model.model_json_schema()
         parts.append(f"## {title}\n\n{paragraph(inspect.getdoc(model))}")
         rows = []
         for key, one in schema["properties"].items():
+            if key in {"profile", "dataset", *settings.GROUPS}:
+                continue
             default = cell(f"`{json.dumps(one['default'], ensure_ascii=False)}`")
             what = cell(allowed(one, schema.get("$defs", {})))
             rows.append((f"`{key}`", what, default, cell(one.get("description", ""))))
@@ -369,9 +375,14 @@ def third_shares() -> str:
     found = study_table("third", "shares")
     share = found["settings"].map(lambda text: json.loads(text)["nyquist_share"])
     world = found["world"].map(lambda name: "shaded relief" if "relief" in name else "Blue Marble")
-    wide = found.assign(share=share, name=world + ", " + found["photos"].map("{:,}".format))
-    values = 100 * wide.pivot(index="name", columns="share", values="validation_200km")
-    rows = [(name, *(points(value, sign=False) for value in row)) for name, row in values.iterrows()]
+    wide = found.assign(share=share, name=world).pivot(
+        index=["name", "photos"], columns="share", values="validation_200km"
+    )
+    values = 100 * wide.sort_index()
+    rows = [
+        (f"{name}, {photos:,}", *(points(value, sign=False) for value in row))
+        for (name, photos), row in values.iterrows()
+    ]
     return table(("photos", *(f"1/{1 / one:.0f}" if one < 1 else "1" for one in values.columns)), rows)
 
 

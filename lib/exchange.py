@@ -89,6 +89,7 @@ def export(run: Run, folder: Path, strategy: str | None = None, seed: int = 0) -
     """Write both releases of a run's model to ``folder``, by default of its best strategy on validation.
     BundleError: the model is not on 768 features; only its location encoder is written then."""
     strategy = strategy or training.best_strategy(run)[0]
+    training.check_trained(run, strategy, seed)
     print(f"strategy {strategy}, seed {seed}")
     training.train_job(training.Job.of(run, strategy, seed))
     trained, text = checkpoints.load(run.checkpoint(strategy, seed)), card(run, strategy, seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import io
+import json
 import os
 import subprocess
 import sys
@@ -90,11 +91,13 @@ def _pictures_and_pages(run: Run) -> dict[Path, Signature]:
 
 def _needs_of(notebook: Path, run: Run, stages: Sequence[str]) -> dict[str, Any]:
     """What an executed notebook depends on; ``stages`` are those whose results it read."""
-    cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
-    python = "\n".join(line for cell in cells for line in cell.splitlines() if not line.startswith("%"))
+    cells = nbformat.read(notebook, as_version=4).cells  # what a person's outputs were does not matter
+    source = [(cell.cell_type, cell.source, cell.metadata.get("tags")) for cell in cells]
+    lines = "\n".join(text for kind, text, _ in source if kind == "code").splitlines()
+    python = "\n".join(line for line in lines if not line.startswith("%"))
     templates = sorted((PROJECT / "lib" / "show" / "templates").iterdir())
     settings = code.needs_of_source(python) | {
-        "source": code.sha256(notebook.read_text(encoding="utf-8")),
+        "source": code.sha256(json.dumps(source)),
         "templates": code.sha256("".join(path.read_text(encoding="utf-8") for path in templates)),
         "settings": run.settings.model_dump(mode="json"),
         "arithmetic": run.arithmetic(run.settings.training.precision),

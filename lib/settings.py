@@ -140,7 +140,9 @@ class Backbone(_Group):
     revision: str | None = _entry(None, "commit of the hub's checkpoint; null: the registered one")
     image_px: int | None = _entry(None, "side of the input; null: the backbone's own", ge=32, le=1_024)
     batch_size: int = _entry(64, "photos a forward pass", ge=1)
-    workers: int | None = _entry(0, "processes that decode; 0: the main one; null: one a core", ge=0)
+    workers: int | None = _entry(
+        0, "processes that decode, on Linux; 0: the main one; null: one a core", ge=0
+    )
     shard_size: int = _entry(2_048, "photos a block: a stopped extraction keeps whole blocks", ge=1)
     precision: Precision | Literal["float16"] = _entry("auto", "arithmetic of the forward pass")
     views: int = _entry(1, "V > 1: V augmented views a training photo, besides the plain one", ge=1, le=100)
@@ -188,7 +190,7 @@ class Training(_Group):
     frequencies: Annotated[Literal[_FREQUENCIES] | list[float], _NAME_OR_LIST] = _entry(
         "geoclip", "of the location encoder: GeoCLIP's, by the training places, by the curve, or three sigmas"
     )
-    nyquist_share: float = _entry(1 / 3, "places: largest frequency, share of the Nyquist frequency", gt=0)
+    nyquist_share: float = _entry(0.25, "places: largest frequency, share of the Nyquist frequency", gt=0)
     temperature: float | None = _entry(None, "fixed temperature 1 / exp(s); null: learned", gt=0, le=1)
     photos: Count | None = _entry(None, "this many training photos, drawn at random; null: all")
     batch_noise_m: float = _entry(150.0, "position noise on the batch, metres", ge=0)
@@ -304,7 +306,8 @@ def load(profile: str | Path = "quick", overrides: Sequence[str] = ()) -> Settin
         raise SettingsError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     given = [(override.partition("=")[0].strip().split("."), override) for override in overrides]
     # the choice of a data set clears its other keys; what counts for all trainings clears their own values
-    given.sort(key=lambda one: 0 if one[0] in (["dataset"], ["dataset", "name"]) else len(one[0]))
+    chosen = [[group, *name] for group in ("dataset", "backbone") for name in ([], ["name"])]
+    given.sort(key=lambda one: 0 if one[0] in chosen else len(one[0]))
     for key, override in given:
         _apply(values, key, override)
     if isinstance(values.setdefault("dataset", {}), dict):
@@ -342,8 +345,10 @@ def _apply(values: dict[str, Any], key: list[str], override: str) -> None:
         if not isinstance(values.get(group), dict):
             values[group] = {}
         values = values[group]
-    if last == "name" and groups == ["dataset"] and values.get("name") != value:
-        values.clear()  # another data set has other keys: the profile's would be errors
+    if last == "name" and groups in (["dataset"], ["backbone"]) and values.get("name") != value:
+        # another data set has other keys: the profile's would be errors; another backbone its own size
+        for name in [*values] if groups == ["dataset"] else ("image_px", "revision"):
+            values.pop(name, None)
     variants = values.get("variants") if groups == ["training"] else None
     for own in variants.values() if isinstance(variants, dict) else ():
         if isinstance(own, dict):

@@ -53,7 +53,8 @@ ASKED = (
 )
 SECONDS_A_TRAINING = 45
 """Of the third study, on two cores."""
-PROTOCOL = {"epochs", "batch_size", "queue_size", "optimizer", "schedule", "weight_decay", "precision"}
+PROTOCOL = {"epochs", "batch_size", "queue_size", "optimizer", "schedule", "weight_decay", "precision",
+            "nyquist_share"}  # fmt: skip
 SAMPLE = 8
 """So many photos, and so many of their features, tell features of another kind."""
 
@@ -156,7 +157,8 @@ def quick(idea: Idea) -> pd.DataFrame:
     known = pd.read_parquet(KEPT / "predictions.parquet").astype({"id": str, "split": str, "strategy": str})
     if idea.strategy in set(known["strategy"]):
         raise BundleError(f"there is a kept strategy {idea.strategy!r}; give yours a name of its own")
-    ours = errors_of(run, idea, run.settings.training.seeds, {})
+    basis = {"learning_rate": run.settings.training.own(BASELINE)[1].learning_rate}
+    ours = errors_of(run, idea, run.settings.training.seeds, basis)
     ours["cell"] = ours["id"].map(features.photos(run).set_index("id")["cell"])
     both = pd.concat([known, ours.round({"error_km": 1})], ignore_index=True)
     figure = figures.forest(intervals.compare(both, BASELINE, COMPARED))
@@ -188,6 +190,7 @@ def study(idea: Idea) -> pd.DataFrame:
         for draw in draws:
             run = third.open_world(f"{world}_{draw}")
             basis = {"epochs": third.EPOCHS, "validate_every": third.EPOCHS, "photos": third.STEPS_OF}
+            basis |= {name: third.chosen()[against[0]][name] for name in ("learning_rate", "temperature")}
             ours = errors_of(run, idea, seeds, basis).rename(columns={"strategy": "arm"})
             cell = features.photos(run).set_index("id")["cell"]
             ours = ours.assign(world=world, draw=draw, cell=ours["id"].map(cell))

@@ -8,6 +8,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -258,6 +259,20 @@ class TestExtract:
         run = Run(bare.settings.model_copy(update={"backbone": backbone}), bare.folder)
         off = np.abs(np.load(features.extract(run)) - plain).max() / np.abs(plain).max()
         assert 1e-4 < off < 0.05 and started
+
+    def test_where_processes_cannot_be_forked_the_main_one_decodes(
+        self, bare: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        given = []
+        monkeypatch.setattr(features, "DataLoader", lambda *_, **options: given.append(options) or [])
+        monkeypatch.setattr(features, "cores", lambda: 4)
+        for system in ("linux", "darwin"):
+            monkeypatch.setattr(features, "sys", SimpleNamespace(platform=system))
+            features._decoded(None, [], bare.settings.backbone.model_copy(update={"workers": None}))
+        assert [(one["num_workers"], one["multiprocessing_context"]) for one in given] == [
+            (4, "fork"),
+            (0, None),
+        ]
 
     @pytest.mark.parametrize(("lost", "left"), [(None, [2]), ("features", [4, 4, 2]), ("views", [4, 4, 2])])
     def test_a_run_that_was_stopped_goes_on_and_gives_the_same_bits(

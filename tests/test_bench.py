@@ -41,6 +41,8 @@ def run(make_run: Callable[..., Run], narrow: None, monkeypatch: pytest.MonkeyPa
     sizes = {"train": 96, "validation": 30, "test": 30, "test_blocked": 40}
     options = ["training.strategies=infonce,constant_offset", "training.seeds=0,1", "training.batch_size=48"]
     options += ["training.epochs=1", "training.beta=3", "evaluation.gallery=train"]
+    # an idea has the rate of infonce, not that of all
+    options += [f"training.variants.{name}.learning_rate=0.002" for name in ("infonce", "constant_offset")]
     made = make_run(*options, "evaluation.splits=test,test_blocked", sizes=sizes)
     photos = pd.read_parquet(made.manifest)
     photos.assign(cell=np.arange(len(photos)) // 5).to_parquet(made.manifest, index=False)

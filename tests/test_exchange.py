@@ -92,6 +92,13 @@ def test_what_cannot_be_exported_is_named(tmp_path, capsys):
     assert "provenance.json: not the provenance of a finished run" in capsys.readouterr().err
 
 
+def test_a_strategy_or_seed_that_the_run_does_not_train_is_named_with_those_that_it_does(make_run, tmp_path):
+    with pytest.raises(BundleError, match="has no strategy shuffled; it has infonce"):
+        exchange.export(make_run(), tmp_path, "shuffled")
+    with pytest.raises(BundleError, match="has no seed 9; it has"):
+        exchange.export(make_run(), tmp_path, "infonce", 9)
+
+
 def test_the_card_tells_what_the_model_was_trained_on_and_how_well_it_does(make_run, monkeypatch):
     table = pd.DataFrame({"strategy": "infonce", "seed": [0, 1], "split": "test", "acc_200km": [0.5, 0.9],
                           "acc_2500km": 0.75, "median_km": 1_234.0})  # fmt: skip

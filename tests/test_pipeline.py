@@ -144,6 +144,21 @@ def test_a_second_call_executes_nothing_and_takes_seconds(smoke):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.ipynb")} == before
 
 
+def test_a_notebook_that_was_saved_with_its_outputs_is_the_same_one_and_with_another_cell_is_not(tmp_path):
+    run, copy = Run.open("smoke", str(tmp_path / "run")), tmp_path / "02_saved.ipynb"
+    needs, cells = [], nbformat.read(pipeline.notebooks()["02"], as_version=4)
+    code = next(cell for cell in cells.cells if cell.cell_type == "code")
+    for change in (
+        {},
+        {"outputs": [nbformat.v4.new_output("stream", text="1")]},
+        {"source": "profile = 'x'"},
+    ):
+        code.update(change)
+        nbformat.write(cells, copy)
+        needs.append(pipeline._needs_of(copy, run, []))
+    assert needs[0] == needs[1] != needs[2]
+
+
 def test_a_notebook_is_executed_again_where_a_result_that_it_read_is_damaged(smoke, capsys):
     folder, command, _ = smoke
     path = folder / "checkpoints" / "decayed_seed1.safetensors"

@@ -69,6 +69,13 @@ class TestOverrides:
         settings = load("quick", ["dataset=osv5m", "dataset.test_shards=2"][::order])
         assert settings.dataset == OSV5M(test_shards=2)
 
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_another_backbone_has_the_size_that_it_was_trained_with(self, order: int) -> None:
+        assert load("quick", ["backbone=facebook/dinov2-base"]).backbone.image_px is None
+        given = ["backbone=facebook/dinov2-base", "backbone.image_px=112"][::order]
+        assert load("quick", given).backbone.image_px == 112
+        assert load("quick", ["backbone=efficientnet-lite0"]).backbone.image_px == 96
+
 
 class TestErrors:
     @pytest.mark.parametrize(

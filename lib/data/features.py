@@ -282,9 +282,10 @@ def _decoded(
     """The items of ``batches`` of photos. Processes send them as arrays through pipes: tensors would need
     shared memory, of which a container may have 64 MB."""
     cut = [batch[start : start + AT_A_TIME] for batch in batches for start in range(0, len(batch), AT_A_TIME)]
-    workers = cores() if settings.workers is None else min(settings.workers, cores())
-    # Linux's own default until Python 3.14; closures of the preprocessing cannot be sent to a new process
-    context = "fork" if workers and sys.platform == "linux" else None
+    # closures of the preprocessing cannot be sent to a new process, and only Linux forks in safety
+    most = cores() if sys.platform == "linux" else 0
+    workers = most if settings.workers is None else min(settings.workers, most)
+    context = "fork" if workers else None
     options = {"collate_fn": list, "num_workers": workers, "multiprocessing_context": context}
     pieces = iter(DataLoader(photos, batch_sampler=cut, **options))  # forks here, not in one_ahead's thread
     pieces_of = (itertools.islice(pieces, -(-len(batch) // AT_A_TIME)) for batch in batches)

@@ -3,7 +3,7 @@
 By the places: uniform over a disc whose radius is a share of their Nyquist frequency. What a ridge regression
 on random Fourier features wants of n noisy places is not the signal's spectral density S but its ridge
 leverage n S / (n S + lambda): flat where the signal stands above the noise, and falling beyond (Avron et al.
-2017). The share is ours, chosen on validation (docs/study.md).
+2017). The share is ours, chosen on validation (docs/third-study.md).
 
 From the curve: by Bochner's theorem a covariance is a law of frequencies. That of the stable family,
 C(h) = exp(-(h / l)^a), is the isotropic a-stable law: B = sqrt(A) G / (2 pi l) with G ~ N(0, 2 I) and A

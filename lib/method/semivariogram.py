@@ -118,8 +118,8 @@ def fit_semivariogram(
         shapes = f"{list(features.shape)} and {list(coordinates.shape)}"
         raise BundleError(f"features must be [N, D] and coordinates [N, 2]; they are {shapes}")
     check_precision(coordinates)
-    if unknown := sorted(set(options) - {*CHOICES, "min_lag_rad", "max_lag_rad"}):
-        known = ", ".join(CHOICES)
+    if unknown := sorted(set(options) - (allowed := {*CHOICES, "min_lag_rad", "max_lag_rad"})):
+        known = ", ".join(sorted(allowed))
         raise BundleError(f"fit_semivariogram has no option {', '.join(unknown)}; it has {known}")
     chosen = draw_photos(len(features), max_photos)
     some, places = (torch.as_tensor(one[chosen]).detach().cpu() for one in (features, coordinates))

@@ -74,9 +74,7 @@ def of_run(run: Run, strategy: str | None = None, seed: int | None = None) -> Pr
         strategy, accuracy = training.best_strategy(run)
         reason = f" (best on validation: {100 * accuracy:.1f} % within {CHOICE_KM} km)"
     seed = min(settings.seeds) if seed is None else seed
-    for word, value, known in (("strategy", strategy, settings.strategies), ("seed", seed, settings.seeds)):
-        if value not in known:
-            raise BundleError(f"run {run.name} has no {word} {value}; it has {', '.join(map(str, known))}")
+    training.check_trained(run, strategy, seed)
     training.train_job(training.Job.of(run, strategy, seed))
     trained = checkpoints.load(run.checkpoint(strategy, seed), run.device)
     among = gallery.coordinates(run, features.photos(run, manifest.PLACES))

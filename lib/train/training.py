@@ -382,6 +382,14 @@ def histories(run: Run, strategies: list[str]) -> pd.DataFrame:
     return pd.concat(read, ignore_index=True)
 
 
+def check_trained(run: Run, strategy: str, seed: int) -> None:
+    """Check that the run's settings train ``strategy`` with ``seed``. BundleError: they do not."""
+    settings = run.settings.training
+    for word, value, known in (("strategy", strategy, settings.strategies), ("seed", seed, settings.seeds)):
+        if value not in known:
+            raise BundleError(f"run {run.name} has no {word} {value}; it has {', '.join(map(str, known))}")
+
+
 def best_strategy(run: Run) -> tuple[str, float]:
     """The strategy with the highest validation accuracy within 200 km after the last epoch, mean over seeds;
     and that mean. Of equals the first in the settings counts. Test splits have no part in it."""
