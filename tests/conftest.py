@@ -23,7 +23,7 @@ from torch import nn
 
 from lib.data import blue_marble, datasets, features
 from lib.data.sphere import uniform_on_sphere
-from lib.method import model
+from lib.method import model, negatives
 from lib.method.empirical import SUMS
 from lib.method.geodesy import unit_vectors
 from lib.method.semivariogram import FittedSemivariogram
@@ -68,6 +68,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items if not config.getoption("--thorough") else []:
         if item.get_closest_marker("thorough"):
             item.add_marker(pytest.mark.skip(reason="takes over a minute; ./run_tests.sh --thorough runs it"))
+
+
+@pytest.fixture(autouse=True)
+def strategies_as_before() -> Iterator[None]:
+    """A strategy that a test registers is gone after it."""
+    known = dict(negatives.REGISTRY)
+    yield
+    negatives.REGISTRY.clear()
+    negatives.REGISTRY.update(known)
 
 
 def world(

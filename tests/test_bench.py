@@ -29,8 +29,7 @@ def my_margin(pairs: Pairs) -> Reweighting:
 
 
 @pytest.fixture
-def idea(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(negatives, "REGISTRY", dict(negatives.REGISTRY))
+def idea(tmp_path: Path) -> Path:
     path = tmp_path / "my_idea.py"
     path.write_text(IDEA)
     return path
