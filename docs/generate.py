@@ -202,8 +202,8 @@ def expect() -> str:
     share = accuracies().loc["test", "acc_200km"]
     text = (
         f"The first run takes {minutes} minutes on two recent CPU cores, up to twice that on older ones; "
-        f"before it 2 to 5 for the environment (7 GB; results take 0.5). Expect {share['infonce']} % in the "
-        "first cell."
+        f"before it 2 to 5 for the environment (7 GB; results take 0.5). Expect "
+        f"GeoCLIP's loss at {share['infonce']} %."
     )
     return textwrap.fill(text, 100)
 
@@ -231,11 +231,11 @@ def findings() -> str:
         f"the same temperature {equal} is left, and a plain push on all wrong places, without any curve, "
         f"gains {push}. Held out (2,500 km): {far}, at the same temperature {equal_far}, in the second study "
         f"{earlier}.\n"
-        f"* **Scales that fit the training places** gain more than any loss: {scales} points below, {longer} "
-        "after 16 passes, set by hand nearly as much. Held out none is shown.\n"
+        f"* **Scales that fit the training places** gain more than any loss: {scales} points after 6 passes, "
+        f"{longer} after 16, set by hand nearly as much. Held out they may lose.\n"
         "* **No training at all**: the place of the most alike training window is within 200 km for "
-        f"{share['nearest_neighbour']} % of random windows and leads within 100 km; after 16 passes "
-        f"margin + scales does, by {ahead}."
+        f"{share['nearest_neighbour']} % of random windows and leads within 100 km; after 16 passes, with "
+        f"denser candidates, margin + scales leads there, by {ahead}."
     )
     return "\n".join(textwrap.fill(one, 100, subsequent_indent="  ") for one in text.split("\n"))
 
