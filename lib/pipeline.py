@@ -24,7 +24,7 @@ from nbformat.reader import NotJSONError
 from lib.data import backbones, datasets
 from lib.method.errors import BundleError
 from lib.runs import Run, cache, code, locks, ranks
-from lib.runs.files import Signature, one_line, printable, refusals_named, signature, writing
+from lib.runs.files import Signature, checksum, one_line, printable, refusals_named, signature, writing
 from lib.runs.machine import check_gpu, cores, print_anywhere
 from lib.runs.provenance import read_provenance, write_checksums, write_provenance
 from lib.settings import PROJECT
@@ -32,6 +32,8 @@ from lib.show.pages import PICTURES_ONLY, as_a_terminal_shows, render, tidy, tit
 from lib.train import gallery
 
 NOTEBOOKS = PROJECT / "notebooks"
+KEPT = PROJECT / "results" / "reference" / "study"
+"""Tables that notebooks of the studies read."""
 STAGE_WORDS = ("made", "reused", "again")
 """First words of the lines that stages print; the second word of each is the stage's name."""
 
@@ -96,7 +98,9 @@ def _needs_of(notebook: Path, run: Run, stages: Sequence[str]) -> dict[str, Any]
     lines = "\n".join(text for kind, text, _ in source if kind == "code").splitlines()
     python = "\n".join(line for line in lines if not line.startswith("%"))
     templates = sorted((PROJECT / "lib" / "show" / "templates").iterdir())
+    kept = sorted(KEPT.rglob("*.*")) if notebook.parent != NOTEBOOKS else []
     settings = code.needs_of_source(python) | {
+        "kept": code.sha256("".join(map(checksum, kept))),
         "source": code.sha256(json.dumps(source)),
         "templates": code.sha256("".join(path.read_text(encoding="utf-8") for path in templates)),
         "settings": run.settings.model_dump(mode="json"),

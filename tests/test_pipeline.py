@@ -159,6 +159,17 @@ def test_a_notebook_that_was_saved_with_its_outputs_is_the_same_one_and_with_ano
     assert needs[0] == needs[1] != needs[2]
 
 
+def test_a_notebook_of_the_studies_is_another_one_where_a_kept_table_has_changed(tmp_path, monkeypatch):
+    run, found = Run.open("smoke", str(tmp_path / "run")), pipeline.notebooks()
+    monkeypatch.setattr(pipeline, "KEPT", tmp_path / "kept")
+    (tmp_path / "kept" / "tables").mkdir(parents=True)
+    needs = []
+    for text in ("1", "2"):
+        (tmp_path / "kept" / "tables" / "of_study.csv").write_text(text)
+        needs.append([pipeline._needs_of(found[number], run, []) for number in ("02", "07")])
+    assert needs[0][0] == needs[1][0] and needs[0][1] != needs[1][1]
+
+
 def test_a_notebook_is_executed_again_where_a_result_that_it_read_is_damaged(smoke, capsys):
     folder, command, _ = smoke
     path = folder / "checkpoints" / "decayed_seed1.safetensors"
