@@ -202,8 +202,8 @@ def expect() -> str:
     share = accuracies().loc["test", "acc_200km"]
     text = (
         f"The first run takes {minutes} minutes on two recent CPU cores, up to twice that on older ones; "
-        f"before it 2 to 5 for the environment (7 GB; results take 0.5). Expect "
-        f"GeoCLIP's loss at {share['infonce']} %."
+        f"before it 2 to 5 for the environment (7 GB; results take 0.5). "
+        f"Expect GeoCLIP's loss at {share['infonce']} %."
     )
     return textwrap.fill(text, 100)
 
@@ -521,9 +521,9 @@ def filled(page: Path) -> str:
         by_name[f"{study}_papers_question"] = partial(papers_question, study)
         for name in ("primary", "exploratory", "alike", "longer"):
             by_name[f"{study}_{name}"] = partial(contrasts_of, study, name)
-    mark = re.compile(r"(<!-- table (\w+), made by docs/generate.py -->\n).*?(\n<!-- end -->)", re.DOTALL)
+    mark = re.compile(r"(<!-- table (\w+), made by docs/generate.py -->\n).*?(<!-- end -->)", re.DOTALL)
     text = page.read_text(encoding="utf-8")
-    return mark.sub(lambda found: found[1] + by_name[found[2]]() + found[3], text)
+    return mark.sub(lambda found: f"{found[1]}{by_name[found[2]]()}\n{found[3]}", text)
 
 
 def pages() -> dict[Path, str]:

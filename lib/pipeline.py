@@ -27,12 +27,13 @@ from lib.runs import Run, cache, code, locks, ranks
 from lib.runs.files import Signature, checksum, one_line, printable, refusals_named, signature, writing
 from lib.runs.machine import check_gpu, cores, print_anywhere
 from lib.runs.provenance import read_provenance, write_checksums, write_provenance
+from lib.runs.run import REFERENCE
 from lib.settings import PROJECT
 from lib.show.pages import PICTURES_ONLY, as_a_terminal_shows, render, tidy, title
 from lib.train import gallery
 
 NOTEBOOKS = PROJECT / "notebooks"
-KEPT = PROJECT / "results" / "reference" / "study"
+KEPT = REFERENCE / "study"
 """Tables that notebooks of the studies read."""
 STAGE_WORDS = ("made", "reused", "again")
 """First words of the lines that stages print; the second word of each is the stage's name."""

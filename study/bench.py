@@ -35,15 +35,14 @@ from lib.evaluate.intervals import BASELINE
 from lib.method import negatives
 from lib.method.errors import BundleError
 from lib.runs import Run, cache, cached, progress, write_json, writing
-from lib.runs.run import RESULTS
-from lib.settings import PROJECT
+from lib.runs.run import REFERENCE, RESULTS
 from lib.show import figures
 from lib.train import curve
 from lib.train.metrics import COMPARED
 from study import second, third, third_kept
 from study.second import TEST, Trial
 
-KEPT = PROJECT / "results" / "reference" / "quick"
+KEPT = REFERENCE / "quick"
 BENCH = RESULTS / "bench"
 ASKED = (
     ("test", "acc_25km"),

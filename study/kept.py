@@ -12,12 +12,13 @@ import pandas as pd
 from lib.data.blue_marble import draw_places
 from lib.data.sphere import nearest
 from lib.evaluate import evaluation, intervals
-from lib.settings import PROJECT, load
+from lib.runs.run import REFERENCE
+from lib.settings import load
 from lib.show import figures
 from lib.train.metrics import COMPARED
 from study import second_figures
 
-KEPT = PROJECT / "results" / "reference" / "study"
+KEPT = REFERENCE / "study"
 PREDICTIONS = KEPT / "second_predictions.parquet"
 WORLDS = {"tune": ("blue_marble", 101), "final": ("blue_marble", 102), "relief": ("shaded_relief", 103)}
 """Part of the study -> imagery and seed of its places."""

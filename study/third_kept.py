@@ -20,15 +20,13 @@ from scipy import stats
 from lib.evaluate import evaluation, intervals
 from lib.evaluate.intervals import Estimate
 from lib.method.errors import BundleError
-from lib.settings import PROJECT
 from lib.train.metrics import COMPARED, METRICS
+from study.kept import ENDPOINTS, KEPT, MARGIN
 
-KEPT = PROJECT / "results" / "reference" / "study"
 PREDICTIONS = KEPT / "third_predictions.parquet"
 DRAWS = {"blue_marble": (211, 212, 213, 214), "shaded_relief": (221, 222, 223, 224)}
 """Imagery -> seeds of the draws of places."""
-MARGIN, NEAREST = "semivariance_margin", "nearest_neighbour"
-ENDPOINTS = (("test", "acc_200km"), ("test_blocked", "acc_750km"), ("test_blocked", "acc_2500km"))
+NEAREST = "nearest_neighbour"
 QUESTION = ("semivariogram geoclip", "infonce geoclip")
 CONTRASTS = (
     *((*QUESTION, *one) for one in ENDPOINTS),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,11 @@ def test_other_places_and_features_are_refused_by_name(run: Run, idea: Path) -> 
     other = kept | {"places": "elsewhere", "features": (2.0 + np.array(kept["features"])).tolist()}
     with pytest.raises(BundleError, match="has other places, features than the kept predictions"):
         bench.check(run, other)
+    for changed in ({"epochs": 2}, {"nyquist_share": 0.5}):
+        training = run.settings.training.changed(changed)
+        elsewhere = replace(run, settings=run.settings.model_copy(update={"training": training}))
+        with pytest.raises(BundleError, match="has other protocol than the kept predictions"):
+            bench.check(elsewhere, kept)
 
 
 @pytest.mark.parametrize(

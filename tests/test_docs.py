@@ -120,6 +120,13 @@ def test_the_reference_is_what_the_code_says():
     assert set((DOCS / "reference").glob("*.md")) <= set(pages)
 
 
+def test_a_table_that_was_empty_takes_nothing_of_what_follows(tmp_path):
+    mark, end = "<!-- table the_curve, made by docs/generate.py -->", "<!-- end -->"
+    (tmp_path / "page.md").write_text(f"{mark}\n{end}\n\nprose\n\n{mark}\nold\n{end}\n")
+    filled = runpy.run_path(str(DOCS / "generate.py"))["filled"](tmp_path / "page.md")
+    assert "prose" in filled and filled.count(end) == 2 and "old" not in filled
+
+
 # --- The code of the how-tos and of the loss's page, executed ----------------------------------------------
 
 

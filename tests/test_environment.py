@@ -393,10 +393,7 @@ def test_run_scripts_work_through_links_and_from_any_folder(made, tmp_path):
     tests = [str(tmp_path / "run_tests.sh"), "-k", "two words"]
     assert made.run(*tests, cwd=tmp_path)[:2] == (0, f"for  in {made.root}: {PYTEST} -k two words\n")
     code, _, error = made.run(*tests, FAKE_NO_TESTS="1")
-    assert (
-        code == 1
-        and "lacks the packages of the tests; pip (25.1 or newer) or uv pip install --group tests" in error
-    )
+    assert code == 1 and "lacks the packages of the tests; pip (25.1 or newer) or uv pip install" in error
     said = made.run(str(tmp_path / "run_all.sh"), "--lab")[1]
     assert said.startswith("-m jupyterlab --ServerApp.ip=127.0.0.1")
     said = made.run(str(tmp_path / "run_all.sh"), "--lab", "--run", cwd=tmp_path)[1]

@@ -76,6 +76,12 @@ class TestOverrides:
         assert load("quick", given).backbone.image_px == 112
         assert load("quick", ["backbone=efficientnet-lite0"]).backbone.image_px == 96
 
+    def test_another_backbone_has_no_revision_of_the_profiles(self, tmp_path: Path) -> None:
+        path = tmp_path / "own.yaml"
+        path.write_text("dataset: {name: blue_marble}\nbackbone: {name: a/b, revision: abc}\n")
+        given = {name: load(path, [f"backbone={name}"]).backbone.revision for name in ("a/b", "a/c")}
+        assert given == {"a/b": "abc", "a/c": None}
+
 
 class TestErrors:
     @pytest.mark.parametrize(
